@@ -59,9 +59,44 @@ AIGC_HOST_DEVICE inline double abs(double x) { return ::fabs(x); }
 AIGC_HOST_DEVICE inline float select(bool condition, float a, float b) { return condition ? a : b; }
 AIGC_HOST_DEVICE inline double select(bool condition, double a, double b) { return condition ? a : b; }
 
-template <class V>
-AIGC_HOST_DEVICE inline std::enable_if_t<std::is_floating_point_v<V>, V> broadcast(V x) {
+// The templates below are for float and double only; vectors have their own, further down.
+template <class T>
+using if_scalar = std::enable_if_t<std::is_floating_point_v<T>, T>;
+
+template <class T>
+AIGC_HOST_DEVICE inline if_scalar<T> broadcast(T x) {
   return x;
+}
+
+template <class T>
+AIGC_HOST_DEVICE inline if_scalar<T> rsqrt(T x) {
+  return T(1) / sqrt(x);
+}
+
+template <class T>
+AIGC_HOST_DEVICE inline if_scalar<T> max(T a, T b) {
+  return a > b || a != a ? a : b;
+}
+
+template <class T>
+AIGC_HOST_DEVICE inline if_scalar<T> min(T a, T b) {
+  return a < b || a != a ? a : b;
+}
+
+template <class T>
+AIGC_HOST_DEVICE inline if_scalar<T> clamp(T x, T low, T high) {
+  return x < low ? low : x > high ? high : x;
+}
+
+template <class T>
+AIGC_HOST_DEVICE inline if_scalar<T> sigmoid(T x) {
+  const T e = exp(-abs(x));
+  return (x < 0 ? e : T(1)) / (T(1) + e);
+}
+
+template <class T>
+AIGC_HOST_DEVICE inline if_scalar<T> softplus(T x) {
+  return (x > 0 ? x : T(0)) + log1p(exp(-abs(x)));
 }
 
 // ---- vectors
@@ -87,8 +122,8 @@ struct math_constants<float> {
       0x1.8p23f + 127;  // x + kShift is rounded to an integer, with the bias added
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr float kExpZero = -105, kExpInfinity = 89;  // exp is 0 below, infinity above
-  static constexpr float kExpm1Limit = -18;                   // expm1 is -1 below
-  static constexpr float kTanhLimit = 10;                     // tanh is 1 above
+  static constexpr float kExpNegligible = 18;                 // 1 + exp(-x) is 1 above
+  static constexpr float kSigmoidShift = 32, kSigmoidUnit = 0x1p-32f;
   static constexpr float kExpm1[] = {0x1.000000p-1f, 0x1.5554acp-3f, 0x1.5554f0p-5f, 0x1.122a20p-7f,
                                      0x1.6d438cp-10f};
   static constexpr float kLog[] = {0x1.55557cp-1f, 0x1.995d44p-2f, 0x1.320564p-2f};
@@ -106,8 +141,8 @@ struct math_constants<double> {
   static constexpr double kShift = 0x1.8p52 + 1023;
   static constexpr double kLn2High = 0x1.62e42fefa3p-1, kLn2Low = 0x1.3de6af278ece6p-42;
   static constexpr double kExpZero = -746, kExpInfinity = 710;
-  static constexpr double kExpm1Limit = -38;
-  static constexpr double kTanhLimit = 20;
+  static constexpr double kExpNegligible = 38;
+  static constexpr double kSigmoidShift = 64, kSigmoidUnit = 0x1p-64;
   static constexpr double kExpm1[] = {0x1.0000000000005p-1,  0x1.5555555555559p-3,  0x1.55555555520cfp-5,
                                       0x1.111111110f642p-7,  0x1.6c16c17f45f2bp-10, 0x1.a01a01b00fcc5p-13,
                                       0x1.a019a64fd2b6cp-16, 0x1.71ddf7e787cabp-19, 0x1.28a2e92066c6bp-22,
@@ -141,47 +176,83 @@ inline V with_sign(V magnitude, V x) {
   return (V)((bits_t<V>)magnitude | ((bits_t<V>)x & math_constants<T>::kSign));
 }
 
-inline Vec<float> sqrt(Vec<float> x) {
+// raw_max(a, b) = a > b ? a : b, thus b where either is NaN; one instruction on x86, for which GCC won't take
+// ?:.
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_sqrt_ps((__m512)x);
+#define AIGC_X86(op) _mm512_##op
 #elif defined(__AVX2__)
-  return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#define AIGC_X86(op) _mm256_##op
 #elif defined(__SSE2__)
-  return (Vec<float>)_mm_sqrt_ps((__m128)x);
-#else
-  for (int i = 0; i < kWidth<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
-  return x;
+#define AIGC_X86(op) _mm_##op
 #endif
+
+#if defined(AIGC_X86)
+inline Vec<float> sqrt(Vec<float> x) { return AIGC_X86(sqrt_ps)(x); }
+inline Vec<double> sqrt(Vec<double> x) { return AIGC_X86(sqrt_pd)(x); }
+inline Vec<float> raw_max(Vec<float> a, Vec<float> b) { return AIGC_X86(max_ps)(a, b); }
+inline Vec<double> raw_max(Vec<double> a, Vec<double> b) { return AIGC_X86(max_pd)(a, b); }
+inline Vec<float> raw_min(Vec<float> a, Vec<float> b) { return AIGC_X86(min_ps)(a, b); }
+inline Vec<double> raw_min(Vec<double> a, Vec<double> b) { return AIGC_X86(min_pd)(a, b); }
+#undef AIGC_X86
+#else
+template <class V, class T = element_t<V>>
+inline V sqrt(V x) {
+  for (int i = 0; i < kWidth<T>; ++i) x[i] = sqrt(x[i]);
+  return x;
+}
+template <class V, class T = element_t<V>>
+inline V raw_max(V a, V b) {
+  return select(a > b, a, b);
+}
+template <class V, class T = element_t<V>>
+inline V raw_min(V a, V b) {
+  return select(a < b, a, b);
+}
+#endif
+
+template <class V, class T = element_t<V>>
+inline V rsqrt(V x) {
+  return T(1) / sqrt(x);
 }
 
-inline Vec<double> sqrt(Vec<double> x) {
-#if defined(__AVX512F__)
-  return (Vec<double>)_mm512_sqrt_pd((__m512d)x);
-#elif defined(__AVX2__)
-  return (Vec<double>)_mm256_sqrt_pd((__m256d)x);
-#elif defined(__SSE2__)
-  return (Vec<double>)_mm_sqrt_pd((__m128d)x);
-#else
-  for (int i = 0; i < kWidth<double>; ++i) x[i] = __builtin_sqrt(x[i]);
-  return x;
-#endif
+// NaN if either is, unlike fmax and maxps.
+template <class V, class T = element_t<V>>
+inline V max(V a, V b) {
+  return select(a != a, a, raw_max(a, b));
 }
 
-// e^x = 2^n (1 + p), p = e^r - 1 with |r| <= ln(2)/2. `shifted` is n + kShift: its low bits are n + the
-// exponent's bias.
+template <class V, class T = element_t<V>>
+inline V min(V a, V b) {
+  return select(a != a, a, raw_min(a, b));
+}
+
+// x between low and high, which are not NaN; x may be.
+template <class V, class T = element_t<V>>
+inline V clamp(V x, V low, V high) {
+  return raw_min(high, raw_max(low, x));
+}
+
+template <class V, class T = element_t<V>>
+inline V clamp(V x, T low, T high) {
+  return clamp(x, broadcast<V>(low), broadcast<V>(high));
+}
+
+// e^x = 2^n (1 + p), p = e^r - 1 = r + tail, |r| <= ln(2)/2. The low bits of `shifted` = n + kShift are n +
+// the bias of the exponent. kExpZero <= x <= kExpInfinity.
 template <class V>
 struct ReducedExp {
   V shifted;
-  V p;
+  V r;
+  V tail;
 };
 
 template <class V, class T = element_t<V>>
 inline ReducedExp<V> reduce_exp(V x) {
   using K = math_constants<T>;
-  const V shifted = x * static_cast<T>(1.4426950408889634) + K::kShift;
+  const V shifted = x * T(1.4426950408889634) + K::kShift;
   const V n = shifted - K::kShift;
   const V r = (x - n * K::kLn2High) - n * K::kLn2Low;  // n * kLn2High is exact
-  return {shifted, r + r * r * polynomial(r, K::kExpm1)};
+  return {shifted, r, r * r * polynomial(r, K::kExpm1)};
 }
 
 // 2^n from n + kShift, for n in the range of normal numbers.
@@ -190,33 +261,43 @@ inline V exp2_shifted(V shifted) {
   return (V)((bits_t<V>)shifted << math_constants<T>::kMantissaBits);
 }
 
-// exp for x <= kExpInfinity
+// 2^n itself may be out of range: 2^(n/2) 2^(n - n/2), of which only the last product rounds.
 template <class V, class T = element_t<V>>
-inline V exp_below_infinity(V x) {
+inline V expand_exp(ReducedExp<V> e) {
   using K = math_constants<T>;
-  x = select(x < K::kExpZero, broadcast<V>(K::kExpZero), x);
-  const ReducedExp<V> e = reduce_exp(x);
-  // 2^n itself may be out of range: 2^(n/2) 2^(n - n/2), of which only the last product rounds.
   const V half_shifted = (e.shifted - K::kShift) * T(0.5) + K::kShift;
   const V rest_shifted = e.shifted - (half_shifted - K::kShift);
-  return (e.p + T(1)) * exp2_shifted(half_shifted) * exp2_shifted(rest_shifted);
+  return (e.r + e.tail + T(1)) * exp2_shifted(half_shifted) * exp2_shifted(rest_shifted);
 }
 
 template <class V, class T = element_t<V>>
 inline V exp(V x) {
   using K = math_constants<T>;
-  return exp_below_infinity(select(x > K::kExpInfinity, broadcast<V>(K::kExpInfinity), x));
+  return expand_exp(reduce_exp(clamp(x, K::kExpZero, K::kExpInfinity)));
 }
 
 template <class V, class T = element_t<V>>
 inline V expm1(V x) {
   using K = math_constants<T>;
-  V y = select(x < K::kExpm1Limit, broadcast<V>(K::kExpm1Limit), x);
-  y = select(y > K::kExpInfinity, broadcast<V>(K::kExpInfinity), y);
-  const ReducedExp<V> e = reduce_exp(y);
-  const V half_scale = exp2_shifted(e.shifted - T(1));  // 2^n would overflow before the result does
-  const V result = (half_scale * e.p + (half_scale - T(0.5))) * T(2);
+  const ReducedExp<V> e = reduce_exp(clamp(x, -K::kExpNegligible, K::kExpInfinity));
+  // 2 (2^(n-1) (1 + p) - 1/2), since 2^n overflows before the result does. Added to r first, the largest
+  // terms often cancel without an error.
+  const V half_scale = exp2_shifted(e.shifted - T(1));
+  const V result = (half_scale * e.tail + (half_scale * e.r + (half_scale - T(0.5)))) * T(2);
   return select(abs(x) < std::numeric_limits<T>::epsilon() / 4, x, result);  // -0 and denormals
+}
+
+// 1 / (1 + e^-x), with full relative accuracy down to the denormals.
+template <class V, class T = element_t<V>>
+inline V sigmoid(V x) {
+  using K = math_constants<T>;
+  const ReducedExp<V> e = reduce_exp(-clamp(x, K::kExpZero, K::kExpNegligible));
+  // unit / (unit + unit e^-x), since e^-x overflows before the result underflows.
+  const V unit = broadcast<V>(K::kSigmoidUnit);
+  const V scale = exp2_shifted(e.shifted - K::kSigmoidShift);
+  const V sum = scale + unit;
+  const V lost = unit - (sum - scale);  // what the sum rounded off
+  return unit / (sum + (scale * (e.r + e.tail) + lost));
 }
 
 // The bits of 2^n less those of 1, where x 2^-n lies in [sqrt(1/2), sqrt(2)); x > 0 and normal.
@@ -226,15 +307,21 @@ inline bits_t<V> exponent_bits(V x) {
          (math_constants<T>::kSign | math_constants<T>::kExponent);
 }
 
-// log(2^n (1 + f)) from n as exponent_bits gives it and f in [sqrt(1/2) - 1, sqrt(2) - 1]:
-// log(1 + f) = f - (f^2/2 - s (f^2/2 + R)) with s = f / (2 + f), R = 2 atanh(s) / s - 2, as in fdlibm.
+// -n from exponent_bits
 template <class V, class T = element_t<V>>
-inline V log_reduced(bits_t<V> n_bits, V f, V minus_n_offset = V{}) {
+inline V minus_exponent(bits_t<V> bits) {
   using K = math_constants<T>;
-  // The low bits of kInteger hold n + kIntegerBias >= 0. Minus n times minus ln(2), because n = 0 must add -0
-  // for log1p(-0) to be -0.
-  const V integer = (V)(((n_bits ^ K::kSign) >> K::kMantissaBits) | (bits_t<V>)broadcast<V>(K::kInteger));
-  const V minus_n = (K::kInteger + K::kIntegerBias - integer) + minus_n_offset;
+  // The low bits of a float near 2^kMantissaBits are an integer: n + kIntegerBias >= 0.
+  const bits_t<V> biased = (bits ^ K::kSign) >> K::kMantissaBits;
+  return (K::kInteger + K::kIntegerBias) - (V)(biased | (bits_t<V>)broadcast<V>(K::kInteger));
+}
+
+// log(2^n (1 + f)), f in [sqrt(1/2) - 1, sqrt(2) - 1]: log(1 + f) = f - (f^2/2 - s (f^2/2 + R)) with s = f /
+// (2 + f) and R = 2 atanh(s) / s - 2, as in fdlibm. Minus n times minus ln(2), because n = 0 must add -0 for
+// log1p(-0) to be -0.
+template <class V, class T = element_t<V>>
+inline V log_reduced(V minus_n, V f) {
+  using K = math_constants<T>;
   const V s = f / (f + T(2));
   const V z = s * s;
   const V half_square = f * f * T(0.5);
@@ -245,35 +332,45 @@ inline V log_reduced(bits_t<V> n_bits, V f, V minus_n_offset = V{}) {
 template <class V, class T = element_t<V>>
 inline V log(V x) {
   using K = math_constants<T>;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
   const auto denormal = x < std::numeric_limits<T>::min();
   const V normal = select(denormal, x * K::kInteger, x);
   const bits_t<V> n_bits = exponent_bits(normal);
   const V mantissa = (V)((bits_t<V>)normal - n_bits);
-  const V result =
-      log_reduced(n_bits, mantissa - T(1), select(denormal, broadcast<V>(K::kMantissaBits), V{}));
-  constexpr T infinity = std::numeric_limits<T>::infinity();
+  const V minus_n = minus_exponent<V>(n_bits) + select(denormal, broadcast<V>(K::kMantissaBits), V{});
+  const V result = log_reduced(minus_n, mantissa - T(1));
   const V out_of_domain =
       select(x == V{}, broadcast<V>(-infinity), broadcast<V>(std::numeric_limits<T>::quiet_NaN()));
   return select(x <= V{}, out_of_domain, select(x < infinity, result, x));
 }
 
-// log1p for 0 > x > -1 and finite x >= 0
-template <class V, class T = element_t<V>>
-inline V log1p_finite(V x) {
-  const bits_t<V> n_bits = exponent_bits(x + T(1));
-  // f = 2^-n (1 + x) - 1 = 2^-n x - (1 - 2^-n): only the last sum rounds. 2^-n could be a denormal, 2^(2-n)
-  // is not.
-  const V scaled = (V)((bits_t<V>)x - n_bits);
-  const V four_scaled = (V)((bits_t<V>)broadcast<V>(T(4)) - n_bits);
-  return log_reduced(n_bits, scaled - (T(1) - four_scaled * T(0.25)));
-}
-
 template <class V, class T = element_t<V>>
 inline V log1p(V x) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
+  const bits_t<V> n_bits = exponent_bits(x + T(1));
+  // f = 2^-n (1 + x) - 1 = 2^-n x - (1 - 2^-n): only the last difference rounds. 2^-n could be denormal,
+  // 2^(2-n) is not.
+  const V scaled = (V)((bits_t<V>)x - n_bits);
+  const V four_scaled = (V)((bits_t<V>)broadcast<V>(T(4)) - n_bits);
+  const V result = log_reduced(minus_exponent<V>(n_bits), scaled - (T(1) - four_scaled * T(0.25)));
   const V out_of_domain =
       select(x == T(-1), broadcast<V>(-infinity), broadcast<V>(std::numeric_limits<T>::quiet_NaN()));
-  return select(x <= T(-1), out_of_domain, select(x < infinity, log1p_finite(x), x));
+  return select(x <= T(-1), out_of_domain, select(x < infinity, result, x));
+}
+
+// log(1 + e^x), with full relative accuracy down to the denormals.
+template <class V, class T = element_t<V>>
+inline V softplus(V x) {
+  using K = math_constants<T>;
+  // max(x, 0) + log(1 + y) with y = e^-|x|: f = y, or f = (1 + y) / 2 - 1 = (y - 1) / 2 where 1 + y >
+  // sqrt(2).
+  const ReducedExp<V> e = reduce_exp(raw_max(broadcast<V>(K::kExpZero), -abs(x)));
+  const V y = expand_exp(e);
+  const V scale = exp2_shifted(e.shifted);
+  const V y_minus_1 = scale * e.tail + (scale * e.r + (scale - T(1)));
+  const auto above = y > T(0.41421356237309505);
+  const V f = select(above, y_minus_1 * T(0.5), y);
+  return raw_max(V{}, x) + log_reduced(select(above, broadcast<V>(-1), V{}), f);
 }
 
 template <class V, class T = element_t<V>>
@@ -283,47 +380,14 @@ inline V tanh(V x) {
   const V z = magnitude * magnitude;
   const V small = magnitude + magnitude * z * polynomial(z, K::kTanh);
   // 1 - 2 / (e^(2|x|) + 1), where the subtraction does not cancel
-  const V limited = select(magnitude > K::kTanhLimit, broadcast<V>(K::kTanhLimit), magnitude);
+  const V limited = raw_min(broadcast<V>(K::kExpNegligible), magnitude);
   const ReducedExp<V> e = reduce_exp(limited + limited);
   const V scale = exp2_shifted(e.shifted);
-  const V large = T(1) - T(2) / (scale * e.p + scale + T(1));
+  const V large = T(1) - T(2) / (scale * (e.r + e.tail) + (scale + T(1)));
   return with_sign(select(magnitude < T(0.55), small, large), x);
 }
 
 #endif  // AIGC_ISA
-
-// ---- both
-// --------------------------------------------------------------------------------------------------------
-
-template <class V>
-AIGC_HOST_DEVICE inline V rsqrt(V x) {
-  return broadcast<V>(1) / sqrt(x);
-}
-
-// NaN if either is, unlike fmax and maxps.
-template <class V>
-AIGC_HOST_DEVICE inline V max(V a, V b) {
-  return select((a > b) | (a != a), a, b);
-}
-
-template <class V>
-AIGC_HOST_DEVICE inline V min(V a, V b) {
-  return select((a < b) | (a != a), a, b);
-}
-
-// 1 / (1 + e^-x), with full relative accuracy down to the denormals
-template <class V>
-AIGC_HOST_DEVICE inline V sigmoid(V x) {
-  const V one = broadcast<V>(1);
-  const V e = exp(-abs(x));
-  return select(x < V{}, e, one) / (one + e);
-}
-
-// log(1 + e^x), with full relative accuracy down to the denormals
-template <class V>
-AIGC_HOST_DEVICE inline V softplus(V x) {
-  return max(x, V{}) + log1p(exp(-abs(x)));
-}
 
 }  // namespace AIGC_MATH_NAMESPACE
 }  // namespace aigc

@@ -1,0 +1,67 @@
+"""What the ops' autograd formulas share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def reference_gradients(
+    reference: Callable[..., Any],
+    inputs: Sequence[Any],
+    needed: Sequence[bool],
+    grad_outputs: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of ``reference(*inputs)`` by PyTorch's own autograd: the formula of an op that has no kernel for it.
+
+    The result is itself differentiable (where the caller's backward is), and so on to every order: this is how
+    the set of our ops is closed. ``needed[i]`` asks for the gradient of ``inputs[i]``.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        arguments = list(inputs)
+        for i, argument in enumerate(arguments):
+            if isinstance(argument, Tensor) and needed[i] and not (create_graph and argument.requires_grad):
+                arguments[i] = argument.detach().requires_grad_()
+        outputs = reference(*arguments)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [
+            (output, grad)
+            for output, grad in zip(outputs, grad_outputs, strict=True)
+            if grad is not None and output.requires_grad
+        ]
+        wanted = [i for i, need in enumerate(needed) if need]
+        result: list[Tensor | None] = [None] * len(arguments)
+        if pairs and wanted:
+            gradients = torch.autograd.grad(
+                [output for output, _ in pairs],
+                [arguments[i] for i in wanted],
+                [grad for _, grad in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            for i, gradient in zip(wanted, gradients, strict=True):
+                result[i] = gradient
+    return result
+
+
+def empty_dense_like(x: Tensor) -> Tensor:
+    """A fake kernel's output: contiguous or channels-last as ``x`` is, contiguous for any other layout."""
+    if x.is_contiguous() or is_channels_last(x):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Is dimension 1 innermost in memory and the rest in order? (Also for ranks that torch has no name for.)"""
+    if x.dim() < 3 or x.is_contiguous():
+        return False
+    expected = 1
+    for d in (1, *range(x.dim() - 1, 1, -1), 0):
+        if x.size(d) > 1 and x.stride(d) != expected:
+            return False
+        expected *= max(x.size(d), 1)
+    return True

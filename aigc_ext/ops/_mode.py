@@ -1,0 +1,50 @@
+"""Two switches that ops read: decomposed execution, and penalties that want no parameter gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Plain module globals, because Dynamo guards on them; they hold for the whole process, not for one thread.
+_decompose_depth = 0
+_no_weight_gradients_depth = 0
+
+
+def decomposed() -> bool:
+    return _decompose_depth > 0
+
+
+def weight_gradients() -> bool:
+    return _no_weight_gradients_depth == 0
+
+
+@contextmanager
+def decompose() -> Iterator[None]:
+    """Inside, every op runs as its ``*_ref`` in plain PyTorch.
+
+    For what custom kernels cannot do: a whole training step with a double backward inside one compiled graph,
+    ``torch.func`` transforms, devices without a kernel, export to other runtimes. Process-wide, may be nested.
+    """
+    global _decompose_depth
+    _decompose_depth += 1
+    try:
+        yield
+    finally:
+        _decompose_depth -= 1
+
+
+@contextmanager
+def no_weight_gradients() -> Iterator[None]:
+    """Inside, the backward of our linear (and convolution) ops computes no gradient of weights and biases.
+
+    For gradient penalties: ``autograd.grad(D(x).sum(), x, create_graph=True)`` needs none, but PyTorch computes
+    them and throws them away. Only run ``autograd.grad`` with respect to activations or inputs inside; a
+    ``backward()`` would leave the parameters of our ops without a gradient. The gradient of the penalty itself,
+    taken outside, is complete. Process-wide, may be nested.
+    """
+    global _no_weight_gradients_depth
+    _no_weight_gradients_depth += 1
+    try:
+        yield
+    finally:
+        _no_weight_gradients_depth -= 1

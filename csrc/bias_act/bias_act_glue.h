@@ -1,0 +1,21 @@
+// The activation arguments as ops receive them, and bias_act as an epilogue for other ops.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "bias_act/bias_act.h"
+#include "glue/tensor.h"
+
+namespace aigc {
+
+// Checks act, alpha, gain and clamp and puts them into the params.
+void set_activation(BiasActParams& params, const std::string& act, double alpha, double gain,
+                    std::optional<double> clamp, const char* op);
+
+// bias_act of a dense x into y (which may be x itself). Returns the mask: empty where it is not wanted or not needed.
+Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise,
+                     const OptionalTensor& strength, int64_t dim, BiasActParams params, bool save, const char* op);
+
+}  // namespace aigc

@@ -1,0 +1,93 @@
+// The activations f, f' and f'' as functors for CPU vectors (V = Vec<float>, Vec<double>) and CUDA scalars.
+#pragma once
+
+#include "core/math.h"
+
+namespace aigc {
+
+enum class Act : int32_t { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
+
+// Piecewise linear: f' is a constant on either side of 0, so that one bit per element is all the backward needs.
+constexpr bool is_piecewise_linear(Act act) {
+  return act == Act::linear || act == Act::relu || act == Act::lrelu;
+}
+
+#ifdef AIGC_ISA
+inline namespace AIGC_ISA {
+
+constexpr double kSeluScale = 1.0507009873554804934193349852946;
+constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
+
+// Comparisons are written as x <= 0, so that NaN takes the other branch and stays NaN.
+template <Act A, class V, class S>
+AIGC_HOST_DEVICE inline V activation(V x, S alpha) {
+  if constexpr (A == Act::linear) {
+    return x;
+  } else if constexpr (A == Act::relu) {
+    return select(x <= V{}, V{}, x);
+  } else if constexpr (A == Act::lrelu) {
+    return select(x <= V{}, x * alpha, x);
+  } else if constexpr (A == Act::tanh) {
+    return tanh(x);
+  } else if constexpr (A == Act::sigmoid) {
+    return sigmoid(x);
+  } else if constexpr (A == Act::elu) {
+    return select(x <= V{}, expm1(x), x);
+  } else if constexpr (A == Act::selu) {
+    return S(kSeluScale) * select(x <= V{}, S(kSeluAlpha) * expm1(x), x);
+  } else if constexpr (A == Act::softplus) {
+    return softplus(x);
+  } else {
+    return x * sigmoid(x);
+  }
+}
+
+// f'(x) of the smooth activations; at selu's corner the left derivative, as in PyTorch.
+template <Act A, class V>
+AIGC_HOST_DEVICE inline V activation_derivative(V x) {
+  using S = element_t<V>;
+  static_assert(!is_piecewise_linear(A));
+  const V one = broadcast<V>(1);
+  if constexpr (A == Act::tanh) {
+    const V t = tanh(x);
+    return one - t * t;
+  } else if constexpr (A == Act::sigmoid) {
+    return sigmoid(x) * sigmoid(-x);
+  } else if constexpr (A == Act::elu) {
+    return select(x <= V{}, exp(x), one);
+  } else if constexpr (A == Act::selu) {
+    return S(kSeluScale) * select(x <= V{}, S(kSeluAlpha) * exp(x), one);
+  } else if constexpr (A == Act::softplus) {
+    return sigmoid(x);
+  } else {
+    const V s = sigmoid(x);
+    return s + x * (s * sigmoid(-x));
+  }
+}
+
+template <Act A, class V>
+AIGC_HOST_DEVICE inline V activation_second_derivative(V x) {
+  using S = element_t<V>;
+  static_assert(!is_piecewise_linear(A));
+  const V one = broadcast<V>(1);
+  if constexpr (A == Act::tanh) {
+    const V t = tanh(x);
+    return S(-2) * t * (one - t * t);
+  } else if constexpr (A == Act::sigmoid) {
+    const V s = sigmoid(x), r = sigmoid(-x);
+    return s * r * (r - s);
+  } else if constexpr (A == Act::elu) {
+    return select(x <= V{}, exp(x), V{});
+  } else if constexpr (A == Act::selu) {
+    return select(x <= V{}, S(kSeluScale * kSeluAlpha) * exp(x), V{});
+  } else if constexpr (A == Act::softplus) {
+    return sigmoid(x) * sigmoid(-x);
+  } else {
+    const V s = sigmoid(x), r = sigmoid(-x);
+    return s * r * (S(2) + x * (r - s));
+  }
+}
+
+}  // namespace AIGC_ISA
+#endif  // AIGC_ISA
+}  // namespace aigc

@@ -1,0 +1,59 @@
+// How the backend that this file is compiled for runs a kernel, and where its ops are registered.
+//
+// An op's glue is compiled once per backend:
+//   AIGC_BACKEND_CPU   libaigc_ops       schemas and CPU kernels
+//   AIGC_BACKEND_CUDA  libaigc_ops_cuda  CUDA kernels
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include "core/isa.h"
+#include "glue/tensor.h"
+
+#if defined(AIGC_BACKEND_CPU)
+
+#define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
+#define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CPU, library)
+// Runs `items` independent items of a kernel, at least `grain` of them on a thread.
+#define AIGC_RUN(kernel, params, items, grain, device_of) \
+  ::aigc::run_on_threads(::aigc::cpu::kernel, params, items, grain)
+
+namespace aigc {
+
+template <class Params>
+void run_on_threads(void (*kernel)(const Params&, int64_t, int64_t), const Params& params, int64_t items,
+                    int64_t grain) {
+  if (items <= grain) {
+    if (items > 0) kernel(params, 0, items);
+    return;
+  }
+  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
+}
+
+}  // namespace aigc
+
+#elif defined(AIGC_BACKEND_CUDA)
+
+// The schemas are libaigc_ops' own.
+#define AIGC_OPS(library) [[maybe_unused]] static void aigc_schemas(torch::stable::detail::StableLibrary& library)
+#define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CUDA, library)
+#define AIGC_RUN(kernel, params, items, grain, device_of) \
+  ::aigc::run_on_stream(::aigc::cuda::kernel, params, items, device_of)
+
+namespace aigc {
+
+template <class Params>
+void run_on_stream(void (*kernel)(const Params&, int64_t, void*), const Params& params, int64_t items,
+                   const Tensor& device_of) {
+  if (items == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(device_of.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_of.get_device_index(), &stream));
+  kernel(params, items, stream);
+}
+
+}  // namespace aigc
+
+#else
+#error "compile glue with AIGC_BACKEND_CPU or AIGC_BACKEND_CUDA"
+#endif

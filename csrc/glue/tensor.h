@@ -1,0 +1,156 @@
+// What every op's glue needs of tensors: checks that name the argument, and memory layouts.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/numeric.h"
+
+namespace aigc {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// A message for the user: no file, no line, only what was wrong with what.
+#define AIGC_CHECK(condition, ...) \
+  if (!(condition)) ::aigc::fail(__VA_ARGS__)
+
+template <class... Args>
+[[noreturn]] void fail(const Args&... args) {
+  std::ostringstream message;
+  (message << ... << args);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape(const Tensor& t) {
+  std::ostringstream out;
+  out << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
+  out << ']';
+  return out.str();
+}
+
+inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return DType::float64;
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::Half: return DType::float16;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    default:
+      fail(op, ": ", name, " has dtype number ", int(t.scalar_type()),
+           ", but must be float64, float32, float16 or bfloat16");
+  }
+}
+
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double: return "float64";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    default: return "another dtype";
+  }
+}
+
+// `t` must be of the device and dtype of `like`.
+inline void check_same_kind(const Tensor& t, const char* name, const Tensor& like, const char* like_name,
+                            const char* op) {
+  AIGC_CHECK(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()), op,
+             ": ", name, " and ", like_name, " are on different devices");
+  AIGC_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " is ", dtype_name(t.scalar_type()), ", but ",
+             like_name, " is ", dtype_name(like.scalar_type()));
+}
+
+inline void check_same_shape(const Tensor& t, const char* name, const Tensor& like, const char* like_name,
+                             const char* op) {
+  bool same = t.dim() == like.dim();
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
+  AIGC_CHECK(same, op, ": ", name, " has shape ", shape(t), ", but ", like_name, " has shape ", shape(like));
+}
+
+inline int64_t wrap_dim(int64_t dim, const Tensor& t, const char* op) {
+  AIGC_CHECK(dim >= -t.dim() && dim < t.dim(), op, ": dim is ", dim, ", but x has ", t.dim(), " dimensions");
+  return dim < 0 ? dim + t.dim() : dim;
+}
+
+// The strides that a tensor of these sizes has when dimension 1 lies innermost (NHWC, NDHWC, ...).
+inline std::vector<int64_t> channels_last_strides(const Tensor& t) {
+  std::vector<int64_t> strides(t.dim());
+  int64_t stride = 1;
+  const auto place = [&](int64_t d) {
+    strides[d] = stride;
+    stride *= t.size(d) > 0 ? t.size(d) : 1;
+  };
+  place(1);
+  for (int64_t d = t.dim() - 1; d > 1; --d) place(d);
+  place(0);
+  return strides;
+}
+
+inline bool has_strides(const Tensor& t, const std::vector<int64_t>& strides) {
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1 && t.stride(d) != strides[d]) return false;
+  return true;
+}
+
+inline bool is_channels_last(const Tensor& t) {
+  return t.dim() >= 3 && !t.is_contiguous() && has_strides(t, channels_last_strides(t));
+}
+
+inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& strides) {
+  const auto sizes = like.sizes();
+  AtenTensorHandle handle;
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), sizes.data(), strides.data(), dtype, device_type,
+                                                         like.is_cpu() ? 0 : like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// t itself where it is already contiguous (or channels-last, if asked for), else a copy that is.
+inline Tensor as_format(const Tensor& t, bool channels_last) {
+  if (!channels_last) return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  const auto strides = channels_last_strides(t);
+  if (has_strides(t, strides)) return t;
+  Tensor copy = empty_strided(t, strides);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+// Contiguous and channels-last tensors as they are; any other layout is copied to a contiguous one.
+inline Tensor as_dense(const Tensor& t) {
+  return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
+}
+
+// A dense tensor in memory order: element = (outer * channels + channel) * inner + i, channel along `dim`.
+struct ChannelLayout {
+  int64_t outer = 1, channels = 1, inner = 1;
+};
+
+inline ChannelLayout channel_layout(const Tensor& dense, int64_t dim) {
+  const bool channels_last = is_channels_last(dense);
+  const auto position = [&](int64_t d) { return channels_last && d > 0 ? (d == 1 ? dense.dim() : d - 1) : d; };
+  ChannelLayout layout;
+  layout.channels = dense.size(dim);
+  for (int64_t d = 0; d < dense.dim(); ++d)
+    if (d != dim) (position(d) > position(dim) ? layout.inner : layout.outer) *= dense.size(d);
+  return layout;
+}
+
+inline const void* data_or_null(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
+
+inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType type) {
+  return torch::stable::new_empty(like, {size}, type);
+}
+
+}  // namespace aigc
