@@ -1,18 +1,13 @@
-// exp, expm1, log, log1p, tanh, sigmoid, softplus and what belongs to them, under the same names for
+// exp, expm1, log, log1p, tanh, sigmoid, softplus, sqrt, rsqrt, abs, min, max, clamp, under the same names
+// for
 //   - Vec<float> and Vec<double> (where AIGC_ISA is defined): branch-free polynomials, below;
 //   - float and double, on the host and in CUDA device code: the C and CUDA libraries' own,
 // so that one functor template serves every backend.
 //
-// NaN gives NaN; limits at +-infinity are exact; results overflow to infinity and underflow through the
-// denormals; odd functions and those that fix 0 keep its sign. Largest errors in ULP of the vector functions,
-// as tests/native/ checks them, with and without FMA (the compiler may contract a product and a sum, nothing
-// here depends on it):
-//
-//             exp  expm1  log  log1p  tanh  sigmoid  softplus
-//   float     2    2      2    2      2     2        2
-//   double    4    4      4    4      4     4        4
-//
-// Needs IEEE arithmetic: -ffast-math would remove the roundings that the code relies on.
+// NaN gives NaN (min and max: if either is); limits at +-infinity are exact; results overflow to infinity and
+// underflow through the denormals; functions that fix 0 keep its sign. The vector functions are within 2 ULP
+// in either type, sqrt correctly rounded. The compiler may contract a product and a sum or not: nothing
+// depends on it. It must not reorder (-ffast-math).
 #pragma once
 
 #include <math.h>  // the C functions: an inline std::exp(float) could be merged across instruction sets
@@ -38,8 +33,7 @@
 namespace aigc {
 inline namespace AIGC_MATH_NAMESPACE {
 
-// ---- scalars
-// -----------------------------------------------------------------------------------------------------
+// ---- scalars --------------------------------------------------------------------------------------------
 
 AIGC_HOST_DEVICE inline float exp(float x) { return ::expf(x); }
 AIGC_HOST_DEVICE inline double exp(double x) { return ::exp(x); }
@@ -99,8 +93,7 @@ AIGC_HOST_DEVICE inline if_scalar<T> softplus(T x) {
   return (x > 0 ? x : T(0)) + log1p(exp(-abs(x)));
 }
 
-// ---- vectors
-// -----------------------------------------------------------------------------------------------------
+// ---- vectors --------------------------------------------------------------------------------------------
 
 #if defined(AIGC_ISA)
 
@@ -117,9 +110,11 @@ struct math_constants<float> {
   static constexpr uint32_t kSign = 0x80000000u;
   static constexpr uint32_t kExponent = 0x7f800000u;
   static constexpr uint32_t kSqrtHalf = 0x3f3504f3u;
+  // Floats from kInteger to 2 kInteger are the integers there; kIntegerBias makes an exponent positive.
   static constexpr float kInteger = 0x1p23f, kIntegerBias = 256;
-  static constexpr float kShift =
-      0x1.8p23f + 127;  // x + kShift is rounded to an integer, with the bias added
+  // x + kShift is x rounded to an integer, whose sum with the exponent's bias the low bits hold.
+  static constexpr float kShift = 0x1.8p23f + 127;
+  // kLn2High times an exponent is exact.
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr float kExpZero = -105, kExpInfinity = 89;  // exp is 0 below, infinity above
   static constexpr float kExpNegligible = 18;                 // 1 + exp(-x) is 1 above
@@ -176,8 +171,8 @@ inline V with_sign(V magnitude, V x) {
   return (V)((bits_t<V>)magnitude | ((bits_t<V>)x & math_constants<T>::kSign));
 }
 
-// raw_max(a, b) = a > b ? a : b, thus b where either is NaN; one instruction on x86, for which GCC won't take
-// ?:.
+// raw_max(a, b) is a > b ? a : b, thus b where either is NaN: one instruction on x86, which GCC does not
+// find.
 #if defined(__AVX512F__)
 #define AIGC_X86(op) _mm512_##op
 #elif defined(__AVX2__)
@@ -215,7 +210,6 @@ inline V rsqrt(V x) {
   return T(1) / sqrt(x);
 }
 
-// NaN if either is, unlike fmax and maxps.
 template <class V, class T = element_t<V>>
 inline V max(V a, V b) {
   return select(a != a, a, raw_max(a, b));
@@ -237,8 +231,7 @@ inline V clamp(V x, T low, T high) {
   return clamp(x, broadcast<V>(low), broadcast<V>(high));
 }
 
-// e^x = 2^n (1 + p), p = e^r - 1 = r + tail, |r| <= ln(2)/2. The low bits of `shifted` = n + kShift are n +
-// the bias of the exponent. kExpZero <= x <= kExpInfinity.
+// e^x = 2^n (1 + r + tail) with |r| <= ln(2)/2 and r + tail = e^r - 1; `shifted` is n + kShift.
 template <class V>
 struct ReducedExp {
   V shifted;
@@ -246,42 +239,51 @@ struct ReducedExp {
   V tail;
 };
 
+// kExpZero <= x <= kExpInfinity
 template <class V, class T = element_t<V>>
 inline ReducedExp<V> reduce_exp(V x) {
   using K = math_constants<T>;
   const V shifted = x * T(1.4426950408889634) + K::kShift;
   const V n = shifted - K::kShift;
-  const V r = (x - n * K::kLn2High) - n * K::kLn2Low;  // n * kLn2High is exact
+  const V r = (x - n * K::kLn2High) - n * K::kLn2Low;
   return {shifted, r, r * r * polynomial(r, K::kExpm1)};
 }
 
-// 2^n from n + kShift, for n in the range of normal numbers.
+// 2^n from n + kShift, if it is a normal number.
 template <class V, class T = element_t<V>>
 inline V exp2_shifted(V shifted) {
   return (V)((bits_t<V>)shifted << math_constants<T>::kMantissaBits);
 }
 
-// 2^n itself may be out of range: 2^(n/2) 2^(n - n/2), of which only the last product rounds.
+// 2^n as a product, for 2^n itself may be out of range: to multiply by one factor after the other rounds
+// once. Where n is -1 or 0, `first` is 2^n.
+template <class V>
+struct SplitExp2 {
+  V first;
+  V second;
+};
+
 template <class V, class T = element_t<V>>
-inline V expand_exp(ReducedExp<V> e) {
+inline SplitExp2<V> split_exp2(V shifted) {
   using K = math_constants<T>;
-  const V half_shifted = (e.shifted - K::kShift) * T(0.5) + K::kShift;
-  const V rest_shifted = e.shifted - (half_shifted - K::kShift);
-  return (e.r + e.tail + T(1)) * exp2_shifted(half_shifted) * exp2_shifted(rest_shifted);
+  const V half_shifted = (shifted - K::kShift) * T(0.5) + K::kShift;  // -1/2 + bias rounds to -1 + bias: even
+  return {exp2_shifted(half_shifted), exp2_shifted(shifted - (half_shifted - K::kShift))};
 }
 
 template <class V, class T = element_t<V>>
 inline V exp(V x) {
   using K = math_constants<T>;
-  return expand_exp(reduce_exp(clamp(x, K::kExpZero, K::kExpInfinity)));
+  const ReducedExp<V> e = reduce_exp(clamp(x, K::kExpZero, K::kExpInfinity));
+  const SplitExp2<V> scale = split_exp2(e.shifted);
+  return (e.r + e.tail + T(1)) * scale.first * scale.second;
 }
 
 template <class V, class T = element_t<V>>
 inline V expm1(V x) {
   using K = math_constants<T>;
   const ReducedExp<V> e = reduce_exp(clamp(x, -K::kExpNegligible, K::kExpInfinity));
-  // 2 (2^(n-1) (1 + p) - 1/2), since 2^n overflows before the result does. Added to r first, the largest
-  // terms often cancel without an error.
+  // 2 (2^(n-1) e^r - 1/2), since 2^n overflows before the result does. The tail comes last: the sum of the
+  // large terms is often exact.
   const V half_scale = exp2_shifted(e.shifted - T(1));
   const V result = (half_scale * e.tail + (half_scale * e.r + (half_scale - T(0.5)))) * T(2);
   return select(abs(x) < std::numeric_limits<T>::epsilon() / 4, x, result);  // -0 and denormals
@@ -292,7 +294,7 @@ template <class V, class T = element_t<V>>
 inline V sigmoid(V x) {
   using K = math_constants<T>;
   const ReducedExp<V> e = reduce_exp(-clamp(x, K::kExpZero, K::kExpNegligible));
-  // unit / (unit + unit e^-x), since e^-x overflows before the result underflows.
+  // unit / (unit + unit e^-x), since e^-x overflows before the result underflows
   const V unit = broadcast<V>(K::kSigmoidUnit);
   const V scale = exp2_shifted(e.shifted - K::kSigmoidShift);
   const V sum = scale + unit;
@@ -316,16 +318,16 @@ inline V minus_exponent(bits_t<V> bits) {
   return (K::kInteger + K::kIntegerBias) - (V)(biased | (bits_t<V>)broadcast<V>(K::kInteger));
 }
 
-// log(2^n (1 + f)), f in [sqrt(1/2) - 1, sqrt(2) - 1]: log(1 + f) = f - (f^2/2 - s (f^2/2 + R)) with s = f /
-// (2 + f) and R = 2 atanh(s) / s - 2, as in fdlibm. Minus n times minus ln(2), because n = 0 must add -0 for
-// log1p(-0) to be -0.
+// log(2^n (1 + f + f_low)) for 1 + f in [sqrt(1/2), sqrt(2)], as in fdlibm:
+// log(1 + f) = f - (f^2/2 - s (f^2/2 + R)) with s = f / (2 + f), R = 2 atanh(s) / s - 2.
+// Minus n times minus ln(2), because n = 0 must add -0 if log1p(-0) is to be -0.
 template <class V, class T = element_t<V>>
-inline V log_reduced(V minus_n, V f) {
+inline V log_reduced(V minus_n, V f, V f_low = V{}) {
   using K = math_constants<T>;
   const V s = f / (f + T(2));
   const V z = s * s;
   const V half_square = f * f * T(0.5);
-  const V correction = half_square - s * (half_square + z * polynomial(z, K::kLog));
+  const V correction = (half_square - f_low) - s * (half_square + z * polynomial(z, K::kLog));
   return (f - (correction - minus_n * -K::kLn2Low)) + minus_n * -K::kLn2High;
 }
 
@@ -348,8 +350,7 @@ template <class V, class T = element_t<V>>
 inline V log1p(V x) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const bits_t<V> n_bits = exponent_bits(x + T(1));
-  // f = 2^-n (1 + x) - 1 = 2^-n x - (1 - 2^-n): only the last difference rounds. 2^-n could be denormal,
-  // 2^(2-n) is not.
+  // f = 2^-n (1 + x) - 1 = 2^-n x - (1 - 2^-n) rounds once. 2^-n may be a denormal, 2^(2-n) is not.
   const V scaled = (V)((bits_t<V>)x - n_bits);
   const V four_scaled = (V)((bits_t<V>)broadcast<V>(T(4)) - n_bits);
   const V result = log_reduced(minus_exponent<V>(n_bits), scaled - (T(1) - four_scaled * T(0.25)));
@@ -362,15 +363,19 @@ inline V log1p(V x) {
 template <class V, class T = element_t<V>>
 inline V softplus(V x) {
   using K = math_constants<T>;
-  // max(x, 0) + log(1 + y) with y = e^-|x|: f = y, or f = (1 + y) / 2 - 1 = (y - 1) / 2 where 1 + y >
-  // sqrt(2).
-  const ReducedExp<V> e = reduce_exp(raw_max(broadcast<V>(K::kExpZero), -abs(x)));
-  const V y = expand_exp(e);
-  const V scale = exp2_shifted(e.shifted);
-  const V y_minus_1 = scale * e.tail + (scale * e.r + (scale - T(1)));
-  const auto above = y > T(0.41421356237309505);
-  const V f = select(above, y_minus_1 * T(0.5), y);
-  return raw_max(V{}, x) + log_reduced(select(above, broadcast<V>(-1), V{}), f);
+  // max(x, 0) + log(1 + y), y = e^-|x|. Up to 1 + y = sqrt(2), n = 0 and f = y; above, n = 1 and f = (y - 1)
+  // / 2.
+  const V minus_magnitude = raw_max(broadcast<V>(K::kExpZero), -abs(x));
+  const auto above = minus_magnitude > T(-0.881373587019543);
+  const V n = select(above, broadcast<V>(1), V{});
+  const ReducedExp<V> e = reduce_exp(minus_magnitude);
+  const SplitExp2<V> scale = split_exp2(e.shifted);  // where n = 1, `first` is all of it
+  const V high = scale.first * e.r + (scale.first - n);
+  const V tail = scale.first * e.tail;
+  const V sum = high + tail;
+  const V lost = tail - (sum - high);
+  const V factor = select(above, broadcast<V>(0.5), scale.second);
+  return raw_max(V{}, x) + log_reduced(-n, sum * factor, lost * factor);
 }
 
 template <class V, class T = element_t<V>>
