@@ -1,0 +1,64 @@
+"""Files that are whole or not there: what a run leaves on disk is written through these few functions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"
+"""What is still being written has a name that starts so. It never survives the next start of its run."""
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes the names in a directory durable: a file's own fsync does not cover its directory entry."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path`, on the same file system, so that the rename is atomic."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Writes a new file and returns once its bytes are on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Sets a file's content so that a reader, or a machine that dies, sees the old one or the new one."""
+    temporary = temporary_path(path)
+    write_durable(temporary, data)
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+
+
+def remove_temporaries(directory: Path) -> list[Path]:
+    """Removes what a killed process left half written in `directory`; returns what it removed."""
+    left = list(directory.glob(f"{TEMPORARY_PREFIX}*"))
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return left

@@ -1,0 +1,54 @@
+"""The group of commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from aigc_ext.cli.sample import sample
+from aigc_ext.cli.train import train
+from aigc_ext.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="aigc-ext")
+def cli() -> None:
+    """Train GANs and sample from them, on fused kernels."""
+
+
+@cli.command()
+def info() -> None:
+    """Show versions, build flags, and which kernels are active and why."""
+    from aigc_ext import info as report
+
+    report.main()
+
+
+cli.add_command(train)
+cli.add_command(sample)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command line (by default the process's) and returns its exit code.
+
+    0 is success, 2 a wrong argument or input, 1 a failure while working, 128 + n a run that signal n stopped.
+    An error is one line on stderr.
+    """
+    try:
+        code = cli.main(args, prog_name="aigc-ext", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+        return error.exit_code
+    except click.Abort:
+        click.echo("Aborted", err=True)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

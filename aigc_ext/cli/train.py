@@ -1,0 +1,154 @@
+"""`aigc-ext train`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from aigc_ext.cli.errors import InputError, RunFailure, input_errors
+from aigc_ext.training import (
+    PRESETS,
+    NonFiniteError,
+    RunError,
+    TrainConfig,
+    Trainer,
+    TrainResult,
+    find_resume_point,
+)
+from aigc_ext.training.config import parse_setting
+
+# Option -> key of TrainConfig. An option that is not given leaves the preset's, the file's or the run's
+# value.
+_KEYS = {
+    "data": "data.source",
+    "cond": "data.cond",
+    "mirror": "data.mirror",
+    "batch": "batch",
+    "gamma": "loss.gamma",
+    "glr": "g_optim.lr",
+    "dlr": "d_optim.lr",
+    "seed": "seed",
+    "kimg": "kimg",
+    "tick": "tick",
+    "snap": "snap",
+    "workers": "workers",
+    "threads": "threads",
+    "device": "device",
+    "deterministic": "deterministic",
+    "malloc": "malloc",
+}
+
+
+@click.command()
+@click.option(
+    "--outdir", default="runs", metavar="DIR", help="Where to make the run directory.  [default: runs]"
+)
+@click.option("--data", metavar="NAME|PATH", help="digits, mnist5k, or a folder, zip, npy or npz of images.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Networks and recipe.  [default: mlp]")
+@click.option("--config", metavar="FILE", help="JSON in the form of a run's config.json; may be partial.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any config key, e.g. g_optim.beta1=0.5.",
+)
+@click.option(
+    "--resume", metavar="WHAT", help="latest, a run directory, or a checkpoint (which starts a new run)."
+)
+@click.option("--cond/--no-cond", default=None, help="Train on the labels of the data.")
+@click.option("--mirror/--no-mirror", default=None, help="Flip every image left to right half of the time.")
+@click.option("--batch", type=int, metavar="INT", help="Images per step.")
+@click.option("--gamma", type=float, metavar="FLOAT", help="Weight of the R1 penalty; 0 is off.")
+@click.option("--glr", type=float, metavar="FLOAT", help="The generator's learning rate.")
+@click.option("--dlr", type=float, metavar="FLOAT", help="The discriminator's learning rate.")
+@click.option("--kimg", type=float, metavar="FLOAT", help="Length of the run in thousands of images.")
+@click.option("--tick", type=float, metavar="FLOAT", help="Thousands of images between rows of figures.")
+@click.option(
+    "--snap", type=int, metavar="INT", help="Ticks between snapshots: sample grid, model, checkpoint."
+)
+@click.option("--seed", type=int, metavar="INT", help="Seed of everything random.")
+@click.option(
+    "--workers", type=int, metavar="INT", help="Threads that read images ahead; 0 for data in memory."
+)
+@click.option("--threads", type=int, metavar="INT", help="CPU threads of PyTorch.")
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    default=None,
+    help="Deterministic algorithms on CUDA (the CPU always is).",
+)
+@click.option(
+    "--malloc",
+    type=click.Choice(["default", "keep"]),
+    help="keep: glibc keeps freed memory for the next tensor, which makes large tensors on the CPU faster.",
+)
+@click.option("--desc", default="", metavar="TEXT", help="Added to the run directory's name.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the resolved config as JSON and stop.")
+def train(
+    outdir: str,
+    preset: str | None,
+    config: str | None,
+    settings: tuple[str, ...],
+    resume: str | None,
+    desc: str,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    """Train a GAN on a set of images.
+
+    Values are taken from the preset, then --config, then the options, then --set. With --resume the run's own
+    config takes the place of the preset.
+    """
+    with input_errors():
+        point = find_resume_point(resume, Path(outdir)) if resume else None
+        resolved = PRESETS[preset or "mlp"] if point is None else point.config
+        if config is not None:
+            resolved = TrainConfig.from_json(config, base=resolved)
+        for option, key in _KEYS.items():
+            if options[option] is not None:
+                resolved = resolved.override(key, options[option])
+        for setting in settings:
+            resolved = resolved.override(*parse_setting(setting))
+        trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc)
+        if point is not None:
+            trainer.restore(point)
+    if dry_run:
+        click.echo(resolved.to_json(), nl=False)
+        return 0
+    handler = _AboveProgressLine()
+    logging.getLogger("aigc_ext").addHandler(handler)
+    try:
+        result = trainer.fit(progress=True)
+    except RunError as error:
+        raise InputError(str(error)) from error
+    except (NonFiniteError, OSError) as error:
+        raise RunFailure(str(error)) from error
+    finally:
+        logging.getLogger("aigc_ext").removeHandler(handler)
+    _report(result)
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def _report(result: TrainResult) -> None:
+    click.echo(f"samples:     {result.grid}")
+    click.echo(f"checkpoint:  {result.checkpoint}")
+    click.echo(f"figures:     {result.stats}")
+    if result.signal is None:
+        click.echo(f"more images: aigc-ext sample --network {result.run_dir} --seeds 0-15")
+    else:
+        click.echo(f"to go on:    aigc-ext train --resume {result.run_dir}")
+
+
+class _AboveProgressLine(logging.Handler):
+    """Prints log records on stderr without breaking the progress line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: "
+        tqdm.write(prefix + record.getMessage(), file=sys.stderr)

@@ -1,0 +1,98 @@
+"""A generator on disk: `config.json`, what `models.build_generator` takes, and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from aigc_ext import _files
+from aigc_ext.models import build_generator
+
+MODEL_CONFIG = "config.json"
+MODEL_WEIGHTS = "model.safetensors"
+
+
+class PretrainedError(ValueError):
+    """A path from which no generator can be loaded; the message names it and says why."""
+
+
+def save_pretrained(directory: Path, config: dict[str, Any], weights: bytes) -> None:
+    """Writes a generator's config and its serialised weights, each atomically."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _files.replace_file(directory / MODEL_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    _files.replace_file(directory / MODEL_WEIGHTS, weights)
+
+
+def load_pretrained(path: str | Path) -> tuple[nn.Module, str]:
+    """Loads the averaged generator of a run, a checkpoint, or a directory written by `save_pretrained`.
+
+    Returns the generator on the CPU, in eval mode, and the SHA-256 of its weights file.
+
+    Raises PretrainedError naming the path if it is none of these, damaged, or of an architecture that is not
+    ours.
+    """
+    directory, config, weights, expected_hash = _locate(Path(path))
+    try:
+        data = (directory / weights).read_bytes()
+    except OSError as error:
+        raise PretrainedError(f"network {path}: {weights} cannot be read ({error.strerror})") from error
+    digest = _files.sha256(data)
+    if expected_hash is not None and digest != expected_hash:
+        raise PretrainedError(
+            f"network {path}: {weights} was altered (its SHA-256 does not match state.json)"
+        )
+    try:
+        generator = build_generator(config)
+        generator.load_state_dict(safetensors.torch.load(data))
+    except (ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise PretrainedError(f"network {path} cannot be loaded: {reason}") from error
+    return generator.eval().requires_grad_(False), digest
+
+
+def _locate(path: Path) -> tuple[Path, dict[str, Any], str, str | None]:
+    """The directory, config, weights file and, from a checkpoint, hash of the generator that `path` means."""
+    if not path.is_dir():
+        raise PretrainedError(
+            f"network {path} is no directory, but must be a run, a checkpoint or a model directory"
+        )
+    if (path / MODEL_WEIGHTS).is_file():
+        return path, _read_json(path / MODEL_CONFIG), MODEL_WEIGHTS, None
+    if (path / "model" / MODEL_WEIGHTS).is_file():
+        return _locate(path / "model")
+    if (path / "state.json").is_file():
+        state, weights = _read_json(path / "state.json"), "ema.safetensors"
+        try:
+            config, expected_hash = state["generator"], state["files"][weights]["sha256"]
+        except (KeyError, TypeError) as error:
+            raise PretrainedError(f"network {path}: state.json is not that of a checkpoint") from error
+        if config is None:
+            raise PretrainedError(
+                f"network {path} is a checkpoint of a generator that has no `config` to build it from; "
+                "build it yourself, load ema.safetensors into it and use Sampler(generator)"
+            )
+        return path, config, weights, expected_hash
+    if (path / "stats.jsonl").is_file():
+        raise PretrainedError(f"network {path} is a run that has not written its first model yet")
+    raise PretrainedError(
+        f"network {path} is no model ({MODEL_WEIGHTS}), no checkpoint (state.json) and no run (model/)"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PretrainedError(
+            f"network {path.parent}: {path.name} cannot be read ({error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise PretrainedError(f"network {path.parent}: {path.name} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise PretrainedError(f"network {path.parent}: {path.name} must hold a JSON object")
+    return content

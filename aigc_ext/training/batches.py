@@ -1,0 +1,49 @@
+"""Batches ahead of time, in the same order however many threads read them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import local
+
+from torch import Tensor
+
+from aigc_ext.data import BatchStream, ImageDataset
+
+_AHEAD = 2
+
+
+def batches(
+    data: ImageDataset, batch: int, seed: int, *, mirror: bool, position: int, workers: int
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Endless (uint8 images, labels) from `position` images on.
+
+    Args:
+        workers: threads that read and decode ahead, two batches each; 0 reads in the calling thread.
+    """
+    if workers == 0:
+        stream = BatchStream(data, batch, seed, mirror=mirror)
+        stream.position = position
+        yield from stream
+        return
+    # A batch is a pure function of its position, so each thread has a stream of its own and jumps in it.
+    streams = local()
+
+    def read(start: int) -> tuple[Tensor, Tensor]:
+        if not hasattr(streams, "own"):
+            streams.own = BatchStream(data, batch, seed, mirror=mirror)
+        streams.own.position = start
+        return next(streams.own)
+
+    pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="aigc-ext-data") as pool:
+        try:
+            while True:
+                while len(pending) < _AHEAD * workers:
+                    pending.append(pool.submit(read, position))
+                    position += batch
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

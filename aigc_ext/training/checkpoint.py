@@ -1,0 +1,210 @@
+"""Checkpoints: directories of safetensors and JSON that are whole, or refused.
+
+    checkpoints/000050/
+        generator.safetensors  discriminator.safetensors  ema.safetensors   the networks' state_dicts
+        training_state.safetensors                                          optimisers, RNGs, running sums
+        state.json                                                          counters, config, SHA-256 of every
+        file
+
+A checkpoint is written under a temporary name, every file and the directory are fsynced, and only then does a
+rename give it its name: a process that dies, or a machine, leaves the old state or the new one. Reading
+verifies every byte against state.json, and state.json against its own digest. The digests detect damage; they
+are no signature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from aigc_ext import _files
+
+FORMAT = "aigc_ext checkpoint 1"
+STATE_FILE = "state.json"
+_NAME = re.compile(r"\d{6,}(-\d{3})?")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is refused; the message names it and says what is wrong with it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"checkpoint {path} is refused: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory, on the CPU.
+
+    Attributes:
+        path: where it was read from.
+        state: what state.json says.
+        tensors: by file stem ("generator") and name.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def checkpoint_name(nimg: int, batch: int) -> str:
+    """`000050` for the first step that ends in the kimg 50, `000050-320` for a later one that ends at 50,320
+    images.
+
+    Names sort by age, and no two steps of a run share one, even if the batch is changed in between.
+    """
+    kimg, rest = divmod(nimg, 1000)
+    return f"{kimg:06d}" if rest < batch else f"{kimg:06d}-{rest:03d}"
+
+
+def serialize(tensors: Mapping[str, Tensor]) -> bytes:
+    """The safetensors file of tensors on any device; tied weights are written once per name."""
+    return safetensors.torch.save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+
+
+def write_checkpoint(path: Path, files: Mapping[str, bytes], state: Mapping[str, Any]) -> None:
+    """Writes `files` (serialised tensors by stem) and `state` as the checkpoint `path`, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _files.temporary_path(path)
+    temporary.mkdir()
+    manifest = {}
+    for stem, data in files.items():
+        _files.write_durable(temporary / f"{stem}.safetensors", data)
+        manifest[f"{stem}.safetensors"] = {"bytes": len(data), "sha256": _files.sha256(data)}
+    content = {"format": FORMAT, **state, "files": manifest}
+    content["sha256"] = _digest(content)
+    _files.write_durable(temporary / STATE_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    _files.fsync_directory(temporary)
+    os.rename(temporary, path)
+    _files.fsync_directory(path.parent)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads and verifies a checkpoint.
+
+    Raises CheckpointError if a file is missing, truncated or altered, or the format is not ours.
+    """
+    try:
+        content = json.loads(_read(path, STATE_FILE))
+    except ValueError as error:
+        raise CheckpointError(path, f"{STATE_FILE} is not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(path, f"{STATE_FILE} has format {found!r}, but this version reads {FORMAT!r}")
+    digest = content.pop("sha256", None)
+    if digest != _digest(content):
+        raise CheckpointError(path, f"{STATE_FILE} was altered (its SHA-256 does not match)")
+    tensors = {}
+    for name, expected in content.pop("files").items():
+        data = _read(path, name)
+        if len(data) != expected["bytes"]:
+            raise CheckpointError(path, f"{name} has {len(data)} bytes instead of {expected['bytes']}")
+        if _files.sha256(data) != expected["sha256"]:
+            raise CheckpointError(path, f"{name} was altered (its SHA-256 does not match)")
+        tensors[Path(name).stem] = safetensors.torch.load(data)
+    return Checkpoint(path, content, tensors)
+
+
+def load_weights(checkpoint: Checkpoint, stem: str, module: nn.Module) -> None:
+    """Loads a network's state_dict from a checkpoint; raises CheckpointError if it does not fit."""
+    try:
+        module.load_state_dict(checkpoint.tensors[stem])
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            checkpoint.path, f"{stem}.safetensors does not fit the network ({reason})"
+        ) from error
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The moments and counters of an optimiser, whose hyperparameters come from the config."""
+    content = optimizer.state_dict()
+    return {
+        f"{i}.{name}": tensor for i, entries in content["state"].items() for name, tensor in entries.items()
+    } | {
+        f"group{i}.{name}": value
+        for i, group in enumerate(content["param_groups"])
+        for name, value in group.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, for an optimiser of the same parameters."""
+    content = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        place, field = name.split(".")
+        if place.startswith("group"):
+            content["param_groups"][int(place.removeprefix("group"))][field] = tensor
+        else:
+            content["state"].setdefault(int(place), {})[field] = tensor
+    optimizer.load_state_dict(content)
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run by name, the newest first; nothing is verified."""
+    directory = run_dir / "checkpoints"
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: [int(part) for part in path.name.split("-")], reverse=True)
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The newest whole checkpoint of a run, and why each newer one is refused; None if the run has none at
+    all.
+
+    Raises CheckpointError if there are some and all of them are refused.
+    """
+    refused: list[CheckpointError] = []
+    for path in list_checkpoints(run_dir):
+        try:
+            return read_checkpoint(path), refused
+        except CheckpointError as error:
+            refused.append(error)
+    if refused:
+        reasons = "; ".join(f"{error.path.name}: {error.reason}" for error in refused)
+        raise CheckpointError(run_dir / "checkpoints", f"none of {len(refused)} is whole ({reasons})")
+    return None, refused
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a refused checkpoint: it is no longer counted or in the way, and can still be looked at."""
+    aside = path.with_name(f"refused-{path.name}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.rename(path, aside)
+    return aside
+
+
+def prune_checkpoints(run_dir: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints."""
+    for path in list_checkpoints(run_dir)[keep:]:
+        # Renamed first: a process killed half-way through the deletion leaves no torn checkpoint by its name.
+        doomed = _files.temporary_path(path)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(path, f"{name} cannot be read ({error.strerror})") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    body = {key: value for key, value in content.items() if key != "sha256"}
+    return _files.sha256(json.dumps(body, sort_keys=True).encode())

@@ -1,0 +1,281 @@
+"""What a training run is told: `TrainConfig`, its JSON form, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+T = TypeVar("T", bound="_Config")
+
+
+class ConfigError(ValueError):
+    """A key that does not exist, or a value that is not allowed; the message names key, value and rule."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Limits of a number: `ge`/`le` inclusive, `gt`/`lt` exclusive."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def broken_rule(self, value: float) -> str | None:
+        # Written as `not (in range)`, so that NaN breaks every rule.
+        if self.ge is not None and not value >= self.ge:
+            return f"at least {self.ge}"
+        if self.gt is not None and not value > self.gt:
+            return f"greater than {self.gt}"
+        if self.le is not None and not value <= self.le:
+            return f"at most {self.le}"
+        if self.lt is not None and not value < self.lt:
+            return f"less than {self.lt}"
+        return None
+
+
+Count = Annotated[int, Range(ge=1)]
+NonNegative = Annotated[float, Range(ge=0)]
+Positive = Annotated[float, Range(gt=0)]
+Fraction = Annotated[float, Range(ge=0, lt=1)]
+
+
+def _check(key: str, value: Any, hint: Any) -> Any:
+    """Returns `value` in the form that `hint` asks for, or raises ConfigError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _check(key, value, args[0])
+        for limit in args[1:]:
+            if rule := limit.broken_rule(value):
+                raise ConfigError(f"{key} is {value}, but must be {rule}")
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        (inner,) = (arg for arg in args if arg is not type(None))
+        return _check(key, value, inner)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{key} is {value!r}, but must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key} is {value!r}, but must be a list")
+        if args[-1] is Ellipsis:
+            args = (args[0],) * len(value)
+        if len(value) != len(args):
+            raise ConfigError(f"{key} has {len(value)} entries, but must have {len(args)}")
+        entries = zip(value, args, strict=True)
+        return tuple(_check(f"{key}[{i}]", entry, arg) for i, (entry, arg) in enumerate(entries))
+    if isinstance(hint, type) and issubclass(hint, _Config):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return hint.from_dict(value, prefix=f"{key}.")
+        raise ConfigError(f"{key} is {value!r}, but must be an object with keys")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    # bool is an int to Python, but `batch=true` is a mistake.
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+        raise ConfigError(f"{key} is {value!r}, but must be {names[hint]}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{key} is {value}, but must be finite")
+    return value
+
+
+@dataclass(frozen=True)
+class _Config:
+    """A frozen dataclass that checks its fields against their annotations, however it is made."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(self, name, _check(name, getattr(self, name), hint))
+
+    @classmethod
+    def from_dict(cls: type[T], values: Mapping[str, Any], *, base: T | None = None, prefix: str = "") -> T:
+        """Builds the config from plain values; what they leave out is `base`'s, or the default.
+
+        Raises ConfigError naming an unknown key, or a value of the wrong type or out of range.
+        """
+        hints = typing.get_type_hints(cls, include_extras=True)
+        checked: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in hints:
+                raise ConfigError(_unknown(f"{prefix}{name}", name, list(hints)))
+            inherited = getattr(base, name, None)
+            if isinstance(inherited, _Config) and isinstance(value, Mapping):
+                checked[name] = inherited.from_dict(value, base=inherited, prefix=f"{prefix}{name}.")
+            else:
+                checked[name] = _check(f"{prefix}{name}", value, hints[name])
+        return cls(**checked) if base is None else dataclasses.replace(base, **checked)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _unknown(key: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"unknown key {key}; {f'did you mean {close[0]}? ' if close else ''}known here: {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class DataConfig(_Config):
+    source: str = "mnist5k"
+    """An embedded data set's name or a path; see `aigc_ext.data.open_dataset`."""
+    cond: bool = False
+    """Train on the labels: both networks are told the class."""
+    mirror: bool = False
+    """Flip every second image from left to right."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(_Config):
+    family: Literal["mlp"] = "mlp"
+    z_dim: Count = 100
+    hidden: tuple[Count, ...] = (256, 128, 64)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(_Config):
+    family: Literal["mlp"] = "mlp"
+    hidden: tuple[Count, ...] = (128, 64)
+
+
+@dataclass(frozen=True)
+class LossConfig(_Config):
+    kind: Literal["logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg"] = (
+        "logistic"
+    )
+    label_smoothing: Fraction = 0.0
+    l2_weight: NonNegative = 0.0
+    gamma: NonNegative = 0.0
+    """Weight of R1: the discriminator's loss gets gamma/2 times the mean of |dD/dx|^2. 0 turns it off."""
+    r1_interval: Count = 16
+    """R1 is taken every so many steps, times this number (lazy regularisation)."""
+
+
+@dataclass(frozen=True)
+class AdamConfig(_Config):
+    lr: Positive = 1e-4
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class EMAConfig(_Config):
+    """The averaged generator. A half-life in images, unlike a decay, means the same for every batch size."""
+
+    kimg: NonNegative = 10.0
+    """Half-life in thousands of images; 0 makes the average equal to the generator."""
+    rampup: Annotated[float, Range(gt=0)] | None = 0.05
+    """The half-life is at most this share of the images seen so far, to forget the start; null is off."""
+
+    def decay(self, nimg: int, batch: int) -> float:
+        """The EMA decay of the step that ends at `nimg` images seen."""
+        half_life = self.kimg * 1000
+        if self.rampup is not None:
+            half_life = min(half_life, nimg * self.rampup)
+        return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """Everything that decides a run's result. `to_json`/`from_json` are its form on disk (`config.json`).
+
+    `kimg` counts thousands of real images shown to the discriminator, the field's unit of training length.
+    """
+
+    preset: str = "mlp"
+    seed: Annotated[int, Range(ge=0, lt=2**63)] = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    g_optim: AdamConfig = field(default_factory=AdamConfig)
+    d_optim: AdamConfig = field(default_factory=AdamConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    batch: Count = 64
+    kimg: Positive = 1000.0
+    """Length of the run in thousands of images, rounded up to whole batches."""
+    tick: Positive = 10.0
+    """A row of figures is written every so many thousands of images."""
+    snap: Count = 10
+    """Every so many ticks: a sample grid, a checkpoint and the model."""
+    keep: Count = 3
+    """How many of the newest checkpoints stay on disk."""
+    grid: tuple[Count, Count] = (8, 8)
+    """Columns and rows of the sample grids."""
+    nonfinite_limit: Count = 100
+    """After so many steps in a row without a finite gradient the run stops with a dump."""
+    workers: Annotated[int, Range(ge=0)] = 0
+    """Threads that read images ahead; 0 suits data that is held in memory."""
+    device: str = "auto"
+    """'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'."""
+    threads: Count | None = None
+    """CPU threads of PyTorch; null leaves PyTorch's choice. Results are the same bits for the same number."""
+    deterministic: bool = False
+    """Ask PyTorch for deterministic algorithms (a CUDA matter: CPU runs repeat bit for bit either way)."""
+    malloc: Literal["default", "keep"] = "default"
+    """'keep' tells glibc not to give freed memory back to the system; see `training.malloc`."""
+
+    @property
+    def total_images(self) -> int:
+        return math.ceil(self.kimg * 1000)
+
+    @property
+    def tick_images(self) -> int:
+        return math.ceil(self.tick * 1000)
+
+    def override(self, key: str, value: Any) -> TrainConfig:
+        """A copy with one dotted key (`"g_optim.lr"`) set."""
+        tree: Any = value
+        for name in reversed(key.split(".")):
+            tree = {name: tree}
+        return TrainConfig.from_dict(tree, base=self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, path: str | Path, *, base: TrainConfig | None = None) -> TrainConfig:
+        """Reads a config file; keys that it leaves out keep `base`'s value.
+
+        Raises ConfigError naming the file for what is no JSON object, an unknown key or a wrong value.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"config {path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"config {path} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"config {path} holds a {type(values).__name__}, but must hold a JSON object")
+        try:
+            return cls.from_dict(values, base=base)
+        except ConfigError as error:
+            raise ConfigError(f"config {path}: {error}") from error
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Splits `a.b=value`; the value is JSON where it parses as such, else a string."""
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"setting {setting!r} is not of the form key=value, such as g_optim.lr=0.0002")
+    try:
+        return key.strip(), json.loads(text)
+    except ValueError:
+        return key.strip(), text
+
+
+PRESETS: dict[str, TrainConfig] = {"mlp": TrainConfig(preset="mlp")}

@@ -1,0 +1,111 @@
+"""When training breaks down: a dump of the step that failed, and how to run it again.
+
+    runs/00000-mlp-mnist5k/nonfinite-000050-320/
+        (a checkpoint, see `training.checkpoint`, of the networks as the failing step left them)
+        inputs.safetensors      real, fake, z and labels of that step
+
+A step whose gradients are not finite changes no weight of its network, so the networks in the dump are the
+ones that failed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from aigc_ext.losses import AdversarialLoss
+from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.training.checkpoint import CheckpointError, load_weights, read_checkpoint
+from aigc_ext.training.config import LossConfig, TrainConfig
+from aigc_ext.training.step import Objective, StepInputs, backward, with_labels
+
+
+class NonFiniteError(RuntimeError):
+    """Training stopped because no step had finite gradients any more.
+
+    Attributes:
+        dump: the directory that `replay` takes.
+    """
+
+    def __init__(self, dump: Path, streak: int, step: int) -> None:
+        super().__init__(
+            f"stopped at step {step}: {streak} steps in a row had a loss or gradient that is not finite; "
+            f"the last one is in {dump} (aigc_ext.training.replay runs it again)"
+        )
+        self.dump = dump
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a dumped step computes: both losses, and the parameters whose gradient is not finite."""
+
+    loss_d: float
+    loss_g: float
+    bad_d: tuple[str, ...]
+    bad_g: tuple[str, ...]
+
+    @property
+    def reproduced(self) -> bool:
+        return not (math.isfinite(self.loss_d) and math.isfinite(self.loss_g)) or bool(
+            self.bad_d or self.bad_g
+        )
+
+
+def make_objective(discriminator: nn.Module, config: LossConfig) -> Objective:
+    loss = AdversarialLoss(config.kind, label_smoothing=config.label_smoothing, l2_weight=config.l2_weight)
+    return Objective(discriminator, loss, gamma=config.gamma, r1_interval=config.r1_interval)
+
+
+def replay(
+    dump: str | Path, generator: nn.Module | None = None, discriminator: nn.Module | None = None
+) -> Replay:
+    """Computes the losses and gradients of a dumped step again, on the CPU.
+
+    Args:
+        dump: the directory that NonFiniteError names.
+        generator, discriminator: needed only if they are not of `aigc_ext.models`; their weights are
+            overwritten.
+
+    Raises CheckpointError if the dump is damaged, or was written from networks that must be given.
+    """
+    checkpoint = read_checkpoint(Path(dump))
+    if "inputs" not in checkpoint.tensors:
+        raise CheckpointError(checkpoint.path, "it is no dump: it has no inputs.safetensors")
+    networks = {"generator": generator, "discriminator": discriminator}
+    builders = {"generator": build_generator, "discriminator": build_discriminator}
+    built: dict[str, nn.Module] = {}
+    for role, network in networks.items():
+        if network is None:
+            if checkpoint.state[role] is None:
+                raise CheckpointError(
+                    checkpoint.path, f"its {role} has no `config` to build it from; pass {role}=..."
+                )
+            network = builders[role](checkpoint.state[role])
+        load_weights(checkpoint, role, network)
+        built[role] = network.train()
+
+    config = TrainConfig.from_dict(checkpoint.state["config"])
+    tensors = checkpoint.tensors["inputs"]
+    inputs = StepInputs(
+        tensors["real"], tensors["fake"], tensors["z"], tensors.get("labels"), checkpoint.state["penalize"]
+    )
+    objective = make_objective(built["discriminator"], config.loss)
+    loss_d, _, _ = objective.discriminator(inputs)
+    backward(loss_d)
+    bad_d = _not_finite(built["discriminator"])
+    built["discriminator"].requires_grad_(False)
+    loss_g = objective.generator(with_labels(built["generator"], inputs.labels)(inputs.z), inputs)
+    backward(loss_g)
+    return Replay(loss_d.item(), loss_g.item(), bad_d, _not_finite(built["generator"]))
+
+
+def _not_finite(network: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, p in network.named_parameters()
+        if p.grad is not None and not torch.isfinite(p.grad).all()
+    )

@@ -1,0 +1,107 @@
+"""What a run shows and writes down about itself."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from types import TracebackType
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from aigc_ext.training.step import STATISTICS
+
+_SECONDS = 0.5
+_SECONDS_IN_A_FILE = 10.0
+
+
+class RunningMeans:
+    """Means of the steps' statistics, added up on the device.
+
+    Attributes:
+        sums, counts: float64 (len(STATISTICS),): of the finite values, and how many there were.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(STATISTICS), dtype=torch.float64, device=device)
+        self.counts = torch.zeros_like(self.sums)
+
+    def add(self, statistics: Tensor) -> None:
+        finite = statistics.isfinite()
+        self.sums += torch.where(finite, statistics, 0.0)
+        self.counts += finite
+
+    def read(self) -> dict[str, float | None]:
+        """The means by name, None where there was no finite value. Waits for the device."""
+        means = zip(STATISTICS, self.sums.tolist(), self.counts.tolist(), strict=True)
+        return {name: total / count if count else None for name, total, count in means}
+
+    def reset(self) -> None:
+        self.sums.zero_()
+        self.counts.zero_()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Gigabytes (1e9 bytes): the allocator's peak on CUDA, the process's peak resident size otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class ProgressLine:
+    """One live line on stderr: kimg, time left, images per second, losses, D(x), D(G(z)) and memory.
+
+    It is redrawn by the clock, so that it costs a step nothing. Where stderr is no terminal it is a line now
+    and then.
+    """
+
+    def __init__(self, nimg: int, total: int, device: torch.device, *, enabled: bool) -> None:
+        self._device = device
+        self._terminal = sys.stderr.isatty()
+        self._interval = _SECONDS if self._terminal else _SECONDS_IN_A_FILE
+        self._last_time = time.perf_counter()
+        self._last_nimg = nimg
+        self._bar = tqdm(
+            initial=nimg / 1000,
+            total=total / 1000,
+            disable=not enabled,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def due(self) -> bool:
+        return not self._bar.disable and time.perf_counter() - self._last_time >= self._interval
+
+    def show(self, nimg: int, means: dict[str, float | None]) -> None:
+        if self._bar.disable:
+            return
+        now = time.perf_counter()
+        rate = (nimg - self._last_nimg) / (now - self._last_time)
+        self._last_time, self._last_nimg = now, nimg
+        # tqdm drops the bar beyond its total, and the last batch goes beyond it.
+        self._bar.n = min(nimg / 1000, self._bar.total)
+        figures = {
+            "D": means["loss_d"],
+            "G": means["loss_g"],
+            "D(x)": means["d_real"],
+            "D(G(z))": means["d_fake"],
+        }
+        shown = [
+            f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in figures.items()
+        ]
+        memory = peak_memory_gb(self._device)
+        self._bar.set_postfix_str(f"{rate:.0f} img/s, {', '.join(shown)}, {memory:.2f} GB", refresh=False)
+        self._bar.refresh()
+        if not self._terminal:
+            self._bar.fp.write("\n")

@@ -1,0 +1,198 @@
+"""Run directories: their names, their lock, their figures, and what `--resume` means."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aigc_ext import _files
+from aigc_ext.training.checkpoint import (
+    STATE_FILE,
+    Checkpoint,
+    CheckpointError,
+    newest_checkpoint,
+    read_checkpoint,
+)
+from aigc_ext.training.config import ConfigError, TrainConfig
+
+CONFIG_FILE = "config.json"
+STATS_FILE = "stats.jsonl"
+_RUN_NAME = re.compile(r"(\d{5,})-.+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+class RunError(ValueError):
+    """A run directory that cannot be made, found or used; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on.
+
+    Attributes:
+        run_dir: the run to go on in, or None to start a new run from `checkpoint`.
+        checkpoint: the state to go on from, or None to start at the beginning (a run that died before its
+            first).
+        config: what the run was told.
+        refused: newer checkpoints that are damaged.
+    """
+
+    run_dir: Path | None
+    checkpoint: Checkpoint | None
+    config: TrainConfig
+    refused: tuple[CheckpointError, ...] = ()
+
+
+def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
+    """`00007-mlp-mnist5k-desc`: one above the highest number in `outdir`."""
+    numbers = [int(match[1]) for path, match in _runs(outdir)]
+    parts = [_UNSAFE.sub("_", part) for part in (preset, data, desc) if part]
+    return f"{max(numbers, default=-1) + 1:05d}-{'-'.join(parts)}"
+
+
+def create_run(outdir: Path, config: TrainConfig, data: str, desc: str = "") -> Path:
+    """Makes the next run directory, with `config` as its config.json; raises RunError if that cannot be."""
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+        while True:
+            run_dir = outdir / next_run_name(outdir, config.preset, data, desc)
+            try:
+                run_dir.mkdir()
+                break
+            except FileExistsError:  # another process took the name
+                continue
+        _files.replace_file(run_dir / CONFIG_FILE, config.to_json().encode())
+    except OSError as error:
+        raise RunError(f"no run directory can be made in {outdir}: {error.strerror}") from error
+    return run_dir
+
+
+def find_resume_point(target: str, outdir: Path) -> ResumePoint:
+    """What `--resume target` goes on from.
+
+    - `latest`: the run with the highest number in `outdir`, from its newest whole checkpoint, in place;
+    - a run directory: that run, likewise;
+    - a checkpoint directory: a new run that starts from exactly this checkpoint; the old run stays as it is.
+
+    Raises RunError if there is no such thing, CheckpointError if there are only damaged checkpoints.
+    """
+    path = _newest_run(outdir) if target == "latest" else Path(target)
+    if (path / STATE_FILE).exists():
+        checkpoint = read_checkpoint(path)
+        return ResumePoint(None, checkpoint, _config_of(checkpoint))
+    if not path.is_dir():
+        raise RunError(
+            f"resume is {target!r}, but that is neither 'latest' nor a run or checkpoint directory"
+        )
+    if not (path / CONFIG_FILE).is_file():
+        raise RunError(
+            f"{path} cannot be resumed: it has neither {CONFIG_FILE} (a run) nor {STATE_FILE} (a checkpoint)"
+        )
+    checkpoint_or_none, refused = newest_checkpoint(path)
+    if checkpoint_or_none is None:
+        return ResumePoint(path, None, TrainConfig.from_json(path / CONFIG_FILE))
+    return ResumePoint(path, checkpoint_or_none, _config_of(checkpoint_or_none), tuple(refused))
+
+
+def check_resumable(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Describes what differs between two configs, key by key.
+
+    Raises ConfigError for a difference under which the old state would mean something else.
+    """
+    changes = []
+    before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
+    for key in before:
+        if before[key] == after[key]:
+            continue
+        if key.split(".")[0] in ("preset", "seed", "data", "generator", "discriminator"):
+            raise ConfigError(
+                f"{key} is {after[key]!r}, but the run was started with {before[key]!r}, "
+                "and it cannot change on resume"
+            )
+        changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
+    return changes
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Holds a run for one process. The system releases the lock when the process dies, however it dies."""
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"run {run_dir} is in use by another process") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class StatsLog:
+    """`stats.jsonl`: one JSON object per tick, each with the `step` at which it was written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def sync(self) -> None:
+        """Makes the rows durable; done before a checkpoint, which then knows of no row that can be lost."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows; a last line that a dying process left unfinished is left out."""
+        if not self.path.exists():
+            return []
+        # A row exists once its newline does.
+        *lines, _unfinished = self.path.read_text(encoding="utf-8").split("\n")
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise RunError(
+                f"{self.path} holds a line that is not JSON ({error}); repair or remove it"
+            ) from error
+
+    def restart(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces the content, atomically."""
+        _files.replace_file(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _runs(outdir: Path) -> list[tuple[Path, re.Match[str]]]:
+    if not outdir.is_dir():
+        return []
+    return [(path, match) for path in outdir.iterdir() if (match := _RUN_NAME.fullmatch(path.name))]
+
+
+def _newest_run(outdir: Path) -> Path:
+    runs = _runs(outdir)
+    if not runs:
+        raise RunError(f"resume is 'latest', but there is no run in {outdir}")
+    return max(runs, key=lambda run: int(run[1][1]))[0]
+
+
+def _config_of(checkpoint: Checkpoint) -> TrainConfig:
+    try:
+        return TrainConfig.from_dict(checkpoint.state["config"])
+    except ConfigError as error:
+        raise CheckpointError(checkpoint.path, f"its config does not fit this version ({error})") from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,142 @@
+"""One adversarial step: the discriminator learns from a batch, then the generator from the discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext.losses import AdversarialLoss, r1_penalty
+
+STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1")
+"""The entries of the vector that a step returns. `d_real` and `d_fake` are mean logits."""
+
+
+class StepInputs(NamedTuple):
+    """What the two losses of a step are computed from."""
+
+    real: Tensor
+    fake: Tensor
+    z: Tensor
+    labels: Tensor | None
+    penalize: bool
+
+
+class Objective:
+    """What both networks of a pair minimise, as functions of a batch.
+
+    Args:
+        discriminator: maps (N, C, H, W) images, and (N,) int64 labels if there are any, to logits.
+        loss: the adversarial loss.
+        gamma: weight of R1; D's loss gets `gamma / 2 * mean |dD/dx|^2` (Mescheder et al., 2018).
+        r1_interval: R1 is multiplied by this number, for callers who ask for it only every so many steps
+            (lazy regularisation; Karras et al., 2020).
+    """
+
+    def __init__(
+        self, discriminator: nn.Module, loss: AdversarialLoss, *, gamma: float = 0.0, r1_interval: int = 1
+    ) -> None:
+        self._discriminator = discriminator
+        self._loss = loss
+        self._r1_weight = gamma / 2 * r1_interval
+        self._paired = loss.kind.startswith("relativistic")
+        self._not_measured = torch.full((), torch.nan, device=next(discriminator.parameters()).device)
+
+    def discriminator(self, inputs: StepInputs) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """D's loss with its penalty, the four statistics of its logits, and R1 (NaN if it was not taken)."""
+        logits = with_labels(self._discriminator, inputs.labels)
+        loss, stats = self._loss.discriminator(logits(inputs.real), logits(inputs.fake))
+        if not (inputs.penalize and self._r1_weight):
+            return loss, stats, self._not_measured
+        r1 = r1_penalty(logits, inputs.real)
+        return loss + self._r1_weight * r1, stats, r1.detach()
+
+    def generator(self, fake: Tensor, inputs: StepInputs) -> Tensor:
+        """G's loss on `fake`, the images with G's graph."""
+        logits = with_labels(self._discriminator, inputs.labels)
+        real_logits = None
+        if self._paired:
+            with torch.no_grad():
+                real_logits = logits(inputs.real)
+        return self._loss.generator(logits(fake), real_logits=real_logits, images=fake)
+
+
+class AdversarialStep:
+    """Updates a discriminator and then a generator, once per call.
+
+    1. `fake = G(z)`; D's loss on `real` and on the detached `fake`, plus R1 when asked; D's optimiser steps.
+    2. G's loss on D(fake) by the updated D, whose parameters are frozen meanwhile, so that no weight gradient
+       of D is computed and thrown away; G's optimiser steps, which averages the weights too if it is an
+       `AdamEMA`.
+
+    The same latents serve both halves, so G runs forward once. Nothing waits for the device: losses and
+    statistics come back as one tensor. A loss that is not finite makes all gradients of its network NaN;
+    `AdamEMA` refuses them, and neither weights nor moments change.
+
+    Attributes:
+        inputs: what the last call computed from, so that a failing step can be written down.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        objective: Objective,
+        g_optimizer: torch.optim.Optimizer,
+        d_optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self._generator = generator
+        self._objective = objective
+        self._g_optimizer = g_optimizer
+        self._d_optimizer = d_optimizer
+        self._d_parameters = [p for p in discriminator.parameters() if p.requires_grad]
+        self.inputs: StepInputs | None = None
+
+    def __call__(
+        self, real: Tensor, z: Tensor, labels: Tensor | None = None, *, penalize: bool = False
+    ) -> Tensor:
+        """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if there are
+        any.
+
+        Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
+        """
+        self.inputs = None  # frees the last images before these need memory
+        fake = with_labels(self._generator, labels)(z)
+        self.inputs = StepInputs(real, fake.detach(), z, labels, penalize)
+
+        loss_d, stats, r1 = self._objective.discriminator(self.inputs)
+        self._d_optimizer.zero_grad(set_to_none=True)
+        backward(loss_d)
+        self._d_optimizer.step()
+
+        for parameter in self._d_parameters:
+            parameter.requires_grad_(False)
+        try:
+            loss_g = self._objective.generator(fake, self.inputs)
+            self._g_optimizer.zero_grad(set_to_none=True)
+            backward(loss_g)
+        finally:
+            for parameter in self._d_parameters:
+                parameter.requires_grad_(True)
+        self._g_optimizer.step()
+
+        return torch.stack((loss_d.detach(), loss_g.detach(), *stats, r1))
+
+
+def with_labels(network: nn.Module, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The network as a function of its first argument, told the labels if there are any."""
+    if labels is None:
+        return network
+    return lambda x: network(x, labels)
+
+
+def backward(loss: Tensor) -> None:
+    """Backpropagates 1, or NaN if the loss is not finite.
+
+    An infinite loss can have finite gradients (softplus of an overflown logit has slope 1). Zero times the
+    loss is NaN exactly when the loss is infinite or NaN, so this marks the gradients without asking the
+    device.
+    """
+    loss.backward(loss.detach() * 0 + 1)
