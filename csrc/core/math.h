@@ -57,10 +57,15 @@ AIGC_HOST_DEVICE inline double select(bool condition, double a, double b) { retu
 template <class T>
 using if_scalar = std::enable_if_t<std::is_floating_point_v<T>, T>;
 
+#if !defined(AIGC_ISA)  // else simd.h has them for both
+template <class T>
+using element_t = T;
+
 template <class T>
 AIGC_HOST_DEVICE inline if_scalar<T> broadcast(T x) {
   return x;
 }
+#endif
 
 template <class T>
 AIGC_HOST_DEVICE inline if_scalar<T> rsqrt(T x) {
@@ -97,6 +102,9 @@ AIGC_HOST_DEVICE inline if_scalar<T> softplus(T x) {
 
 #if defined(AIGC_ISA)
 
+// No type for scalars, which keeps the templates below from taking them.
+template <class V>
+using vector_element_t = std::enable_if_t<!std::is_arithmetic_v<V>, element_t<V>>;
 template <class V>
 using bits_t = typename vector_types<element_t<V>>::bits;
 
@@ -160,13 +168,13 @@ inline V polynomial(V x, const T (&c)[n]) {
     return polynomial<i + 1>(x, c) * x + c[i];
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V abs(V x) {
   return (V)((bits_t<V>)x & ~math_constants<T>::kSign);
 }
 
 // magnitude >= 0 with the sign of x
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V with_sign(V magnitude, V x) {
   return (V)((bits_t<V>)magnitude | ((bits_t<V>)x & math_constants<T>::kSign));
 }
@@ -190,43 +198,43 @@ inline Vec<float> raw_min(Vec<float> a, Vec<float> b) { return AIGC_X86(min_ps)(
 inline Vec<double> raw_min(Vec<double> a, Vec<double> b) { return AIGC_X86(min_pd)(a, b); }
 #undef AIGC_X86
 #else
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V sqrt(V x) {
   for (int i = 0; i < kWidth<T>; ++i) x[i] = sqrt(x[i]);
   return x;
 }
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V raw_max(V a, V b) {
   return select(a > b, a, b);
 }
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V raw_min(V a, V b) {
   return select(a < b, a, b);
 }
 #endif
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V rsqrt(V x) {
   return T(1) / sqrt(x);
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V max(V a, V b) {
   return select(a != a, a, raw_max(a, b));
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V min(V a, V b) {
   return select(a != a, a, raw_min(a, b));
 }
 
 // x between low and high, which are not NaN; x may be.
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V clamp(V x, V low, V high) {
   return raw_min(high, raw_max(low, x));
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V clamp(V x, T low, T high) {
   return clamp(x, broadcast<V>(low), broadcast<V>(high));
 }
@@ -240,7 +248,7 @@ struct ReducedExp {
 };
 
 // kExpZero <= x <= kExpInfinity
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline ReducedExp<V> reduce_exp(V x) {
   using K = math_constants<T>;
   const V shifted = x * T(1.4426950408889634) + K::kShift;
@@ -250,7 +258,7 @@ inline ReducedExp<V> reduce_exp(V x) {
 }
 
 // 2^n from n + kShift, if it is a normal number.
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V exp2_shifted(V shifted) {
   return (V)((bits_t<V>)shifted << math_constants<T>::kMantissaBits);
 }
@@ -263,14 +271,14 @@ struct SplitExp2 {
   V second;
 };
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline SplitExp2<V> split_exp2(V shifted) {
   using K = math_constants<T>;
   const V half_shifted = (shifted - K::kShift) * T(0.5) + K::kShift;  // -1/2 + bias rounds to -1 + bias: even
   return {exp2_shifted(half_shifted), exp2_shifted(shifted - (half_shifted - K::kShift))};
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V exp(V x) {
   using K = math_constants<T>;
   const ReducedExp<V> e = reduce_exp(clamp(x, K::kExpZero, K::kExpInfinity));
@@ -278,7 +286,7 @@ inline V exp(V x) {
   return (e.r + e.tail + T(1)) * scale.first * scale.second;
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V expm1(V x) {
   using K = math_constants<T>;
   const ReducedExp<V> e = reduce_exp(clamp(x, -K::kExpNegligible, K::kExpInfinity));
@@ -290,7 +298,7 @@ inline V expm1(V x) {
 }
 
 // 1 / (1 + e^-x), with full relative accuracy down to the denormals.
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V sigmoid(V x) {
   using K = math_constants<T>;
   const ReducedExp<V> e = reduce_exp(-clamp(x, K::kExpZero, K::kExpNegligible));
@@ -303,14 +311,14 @@ inline V sigmoid(V x) {
 }
 
 // The bits of 2^n less those of 1, where x 2^-n lies in [sqrt(1/2), sqrt(2)); x > 0 and normal.
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline bits_t<V> exponent_bits(V x) {
   return ((bits_t<V>)x - math_constants<T>::kSqrtHalf) &
          (math_constants<T>::kSign | math_constants<T>::kExponent);
 }
 
 // -n from exponent_bits
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V minus_exponent(bits_t<V> bits) {
   using K = math_constants<T>;
   // The low bits of a float near 2^kMantissaBits are an integer: n + kIntegerBias >= 0.
@@ -321,7 +329,7 @@ inline V minus_exponent(bits_t<V> bits) {
 // log(2^n (1 + f + f_low)) for 1 + f in [sqrt(1/2), sqrt(2)], as in fdlibm:
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + R)) with s = f / (2 + f), R = 2 atanh(s) / s - 2.
 // Minus n times minus ln(2), because n = 0 must add -0 if log1p(-0) is to be -0.
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V log_reduced(V minus_n, V f, V f_low = V{}) {
   using K = math_constants<T>;
   const V s = f / (f + T(2));
@@ -331,7 +339,7 @@ inline V log_reduced(V minus_n, V f, V f_low = V{}) {
   return (f - (correction - minus_n * -K::kLn2Low)) + minus_n * -K::kLn2High;
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V log(V x) {
   using K = math_constants<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
@@ -346,7 +354,7 @@ inline V log(V x) {
   return select(x <= V{}, out_of_domain, select(x < infinity, result, x));
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V log1p(V x) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const bits_t<V> n_bits = exponent_bits(x + T(1));
@@ -360,7 +368,7 @@ inline V log1p(V x) {
 }
 
 // log(1 + e^x), with full relative accuracy down to the denormals.
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V softplus(V x) {
   using K = math_constants<T>;
   // max(x, 0) + log(1 + y), y = e^-|x|. Up to 1 + y = sqrt(2), n = 0 and f = y; above, n = 1 and f = (y - 1)
@@ -378,7 +386,7 @@ inline V softplus(V x) {
   return raw_max(V{}, x) + log_reduced(-n, sum * factor, lost * factor);
 }
 
-template <class V, class T = element_t<V>>
+template <class V, class T = vector_element_t<V>>
 inline V tanh(V x) {
   using K = math_constants<T>;
   const V magnitude = abs(x);
