@@ -1,0 +1,365 @@
+"""Fusing the layers of an existing model in place: `fuse_` and `unfuse_`.
+
+Only inside a `torch.nn.Sequential` is it known, without running anything, that the output of one child goes
+to the next child and nowhere else. `fuse_` therefore changes one thing: the class of such containers, to a
+subclass whose `forward` hands a layer and the activation behind it to one op. The children are not touched,
+so parameters, `state_dict`, `repr`, indexing, calling a single child, and every tool that looks at the
+modules see what they saw before. Which neighbours run as one op is decided in each forward from what is
+there at that moment: a hook, a parametrization or another child that appears after `fuse_` is respected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from aigc_ext import ops
+
+
+@dataclass(frozen=True)
+class FusedRun:
+    """A layer and its activation that run as one op.
+
+    Attributes:
+        path: name of the layer, as in `named_modules()`, e.g. `"main.0"`.
+        kind: types of the two modules, e.g. `"Conv2d+LeakyReLU"`.
+    """
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class SkippedRun:
+    """A layer (or a whole module that was not looked into) that stays as it is.
+
+    Attributes:
+        path: name of the module, as in `named_modules()`.
+        reason: why it is not fused, in words.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What `fuse_` did: every linear and convolution layer below the module is in one of the two lists."""
+
+    fused: list[FusedRun]
+    skipped: list[SkippedRun]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.fused)} fused, {len(self.skipped)} left as they are"]
+        lines += [f"  fused    {run.path}: {run.kind}" for run in self.fused]
+        lines += [f"  skipped  {run.path or '(the module itself)'}: {run.reason}" for run in self.skipped]
+        return "\n".join(lines)
+
+
+def fuse_(module: nn.Module) -> FusionReport:
+    """Makes every linear or convolution layer run as one op with the activation that follows it.
+
+    The module computes what it computed before, up to rounding, to every order of derivative, with the same
+    parameter objects: an optimizer made before keeps working. Nothing else about it changes; how that is
+    done is at the top of this file. Calling it again changes nothing and reports the state of that moment.
+    To fuse only a part, or to find by bisection the part that makes a difference, pass that part.
+
+    Fused are `Linear`, `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d`, parametrized or not, directly followed in
+    a `Sequential` by `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha 1), `SELU`, `Softplus` (beta 1,
+    threshold >= 20) or `SiLU`, `inplace` or not. Subclasses of these are not, since nobody knows what they
+    do, nor are modules with hooks, which would be bypassed: the hook-based `torch.nn.utils.weight_norm` and
+    `spectral_norm` are such, those of `torch.nn.utils.parametrizations` are not. `Softplus` runs by itself
+    under autocast, where PyTorch may compute it in float32.
+
+    A fused module that was pickled or given to `torch.save` can be read only where aigc_ext is installed,
+    and exporters that do not know its ops (ONNX) cannot write it: call `unfuse_` first, or save the
+    `state_dict`, which is the same.
+
+    Args:
+        module: any module, of any depth; changed in place.
+
+    Returns:
+        What is fused now and what is not, with the reasons.
+
+    Raises:
+        TypeError: `module` is not a `torch.nn.Module`.
+    """
+    _check_module(module)
+    report = FusionReport([], [])
+    for path, parent in _containers("", module, report.skipped, seen=set()):
+        prefix = f"{path}." if path else ""
+        fused_before = len(report.fused)
+        for (name, child), (_, follower) in pairwise([*parent._modules.items(), ("", None)]):
+            if child is None or not isinstance(child, tuple(_LAYERS)):
+                continue
+            if not _runs_as_sequential(parent):
+                reason = f"{_name(parent)}, which holds it, has a forward() of its own"
+                report.skipped.append(SkippedRun(prefix + name, reason))
+            elif isinstance(fusion := _fusion(child, follower), str):
+                reason = fusion.format(layer=_name(child), follower=_describe(follower))
+                report.skipped.append(SkippedRun(prefix + name, reason))
+            else:
+                report.fused.append(FusedRun(prefix + name, f"{_name(child)}+{_name(follower)}"))
+        if len(report.fused) > fused_before and not isinstance(parent, _Fused):
+            parent.__class__ = _fused_class(type(parent))  # type: ignore[arg-type]
+    return report
+
+
+def unfuse_(module: nn.Module) -> None:
+    """Undoes `fuse_`: every container below `module` gets its own class back.
+
+    Raises:
+        TypeError: `module` is not a `torch.nn.Module`.
+        RuntimeError: something else (e.g. FSDP) has derived from a fused container's class in the meantime.
+    """
+    _check_module(module)
+    fused = [(path, child) for path, child in module.named_modules() if isinstance(child, _Fused)]
+    for path, child in fused:
+        if "_unfused_class" not in vars(type(child)):
+            raise RuntimeError(
+                f"{path or 'module'} is a {type(child).__name__}, made from a fused container after fuse_(); "
+                "undo that first"
+            )
+    for _, child in fused:
+        child.__class__ = child._unfused_class  # type: ignore[assignment]
+
+
+class _Fused(nn.Sequential):
+    """What `fuse_` mixes into a container's class."""
+
+    _unfused_class: type[nn.Sequential]
+
+    # Calling it `input` keeps calls by keyword working.
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # TorchScript compiles this branch only
+            for module in self:
+                input = module(input)
+            return input
+        return _run(list(self), input)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # Pickle finds classes by name, and this one is made at run time: name the class it was made from.
+        reduced: Any = super().__reduce_ex__(protocol)
+        constructor, arguments, *state = reduced
+        constructor, *arguments = (
+            self._unfused_class if part is type(self) else part for part in (constructor, *arguments)
+        )
+        return _reconstruct, (constructor, arguments), *state
+
+
+_fused_classes: dict[type[nn.Sequential], type[_Fused]] = {}
+
+
+def _fused_class(base: type[nn.Sequential]) -> type[_Fused]:
+    if base not in _fused_classes:
+        # Whatever goes by the name of the class (repr, error messages, torch.export) should see the user's.
+        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        _fused_classes[base] = type(base.__name__, (_Fused, base), {"_unfused_class": base, **names})
+    return _fused_classes[base]
+
+
+def _reconstruct(constructor: Callable[..., nn.Sequential], arguments: list[Any]) -> nn.Sequential:
+    module = constructor(*arguments)
+    module.__class__ = _fused_class(type(module))
+    return module
+
+
+def _run(modules: list[nn.Module], x: Tensor) -> Tensor:
+    """`modules` one after the other on `x`, in as few ops as possible."""
+    position = 0
+    while position < len(modules):
+        module = modules[position]
+        follower = modules[position + 1] if position + 1 < len(modules) else None
+        fusion = _fusion(module, follower)
+        # What flows through a Sequential may be anything, an fx.Proxy or a tuple too.
+        if isinstance(fusion, str) or not _is_plain(x) or fusion.splits_under_autocast(x.device.type):
+            x = module(x)
+            position += 1
+        else:
+            x = fusion.layer(module, x, fusion.act, fusion.alpha)
+            position += 2
+    return x
+
+
+# ---- the layers ------------------------------------------------------------------------------------------
+
+
+def _linear(module: nn.Linear, x: Tensor, act: str, alpha: float | None) -> Tensor:
+    return ops.linear_act(x, module.weight, module.bias, act=act, alpha=alpha, gain=1.0)
+
+
+def _conv(module: Any, x: Tensor, act: str, alpha: float | None) -> Tensor:
+    return _bias_act(module, module._conv_forward(x, module.weight, None), act, alpha)
+
+
+def _conv_transpose(module: Any, x: Tensor, act: str, alpha: float | None) -> Tensor:
+    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(module.kernel_size) - 1]
+    geometry = module.stride, module.padding, module.output_padding, module.groups, module.dilation
+    y = convolve(x, module.weight, None, *geometry)
+    return _bias_act(module, y, act, alpha)
+
+
+def _bias_act(module: Any, y: Tensor, act: str, alpha: float | None) -> Tensor:
+    bias = module.bias
+    if bias is not None and bias.dtype != y.dtype:  # autocast: PyTorch would add the bias in y's dtype too
+        bias = bias.to(y.dtype)
+    channels = y.ndim - 1 - len(module.kernel_size)  # 0 without a batch dimension
+    return ops.bias_act(y, bias, dim=channels, act=act, alpha=alpha, gain=1.0)
+
+
+_Layer = Callable[[Any, Tensor, str, "float | None"], Tensor]
+_LAYERS: dict[type[nn.Module], _Layer] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+    nn.ConvTranspose1d: _conv_transpose,
+    nn.ConvTranspose2d: _conv_transpose,
+    nn.ConvTranspose3d: _conv_transpose,
+}
+
+
+# ---- what may be fused -----------------------------------------------------------------------------------
+
+
+class _Fusion(NamedTuple):
+    """How a layer and the activation behind it run as one op."""
+
+    layer: _Layer
+    act: str
+    alpha: float | None
+
+    def splits_under_autocast(self, device_type: str) -> bool:
+        # CUDA's autocast computes softplus in float32 and returns float32; the fused op would not.
+        return self.act == "softplus" and torch.is_autocast_enabled(device_type)
+
+
+_ACTS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "lrelu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.ELU: "elu",
+    nn.SELU: "selu",
+    nn.Softplus: "softplus",
+    nn.SiLU: "swish",
+}
+_NO_ACTIVATION = "what follows it ({follower}) is not one of " + ", ".join(act.__name__ for act in _ACTS)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DEVICES = tuple(
+    key.lower()
+    for key in ("CPU", "CUDA", "Meta")
+    if torch._C._dispatch_has_kernel_for_dispatch_key("aigc::bias_act", key)
+)
+
+
+def _fusion(layer: nn.Module, follower: nn.Module | None) -> _Fusion | str:
+    """The fusion of two neighbours in a Sequential, or the reason why there is none, for `str.format`.
+
+    Runs in every forward, also under torch.compile: so it is cheap, and the reason is a constant.
+    """
+    run = _LAYERS.get(type_before_parametrizations(layer))
+    if run is None:
+        if isinstance(layer, LazyModuleMixin):
+            return "{layer} gets its shape from the first input; call fuse_ again after that"
+        return "{layer} is a subclass, which may do more than its base class"
+    if follower is None:
+        return "nothing follows it in its Sequential"
+    act = _ACTS.get(type(follower))
+    if act is None:
+        return _NO_ACTIVATION
+    if isinstance(follower, nn.ELU) and follower.alpha != 1:
+        return "{follower} has an alpha other than 1, which the kernels do not know"
+    if isinstance(follower, nn.Softplus) and not (follower.beta == 1 and follower.threshold >= 20):
+        return "{follower} has a beta other than 1 or a threshold below 20, which the kernels do not know"
+    if _has_any_global_hook():
+        return "a global module hook is registered, which would be bypassed"
+    if forward_ad._current_level >= 0:
+        return "the ops have no forward-mode derivative"
+    if _is_observed(layer):
+        return "it has hooks or a replaced forward, which would be bypassed"
+    if _is_observed(follower):
+        return "{follower} behind it has hooks or a replaced forward, which would be bypassed"
+    parameters = layer.parameters() if is_parametrized(layer) else layer._parameters.values()
+    if not all(p is None or _is_plain(p) for p in parameters):
+        return "its parameters are not plain floating-point tensors on a device that has the kernels"
+    return _Fusion(run, act, follower.negative_slope if isinstance(follower, nn.LeakyReLU) else None)
+
+
+def _is_observed(module: nn.Module) -> bool:
+    """Whether calling `module` does more than running the forward of its class."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
+    )
+
+
+def _is_plain(x: object) -> bool:
+    """Whether `x` is a tensor that the kernels take: not a DTensor, nor a quantized, nested or sparse one."""
+    return (
+        isinstance(x, Tensor)
+        and x.dtype in _DTYPES
+        and x.device.type in _DEVICES
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not is_traceable_wrapper_subclass(x)
+    )
+
+
+# ---- walking over the module -----------------------------------------------------------------------------
+
+
+def _check_module(module: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is a {type(module).__name__}, but must be a torch.nn.Module")
+
+
+def _containers(
+    path: str, module: nn.Module, skipped: list[SkippedRun], seen: set[nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """`module` and all modules below it, each once; those that may not be looked into go to `skipped`."""
+    if module in seen:
+        return
+    seen.add(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        skipped.append(SkippedRun(path, "it is a TorchScript module; fuse before scripting or tracing"))
+    elif type(module).__module__.startswith("torch.ao."):
+        skipped.append(SkippedRun(path, f"{_name(module)} belongs to torch.ao.quantization"))
+    else:
+        yield path, module
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from _containers(f"{path}.{name}" if path else name, child, skipped, seen)
+
+
+def _runs_as_sequential(module: nn.Module) -> bool:
+    own = module._unfused_class if isinstance(module, _Fused) else type(module)
+    return (
+        isinstance(module, nn.Sequential)
+        and own.forward is nn.Sequential.forward
+        and "forward" not in vars(module)
+        and not is_parametrized(module)
+    )
+
+
+def _name(module: object) -> str:
+    return type(module).__name__
+
+
+def _describe(module: nn.Module | None) -> str:
+    return "nothing" if module is None else f"{_name(module)}({module.extra_repr()})"

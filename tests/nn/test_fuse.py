@@ -1,0 +1,831 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from aigc_ext import ops
+from aigc_ext.nn import FusedRun, Linear, SkippedRun, fuse_, unfuse_
+
+# PyTorch uses its own deprecated torch.jit in Inductor and in forward-mode differentiation.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def op_calls(monkeypatch):
+    """The names of the fused ops that run, in order."""
+    calls = []
+    for name in ("linear_act", "bias_act"):
+        op = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, op=op, name=name, **k: calls.append(name) or op(*a, **k))
+    return calls
+
+
+def fused_copy(model):
+    fused = copy.deepcopy(model)
+    fuse_(fused)
+    return fused
+
+
+def results(model, x):
+    """Output, gradients, and second-order gradients with respect to the input and all parameters."""
+    x = x.clone().requires_grad_()
+    inputs = [x, *model.parameters()]
+    y = model(x)
+    first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+    penalty = sum(g.square().sum() for g in first)
+    second = torch.autograd.grad(penalty, inputs, allow_unused=True, materialize_grads=True)
+    return [y, *first, *second]
+
+
+def assert_same(fused, reference, x):
+    torch.testing.assert_close(results(fused, x), results(reference, x), rtol=1e-8, atol=1e-8)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.Tanh(), nn.Linear(5, 2))
+
+
+ACTIVATIONS = [
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.LeakyReLU(),
+    nn.LeakyReLU(0.3, inplace=True),
+    nn.LeakyReLU(-0.5),
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.ELU(),
+    nn.SELU(),
+    nn.Softplus(),
+    nn.SiLU(),
+]
+LAYERS = {
+    "linear": (nn.Linear(4, 5), (3, 4)),
+    "linear without bias": (nn.Linear(4, 5, bias=False), (3, 4)),
+    "linear on a vector": (nn.Linear(4, 5), (4,)),
+    "linear on a sequence": (nn.Linear(4, 5), (2, 3, 4)),
+    "conv1d": (nn.Conv1d(2, 4, 3, dilation=2), (2, 2, 9)),
+    "conv2d": (nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), (2, 2, 5, 6)),
+    "conv2d without bias": (nn.Conv2d(2, 4, 3, bias=False), (2, 2, 5, 6)),
+    "conv2d without batch": (nn.Conv2d(2, 4, 3), (2, 5, 6)),
+    "conv2d reflect": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (2, 2, 5, 6)),
+    "conv3d": (nn.Conv3d(2, 3, 2), (2, 2, 3, 3, 3)),
+    "conv_transpose1d": (nn.ConvTranspose1d(2, 4, 3, stride=2), (2, 2, 5)),
+    "conv_transpose2d": (
+        nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2),
+        (2, 2, 5, 6),
+    ),
+    "conv_transpose2d without batch": (nn.ConvTranspose2d(2, 4, 3), (2, 5, 6)),
+    "conv_transpose3d": (nn.ConvTranspose3d(2, 3, 2), (1, 2, 2, 2, 2)),
+}
+
+
+# ---- what fused runs compute -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+@pytest.mark.parametrize("layer", ["linear", "conv2d", "conv_transpose2d"])
+def test_every_activation_is_the_users(layer, activation, op_calls):
+    layer, shape = LAYERS[layer]
+    reference = copy.deepcopy(nn.Sequential(layer, activation)).double()
+    fused = fused_copy(reference)
+    assert_same(fused, reference, torch.randn(shape, dtype=torch.float64))
+    assert len(op_calls) == 1
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_is_the_users(name, op_calls):
+    layer, shape = LAYERS[name]
+    reference = copy.deepcopy(nn.Sequential(layer, nn.Sigmoid())).double()
+    assert_same(fused_copy(reference), reference, torch.randn(shape, dtype=torch.float64))
+    assert op_calls == ["linear_act" if "linear" in name else "bias_act"]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (mlp(), (7, 6)),
+        (
+            nn.Sequential(
+                nn.Conv2d(2, 4, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(4, 4, 4, stride=2, padding=1),
+                nn.SiLU(),
+                nn.Flatten(),
+                nn.Linear(4 * 3 * 3, 8),
+                nn.Softplus(),
+                nn.Linear(8, 1),
+            ),
+            (3, 2, 6, 6),
+        ),
+    ],
+    ids=["mlp", "conv net"],
+)
+def test_r1_penalty_and_its_gradient_are_the_users(model, shape):
+    reference = copy.deepcopy(model).double()
+    fused = fused_copy(reference)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def r1_gradients(discriminator):
+        (dx,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
+        penalty = dx.square().sum() / len(x)
+        parameters = list(discriminator.parameters())
+        gradients = torch.autograd.grad(penalty, parameters, allow_unused=True, materialize_grads=True)
+        return penalty, *gradients
+
+    ours, theirs = r1_gradients(fused), r1_gradients(reference)
+    assert theirs[0] > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close_to_float64(dtype, op_calls):
+    reference = mlp().double()
+    fused = fused_copy(reference).to(dtype)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    ours = fused(x.to(dtype))
+    assert ours.dtype == dtype
+    assert len(op_calls) == 2
+    torch.testing.assert_close(ours.double(), reference(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+@pytest.mark.parametrize("layer", ["linear", "linear without bias", "conv2d", "conv_transpose2d"])
+def test_autocast_gives_the_users_dtype(layer, activation):
+    layer, shape = LAYERS[layer]
+    reference = nn.Sequential(layer, activation)
+    fused = fused_copy(reference)
+    x = torch.randn(shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = fused(x), reference(x)
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.03)
+    ours.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in fused.parameters())
+
+
+def test_channels_last_is_kept():
+    fused = fused_copy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).to(memory_format=torch.channels_last)
+    y = fused(torch.randn(2, 3, 6, 6).contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_empty_batch():
+    assert fused_copy(mlp())(torch.randn(0, 6)).shape == (0, 2)
+
+
+def test_compiled_forward_and_backward():
+    reference = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), parametrizations.weight_norm(nn.Linear(12, 4)), nn.SiLU()
+    )
+    fused = fused_copy(reference)
+    compiled = torch.compile(fused, fullgraph=True)
+    x = torch.randn(2, 1, 4, 4)
+    torch.testing.assert_close(compiled(x), reference(x))
+    compiled(x).square().sum().backward()
+    reference(x).square().sum().backward()
+    for ours, theirs in zip(fused.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+# ---- any Sequential --------------------------------------------------------------------------------------
+
+
+class SubclassedLinear(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class SubclassedReLU(nn.ReLU):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+def _hooked(module):
+    module.register_forward_hook(lambda module, args, output: output * 0.5)
+    return module
+
+
+WIDTH = 4
+MODULES = [
+    lambda: nn.Linear(WIDTH, WIDTH),
+    lambda: nn.Linear(WIDTH, WIDTH, bias=False),
+    lambda: _hooked(nn.Linear(WIDTH, WIDTH)),
+    lambda: SubclassedLinear(WIDTH, WIDTH),
+    lambda: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
+    lambda: torch.nn.utils.weight_norm(nn.Linear(WIDTH, WIDTH)),
+    nn.ReLU,
+    lambda: nn.ReLU(inplace=True),
+    lambda: nn.LeakyReLU(0.1),
+    lambda: nn.LeakyReLU(0.1, inplace=True),
+    lambda: _hooked(nn.Tanh()),
+    nn.Tanh,
+    nn.SiLU,
+    lambda: nn.ELU(0.5),
+    nn.ELU,
+    lambda: nn.Softplus(beta=2),
+    nn.Softplus,
+    SubclassedReLU,
+    nn.GELU,
+    nn.Identity,
+    lambda: nn.LayerNorm(WIDTH),
+]
+
+
+@st.composite
+def sequentials(draw, depth=2):
+    pool = [draw(st.sampled_from(MODULES))() for _ in range(draw(st.integers(1, 6)))]
+    if depth:
+        pool += [draw(sequentials(depth - 1)) for _ in range(draw(st.integers(0, 2)))]
+    picks = draw(st.lists(st.integers(0, len(pool) - 1), max_size=8))  # a module may come up several times
+    return nn.Sequential(*(pool[i] for i in picks))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@settings(max_examples=60, deadline=None)
+@given(model=sequentials(), seed=st.integers(0, 2**31))
+def test_any_sequential_stays_itself(model, seed):
+    torch.manual_seed(seed)
+    model.double()
+    # A first activation in place would change x itself.
+    x = torch.randn(3, WIDTH, dtype=torch.float64)
+    before = [type(m) for m in model.modules()], list(model.state_dict()), repr(model), model(x.clone())
+    report = fuse_(model)
+
+    layers = [
+        f"{path}.{name}" if path else name
+        for path, parent in model.named_modules()
+        if isinstance(parent, nn.Sequential)
+        for name, child in parent._modules.items()
+        if isinstance(child, nn.Linear)
+    ]
+    assert sorted([r.path for r in report.fused] + [r.path for r in report.skipped]) == sorted(layers)
+    assert fuse_(model) == report
+    _, keys, text, y = before
+    assert list(model.state_dict()) == keys
+    assert repr(model) == text
+    torch.testing.assert_close(model(x.clone()), y, rtol=1e-9, atol=1e-9)
+    unfuse_(model)
+    assert [type(m) for m in model.modules()] == before[0]
+
+
+def test_the_report_is_what_runs(op_calls):
+    model = nn.Sequential(
+        OrderedDict(
+            first=nn.Linear(4, 4),
+            act=nn.ReLU(),
+            block=nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Dropout(0.5)),
+            last=nn.Linear(4, 4),
+        )
+    )
+    report = fuse_(model)
+    assert report.fused == [FusedRun("first", "Linear+ReLU"), FusedRun("block.0", "Linear+Tanh")]
+    assert [s.path for s in report.skipped] == ["last", "block.2"]
+    assert "nothing follows it" in report.skipped[0].reason
+    assert "Dropout(p=0.5, inplace=False)" in report.skipped[1].reason
+    assert str(report).splitlines()[0] == "2 fused, 2 left as they are"
+    assert "first: Linear+ReLU" in str(report)
+    assert "block.2: what follows it" in str(report)
+    model(torch.randn(2, 4))
+    assert op_calls == ["linear_act", "linear_act"]
+
+
+# ---- what stays as it is ---------------------------------------------------------------------------------
+
+
+def test_the_users_view_of_the_module_is_unchanged():
+    model = mlp()
+    keys, text, children = list(model.state_dict()), repr(model), list(model)
+    parameters = list(model.parameters())
+    fuse_(model)
+    assert list(model.state_dict()) == keys
+    assert repr(model) == text
+    assert list(model) == children
+    assert len(model) == 5
+    assert model[1] is children[1]
+    assert isinstance(model, nn.Sequential)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+def test_pieces_compute_what_they_did():
+    reference = mlp()
+    fused = fused_copy(reference)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(fused[0](x), reference[0](x))
+    torch.testing.assert_close(fused[0:2](x), reference[0:2](x))
+    torch.testing.assert_close(fused[1:](fused[0](x)), reference(x))
+    torch.testing.assert_close((fused + nn.Sequential(nn.ReLU()))(x), reference(x).relu())
+
+
+def test_an_optimizer_made_before_keeps_working():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reference = copy.deepcopy(model)
+    reference_optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    fuse_(model)
+    x = torch.randn(8, 6)
+    for m, o in ((model, optimizer), (reference, reference_optimizer)):
+        for _ in range(3):
+            o.zero_grad()
+            m(x).square().mean().backward()
+            o.step()
+    torch.testing.assert_close(model.state_dict(), reference.state_dict())
+
+
+class Block(nn.Sequential):
+    """A container of the user's, without a forward of its own."""
+
+    def __init__(self, width):
+        super().__init__(nn.Linear(width, width), nn.SiLU())
+        self.width = width
+
+
+class Doubled(nn.Sequential):
+    def forward(self, input):
+        return super().forward(super().forward(input))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.body = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), Block(4))
+
+    def forward(self, x):
+        return self.body(self.conv(x).relu().mean((2, 3)))
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "torch.save": lambda m: _through_file(m),
+    **{
+        f"pickle {p}": lambda m, p=p: pickle.loads(pickle.dumps(m, p))
+        for p in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+def _through_file(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class ReducingBlock(Block):
+    """A container that pickles itself in its own way."""
+
+    def __reduce__(self):
+        return type(self), (self.width,)
+
+
+def test_copies_of_a_container_with_its_own_reduce(op_calls):
+    model = ReducingBlock(3)
+    fuse_(model)
+    duplicate = pickle.loads(pickle.dumps(model))
+    assert isinstance(duplicate, ReducingBlock)
+    assert duplicate.width == 3
+    duplicate(torch.randn(1, 3))
+    assert op_calls == ["linear_act"]
+    unfuse_(duplicate)
+    assert type(duplicate) is ReducingBlock
+
+
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
+def test_copies_are_fused_and_right(make_copy, op_calls):
+    model = Net()
+    fuse_(model)
+    x = torch.randn(2, 1, 5, 5)
+    expected = model(x)
+    op_calls.clear()
+    duplicate = make_copy(model)
+    torch.testing.assert_close(duplicate(x), expected, rtol=0, atol=0)
+    assert op_calls == ["linear_act", "linear_act"]
+    assert isinstance(duplicate.body[2], Block)
+    assert duplicate.body[2].width == 4
+    assert repr(duplicate) == repr(model)
+    if make_copy is not copy.copy:
+        with torch.no_grad():
+            duplicate.body[0].weight.zero_()
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+def test_train_and_eval_reach_the_children():
+    reference = nn.Sequential(
+        nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.5)
+    )
+    fused = fused_copy(reference)
+    x = torch.randn(8, 4)
+    for mode in (True, False):
+        fused.train(mode), reference.train(mode)
+        torch.manual_seed(0)
+        ours = fused(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(ours, reference(x))
+    torch.testing.assert_close(fused.state_dict(), reference.state_dict())
+
+
+def test_moves_after_fusing(op_calls):
+    model = fused_copy(mlp())
+    assert model.double()(torch.randn(2, 6, dtype=torch.float64)).dtype == torch.float64
+    assert model.to("meta")(torch.randn(2, 6, device="meta")).shape == (2, 2)
+    assert len(op_calls) == 4
+
+
+@pytest.mark.parametrize(
+    "model", [mlp(), nn.Sequential(nn.Conv2d(6, 2, 1), nn.ReLU())], ids=["mlp", "conv net"]
+)
+def test_a_wrong_dtype_is_an_error_as_before(model):
+    x = torch.randn(6, 6, 6, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        fused_copy(model)(x)
+
+
+TRANSFORMS = {
+    "grad of grad": lambda f, x: torch.func.grad(lambda x: torch.func.grad(f)(x).square().sum())(x),
+    "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(f))(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "hessian": lambda f, x: torch.func.hessian(f)(x),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_torch_func_transforms(transform):
+    reference = mlp().double()
+    fused = fused_copy(reference)
+    x = torch.randn(2, 6, dtype=torch.float64)
+    ours, theirs = (
+        transform(lambda x, model=model: model(x).square().sum(), x) for model in (fused, reference)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_forward_mode_runs_unfused(op_calls):
+    model = mlp()
+    fuse_(model)
+    x = torch.randn(2, 6)
+    expected = torch.autograd.functional.jvp(model, x, x)[1]
+    op_calls.clear()
+    with torch.autograd.forward_ad.dual_level():
+        y = model(torch.autograd.forward_ad.make_dual(x, x))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, expected)
+    assert op_calls == []
+
+
+def test_functional_call_uses_the_given_parameters():
+    reference = mlp()
+    fused = fused_copy(reference)
+    other = {name: torch.randn_like(p) for name, p in reference.named_parameters()}
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(
+        torch.func.functional_call(fused, other, (x,)), torch.func.functional_call(reference, other, (x,))
+    )
+
+
+def test_modules_that_appear_twice():
+    torch.manual_seed(0)
+    linear, act, block = nn.Linear(4, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    reference = nn.Sequential(linear, act, linear, block, act, block, linear).double()
+    fused = fused_copy(reference)
+    assert_same(fused, reference, torch.randn(3, 4, dtype=torch.float64))
+    assert [r.path for r in fuse_(fused).fused] == ["0", "3.0"]
+
+
+def test_children_may_change_after_fusing(op_calls):
+    model = mlp()
+    fuse_(model)
+    model[1] = nn.GELU()
+    model.append(nn.Sigmoid())
+    del model[3]
+    x = torch.randn(3, 6)
+    expected = x
+    for child in model:
+        expected = child(expected)
+    torch.testing.assert_close(model(x), expected)
+    assert op_calls == ["linear_act"]  # the last Linear, with the Sigmoid
+
+
+def normed(first_norm, second_norm):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        first_norm(nn.Linear(4, 6)), nn.LeakyReLU(0.2), second_norm(nn.Linear(6, 3)), nn.Tanh()
+    )
+
+
+def assert_trains_alike(fused, reference):
+    x = torch.randn(5, 4)
+    for _ in range(3):  # in training, every forward of a spectral norm is one power iteration
+        losses = fused(x).square().sum(), reference(x).square().sum()
+        torch.testing.assert_close(*losses)
+        for model, loss in zip((fused, reference), losses, strict=True):
+            model.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.1 * p.grad
+    torch.testing.assert_close(fused.state_dict(), reference.state_dict())
+
+
+def test_parametrizations_survive(op_calls):
+    norms = parametrizations.spectral_norm, parametrizations.weight_norm
+    fused, reference = normed(*norms), normed(*norms)
+    report = fuse_(fused)
+    assert [r.kind for r in report.fused] == ["ParametrizedLinear+LeakyReLU", "ParametrizedLinear+Tanh"]
+    assert_trains_alike(fused, reference)
+    assert len(op_calls) == 6
+    torch.nn.utils.parametrize.remove_parametrizations(fused[0], "weight")
+    parametrizations.orthogonal(fused[0])
+    expected = fused[3](fused[2](fused[1](fused[0](torch.ones(1, 4)))))
+    torch.testing.assert_close(fused(torch.ones(1, 4)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*_norm.* is deprecated")
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm])
+def test_hook_based_norms_survive_unfused(norm, op_calls):
+    fused, reference = normed(norm, lambda m: m), normed(norm, lambda m: m)
+    report = fuse_(fused)
+    assert report.fused == [FusedRun("2", "Linear+Tanh")]
+    assert report.skipped[0].path == "0"
+    assert "hooks" in report.skipped[0].reason
+    assert_trains_alike(fused, reference)
+    assert len(op_calls) == 3
+
+
+# ---- hooks -----------------------------------------------------------------------------------------------
+
+HOOKS = {
+    "forward": lambda m, log: m.register_forward_hook(lambda *a: log.append("forward")),
+    "forward_pre": lambda m, log: m.register_forward_pre_hook(lambda *a: log.append("forward_pre")),
+    "full_backward": lambda m, log: m.register_full_backward_hook(lambda *a: log.append("full_backward")),
+    "full_backward_pre": lambda m, log: m.register_full_backward_pre_hook(
+        lambda *a: log.append("full_backward_pre")
+    ),
+}
+
+
+@pytest.mark.parametrize("hooked", [0, 1], ids=["on the layer", "on the activation"])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_run_whenever_they_come(kind, hooked, op_calls):
+    model, log = mlp(), []
+    handle = HOOKS[kind](model[hooked], log)
+    report = fuse_(model)
+    assert [r.path for r in report.fused] == ["2"]
+    assert report.skipped[0].path == "0"
+    assert "hooks" in report.skipped[0].reason
+    x = torch.randn(3, 6, requires_grad=True)
+
+    model(x).sum().backward()
+    assert log == [kind]
+    assert op_calls == ["linear_act"]
+    handle.remove()
+    model(x).sum().backward()
+    assert log == [kind]
+    assert len(op_calls) == 3
+    HOOKS[kind](model[hooked], log)
+    model(x).sum().backward()
+    assert log == [kind, kind]
+    assert len(op_calls) == 4
+    assert [r.path for r in fuse_(model).fused] == ["2"]
+
+
+def test_a_hook_sees_the_tensor_it_saw_before():
+    model, seen = mlp(), []
+    fuse_(model)
+    x = torch.randn(3, 6)
+    plain = nn.functional.linear(x, model[0].weight, model[0].bias)
+    model[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    model(x)
+    torch.testing.assert_close(seen[0], plain)
+
+
+def test_hooks_on_the_container_and_its_other_children_run():
+    model, log = nn.Sequential(mlp(), nn.Flatten()), []
+    model.register_forward_hook(lambda *a: log.append("outer"))
+    model[0].register_forward_hook(lambda *a: log.append("inner"))
+    model[0][4].register_forward_hook(lambda *a: log.append("last"))
+    report = fuse_(model)
+    assert len(report.fused) == 2
+    model(torch.randn(2, 6))
+    assert log == ["last", "inner", "outer"]
+
+
+def test_global_hooks_see_every_module():
+    model, seen = mlp(), []
+    fuse_(model)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *a: seen.append(type(module)))
+    try:
+        model(torch.randn(2, 6))
+        assert len(fuse_(model).fused) == 0
+    finally:
+        handle.remove()
+    assert seen == [nn.Linear, nn.ReLU, nn.Linear, nn.Tanh, nn.Linear, type(model)]
+    assert len(fuse_(model).fused) == 2
+
+
+def test_a_replaced_forward_is_called():
+    model = mlp()
+    model[0].forward = lambda input: torch.full((len(input), 8), -1.0)
+    report = fuse_(model)
+    assert "replaced forward" in report.skipped[0].reason
+    torch.testing.assert_close(model(torch.randn(2, 6))[0], model[4].bias)
+
+
+def test_parameter_hooks_run():
+    model, log = mlp(), []
+    fuse_(model)
+    model[0].weight.register_hook(lambda grad: log.append(grad.shape))
+    model(torch.randn(3, 6)).sum().backward()
+    assert log == [(8, 6)]
+
+
+# ---- what is not fused -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        ((nn.Linear(4, 4), nn.ELU(0.5)), "ELU(alpha=0.5)"),
+        ((nn.Linear(4, 4), nn.Softplus(beta=2)), "Softplus(beta=2, threshold=20.0)"),
+        ((nn.Linear(4, 4), nn.Softplus(threshold=5)), "threshold"),
+        ((nn.Linear(4, 4), nn.GELU()), "GELU"),
+        ((nn.Linear(4, 4), nn.PReLU()), "PReLU"),
+        ((nn.Linear(4, 4), nn.ReLU6()), "ReLU6"),
+        ((nn.Linear(4, 4), nn.Identity()), "Identity"),
+        ((nn.Linear(4, 4), SubclassedReLU()), "SubclassedReLU"),
+        ((SubclassedLinear(4, 4), nn.ReLU()), "SubclassedLinear is a subclass"),
+        ((Linear(4, 4, act="relu"), nn.ReLU()), "Linear is a subclass"),
+        ((nn.Linear(4, 4, dtype=torch.complex64), nn.Tanh()), "floating-point"),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_unknown_neighbours_are_reported_and_right(pair, reason, op_calls):
+    reference = nn.Sequential(*pair)
+    fused = copy.deepcopy(reference)
+    report = fuse_(fused)
+    assert report.fused == []
+    assert [s.path for s in report.skipped] == ["0"]
+    assert reason in report.skipped[0].reason
+    assert type(fused) is nn.Sequential
+    x = torch.randn(3, 4, dtype=pair[0].weight.dtype)
+    torch.testing.assert_close(fused(x), reference(x))
+
+
+def test_layers_outside_a_sequential_are_reported():
+    model = Net()
+    model.extra = nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])
+    report = fuse_(model)
+    assert report.fused == [FusedRun("body.0", "Linear+ReLU"), FusedRun("body.2.0", "Linear+SiLU")]
+    reasons = {s.path: s.reason for s in report.skipped}
+    assert reasons.keys() == {"conv", "extra.0"}
+    assert reasons["conv"].startswith("Net,")
+    assert reasons["extra.0"].startswith("ModuleList,")
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_left_alone():
+    model = nn.Sequential(Doubled(nn.Linear(4, 4), nn.ReLU()))
+    x = torch.randn(2, 4)
+    expected = model(x)
+    report = fuse_(model)
+    assert report.fused == []
+    assert report.skipped[0].path == "0.0"
+    assert "Doubled, which holds it, has a forward() of its own" in report.skipped[0].reason
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+    patched = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    patched.forward = lambda input: input
+    assert fuse_(patched).fused == []
+    assert patched(x) is x
+
+
+def test_lazy_modules_are_fused_once_they_have_a_shape(op_calls):
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    report = fuse_(model)
+    assert report.fused == []
+    assert "first input" in report.skipped[0].reason
+    x = torch.randn(2, 3)
+    expected = model(x)
+    assert fuse_(model).fused == [FusedRun("0", "Linear+ReLU")]
+    torch.testing.assert_close(model(x), expected)
+    assert op_calls == ["linear_act"]
+
+
+def test_scripted_modules_are_refused():
+    model = nn.Module()
+    model.traced = torch.jit.trace(mlp(), torch.randn(2, 6))
+    model.scripted = torch.jit.script(mlp())
+    report = fuse_(model)
+    assert report.fused == []
+    assert [s.path for s in report.skipped] == ["traced", "scripted"]
+    assert all("TorchScript" in s.reason for s in report.skipped)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
+def test_quantized_modules_are_refused():
+    model = nn.Sequential(
+        torch.ao.nn.intrinsic.LinearReLU(nn.Linear(4, 4), nn.ReLU()),
+        torch.ao.nn.quantized.dynamic.Linear(4, 4),
+        nn.ReLU(),
+    )
+    report = fuse_(model)
+    assert report.fused == []
+    assert [s.path for s in report.skipped] == ["0", "1"]
+    assert all("torch.ao.quantization" in s.reason for s in report.skipped)
+    model(torch.randn(2, 4))
+
+
+def test_weights_that_are_not_plain_tensors_run_unfused(op_calls):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    reference = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    fused = fused_copy(reference)
+    for model in (fused, reference):
+        weight = model[0].weight.detach()
+        model[0].weight = nn.Parameter(TwoTensor(weight, weight + 1))
+    x = torch.randn(2, 4)
+    ours, theirs = fused(x), reference(x)
+    assert type(ours) is TwoTensor
+    assert op_calls == []
+    torch.testing.assert_close(ours.b, theirs.b)
+    assert "plain" in fuse_(fused).skipped[0].reason
+
+
+def test_a_module_that_is_no_module():
+    with pytest.raises(TypeError, match="module is a list"):
+        fuse_([nn.Linear(1, 1)])
+    with pytest.raises(TypeError, match="module is a str"):
+        unfuse_("model")
+
+
+# ---- other machinery of PyTorch --------------------------------------------------------------------------
+
+
+def test_torchscript_of_a_fused_module_is_the_unfused_one():
+    reference = mlp()
+    scripted = torch.jit.script(fused_copy(reference))
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(scripted(x), reference(x))
+    assert "aigc" not in str(scripted.inlined_graph)
+
+
+def test_fx_tracing_of_a_fused_module_sees_its_children():
+    reference = mlp()
+    traced = torch.fx.symbolic_trace(fused_copy(reference))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(traced(x), reference(x))
+
+
+def test_a_child_compiled_by_itself_is_called(op_calls):
+    model = mlp()
+    model[0].compile(backend="eager")
+    assert "replaced forward" in fuse_(model).skipped[0].reason
+    model(torch.randn(2, 6))
+    assert op_calls == ["linear_act"]
+
+
+# ---- undoing ---------------------------------------------------------------------------------------------
+
+
+def test_unfuse_gives_every_class_back(op_calls):
+    model = Net()
+    classes = [type(m) for m in model.modules()]
+    fuse_(model)
+    assert [type(m) for m in model.modules()] != classes
+    unfuse_(model)
+    assert [type(m) for m in model.modules()] == classes
+    model(torch.randn(1, 1, 4, 4))
+    assert op_calls == []
+    unfuse_(model)
+    assert len(fuse_(model).fused) == 2
+
+
+def test_unfuse_refuses_a_class_derived_in_the_meantime():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    fuse_(model)
+    inner = model[0]
+    inner.__class__ = type("Sharded", (type(inner),), {})
+    with pytest.raises(RuntimeError, match="0 is a Sharded"):
+        unfuse_(model)
+
+
+def test_skipped_runs_are_plain_data():
+    report = fuse_(nn.Sequential(nn.Linear(1, 1)))
+    assert report.skipped == [SkippedRun("0", "nothing follows it in its Sequential")]
