@@ -1,0 +1,18 @@
+"""Datasets of images, the stream of batches, and the way to and from a model's value range."""
+
+from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages
+from aigc_ext.data.open import EMBEDDED_NAMES, open_dataset
+from aigc_ext.data.pixels import normalize, to_uint8
+from aigc_ext.data.stream import BatchStream
+
+__all__ = [
+    "EMBEDDED_NAMES",
+    "BadFile",
+    "BatchStream",
+    "DatasetError",
+    "ImageDataset",
+    "TensorImages",
+    "normalize",
+    "open_dataset",
+    "to_uint8",
+]

@@ -1,0 +1,111 @@
+"""Decoding of one image file with Pillow: what is handled, what is refused."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+# The decoders behind SUFFIXES, and no more: what a file is called doesn't decide which parser its bytes
+# reach.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+
+MAX_PIXELS = 1 << 26
+"""Pixels of the largest image that is decoded (8192 x 8192). Checked here and before any pixel is decoded,
+since Pillow's own limit is process-wide, only warns at first, and may have been switched off."""
+
+MAX_FILE_BYTES = 8 * MAX_PIXELS
+"""Size of the largest file that is read: an uncompressed image of MAX_PIXELS with four 16-bit channels."""
+
+_OUTPUT_MODE = {
+    "1": "L",
+    "L": "L",
+    "P": "RGB",
+    "RGB": "RGB",
+    "CMYK": "RGB",
+    "LA": "RGBA",
+    "PA": "RGBA",
+    "RGBA": "RGBA",
+}
+_CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
+_ORIENTATION_TAG = 0x0112
+
+
+def probe(file: BinaryIO) -> tuple[int, int, int]:
+    """The shape (C, H, W) that `decode` will give, from the headers alone.
+
+    Raises: as `decode`, but damage behind the headers goes unseen.
+    """
+    with Image.open(file, formats=_FORMATS) as image:
+        return _checked_shape(image)
+
+
+def decode(file: BinaryIO) -> np.ndarray:
+    """The image as uint8, H x W x C, turned upright as its EXIF orientation says.
+
+    Grey and bilevel images have one channel, palette and CMYK ones become RGB; an alpha channel or a
+    transparent colour makes it RGBA. Of 16 bits the upper 8 are kept, which is also what Pillow does with
+    16-bit RGB.
+
+    Raises:
+        ValueError: the image is too large, has several frames, or a colour mode without an 8-bit meaning.
+        Exception: anything that Pillow raises on damaged input, see `describe_error`.
+    """
+    with Image.open(file, formats=_FORMATS) as image:
+        _checked_shape(image)
+        output_mode = _output_mode(image)
+        sixteen_bits = _is_sixteen_bit(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        if sixteen_bits:
+            pixels = (np.asarray(image) >> 8).astype(np.uint8)
+        else:
+            pixels = np.array(image if image.mode == output_mode else image.convert(output_mode))
+    return pixels.reshape(*pixels.shape[:2], _CHANNELS[output_mode])
+
+
+def describe_error(error: Exception) -> str:
+    """Why a file can't be read, for people: Pillow's and zipfile's own messages name internals or nothing."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"its content is not recognised as {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if type(error) in (ValueError, OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _checked_shape(image: Image.Image) -> tuple[int, int, int]:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it is {width}x{height} pixels, but at most {MAX_PIXELS} pixels are allowed")
+    # A JPEG with a second picture (MPO: a depth map or a preview, as phones write them) is still one photo.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise ValueError(f"it has {frames} frames, but must have one")
+    # Of a TIFF, Pillow gives the size upright. It would decode a whole PNG to look for EXIF behind the
+    # pixels: `decode` alone finds that, and the caller the shape that isn't as promised.
+    exif_in_header = image.format != "TIFF" and ("exif" in image.info or "xmp" in image.info)
+    if exif_in_header and image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8):
+        width, height = height, width
+    return _CHANNELS[_output_mode(image)], height, width
+
+
+def _output_mode(image: Image.Image) -> str:
+    if _is_sixteen_bit(image) and "transparency" not in image.info:
+        return "L"
+    if image.mode not in _OUTPUT_MODE:
+        raise ValueError(
+            f"its colour mode is {image.mode} ({image.format}), but must be one of {', '.join(_OUTPUT_MODE)}"
+            " or, in a PNG or PPM without a transparent colour, 16-bit grey"
+        )
+    return "RGBA" if image.has_transparency_data else _OUTPUT_MODE[image.mode]
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    # Not in a TIFF: there the values may have 12 bits, or white as 0, and Pillow doesn't tell. Mode I has 32
+    # bits, of which a PPM uses 16.
+    return (image.format, image.mode) in (("PNG", "I;16"), ("PNG", "I"), ("PPM", "I"))

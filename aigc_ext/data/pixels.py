@@ -1,0 +1,44 @@
+"""Between stored bytes and the value range of a model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def normalize(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Maps uint8 images of any shape to float32 so that 0 becomes `value_range[0]` and 255 `value_range[1]`.
+
+    Raises:
+        ValueError: `images` aren't uint8, or `value_range` isn't (low, high) with low < high.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}, but must be torch.uint8")
+    low, high = _checked_range(value_range)
+    # Divided, not multiplied by the reciprocal: 255 and 127.5 are exact, so both ends of the range are hit.
+    return images.to(torch.float32).div_(255 / (high - low)).add_(low)
+
+
+def to_uint8(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """The inverse of `normalize`: rounds to nearest, values outside `value_range` are clamped, NaN becomes 0.
+
+    Takes any floating dtype and computes in float32 at least.
+
+    Raises:
+        ValueError: `images` aren't floating point, or `value_range` isn't (low, high) with low < high.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}, but must be floating point")
+    low, high = _checked_range(value_range)
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    # NaN has to go before the cast, whose result would be undefined.
+    return ((wide - low) * (255 / (high - low))).round().nan_to_num(nan=0.0).clamp(0, 255).to(torch.uint8)
+
+
+def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
+    low, high = value_range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"value_range is {value_range}, but must be two finite numbers, the lower one first")
+    return low, high
