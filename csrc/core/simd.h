@@ -34,13 +34,13 @@ struct vector_types;
 template <>
 struct vector_types<float> {
   typedef float vec __attribute__((vector_size(AIGC_VECTOR_BYTES)));
-  typedef int32_t mask __attribute__((vector_size(AIGC_VECTOR_BYTES)));
+  using mask = decltype(vec{} < vec{});
   typedef uint32_t bits __attribute__((vector_size(AIGC_VECTOR_BYTES)));
 };
 template <>
 struct vector_types<double> {
   typedef double vec __attribute__((vector_size(AIGC_VECTOR_BYTES)));
-  typedef int64_t mask __attribute__((vector_size(AIGC_VECTOR_BYTES)));
+  using mask = decltype(vec{} < vec{});
   typedef uint64_t bits __attribute__((vector_size(AIGC_VECTOR_BYTES)));
 };
 
