@@ -182,7 +182,7 @@ def open_files(path: Path, memory_limit: int) -> ImageDataset:
     """Opens a folder or zip as `open_dataset` says. Every file is checked, and every bad one is named."""
     try:
         files: _Files = _Folder(path) if path.is_dir() else _Zip(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except Exception as error:  # as in _collect
         raise DatasetError(f"{path}: {image_file.describe_error(error)}") from error
     images = [name for name in files.names if _is_image(name)]
     if not images and not files.bad:

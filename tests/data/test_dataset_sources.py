@@ -423,6 +423,12 @@ def test_a_zip_that_is_none_is_refused(tmp_path: Path) -> None:
         assert "not a zip file" in str(refusal(path))
 
 
+def test_a_zip_with_a_nameless_entry_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path, {"a.png": png()})
+    path.write_bytes(path.read_bytes().replace(b"a.png", b"\0.png"))  # zipfile cuts a name at a zero byte
+    refusal(path)
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), limit=st.sampled_from([0, 2 << 30]))
 def test_a_damaged_zip_is_refused_or_right(tmp_path: Path, data: st.DataObject, limit: int) -> None:
