@@ -7,3 +7,5 @@ from aigc_ext.ops.bias_act import bias_act as bias_act
 from aigc_ext.ops.bias_act import bias_act_ref as bias_act_ref
 from aigc_ext.ops.bias_act import noise_bias_act as noise_bias_act
 from aigc_ext.ops.bias_act import noise_bias_act_ref as noise_bias_act_ref
+from aigc_ext.ops.linear_act import linear_act as linear_act
+from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref

@@ -24,8 +24,11 @@ def reference_gradients(
     with torch.enable_grad():
         arguments = list(inputs)
         for i, argument in enumerate(arguments):
-            if isinstance(argument, Tensor) and needed[i] and not (create_graph and argument.requires_grad):
-                arguments[i] = argument.detach().requires_grad_()
+            if isinstance(argument, Tensor) and needed[i]:
+                # A view, not the tensor itself: one input may be computed from another (the incoming gradient from x),
+                # and the partial derivatives must not follow that path; autograd does, behind the views.
+                linked = create_graph and argument.requires_grad
+                arguments[i] = argument.view_as(argument) if linked else argument.detach().requires_grad_()
         outputs = reference(*arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         pairs = [

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 # Plain module globals, because Dynamo guards on them; they hold for the whole process, not for one thread.
 _decompose_depth = 0
 _no_weight_gradients_depth = 0
 
 
 def decomposed() -> bool:
-    return _decompose_depth > 0
+    """Inside :func:`decompose` or a ``torch.func`` transform, eager or compiled: there a custom op's autograd formula
+    does not apply, and only plain PyTorch is right (measured on 2.13: the transform would raise)."""
+    return _decompose_depth > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def weight_gradients() -> bool:
@@ -22,8 +26,8 @@ def weight_gradients() -> bool:
 def decompose() -> Iterator[None]:
     """Inside, every op runs as its ``*_ref`` in plain PyTorch.
 
-    For what custom kernels cannot do: a whole training step with a double backward inside one compiled graph,
-    ``torch.func`` transforms, devices without a kernel, export to other runtimes. Process-wide, may be nested.
+    For what custom kernels cannot do: a double backward inside one compiled graph, devices without a kernel, export
+    to other runtimes. Inside ``torch.func`` transforms it is on by itself. Process-wide, may be nested.
     """
     global _decompose_depth
     _decompose_depth += 1

@@ -135,7 +135,7 @@ def noise_bias_act_ref(
 # ---- registration -------------------------------------------------------------------------------------------------
 
 
-def _mask_size(x: Tensor, b: Tensor | None, has_noise: bool, dim: int, act: str, clamp: float | None) -> int:
+def mask_size(x: Tensor, b: Tensor | None, has_noise: bool, dim: int, act: str, clamp: float | None) -> int:
     """Bytes of the mask, as csrc/bias_act/bias_act.cpp lays it out: whole bytes per row, or merged rows."""
     planes = int(act in ("relu", "lrelu")) + int(clamp is not None)
     channels, inner = 1, 1
@@ -160,7 +160,7 @@ def _mask_size(x: Tensor, b: Tensor | None, has_noise: bool, dim: int, act: str,
 def _(x, b, noise, strength, dim, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
     y = empty_dense_like(x)
     saves_mask = save and ACTIVATIONS[act].piecewise_linear
-    size = _mask_size(y, b, noise is not None, dim, act, clamp) if saves_mask else 0
+    size = mask_size(y, b, noise is not None, dim, act, clamp) if saves_mask else 0
     return y, x.new_empty(size, dtype=torch.uint8)
 
 

@@ -1,0 +1,137 @@
+"""A linear layer with its bias and activation: ``bias_act(x @ w.T, b)``.
+
+The matrix products are PyTorch's; bias, activation, mask and bias gradient are one pass over the result. Inside
+:func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
+from aigc_ext.ops.bias_act import bias_act_ref, mask_size
+
+_linear_act = torch.ops.aigc.linear_act.default
+_bias_act_backward = torch.ops.aigc.bias_act_backward.default
+
+
+def linear_act(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """``clamp(gain * act(x @ w.T + b))``.
+
+    Args:
+        x: ``[..., in_features]``.
+        w: ``[out_features, in_features]``, of x's dtype (under autocast all are cast, as for ``F.linear``).
+        b: ``[out_features]`` or None.
+        act, alpha, gain, clamp: as for :func:`aigc_ext.ops.bias_act`.
+
+    Returns:
+        ``[..., out_features]``. Differentiable to every order in x, w and b.
+
+    Raises:
+        ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
+        RuntimeError: shapes or dtypes do not fit together.
+    """
+    activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
+    if decomposed():
+        return linear_act_ref(x, w, b, act, alpha, gain, clamp)
+    save = torch.is_grad_enabled() and (
+        x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)
+    )
+    y: Tensor = _linear_act(x, w, b, activation.name, alpha, gain, clamp, save)[0]
+    return y
+
+
+def linear_act_ref(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """:func:`linear_act` in plain PyTorch."""
+    return bias_act_ref(F.linear(x, w, b), None, -1, act, alpha, gain, clamp)
+
+
+# ---- registration -------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("aigc::linear_act")
+def _(x, w, b, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
+    y = x.new_empty(*x.shape[:-1], w.size(0))
+    piecewise_linear = ACTIVATIONS[act].piecewise_linear
+    product = torch.empty_like(y) if save and not piecewise_linear else x.new_empty(0)
+    size = mask_size(y, b, False, -1, act, clamp) if save and piecewise_linear else 0
+    return y, product, x.new_empty(size, dtype=torch.uint8)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, w, b, *ctx.arguments, save = inputs
+    _, product, mask = output
+    act, _, _, clamp = ctx.arguments
+    if not save and not (act == "linear" and clamp is None):
+        raise RuntimeError(f"linear_act: a gradient through act {act!r} with clamp {clamp} needs save=True")
+    ctx.smooth = not ACTIVATIONS[act].piecewise_linear
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, w, b, product if ctx.smooth else None, mask)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, d_product: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, w, b, product, mask = ctx.saved_tensors
+    need_x, need_w, need_b = ctx.needs_input_grad[:3]
+    if not weight_gradients():
+        need_w = need_b = False
+    dz = dx = dw = db = None
+    if dy is not None:
+        act, alpha, gain, clamp = ctx.arguments
+        dz, db, _ = _bias_act_backward(
+            dy, product, b, None, None, mask, dy.dim() - 1, act, alpha, gain, clamp, False, need_b, False
+        )
+    if d_product is not None and ctx.smooth:  # a second derivative arrives at the saved pre-activation
+        dz = d_product if dz is None else dz + d_product
+    if dz is not None:
+        if need_x:
+            dx = dz.matmul(w)
+        if need_w:
+            rows = math.prod(x.shape[:-1])  # not -1: undetermined for empty tensors
+            dw = dz.reshape(rows, w.size(0)).t().mm(x.reshape(rows, w.size(1)))
+    return dx, dw, db if need_b else None, *(None,) * 5
+
+
+torch.library.register_autograd("aigc::linear_act", _gradients, setup_context=_setup)
+
+
+# Autocast casts as for F.linear: everything to the autocast dtype, except float64.
+_library = torch.library.Library("aigc", "IMPL")
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    below_autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def kernel(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(device_type)
+        x, w, b = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, w, b))
+        with torch._C._ExcludeDispatchKeyGuard(below_autocast):
+            result: tuple[Tensor, Tensor, Tensor] = _linear_act(x, w, b, *arguments)
+        return result
+
+    _library.impl("linear_act", kernel, key)
+
+
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")

@@ -1,0 +1,44 @@
+// y = bias_act(x @ w.T, b): the product by PyTorch's GEMM, bias and activation by bias_act's kernel, in place on the
+// product unless the backward needs it (smooth activations differentiate at the pre-activation).
+#include "bias_act/bias_act_glue.h"
+#include "glue/backend.h"
+
+namespace aigc {
+namespace {
+
+Tensor linear(const Tensor& x, const Tensor& w) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(w), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Returns y, the product where the backward needs it (else empty), and bias_act's mask.
+std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, OptionalTensor b, std::string act,
+                                              double alpha, double gain, std::optional<double> clamp, bool save) {
+  constexpr const char* op = "linear_act";
+  BiasActParams p;
+  p.dtype = dtype_of(x, op, "x");
+  set_activation(p, act, alpha, gain, clamp, op);
+  check_same_kind(w, "w", x, "x", op);
+  AIGC_CHECK(w.dim() == 2, op, ": w has shape ", shape(w), ", but must be [out_features, in_features]");
+  AIGC_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == w.size(1), op, ": x has shape ", shape(x),
+             ", but its last dimension must be ", w.size(1), ", the in_features of w ", shape(w));
+  const Tensor product = as_format(linear(x, w), false);
+  const bool keep_product = save && !is_piecewise_linear(p.act);
+  const Tensor y = keep_product ? torch::stable::empty_like(product) : product;
+  const Tensor mask = bias_act_into(y, product, b, std::nullopt, std::nullopt, -1, p, save, op);
+  return {y, keep_product ? product : empty_1d(x, 0, x.scalar_type()), mask};
+}
+
+}  // namespace
+
+AIGC_OPS(m) {
+  m.def(
+      "linear_act(Tensor x, Tensor w, Tensor? b, str act, float alpha, float gain, float? clamp, bool save) "
+      "-> (Tensor y, Tensor product, Tensor mask)");
+}
+
+AIGC_IMPL(m) { m.impl("linear_act", TORCH_BOX(&linear_act)); }
+
+}  // namespace aigc

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from functools import partial
+
+import hypothesis.strategies as st
+import torch
+
+from aigc_ext import ops
+from aigc_ext.ops.activations import ACTIVATIONS
+from tests.ops.suite import Call, OpCase, seeded, shapes
+
+alphas = st.one_of(st.none(), st.sampled_from([0.0, 0.2, -0.3, 1.5]))
+gains = st.one_of(st.none(), st.sampled_from([0.0, 1.0, -1.7, 0.3]))
+clamps = st.one_of(st.none(), st.sampled_from([0.0, 0.25, 1.0, 256.0]))
+seeds = st.integers(0, 2**31)
+
+
+@st.composite
+def bias_act_calls(draw: st.DrawFn, act: str, small: bool = False) -> Call:
+    shape = draw(shapes(1, 3, 3).filter(lambda s: 0 < torch.Size(s).numel() < 30) if small else shapes())
+    seed = draw(seeds)
+    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    b = seeded([shape[dim]], seed + 1) if draw(st.booleans()) else None
+    options = {"dim": dim, "act": act, "alpha": draw(alphas), "gain": draw(gains), "clamp": draw(clamps)}
+    if small and options["clamp"] == 0:
+        options["clamp"] = 0.5  # everywhere on the corner of the clamp
+    return Call({"x": seeded(shape, seed, draw(st.sampled_from([1.0, 8.0])) if not small else 1.0), "b": b}, options)
+
+
+@st.composite
+def noise_calls(draw: st.DrawFn, small: bool = False) -> Call:
+    side = st.integers(1, 2) if small else st.one_of(st.integers(0, 6), st.sampled_from([8, 17, 33]))
+    shape = draw(st.lists(side, min_size=2, max_size=4))
+    seed = draw(seeds)
+    noise_shape = [draw(st.sampled_from([1, shape[0]])), 1, *shape[2:]]
+    inputs = {
+        "x": seeded(shape, seed),
+        "noise": seeded(noise_shape, seed + 1),
+        "strength": seeded(draw(st.sampled_from([(), (1,)])), seed + 2),
+        "b": seeded([shape[1]], seed + 3) if draw(st.booleans()) else None,
+    }
+    act = draw(st.sampled_from(["lrelu", "linear", "swish", "tanh"]))
+    clamp = draw(clamps.filter(lambda c: not small or c != 0))
+    return Call(inputs, {"act": act, "alpha": draw(alphas), "gain": draw(gains), "clamp": clamp})
+
+
+def large_call(act: str) -> Call:
+    inputs = {"x": seeded((7, 6, 61, 67), 3), "b": seeded([6], 4)}
+    return Call(inputs, {"act": act, "clamp": 0.9})
+
+
+def large_noise_call() -> Call:
+    inputs = large_call("lrelu").inputs
+    noise = {"noise": seeded((1, 1, 61, 67), 5), "strength": seeded((), 6)}
+    return Call({**inputs, **noise}, {"act": "lrelu", "clamp": 0.9})
+
+
+def native(act: str, noise: bool) -> list[tuple]:
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    channels_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    b = torch.randn(3, requires_grad=True)
+    nothing = (None, None)
+    extra = (torch.randn(2, 1, 4, 5), torch.randn((), requires_grad=True)) if noise else nothing
+    tail = (1, act, 0.2, 1.3, 0.7)
+    op, backward, double_backward = (
+        torch.ops.aigc.bias_act.default,
+        torch.ops.aigc.bias_act_backward.default,
+        torch.ops.aigc.bias_act_double_backward.default,
+    )
+    smooth = not ACTIVATIONS[act].piecewise_linear
+    calls = []
+    for t in (x, channels_last):
+        calls.append((op, (t, b, *extra, *tail, True)))
+        mask = op(t.detach(), b.detach(), *extra, *tail, True)[1]
+        dy = torch.randn_like(t, requires_grad=True)
+        is_last = not t.is_contiguous()
+        calls.append((backward, (dy, t if smooth else None, b, *extra, mask, *tail, is_last, True, noise)))
+        if smooth:
+            calls.append((double_backward, (dy, dy, t, b, *extra, *tail, is_last, True, noise)))
+    return calls
+
+
+CASES = [
+    OpCase(
+        name=f"bias_act[{act}]",
+        function=ops.bias_act,
+        reference=ops.bias_act_ref,
+        calls=bias_act_calls(act),
+        small_calls=bias_act_calls(act, small=True),
+        large_call=partial(large_call, act),
+        native=partial(native, act, False),
+    )
+    for act in ACTIVATIONS
+] + [
+    OpCase(
+        name="noise_bias_act",
+        function=ops.noise_bias_act,
+        reference=ops.noise_bias_act_ref,
+        calls=noise_calls(),
+        small_calls=noise_calls(small=True),
+        large_call=large_noise_call,
+        native=lambda: [call for act in ("lrelu", "tanh") for call in native(act, True)],
+    )
+]

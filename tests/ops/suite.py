@@ -1,0 +1,159 @@
+"""What every op is held to. An op plugs in with an OpCase (tests/ops/cases/<op>.py); tests/ops/test_properties.py runs
+each property on each case.
+
+The error budget, with the float64 reference as truth, in the maximum and in the relative L2 norm:
+``error(ours) <= 2 * error(reference in the same dtype) + floor(dtype)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = ("contiguous", "transposed", "channels_last", "offset")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an op: float64 tensors by argument name (None is allowed), and the other arguments."""
+
+    inputs: dict[str, Tensor | None]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shapes = {k: None if v is None else tuple(v.shape) for k, v in self.inputs.items()}
+        return f"Call({shapes}, {self.options})"
+
+
+@dataclass(frozen=True)
+class OpCase:
+    name: str
+    function: Callable[..., Any]  # function(**inputs, **options) -> Tensor or tuple of tensors
+    reference: Callable[..., Any]
+    calls: st.SearchStrategy[Call]  # sizes from 0
+    small_calls: st.SearchStrategy[Call]  # a few elements, nothing on a corner of f: for numeric differentiation
+    large_call: Callable[[], Call]  # enough elements for several threads
+    # (overload, arguments) of every native op behind the function, for opcheck
+    native: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]]
+    constant: tuple[str, ...] = ()  # inputs that have no gradient
+    twice_differentiable: bool = True
+    keeps_format: bool = True  # the first output has the memory format of the input `x`
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+
+
+def seeded(shape: Sequence[int], seed: int, scale: float = 1.0) -> Tensor:
+    """Normal float64 values that depend on the seed alone (Hypothesis shrinks a seed, not a million floats)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tuple(shape), dtype=torch.float64, generator=generator) * scale
+
+
+def shapes(min_dims: int = 1, max_dims: int = 4, max_side: int = 9) -> st.SearchStrategy[tuple[int, ...]]:
+    """Mostly small shapes, sizes from 0, and now and then a side that is longer than any vector."""
+    side = st.one_of(st.integers(0, max_side), st.integers(1, max_side), st.sampled_from([16, 17, 33, 64, 100]))
+    return st.lists(side, min_size=min_dims, max_size=max_dims).map(tuple)
+
+
+def with_layout(x: Tensor, layout: str) -> Tensor:
+    """The same values in other memory: a leaf that shares nothing with ``x``."""
+    x = x.detach()
+    if layout == "transposed" and x.dim() >= 2:
+        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "channels_last" and x.dim() >= 3:
+        order = [0, *range(2, x.dim()), 1]
+        back = [order.index(d) for d in range(x.dim())]
+        return x.permute(order).contiguous().permute(back)
+    if layout == "offset":  # a pointer that is aligned to one element only, and elements that are not adjacent
+        base = torch.full((x.numel() * 2 + 1,), float("nan"), dtype=x.dtype)
+        view = base[1:].as_strided(x.shape, [s * 2 for s in x.contiguous().stride()]) if x.numel() else x.clone()
+        return view.copy_(x)
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def prepare(call: Call, case: OpCase, dtype: torch.dtype, layout: str = "contiguous") -> dict[str, Tensor | None]:
+    """The call's inputs as leaves of that dtype and layout, requiring gradients."""
+    prepared = {}
+    for name, value in call.inputs.items():
+        if value is not None:
+            value = with_layout(value.to(dtype), layout) if value.is_floating_point() else value.clone()
+            value.requires_grad_(value.is_floating_point() and name not in case.constant)
+        prepared[name] = value
+    return prepared
+
+
+def outputs_of(function: Callable[..., Any], inputs: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, ...]:
+    result = function(**inputs, **options)
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def values_and_gradients(
+    function: Callable[..., Any],
+    inputs: dict[str, Tensor | None],
+    options: dict[str, Any],
+    seed: int,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Outputs, and the gradients of all inputs for random cotangents that are rounded to ``dtype``."""
+    outputs = outputs_of(function, inputs, options)
+    result = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    leaves = {k: v for k, v in inputs.items() if v is not None and v.requires_grad}
+    used = [(i, y) for i, y in enumerate(outputs) if y.requires_grad]
+    if leaves and used:
+        cotangents = [seeded(y.shape, seed + i).to(dtype).to(y.dtype) for i, y in used]
+        gradients = torch.autograd.grad(
+            [y for _, y in used], list(leaves.values()), cotangents, allow_unused=True
+        )
+        for name, gradient in zip(leaves, gradients, strict=True):
+            if gradient is not None:
+                result[f"gradient of {name}"] = gradient
+    return result
+
+
+# The float64 reference has an error of its own: about this, absolutely (sigmoid' = y(1 - y), for one, cancels).
+TRUTH_ERROR = 1e-15
+# A result may be off by a few roundings even where the plain computation happens to be exact.
+FLOOR = {
+    torch.float64: 1e-13,
+    torch.float32: 4 * torch.finfo(torch.float32).eps,
+    torch.float16: torch.finfo(torch.float16).eps,
+    torch.bfloat16: torch.finfo(torch.bfloat16).eps,
+}
+
+
+def check_budget(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, what: str) -> None:
+    """``error(ours) <= 2 * error(plain) + floor(dtype)``; NaN in the same places; shape and dtype of ``plain``."""
+    assert ours.shape == truth.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
+    assert ours.dtype == plain.dtype, f"{what}: {ours.dtype}, but the reference gives {plain.dtype}"
+    finite = truth.isfinite() & plain.isfinite()
+    assert torch.equal(ours[~finite].isnan(), plain[~finite].isnan()), f"{what}: NaN in other places"
+    ours, plain, truth = (t[finite].double() for t in (ours, plain, truth))
+    if truth.numel() == 0:
+        return
+    assert ours.isfinite().all(), f"{what}: not finite where the reference is"
+    for norm, order in (("maximum", float("inf")), ("L2", 2.0)):
+        size, error, plain_error = (
+            torch.linalg.vector_norm(t, order).item() for t in (truth, ours - truth, plain - truth)
+        )
+        allowed = 2 * plain_error + FLOOR[dtype] * size + TRUTH_ERROR * max(size, 1)
+        assert error <= allowed, f"{what}: {norm} error {error:.3g} > {allowed:.3g} (plain: {plain_error:.3g})"
+
+
+def check_call(case: OpCase, call: Call, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Values and first gradients of one call within the budget."""
+    rounded = Call(
+        {k: v if v is None or not v.is_floating_point() else v.to(dtype).double() for k, v in call.inputs.items()},
+        call.options,
+    )
+    ours = values_and_gradients(case.function, prepare(call, case, dtype, layout), call.options, seed, dtype)
+    plain = values_and_gradients(case.reference, prepare(call, case, dtype), call.options, seed, dtype)
+    truth = values_and_gradients(
+        case.reference, prepare(rounded, case, torch.float64), call.options, seed, dtype
+    )
+    assert ours.keys() == plain.keys(), f"{case.name}: {sorted(ours)} instead of {sorted(plain)}"
+    for name in truth:
+        check_budget(ours[name], plain[name], truth[name], dtype, f"{case.name}, {dtype}, {layout}, {name}")

@@ -1,0 +1,217 @@
+"""Every property of suite.py on every op."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from aigc_ext import decompose
+from tests.ops.cases import all_cases
+from tests.ops.suite import (
+    LAYOUTS,
+    OpCase,
+    check_call,
+    outputs_of,
+    prepare,
+    values_and_gradients,
+)
+
+CASES = all_cases()
+per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def draw_example(strategy: st.SearchStrategy, filter_=lambda call: True):  # type: ignore[no-untyped-def]
+    """One example that is the same in every run."""
+    found = []
+
+    @settings(max_examples=20, database=None, derandomize=True, deadline=None)
+    @given(strategy)
+    def collect(call):  # type: ignore[no-untyped-def]
+        if filter_(call):
+            found.append(call)
+
+    collect()
+    assert found, "the strategy of the case gives no such example"
+    return max(found, key=lambda call: sum(0 if t is None else t.numel() for t in call.inputs.values()))
+
+
+@per_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_and_gradients_are_within_the_error_budget(case: OpCase, layout: str) -> None:
+    @settings(max_examples=25, deadline=None)
+    @given(case.calls, st.sampled_from(case.dtypes), st.integers(0, 2**31))
+    def check(call, dtype, seed):  # type: ignore[no-untyped-def]
+        check_call(case, call, dtype, layout, seed)
+
+    check()
+
+
+@per_case
+def test_gradients_are_right_to_second_order(case: OpCase) -> None:
+    @settings(max_examples=8, deadline=None)
+    @given(case.small_calls)
+    def check(call):  # type: ignore[no-untyped-def]
+        inputs = prepare(call, case, torch.float64)
+        names = [k for k, v in inputs.items() if v is not None and v.requires_grad]
+
+        def function(*values):  # type: ignore[no-untyped-def]
+            outputs = outputs_of(case.function, {**inputs, **dict(zip(names, values, strict=True))}, call.options)
+            return tuple(y for y in outputs if y.requires_grad)
+
+        leaves = [inputs[k] for k in names]
+        torch.autograd.gradcheck(function, leaves, fast_mode=False)
+        if case.twice_differentiable:
+            torch.autograd.gradgradcheck(function, leaves, fast_mode=False)
+
+    check()
+
+
+@per_case
+def test_third_derivative_is_the_references(case: OpCase) -> None:
+    @settings(max_examples=5, deadline=None)
+    @given(case.small_calls)
+    def check(call):  # type: ignore[no-untyped-def]
+        def third(function):  # type: ignore[no-untyped-def]
+            inputs = prepare(call, case, torch.float64)
+            leaves = [v for v in inputs.values() if v is not None and v.requires_grad]
+            value = sum((y * y).sum() for y in outputs_of(function, inputs, call.options) if y.requires_grad)
+            for _ in range(3):
+                gradients = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+                value = sum((g**2).sum() for g in gradients if g is not None) + 0 * sum(v.sum() for v in leaves)
+            return value.detach()
+
+        torch.testing.assert_close(third(case.function), third(case.reference), rtol=1e-7, atol=1e-10)
+
+    if case.twice_differentiable:
+        check()
+
+
+@per_case
+def test_opcheck(case: OpCase) -> None:
+    calls = case.native()
+    assert calls, "no native call to check"
+    for overload, arguments in calls:
+        torch.library.opcheck(overload, arguments)
+
+
+@per_case
+def test_result_does_not_depend_on_the_number_of_threads(case: OpCase) -> None:
+    call = case.large_call()
+    before = torch.get_num_threads()
+
+    def bits(threads: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        inputs = prepare(call, case, torch.float32)
+        return list(values_and_gradients(case.function, inputs, call.options, 1, torch.float32).values())
+
+    try:
+        first = bits(1)
+        for threads in (1, 2, 3):
+            for one, other in zip(first, bits(threads), strict=True):
+                assert torch.equal(one, other), f"{threads} threads"
+    finally:
+        torch.set_num_threads(before)
+
+
+@per_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_large_call_is_within_the_error_budget(case: OpCase, layout: str) -> None:
+    for dtype in case.dtypes:
+        check_call(case, case.large_call(), dtype, layout, seed=2)
+
+
+@per_case
+def test_memory_format_is_kept(case: OpCase) -> None:
+    if not case.keeps_format:
+        pytest.skip("the output has another shape than x")
+    call = draw_example(case.calls, lambda c: c.inputs["x"].dim() == 4 and min(c.inputs["x"].shape) > 1)
+    inputs = prepare(call, case, torch.float32, "channels_last")
+    (y, *_) = outputs_of(case.function, inputs, call.options)
+    assert y.stride() == inputs["x"].stride()
+    y = outputs_of(case.function, prepare(call, case, torch.float32, "transposed"), call.options)[0]
+    assert y.is_contiguous()
+
+
+@per_case
+def test_inputs_and_their_surroundings_are_left_alone(case: OpCase) -> None:
+    @settings(max_examples=10, deadline=None)
+    @given(case.calls)
+    def check(call):  # type: ignore[no-untyped-def]
+        inputs = prepare(call, case, torch.float32, "offset")
+        whole = [
+            torch.as_strided(v.detach(), (v.untyped_storage().size() // v.element_size(),), (1,), 0)
+            for v in inputs.values()
+            if v is not None
+        ]
+        before = [t.clone() for t in whole]
+        values_and_gradients(case.function, inputs, call.options, 1, torch.float32)
+        for t, b in zip(whole, before, strict=True):
+            assert torch.equal(t.nan_to_num(7.0), b.nan_to_num(7.0))
+
+    check()
+
+
+@per_case
+def test_fullgraph_compile_trains(case: OpCase) -> None:
+    call = draw_example(case.small_calls)
+    torch._dynamo.reset()
+    compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
+    ours = values_and_gradients(compiled, prepare(call, case, torch.float32), call.options, 1, torch.float32)
+    eager = values_and_gradients(case.function, prepare(call, case, torch.float32), call.options, 1, torch.float32)
+    assert ours.keys() == eager.keys()
+    for name in eager:
+        torch.testing.assert_close(ours[name], eager[name])
+
+
+@per_case
+def test_decomposed_is_the_reference(case: OpCase) -> None:
+    call = draw_example(case.small_calls)
+    with decompose():
+        ours = values_and_gradients(case.function, prepare(call, case, torch.float64), call.options, 1, torch.float64)
+    plain = values_and_gradients(case.reference, prepare(call, case, torch.float64), call.options, 1, torch.float64)
+    for name in plain:
+        assert torch.equal(ours[name], plain[name])
+
+
+def one_leaf(case: OpCase):  # type: ignore[no-untyped-def]
+    """A scalar function of one input of a small call, by the op and by its reference."""
+    call = draw_example(case.small_calls)
+    inputs = prepare(call, case, torch.float64)
+    name = next(k for k, v in inputs.items() if v is not None and v.requires_grad)
+    rest = {k: v.detach() if v is not None else None for k, v in inputs.items() if k != name}
+
+    def scalar(function):  # type: ignore[no-untyped-def]
+        return lambda leaf: sum(
+            (y * y).sum() for y in outputs_of(function, {name: leaf, **rest}, call.options) if y.is_floating_point()
+        )
+
+    return inputs[name].detach(), scalar(case.function), scalar(case.reference)
+
+
+def penalty(scalar):  # type: ignore[no-untyped-def]
+    """The gradient of ||grad f||^2, as a gradient penalty has it, by torch.func."""
+    return torch.func.grad(lambda t: (torch.func.grad(scalar)(t) ** 2).sum())
+
+
+@per_case
+def test_penalty_inside_one_compiled_graph(case: OpCase) -> None:
+    if not case.twice_differentiable:
+        pytest.skip("not twice differentiable")
+    leaf, ours, reference = one_leaf(case)
+    expected = penalty(reference)(leaf)
+    torch._dynamo.reset()
+    compiled = torch.compile(penalty(ours), fullgraph=True, backend="aot_eager")(leaf)
+    torch.testing.assert_close(compiled, expected, rtol=1e-9, atol=1e-12)
+
+
+@per_case
+def test_functional_transforms(case: OpCase) -> None:
+    leaf, ours, reference = one_leaf(case)
+    torch.testing.assert_close(torch.func.grad(ours)(leaf), torch.func.grad(reference)(leaf))
+    batch = torch.stack([leaf, leaf * 0.5, leaf - 1])
+    expected = torch.stack([reference(t) for t in batch])
+    torch.testing.assert_close(torch.vmap(ours)(batch), expected)
+    if case.twice_differentiable:
+        torch.testing.assert_close(penalty(ours)(leaf), penalty(reference)(leaf))
