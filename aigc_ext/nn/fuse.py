@@ -260,7 +260,10 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DEVICES = tuple(
     key.lower()
     for key in ("CPU", "CUDA", "Meta")
-    if torch._C._dispatch_has_kernel_for_dispatch_key("aigc::bias_act", key)
+    if all(
+        torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, key)
+        for op in ("aigc::linear_act", "aigc::bias_act")
+    )
 )
 
 

@@ -162,7 +162,7 @@ def test_half_precision_stays_close_to_float64(dtype, op_calls):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
 @pytest.mark.parametrize("layer", ["linear", "linear without bias", "conv2d", "conv_transpose2d"])
-def test_autocast_gives_the_users_dtype(layer, activation):
+def test_autocast_gives_the_users_dtype(layer, activation, op_calls):
     layer, shape = LAYERS[layer]
     reference = nn.Sequential(layer, activation)
     fused = fused_copy(reference)
@@ -171,6 +171,7 @@ def test_autocast_gives_the_users_dtype(layer, activation):
         ours, theirs = fused(x), reference(x)
     assert ours.dtype == theirs.dtype
     torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.03)
+    assert len(op_calls) == (0 if isinstance(activation, nn.Softplus) else 1)
     ours.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in fused.parameters())
 
@@ -759,6 +760,40 @@ def test_weights_that_are_not_plain_tensors_run_unfused(op_calls):
     assert op_calls == []
     torch.testing.assert_close(ours.b, theirs.b)
     assert "plain" in fuse_(fused).skipped[0].reason
+
+
+INPUTS = {
+    "nested": lambda x: torch.nested.nested_tensor([x[:1], x]),
+    "jagged": lambda x: torch.nested.nested_tensor([x[:1], x], layout=torch.jagged),
+    "sparse": lambda x: x.to_sparse(),
+    "sparse_csr": lambda x: x.to_sparse_csr(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("make_input", INPUTS.values(), ids=INPUTS)
+def test_inputs_that_are_not_plain_tensors_run_unfused(make_input, op_calls):
+    reference = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    fused = fused_copy(reference)
+    x = make_input(torch.randn(2, 4))
+    ours, theirs = fused(x), reference(x)
+    assert op_calls == []
+    assert ours.layout == theirs.layout
+    if ours.is_nested:
+        ours, theirs = ours.unbind(), theirs.unbind()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_device_without_kernels_runs_unfused(monkeypatch, op_calls):
+    model = mlp()
+    fuse_(model)
+    monkeypatch.setattr("aigc_ext.nn.fuse._DEVICES", ("cuda",))
+    model(torch.randn(2, 6))
+    assert op_calls == []
+    report = fuse_(model)
+    assert report.fused == []
+    assert "device that has the kernels" in report.skipped[0].reason
 
 
 def test_a_module_that_is_no_module():
