@@ -23,7 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from aigc_ext.data import DatasetError, ImageDataset, TensorImages, embedded, image_file, open_dataset
+from aigc_ext.data import (
+    BadFile,
+    DatasetError,
+    ImageDataset,
+    TensorImages,
+    embedded,
+    image_file,
+    open_dataset,
+)
 
 RNG = np.random.default_rng(1)
 Files = dict[str, bytes]
@@ -877,3 +885,9 @@ class TestContentHash:
         assert open_dataset("digits").content_hash() == (
             "1f1dcda2a01fcfac859efab72176d7cca8bbe4785b6b09ef2ff1442b27c1bdbc"
         )
+
+
+def test_the_error_survives_its_way_out_of_a_worker_process() -> None:
+    error = DatasetError("pictures: faults:", [BadFile(f"{i}.png", "empty") for i in range(7)])
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.bad_files) == (str(error), error.bad_files)
