@@ -312,8 +312,8 @@ def _double_backward_gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[
             y = bias_act_ref(z, None, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp)
         (dz,) = torch.autograd.grad(y, z, dy, create_graph=True)
         grad_dy, grad_z = torch.autograd.grad(dz, (dy, z), u, create_graph=True)
-        other = [d for d in range(x.dim()) if d != ctx.dim % x.dim()]
-        grad_b = grad_z.sum(other) if ctx.need_b else x.new_empty(0)
+        by_channel = grad_z.movedim(ctx.dim, 0).flatten(1).sum(1) if x.dim() > 1 else grad_z
+        grad_b = by_channel if ctx.need_b else x.new_empty(0)
         grad_strength = (grad_z * noise).sum().reshape(1) if ctx.need_strength else x.new_empty(0)
         return grad_dy, grad_z, grad_b, grad_strength
 
