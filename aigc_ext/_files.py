@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -45,17 +46,30 @@ def write_durable(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Sets a file's content so that a reader, or a machine that dies, sees the old one or the new one."""
+def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Sets a file's content so that a reader sees the old one or the new one.
+
+    Args:
+        durable: also if the machine dies, and the new one for certain once this returns.
+    """
     temporary = temporary_path(path)
-    write_durable(temporary, data)
+    if durable:
+        write_durable(temporary, data)
+    else:
+        temporary.write_bytes(data)
     os.replace(temporary, path)
-    fsync_directory(path.parent)
+    if durable:
+        fsync_directory(path.parent)
 
 
-def remove_temporaries(directory: Path) -> list[Path]:
-    """Removes what a killed process left half written in `directory`; returns what it removed."""
-    left = list(directory.glob(f"{TEMPORARY_PREFIX}*"))
+def remove_temporaries(directory: Path, *, min_age: float = 0.0) -> list[Path]:
+    """Removes what a killed process left half written in `directory`; returns what it removed.
+
+    Args:
+        min_age: in seconds, for a directory in which other processes may be writing.
+    """
+    newest = time.time() - min_age
+    left = [path for path in directory.glob(f"{TEMPORARY_PREFIX}*") if path.lstat().st_mtime <= newest]
     for path in left:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -87,7 +87,7 @@ def save_png(
         info.add_itxt(XMP_KEY, _XMP)
     buffer = io.BytesIO()
     to_pil(pixels).save(buffer, format="PNG", pnginfo=info)
-    _files.replace_file(Path(path), buffer.getvalue())
+    _files.replace_file(Path(path), buffer.getvalue(), durable=False)
 
 
 def to_pil(image: np.ndarray) -> Image.Image:

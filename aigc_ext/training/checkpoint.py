@@ -85,7 +85,7 @@ def write_checkpoint(path: Path, files: Mapping[str, bytes], state: Mapping[str,
         manifest[f"{stem}.safetensors"] = {"bytes": len(data), "sha256": _files.sha256(data)}
     content = {"format": FORMAT, **state, "files": manifest}
     content["sha256"] = _digest(content)
-    _files.write_durable(temporary / STATE_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    _files.write_durable(temporary / STATE_FILE, json.dumps(content, indent=2).encode())
     _files.fsync_directory(temporary)
     os.rename(temporary, path)
     _files.fsync_directory(path.parent)
@@ -96,8 +96,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises CheckpointError if a file is missing, truncated or altered, or the format is not ours.
     """
+    text = _read(path, STATE_FILE)
     try:
-        content = json.loads(_read(path, STATE_FILE))
+        content = json.loads(text)
     except ValueError as error:
         raise CheckpointError(path, f"{STATE_FILE} is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -119,9 +120,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def load_weights(checkpoint: Checkpoint, stem: str, module: nn.Module) -> None:
     """Loads a network's state_dict from a checkpoint; raises CheckpointError if it does not fit."""
+    if stem not in checkpoint.tensors:
+        raise CheckpointError(checkpoint.path, f"it has no {stem}.safetensors")
     try:
         module.load_state_dict(checkpoint.tensors[stem])
-    except (KeyError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             checkpoint.path, f"{stem}.safetensors does not fit the network ({reason})"

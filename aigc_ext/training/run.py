@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,8 @@ from aigc_ext.training.config import ConfigError, TrainConfig
 CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"
 _RUN_NAME = re.compile(r"(\d{5,})-.+")
+# What another process has just begun to make is not stale.
+_STALE_SECONDS = 60
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -58,17 +62,23 @@ def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
 
 
 def create_run(outdir: Path, config: TrainConfig, data: str, desc: str = "") -> Path:
-    """Makes the next run directory, with `config` as its config.json; raises RunError if that cannot be."""
+    """Makes the next run directory with its config.json, both or none; raises RunError if that cannot be."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
+        _files.remove_temporaries(outdir, min_age=_STALE_SECONDS)
+        temporary = _files.temporary_path(outdir / "run")
+        temporary.mkdir()
+        _files.write_durable(temporary / CONFIG_FILE, config.to_json().encode())
+        _files.fsync_directory(temporary)
         while True:
             run_dir = outdir / next_run_name(outdir, config.preset, data, desc)
             try:
-                run_dir.mkdir()
+                os.rename(temporary, run_dir)
                 break
-            except FileExistsError:  # another process took the name
-                continue
-        _files.replace_file(run_dir / CONFIG_FILE, config.to_json().encode())
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process took the name
+                    raise
+        _files.fsync_directory(outdir)
     except OSError as error:
         raise RunError(f"no run directory can be made in {outdir}: {error.strerror}") from error
     return run_dir
@@ -120,20 +130,6 @@ def check_resumable(old: TrainConfig, new: TrainConfig) -> list[str]:
     return changes
 
 
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Holds a run for one process. The system releases the lock when the process dies, however it dies."""
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"run {run_dir} is in use by another process") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
 class StatsLog:
     """`stats.jsonl`: one JSON object per tick, each with the `step` at which it was written."""
 
@@ -166,6 +162,55 @@ class StatsLog:
     def restart(self, rows: list[dict[str, Any]]) -> None:
         """Replaces the content, atomically."""
         _files.replace_file(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run directory."""
+
+    path: Path
+    stats: StatsLog
+    log: logging.Logger
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def checkpoint(self, name: str) -> Path:
+        return self.path / "checkpoints" / name
+
+    def grid(self, name: str) -> Path:
+        return self.path / f"fakes{name}.png"
+
+
+@contextmanager
+def open_run(path: Path) -> Iterator[Run]:
+    """A run directory for this process alone, with its log; raises RunError if another process has it."""
+    with _locked(path):
+        log = logging.getLogger(f"{__package__}.{path.name}")
+        handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield Run(path, StatsLog(path / STATS_FILE), log)
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Holds a run for one process. The system releases the lock when the process dies, however it dies."""
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"run {run_dir} is in use by another process") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _runs(outdir: Path) -> list[tuple[Path, re.Match[str]]]:

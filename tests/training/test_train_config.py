@@ -117,7 +117,7 @@ def test_a_wrong_file_is_named(tmp_path, text, message):
 def test_a_file_that_is_no_text(tmp_path):
     path = tmp_path / "my.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="my.json is not JSON"):
+    with pytest.raises(ConfigError, match=r"my.json is not JSON"):
         TrainConfig.from_json(path)
 
 

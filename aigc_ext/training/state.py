@@ -1,0 +1,185 @@
+"""Everything that changes while a pair of networks is trained, and its way to disk and back."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext.optim import AdamEMA
+from aigc_ext.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_optimizer,
+    load_weights,
+    optimizer_tensors,
+    serialize,
+)
+from aigc_ext.training.config import AdamConfig, TrainConfig
+from aigc_ext.training.progress import RunningMeans
+from aigc_ext.version import __version__
+
+
+class TrainingState:
+    """The networks, their average, both optimisers, the random generators and the counters of a run.
+
+    Args:
+        generator, discriminator: already on `device`.
+
+    Attributes:
+        ema: the averaged generator, in eval mode.
+        latents: the generator of the latents.
+        means: of the statistics since the last row of figures.
+        step: steps taken.
+        nimg: real images shown to the discriminator.
+        rows: rows of figures written.
+        seconds: time spent training.
+        streak: steps in a row, up to the last one, that an optimiser refused.
+    """
+
+    def __init__(
+        self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, device: torch.device
+    ) -> None:
+        self.generator = generator
+        self.discriminator = discriminator
+        self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.g_optimizer = _make_optimizer(generator, config.g_optim, ema=self.ema)
+        self.d_optimizer = _make_optimizer(discriminator, config.d_optim)
+        self.latents = torch.Generator(device).manual_seed(derive_seed(config.seed, "latents"))
+        self.means = RunningMeans(device)
+        self.step = 0
+        self.nimg = 0
+        self.rows = 0
+        self.seconds = 0.0
+        self.streak = 0
+        self._device = device
+        self._seed = config.seed
+        self._module_rng: dict[str, Tensor] | None = None
+
+    @property
+    def skipped(self) -> tuple[int, int]:
+        """Steps that the discriminator's and the generator's optimiser refused. Waits for the device."""
+        return int(self.d_optimizer.skipped), int(self.g_optimizer.skipped)
+
+    @contextmanager
+    def own_module_rng(self) -> Iterator[None]:
+        """Inside, PyTorch's global generators are the run's own; afterwards they are the caller's again.
+
+        Modules such as dropout draw from them.
+        """
+        cuda = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            if self._module_rng is None:
+                torch.manual_seed(derive_seed(self._seed, "modules"))
+            else:
+                torch.set_rng_state(self._module_rng["cpu"])
+                if cuda:
+                    torch.cuda.set_rng_state(self._module_rng["cuda"], self._device)
+            try:
+                yield
+            finally:
+                self._module_rng = self._global_rng()
+
+    @torch.no_grad()
+    def copy_buffers(self) -> None:
+        """Brings `ema` up to date: parameters are averaged, buffers such as batch statistics are copied."""
+        for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(current)
+
+    def files(self) -> dict[str, bytes]:
+        """The tensors as the safetensors files of a checkpoint, by stem. Inside `own_module_rng` only."""
+        self.copy_buffers()
+        rest = {
+            **_prefixed("g_optimizer", optimizer_tensors(self.g_optimizer)),
+            **_prefixed("d_optimizer", optimizer_tensors(self.d_optimizer)),
+            **_prefixed("rng", {"latents": self.latents.get_state(), **self._global_rng()}),
+            **_prefixed("means", {"sums": self.means.sums, "counts": self.means.counts}),
+        }
+        return {
+            "generator": serialize(self.generator.state_dict()),
+            "discriminator": serialize(self.discriminator.state_dict()),
+            "ema": serialize(self.ema.state_dict()),
+            "training_state": serialize(rest),
+        }
+
+    def counters(self) -> dict[str, Any]:
+        """The rest of the state, and what it belongs to, as JSON values."""
+        return {
+            "step": self.step,
+            "nimg": self.nimg,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "streak": self.streak,
+            "skipped": self.skipped,
+            "device": self._device.type,
+            "threads": torch.get_num_threads(),
+            "aigc_ext": __version__,
+            "torch": torch.__version__,
+            "generator": getattr(self.generator, "config", None),
+            "discriminator": getattr(self.discriminator, "config", None),
+        }
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Raises CheckpointError if the checkpoint is of other networks or another kind of device."""
+        counters, rest = checkpoint.state, checkpoint.tensors["training_state"]
+        if counters["device"] != self._device.type:
+            # The generators of random numbers differ, so that the run would be another one.
+            raise CheckpointError(
+                checkpoint.path,
+                f"it was written on {counters['device']}, but the device is now {self._device}",
+            )
+        load_weights(checkpoint, "generator", self.generator)
+        load_weights(checkpoint, "discriminator", self.discriminator)
+        load_weights(checkpoint, "ema", self.ema)
+        load_optimizer(self.g_optimizer, _under("g_optimizer", rest))
+        load_optimizer(self.d_optimizer, _under("d_optimizer", rest))
+        self._module_rng = _under("rng", rest)
+        self.latents.set_state(self._module_rng.pop("latents"))
+        self.means.sums.copy_(rest["means.sums"])
+        self.means.counts.copy_(rest["means.counts"])
+        self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
+        self.seconds, self.streak = counters["seconds"], counters["streak"]
+        for optimizer, skipped in zip(
+            (self.d_optimizer, self.g_optimizer), counters["skipped"], strict=True
+        ):
+            optimizer.skipped.fill_(skipped)
+
+    def _global_rng(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        return states
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """An independent 63-bit seed for each purpose: generators with equal seeds give equal numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+def _make_optimizer(module: nn.Module, config: AdamConfig, *, ema: nn.Module | None = None) -> AdamEMA:
+    averages = None
+    if ema is not None:
+        pairs = zip(ema.parameters(), module.parameters(), strict=True)
+        averages = [average for average, current in pairs if current.requires_grad]
+    return AdamEMA(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        ema_params=averages,
+    )
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

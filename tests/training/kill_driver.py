@@ -1,0 +1,166 @@
+"""Kills real training processes with SIGKILL, resumes them, and compares with a run that was left alone.
+
+Run as a program: it imports everything once and forks the processes that it kills, so that a kill costs
+milliseconds. Prints a JSON report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from aigc_ext import _files
+from aigc_ext.training import Trainer, find_resume_point
+from aigc_ext.training.run import RunError
+from tests.training.helpers import config, files_of, rows_of
+
+CONFIG = config(batch=20, kimg=0.4, tick=0.05, snap=2, keep=2, threads=1)
+
+
+def train(outdir: Path) -> None:
+    try:
+        point = find_resume_point("latest", outdir)
+    except RunError:  # killed before there was a run
+        point = None
+    trainer = Trainer.from_config(CONFIG if point is None else point.config, outdir=outdir)
+    if point is not None:
+        trainer.restore(point)
+    trainer.fit()
+
+
+def fork(outdir: Path, before=lambda: None) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        before()
+        train(outdir)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def wait(child: int) -> bool:
+    """True if the child ended, False if it was killed; anything else is an error."""
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return False
+    if status != 0:
+        sys.exit(f"a training process failed with status {status}")
+    return True
+
+
+def die_in_call(number: int, notes: Path):
+    """Kills the process before its n-th call that changes the disk, or half-way if that is a write."""
+    left = number
+
+    def count(kind: str, path: object, act=lambda: None) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            act()
+            notes.write_text(f"{kind} {path}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def patch() -> None:
+        write_durable, fsync, rename, replace = _files.write_durable, os.fsync, os.rename, os.replace
+
+        def half_written(path: Path, data: bytes) -> None:
+            count("write", path, lambda: path.write_bytes(data[: len(data) // 2]))
+            write_durable(path, data)
+
+        def counted_fsync(descriptor: int) -> None:
+            count("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+            fsync(descriptor)
+
+        def counted_rename(old: Path, new: Path) -> None:
+            count("rename", old)
+            rename(old, new)
+
+        def counted_replace(old: Path, new: Path) -> None:
+            count("replace", old)
+            replace(old, new)
+
+        _files.write_durable = half_written
+        os.fsync, os.rename, os.replace = counted_fsync, counted_rename, counted_replace
+
+    return patch
+
+
+def compare(expected: Path, outdir: Path, what: str, different: list[str]) -> None:
+    (one,), (other,) = expected.glob("0*"), outdir.glob("0*")
+    if [p.name for p in sorted(one.rglob("*"))] != [p.name for p in sorted(other.rglob("*"))]:
+        different.append(f"{what}: files of {other}")
+    for path in (one / "checkpoints").iterdir():
+        if files_of(path) != files_of(other / "checkpoints" / path.name):
+            different.append(f"{what}: {path.name}")
+    for name in [p.name for p in one.glob("*.png")] + ["model/model.safetensors"]:
+        if (one / name).read_bytes() != (other / name).read_bytes():
+            different.append(f"{what}: {name}")
+    if rows_of(one) != rows_of(other):
+        different.append(f"{what}: stats.jsonl")
+
+
+def main(work: Path) -> None:
+    rng = random.Random(0)
+    expected = work / "expected"
+    train(work / "warm-up")  # what is imported on first use is imported before the forks
+    start = time.monotonic()
+    train(expected)
+    seconds = time.monotonic() - start
+    different: list[str] = []
+
+    by_chance = 0
+    for trial in range(3):
+        outdir, kills = work / f"chance{trial}", 0
+        while True:
+            child = fork(outdir)
+            # Later and later, so that slow starts cannot keep it from ever reaching a checkpoint.
+            time.sleep(rng.uniform(0.1, 0.8 + kills / 5) * seconds)
+            os.kill(child, signal.SIGKILL)
+            if wait(child):
+                break
+            kills += 1
+            if kills > 40:
+                sys.exit("the run makes no progress")
+        by_chance += kills
+        compare(expected, outdir, "by chance", different)
+
+    rng = random.Random(1)  # the number of kills by chance is not known
+    in_write: dict[str, int] = {}
+    in_checkpoint = 0
+    notes = work / "notes"
+    for trial in range(4):
+        outdir = work / f"write{trial}"
+        number = 1 + trial
+        while not wait(fork(outdir, die_in_call(number, notes))):
+            kind, path = notes.read_text().split(maxsplit=1)
+            in_write[kind] = in_write.get(kind, 0) + 1
+            in_checkpoint += "checkpoints" in path
+            number += rng.randrange(1, 5)
+            if number > 300:
+                sys.exit("the run makes no progress")
+        compare(expected, outdir, "in a write", different)
+    print(
+        json.dumps(
+            {
+                "by_chance": by_chance,
+                "in_write": in_write,
+                "in_checkpoint": in_checkpoint,
+                "different": different,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from aigc_ext.data import TensorImages
+from aigc_ext.sampling import Sampler
+from aigc_ext.training import (
+    ConfigError,
+    NonFiniteError,
+    RunError,
+    Trainer,
+    find_resume_point,
+    read_checkpoint,
+    replay,
+)
+from aigc_ext.training.batches import batches
+from aigc_ext.training.malloc import keep_freed_memory
+from aigc_ext.training.progress import ProgressLine, RunningMeans
+from aigc_ext.training.run import next_run_name
+from aigc_ext.training.runtime import resolve_device
+from aigc_ext.training.step import STATISTICS
+from tests.training.helpers import (
+    PlainDiscriminator,
+    PlainGenerator,
+    config,
+    files_of,
+    rows_of,
+    tiny_images,
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    options = config(keep=2, loss__gamma=0.1, loss__r1_interval=4)
+    return Trainer.from_config(options, outdir=tmp_path_factory.mktemp("runs"), desc="first try").fit()
+
+
+def plain_trainer(data, options, outdir, **kwargs):
+    torch.manual_seed(0)
+    ranges = {"z_dim": 6, "value_range": (-1.0, 1.0)} | kwargs
+    return Trainer(
+        PlainGenerator(data.image_shape),
+        PlainDiscriminator(data.image_shape),
+        data,
+        options,
+        outdir=outdir,
+        **ranges,
+    )
+
+
+def test_the_run_directory(done):
+    assert done.run_dir.name == "00000-mlp-digits-first_try"
+    assert sorted(p.relative_to(done.run_dir).as_posix() for p in done.run_dir.rglob("*")) == sorted(
+        ["config.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png"]
+        + [f"fakes{name}.png" for name in ("000000-250", "000000-500", "000000-750", "000001")]
+        + ["model", "model/config.json", "model/model.safetensors", "checkpoints"]
+        + [
+            f"checkpoints/{name}{file}"
+            for name in ("000000-750", "000001")
+            for file in (
+                "",
+                "/generator.safetensors",
+                "/discriminator.safetensors",
+                "/ema.safetensors",
+                "/training_state.safetensors",
+                "/state.json",
+            )
+        ]
+    )
+    assert (done.step, done.nimg, done.signal) == (40, 1000, None)
+    assert done.checkpoint == done.run_dir / "checkpoints" / "000001"
+    assert done.grid == done.run_dir / "fakes000001.png"
+    assert done.stats == done.run_dir / "stats.jsonl"
+    assert "finished at step 40 (1000 images)" in (done.run_dir / "log.txt").read_text()
+    assert "the labels of digits are not used" in (done.run_dir / "log.txt").read_text()
+
+
+def test_the_figures(done):
+    rows = [json.loads(line) for line in done.stats.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert [row["nimg"] for row in rows] == [125 * i for i in range(1, 9)]
+    assert rows[-1]["epoch"] == pytest.approx(1000 / 1797)
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    for row in rows:
+        assert set(STATISTICS) | {"skipped_d", "skipped_g", "ema_decay", "img_per_sec", "memory_gb"} <= set(
+            row
+        )
+        assert (row["skipped_d"], row["skipped_g"]) == (0, 0)
+        assert 0 <= row["acc_real"] <= 1
+        assert row["loss_d"] > 0
+        assert row["r1"] > 0  # steps 0, 4, 8, ...: at least one in every tick of five
+        assert row["memory_gb"] > 0.01
+    assert rows[0]["loss_d"] != rows[1]["loss_d"]
+
+
+def test_the_grids_are_the_seeds_of_the_snapshot(done):
+    images = Sampler.from_pretrained(done.checkpoint).sample(range(8))
+    assert np.array_equal(images, Sampler.from_pretrained(done.run_dir).sample(range(8)))
+    # 4 columns and 2 rows of 8x8 pixels, each of them shown as 8x8.
+    sheet = np.asarray(Image.open(done.grid))
+    assert sheet.shape == (2 * 64, 4 * 64)
+    for i in range(8):
+        cell = sheet[64 * (i // 4) :, 64 * (i % 4) :][:64, :64]
+        assert np.array_equal(cell[::8, ::8], images[i, :, :, 0])
+        assert np.array_equal(cell[7::8, 7::8], images[i, :, :, 0])
+    text = Image.open(done.grid).text
+    assert json.loads(text["aigc_ext"])["seeds"] == list(range(8))
+    assert "AIGC" in text
+    reals = Image.open(done.run_dir / "reals.png")
+    assert "AIGC" not in reals.text
+    assert np.asarray(reals)[::8, ::8][:8, :8].shape == (8, 8)
+
+
+def test_the_model_is_the_average_of_the_checkpoint(done):
+    saved = read_checkpoint(done.checkpoint).tensors
+    assert (done.model / "model.safetensors").read_bytes() == files_of(done.checkpoint)["ema.safetensors"]
+    assert saved["ema"].keys() == saved["generator"].keys()
+    assert any(not torch.equal(saved["ema"][k], saved["generator"][k]) for k in saved["ema"])
+
+
+def test_an_average_with_half_life_zero_is_the_generator(tmp_path):
+    result = Trainer.from_config(config(kimg=0.1, ema__kimg=0), outdir=tmp_path).fit()
+    saved = read_checkpoint(result.checkpoint).tensors
+    assert all(torch.equal(saved["ema"][k], saved["generator"][k]) for k in saved["ema"])
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
+    runs = [Trainer.from_config(config(kimg=0.1, seed=s), outdir=tmp_path).fit() for s in (0, 0, 1)]
+    assert [run.run_dir.name[:5] for run in runs] == ["00000", "00001", "00002"]
+    assert files_of(runs[0].checkpoint) == files_of(runs[1].checkpoint)
+    assert files_of(runs[0].checkpoint) != files_of(runs[2].checkpoint)
+
+
+def test_workers_change_nothing(tmp_path):
+    runs = [Trainer.from_config(config(kimg=0.25, workers=n), outdir=tmp_path).fit() for n in (0, 3)]
+    assert files_of(runs[0].checkpoint) == files_of(runs[1].checkpoint)
+
+
+def test_training_learns(tmp_path):
+    """The generator's mean image comes near the data's, which an untrained one is far from."""
+    data = TensorImages("bright", torch.full((50, 1, 4, 4), 230, dtype=torch.uint8))
+    options = config(kimg=4, tick=4, loss__gamma=3, loss__r1_interval=1, ema__kimg=0.5)
+    for key in ("g_optim", "d_optim"):
+        options = options.override(f"{key}.lr", 0.01).override(f"{key}.beta1", 0)
+    trainer = plain_trainer(data, options, tmp_path)
+    sample = Sampler(trainer.state.ema, z_dim=6, value_range=(-1.0, 1.0))
+    before = sample.sample(range(32)).mean()
+    trainer.fit()
+    assert abs(before - 230) > 70
+    assert abs(sample.sample(range(32)).mean() - 230) < 20
+
+
+def test_modules_without_our_attributes(tmp_path):
+    data = tiny_images()
+    for missing in ("z_dim", "value_range"):
+        with pytest.raises(ValueError, match=f"PlainGenerator has no attribute {missing}; pass {missing}="):
+            plain_trainer(data, config(), tmp_path, **{missing: None})
+    result = plain_trainer(data, config(kimg=0.1), tmp_path).fit()
+    assert result.model is None
+    assert not (result.run_dir / "model").exists()
+    with pytest.raises(ValueError, match="has no `config` to build it from"):
+        Sampler.from_pretrained(result.checkpoint)
+
+
+def test_a_generator_of_another_shape_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="makes images of 8x8 pixels with 1 channels, but those of tiny have 4x4 with 1"
+    ):
+        Trainer(
+            PlainGenerator((1, 8, 8)),
+            PlainDiscriminator(),
+            tiny_images(),
+            config(),
+            z_dim=6,
+            value_range=(0.0, 1.0),
+        )
+
+
+def test_labels_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.cond is true, but tiny has no labels"):
+        plain_trainer(tiny_images(), config(data__cond=True), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", "", "meta", "mps"])
+def test_an_unknown_device(name):
+    with pytest.raises(
+        ConfigError, match=f"device is '{name}', but must be 'auto', 'cpu', 'cuda' or 'cuda:N'"
+    ):
+        resolve_device(name)
+
+
+def test_a_cuda_device_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"device is 'cuda:99', but this PyTorch sees \d+ CUDA devices"):
+        resolve_device("cuda:99")
+
+
+def test_nothing_is_written_before_fit(tmp_path):
+    Trainer.from_config(config(), outdir=tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_outdir_that_is_a_file(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RunError, match=r"no run directory can be made in .*runs: (File exists|Not a dir)"):
+        Trainer.from_config(config(), outdir=tmp_path / "runs").fit()
+
+
+def test_run_names(tmp_path):
+    assert next_run_name(tmp_path / "none", "mlp", "digits") == "00000-mlp-digits"
+    for name in ("00003-mlp-digits", "00010-x", "123456-old", "notes", "7-x", "00020"):
+        (tmp_path / name).mkdir()
+    assert next_run_name(tmp_path, "mlp", "my data/é", "a b/../c") == "123457-mlp-my_data_-a_b_.._c"
+
+
+def test_settings_of_the_process_are_put_back(tmp_path):
+    threads = torch.get_num_threads()
+    handlers = list(logging.getLogger("aigc_ext").handlers)
+    result = Trainer.from_config(
+        config(kimg=0.1, threads=threads + 1, deterministic=True), outdir=tmp_path
+    ).fit()
+    assert json.loads((result.checkpoint / "state.json").read_text())["threads"] == threads + 1
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert logging.getLogger("aigc_ext").handlers == handlers
+    assert not any(logging.getLogger(f"aigc_ext.training.{result.run_dir.name}").handlers)
+
+
+def test_another_number_of_threads_is_said_on_resume(tmp_path):
+    threads = torch.get_num_threads()
+    first = Trainer.from_config(config(kimg=0.1, threads=threads + 1), outdir=tmp_path).fit()
+    point = find_resume_point(str(first.run_dir), tmp_path)
+    trainer = Trainer.from_config(point.config.override("threads", threads), outdir=tmp_path)
+    trainer.restore(point)
+    trainer.fit()
+    expected = f"the run had {threads + 1} CPU threads and now has {threads}: sums may round differently"
+    assert expected in (first.run_dir / "log.txt").read_text()
+
+
+# Numbers that are not finite
+
+
+class Exploding(nn.Module):
+    """A discriminator whose logits are infinite in the calls from `first` to `last`."""
+
+    def __init__(self, shape, first, last):
+        super().__init__()
+        self.inner, self.calls, self.first, self.last = PlainDiscriminator(shape), 0, first, last
+
+    def forward(self, images):
+        self.calls += 1
+        logits = self.inner(images)
+        return logits * torch.inf if self.first <= self.calls <= self.last else logits
+
+
+def exploding_trainer(outdir, first, last, **overrides):
+    data = tiny_images()
+    torch.manual_seed(0)
+    discriminator = Exploding(data.image_shape, first, last)
+    return Trainer(
+        PlainGenerator(data.image_shape),
+        discriminator,
+        data,
+        config(**overrides),
+        outdir=outdir,
+        z_dim=6,
+        value_range=(-1.0, 1.0),
+    )
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_logged(tmp_path):
+    # Three calls a step: real, fake, and fake again. So the steps 4, 5 and 6 fail.
+    result = exploding_trainer(tmp_path, 10, 18, kimg=0.25, nonfinite_limit=4).fit()
+    rows = rows_of(result.run_dir)
+    assert [(row["skipped_d"], row["skipped_g"]) for row in rows] == [(2, 2), (3, 3)]
+    assert all(row["loss_d"] is not None for row in rows)
+    log = (result.run_dir / "log.txt").read_text()
+    assert (
+        "WARNING step 5: so far 2 discriminator and 2 generator steps were not finite and were skipped" in log
+    )
+    assert "WARNING step 10: so far 3 discriminator and 3 generator steps" in log
+    assert all(
+        tensor.isfinite().all() for tensor in read_checkpoint(result.checkpoint).tensors["ema"].values()
+    )
+
+
+def test_a_tick_without_a_finite_step_has_no_means(tmp_path):
+    result = exploding_trainer(tmp_path, 16, 45, kimg=0.5).fit()
+    assert [row["loss_d"] is None for row in rows_of(result.run_dir)] == [False, True, True, False]
+
+
+def test_a_long_streak_stops_the_run_with_a_dump(tmp_path):
+    trainer = exploding_trainer(tmp_path, 37, 10**9, nonfinite_limit=5)
+    with pytest.raises(NonFiniteError, match="stopped at step 17: 5 steps in a row") as error:
+        trainer.fit()
+    dump = error.value.dump
+    assert dump == trainer.run_dir / "nonfinite-000000-425"
+    assert f"ERROR {error.value}" in (trainer.run_dir / "log.txt").read_text()
+    state = read_checkpoint(dump).state
+    assert (state["step"], state["nimg"], state["last_checkpoint"]) == (17, 425, "000000-250")
+    assert state["statistics"]["loss_d"] in ("inf", "nan")
+    # The checkpoint before is whole, and the run resumes from it.
+    assert find_resume_point(str(trainer.run_dir), tmp_path).checkpoint.path.name == "000000-250"
+    with pytest.raises(ValueError, match="its generator has no `config` to build it from; pass generator="):
+        replay(dump)
+    again = replay(dump, PlainGenerator(), Exploding((1, 4, 4), 1, 10**9))
+    assert again.reproduced
+    assert set(again.bad_d) == {
+        "inner.first.weight",
+        "inner.first.bias",
+        "inner.last.weight",
+        "inner.last.bias",
+    }
+    # The same step with a sound discriminator is sound.
+    sound = replay(dump, PlainGenerator(), Exploding((1, 4, 4), 10**9, 0))
+    assert not sound.reproduced
+    assert (sound.bad_d, sound.bad_g) == ((), ())
+
+
+def test_a_diverging_run_of_our_networks_can_be_replayed(tmp_path):
+    trainer = Trainer.from_config(config(loss__kind="lsgan", nonfinite_limit=3), outdir=tmp_path)
+    with torch.no_grad():
+        for p in trainer.state.discriminator.parameters():
+            p.fill_(1e30)
+    with pytest.raises(NonFiniteError) as error:
+        trainer.fit()
+    again = replay(error.value.dump)
+    assert again.reproduced
+    written = read_checkpoint(error.value.dump).state["statistics"]
+    assert [str(again.loss_d), str(again.loss_g)] == [written["loss_d"], written["loss_g"]]
+
+
+def test_the_streak_survives_a_resume(tmp_path):
+    first = exploding_trainer(tmp_path, 19, 10**9, kimg=0.25, nonfinite_limit=6).fit()
+    assert read_checkpoint(first.checkpoint).state["streak"] == 4
+    point = find_resume_point(str(first.run_dir), tmp_path)
+    second = exploding_trainer(tmp_path, 1, 10**9, kimg=1, nonfinite_limit=6)
+    second.restore(point)
+    with pytest.raises(NonFiniteError, match="stopped at step 12: 6 steps in a row"):
+        second.fit()
+
+
+def test_a_damaged_or_ordinary_checkpoint_is_no_dump(done, tmp_path):
+    with pytest.raises(ValueError, match=r"it is no dump: it has no inputs.safetensors"):
+        replay(done.checkpoint)
+    with pytest.raises(ValueError, match=r"state.json cannot be read"):
+        replay(tmp_path)
+
+
+# Parts
+
+
+def test_running_means_leave_out_what_is_not_finite():
+    means = RunningMeans(torch.device("cpu"))
+    row = torch.arange(len(STATISTICS), dtype=torch.float32)
+    means.add(row)
+    means.add(torch.where(row == 2, torch.nan, row + 2))
+    means.add(torch.where(row == 3, torch.inf, torch.nan))
+    read = means.read()
+    assert list(read) == list(STATISTICS)
+    assert list(read.values()) == [1.0, 2.0, 2.0, 4.0, 5.0, 6.0, 7.0]
+    means.reset()
+    assert set(means.read().values()) == {None}
+
+
+def test_the_progress_line(capsys):
+    means = dict.fromkeys(STATISTICS) | {"loss_d": 1.25, "loss_g": 0.5, "d_real": 2.0, "d_fake": None}
+    with ProgressLine(20_000, 50_000, torch.device("cpu"), enabled=True) as line:
+        line.show(30_064, means)
+        line.show(50_048, means)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "30.1/50 kimg" in shown.err
+    assert " img/s, D 1.250, G 0.500, D(x) 2.000, D(G(z)) -, " in shown.err
+    assert " GB]" in shown.err
+    assert "100%|" in shown.err
+
+
+def test_no_progress_line(capsys):
+    with ProgressLine(0, 10, torch.device("cpu"), enabled=False) as line:
+        assert not line.due()
+        line.show(5, dict.fromkeys(STATISTICS))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_start_anywhere_and_can_be_closed(workers):
+    data = tiny_images(17, classes=3)
+
+    def take(position, count):
+        stream = batches(data, 5, 7, mirror=True, position=position, workers=workers)
+        taken = [next(stream) for _ in range(count)]
+        stream.close()
+        return taken
+
+    reference = batches(data, 5, 7, mirror=True, position=0, workers=0)
+    everything = [next(reference) for _ in range(12)]
+    for start in (0, 1, 7):
+        for (images, labels), (expected, expected_labels) in zip(
+            take(5 * start, 5), everything[start:], strict=False
+        ):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, expected_labels)
+
+
+def test_an_error_while_reading_ahead_arrives():
+    class Broken(TensorImages):
+        def _read_images(self, index):
+            raise OSError("the disk is gone")
+
+    tiny = tiny_images()
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches(Broken("x", tiny._images), 5, 0, mirror=False, position=0, workers=2))
+
+
+def test_glibc_keeps_freed_memory():
+    """Without torch, in a process of its own: the setting cannot be taken back."""
+    module = Path(sys.modules[keep_freed_memory.__module__].__file__)
+    code = f"""
+import ctypes, runpy
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+def mapped():
+    fields = ctypes.c_size_t * 10
+    libc.mallinfo2.restype = type("info", (ctypes.Structure,), {{"_fields_": [("f", fields)]}})
+    return libc.mallinfo2().f[3]  # blocks obtained by mmap
+for expected in (1, 0):
+    before = mapped()
+    block = libc.malloc(200 << 20)
+    assert mapped() - before == expected, (mapped(), before)
+    libc.free(block)
+    runpy.run_path({str(module)!r})["keep_freed_memory"]()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_malloc_option_is_used(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("aigc_ext.training.loop.keep_freed_memory", lambda: calls.append(1))
+    for mode, count in (("default", 0), ("keep", 1)):
+        Trainer.from_config(config(kimg=0.1, malloc=mode), outdir=tmp_path).fit()
+        assert len(calls) == count

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from aigc_ext.losses import AdversarialLoss
+from torch import nn
+
+from aigc_ext.optim import AdamEMA
+from aigc_ext.training.step import STATISTICS, AdversarialStep, Objective, StepInputs, backward
+
+
+def make_pair() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.Unflatten(1, (1, 2, 2)))
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, 1))
+    return generator, discriminator
+
+
+def make_step(generator, discriminator, kind="logistic", optimizer=torch.optim.Adam, **penalty):
+    objective = Objective(discriminator, AdversarialLoss(kind), **penalty)
+    g_optimizer = optimizer(generator.parameters(), lr=0.01)
+    d_optimizer = optimizer(discriminator.parameters(), lr=0.01)
+    return AdversarialStep(generator, discriminator, objective, g_optimizer, d_optimizer)
+
+
+def batch(n=5):
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(n, 1, 2, 2, generator=rng), torch.randn(n, 3, generator=rng)
+
+
+def weights(*modules):
+    return [p.detach().clone() for module in modules for p in module.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["logistic", "relativistic"])
+@pytest.mark.parametrize("penalize", [False, True])
+def test_it_is_the_textbook_step(kind, penalize):
+    generator, discriminator = make_pair()
+    own_g, own_d = copy.deepcopy((generator, discriminator))
+    step = make_step(generator, discriminator, kind, gamma=0.5, r1_interval=4)
+    g_adam = torch.optim.Adam(own_g.parameters(), lr=0.01)
+    d_adam = torch.optim.Adam(own_d.parameters(), lr=0.01)
+    real, z = batch()
+    for _ in range(3):
+        statistics = step(real, z, penalize=penalize)
+
+        fake = own_g(z)
+        x = real.clone().requires_grad_(True)
+        r, f = own_d(x), own_d(fake.detach())
+        if kind == "logistic":
+            loss_d = F.softplus(-r).mean() + F.softplus(f).mean()
+        else:
+            loss_d = F.softplus(-(r - f)).mean()
+        means = [r.mean(), f.mean(), (r > 0).float().mean(), (f < 0).float().mean()]
+        r1 = torch.tensor(torch.nan)
+        if penalize:
+            (gradient,) = torch.autograd.grad(r.sum(), x, create_graph=True)
+            r1 = gradient.square().flatten(1).sum(1).mean()
+            loss_d = loss_d + 0.5 / 2 * 4 * r1
+        d_adam.zero_grad()
+        loss_d.backward()
+        d_adam.step()
+        f = own_d(fake)
+        loss_g = F.softplus(-f).mean() if kind == "logistic" else F.softplus(-(f - own_d(real))).mean()
+        g_adam.zero_grad()
+        loss_g.backward()
+        g_adam.step()
+
+        expected = torch.stack([loss_d, loss_g, *means, r1]).detach()
+        if kind != "logistic":  # accuracies of paired losses are another matter
+            statistics, expected = statistics[[0, 1, 2, 3, 6]], expected[[0, 1, 2, 3, 6]]
+        torch.testing.assert_close(statistics, expected, equal_nan=True)
+    for ours, theirs in zip(weights(generator, discriminator), weights(own_g, own_d), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_generators_half_leaves_no_gradient_in_the_discriminator():
+    generator, discriminator = make_pair()
+    # A rate of 0 leaves the weights, so that the gradients can be compared.
+    step = make_step(generator, discriminator, optimizer=lambda p, lr: torch.optim.SGD(p, lr=0.0))
+    real, z = batch()
+    step(real, z)
+    left = [p.grad.clone() for p in discriminator.parameters()]
+    for p in discriminator.parameters():
+        p.grad = None
+    loss, _, _ = step._objective.discriminator(step.inputs)
+    loss.backward()
+    for one, other in zip(left, discriminator.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad)
+    assert all(p.requires_grad for p in discriminator.parameters())
+
+
+def test_a_frozen_layer_of_the_discriminator_stays_frozen():
+    generator, discriminator = make_pair()
+    discriminator[1].requires_grad_(False)
+    before = weights(discriminator[1])
+    step = make_step(generator, discriminator)
+    step(*batch())
+    assert not any(p.requires_grad for p in discriminator[1].parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(discriminator[1]), strict=True))
+
+
+def test_an_error_in_the_generators_half_leaves_the_discriminator_trainable():
+    generator, discriminator = make_pair()
+    step = make_step(generator, discriminator)
+    step._objective.generator = None
+    with pytest.raises(TypeError):
+        step(*batch())
+    assert all(p.requires_grad for p in discriminator.parameters())
+
+
+def test_labels_reach_both_networks():
+    class Labelled(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.seen = inner, []
+
+        def forward(self, x, c):
+            self.seen.append(c)
+            return self.inner(x)
+
+    generator, discriminator = map(Labelled, make_pair())
+    labels = torch.arange(5)
+    make_step(generator, discriminator, gamma=1.0)(*batch(), labels, penalize=True)
+    assert len(generator.seen) == 1
+    assert len(discriminator.seen) == 4  # real, fake, the penalty, and the generator's half
+    assert all(torch.equal(c, labels) for c in generator.seen + discriminator.seen)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_step_that_is_not_finite_changes_nothing(value):
+    generator, discriminator = make_pair()
+    step = make_step(generator, discriminator, optimizer=AdamEMA)
+    real, z = batch()
+    step(real, z)
+    before = weights(generator, discriminator)
+    statistics = step(real, torch.full_like(z, value))
+    assert not statistics[0].isfinite()
+    assert not statistics[1].isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(generator, discriminator), strict=True))
+    assert (int(step._d_optimizer.skipped), int(step._g_optimizer.skipped)) == (1, 1)
+    assert step(real, z)[:2].isfinite().all()
+    assert (int(step._d_optimizer.skipped), int(step._g_optimizer.skipped)) == (1, 1)
+
+
+def test_a_bad_real_batch_stops_only_the_discriminator():
+    generator, discriminator = make_pair()
+    step = make_step(generator, discriminator, optimizer=AdamEMA)
+    real, z = batch()
+    real[0, 0, 0, 0] = torch.nan
+    before_g, before_d = weights(generator), weights(discriminator)
+    step(real, z)
+    assert all(torch.equal(a, b) for a, b in zip(before_d, weights(discriminator), strict=True))
+    assert not torch.equal(before_g[0], weights(generator)[0])
+    assert (int(step._d_optimizer.skipped), int(step._g_optimizer.skipped)) == (1, 0)
+
+
+def test_an_infinite_loss_with_finite_gradients_is_refused_too():
+    class Overflowing(nn.Module):
+        """Infinite logits, whose gradient by the only parameter is 0 or 1 per image."""
+
+        def __init__(self):
+            super().__init__()
+            self.offset = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return self.offset + torch.full((len(x), 1), torch.inf)
+
+    discriminator = Overflowing()
+    objective = Objective(discriminator, AdversarialLoss("logistic"))
+    real, z = batch()
+    inputs = StepInputs(real, real, z, None, False)
+    loss, _, _ = objective.discriminator(inputs)
+    assert loss.isinf()
+    loss.backward()
+    assert discriminator.offset.grad.isfinite().all()
+    discriminator.offset.grad = None
+    backward(objective.discriminator(inputs)[0])
+    assert discriminator.offset.grad.isnan().all()
+
+
+def test_the_statistics_have_names():
+    generator, discriminator = make_pair()
+    statistics = make_step(generator, discriminator)(*batch())
+    assert statistics.shape == (len(STATISTICS),)
+    assert statistics.dtype == torch.float32
+    assert not statistics.requires_grad
+    assert statistics[STATISTICS.index("r1")].isnan()
