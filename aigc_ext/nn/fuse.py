@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _has_any_global_hook
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from aigc_ext import ops
@@ -272,7 +272,9 @@ def _fusion(layer: nn.Module, follower: nn.Module | None) -> _Fusion | str:
 
     Runs in every forward, also under torch.compile: so it is cheap, and the reason is a constant.
     """
-    run = _LAYERS.get(type_before_parametrizations(layer))
+    # torch.nn.utils.parametrize has functions for this, which take longer than all the rest here.
+    parametrized = "parametrizations" in layer._modules
+    run = _LAYERS.get(type(layer).__bases__[0] if parametrized else type(layer))
     if run is None:
         if isinstance(layer, LazyModuleMixin):
             return "{layer} gets its shape from the first input; call fuse_ again after that"
@@ -294,7 +296,7 @@ def _fusion(layer: nn.Module, follower: nn.Module | None) -> _Fusion | str:
         return "it has hooks or a replaced forward, which would be bypassed"
     if _is_observed(follower):
         return "{follower} behind it has hooks or a replaced forward, which would be bypassed"
-    parameters = layer.parameters() if is_parametrized(layer) else layer._parameters.values()
+    parameters = layer.parameters() if parametrized else layer._parameters.values()
     if not all(p is None or _is_plain(p) for p in parameters):
         return "its parameters are not plain floating-point tensors on a device that has the kernels"
     return _Fusion(run, act, follower.negative_slope if isinstance(follower, nn.LeakyReLU) else None)
@@ -320,7 +322,7 @@ def _is_plain(x: object) -> bool:
         and x.device.type in _DEVICES
         and x.layout is torch.strided
         and not x.is_nested
-        and not is_traceable_wrapper_subclass(x)
+        and (type(x) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(x))
     )
 
 
