@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,11 @@ def _report(result: TrainResult) -> None:
     click.echo(f"samples:     {result.grid}")
     click.echo(f"checkpoint:  {result.checkpoint}")
     click.echo(f"figures:     {result.stats}")
+    run_dir = shlex.quote(str(result.run_dir))
     if result.signal is None:
-        click.echo(f"more images: aigc-ext sample --network {result.run_dir} --seeds 0-15")
+        click.echo(f"more images: aigc-ext sample --network {run_dir} --seeds 0-15")
     else:
-        click.echo(f"to go on:    aigc-ext train --resume {result.run_dir}")
+        click.echo(f"to go on:    aigc-ext train --resume {run_dir}")
 
 
 class _AboveProgressLine(logging.Handler):

@@ -97,7 +97,12 @@ def to_pil(image: np.ndarray) -> Image.Image:
 
 def check_images(images: np.ndarray) -> np.ndarray:
     """Returns `images` if they are uint8 (N, H, W, C) with C = 1, 3 or 4; else raises ValueError."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[3] not in (1, 3, 4)
+        or not all(images.shape[1:])
+    ):
         raise ValueError(
             f"images are {images.dtype} of shape {images.shape}, but must be uint8 of shape (N, H, W, C) "
             "with C = 1, 3 or 4"

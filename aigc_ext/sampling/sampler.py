@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -101,7 +101,9 @@ class Sampler:
                 cleaner. (A generator without a mapping network has no mean of w to shrink towards.) 1 is off.
             output: "numpy" for uint8 (N, H, W, C), "pil" for a list of PIL images.
         """
-        seeds = self._check_seeds(seeds)
+        seeds = _integers("seed", seeds, MAX_SEED)
+        if not seeds:
+            raise ValueError("seeds is empty, but must hold at least one")
         if not (math.isfinite(truncation) and truncation >= 0):
             raise ValueError(f"truncation is {truncation}, but must be a finite number of at least 0")
         if output not in ("numpy", "pil"):
@@ -149,31 +151,17 @@ class Sampler:
             return None
         if classes is None:
             return [_draw(seed, self.z_dim, self.num_classes)[1] for seed in seeds]
-        if isinstance(classes, int):
-            classes = [classes] * len(seeds)
+        if isinstance(classes, (int, np.integer)):
+            classes = [int(classes)] * len(seeds)
         if len(classes) != len(seeds):
             raise ValueError(f"classes has {len(classes)} entries, but must have one per seed, {len(seeds)}")
-        for c in classes:
-            if not 0 <= c < self.num_classes:
-                raise ValueError(f"class is {c}, but must be from 0 to {self.num_classes - 1}")
-        return list(classes)
+        return _integers("class", classes, self.num_classes - 1)
 
     def _generate(self, z: Tensor, c: Tensor) -> np.ndarray:
         parameter = next(self.generator.parameters())
         z = z.to(parameter.device, parameter.dtype)
         made = self.generator(z, c.to(z.device)) if self.num_classes else self.generator(z)
         return to_uint8(made, self.value_range).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-
-    @staticmethod
-    def _check_seeds(seeds: Sequence[int]) -> list[int]:
-        if len(seeds) == 0:
-            raise ValueError("seeds is empty, but at least one image must be asked for")
-        checked = []
-        for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
-                raise ValueError(f"seed is {seed!r}, but must be an integer from 0 to {MAX_SEED}")
-            checked.append(int(seed))
-        return checked
 
 
 def attribute(module: nn.Module, name: str, given: Any = None) -> Any:
@@ -183,6 +171,15 @@ def attribute(module: nn.Module, name: str, given: Any = None) -> Any:
     if not hasattr(module, name):
         raise ValueError(f"{type(module).__name__} has no attribute {name}; pass {name}=...")
     return getattr(module, name)
+
+
+def _integers(name: str, values: Sequence[int], largest: int) -> list[int]:
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name}s is {values!r}, but must be a sequence of integers")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= largest:
+            raise ValueError(f"{name} is {value!r}, but must be an integer from 0 to {largest}")
+    return [int(value) for value in values]
 
 
 def _draw(seed: int, z_dim: int, num_classes: int = 0) -> tuple[Tensor, int]:

@@ -69,6 +69,7 @@ class ProgressLine:
             total=total / 1000,
             disable=not enabled,
             dynamic_ncols=True,
+            leave=self._terminal,
             bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}{postfix}]",
         )
 
