@@ -202,10 +202,7 @@ def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:
 
 
 def _noise_gradient(dz: Tensor, noise: Tensor, scale: Tensor) -> Tensor:
-    grad = dz.sum(1, keepdim=True)
-    if noise.size(0) == 1:
-        grad = grad.sum(0, keepdim=True)
-    return grad * scale.reshape(())
+    return dz.sum((0, 1) if noise.size(0) == 1 else 1, keepdim=True) * scale.reshape(())
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -238,7 +235,7 @@ def _forward_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | N
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, b, noise, strength, mask, *ctx.arguments, ctx.channels_last, _, _ = inputs
+    dy, x, b, noise, strength, mask, *ctx.arguments, ctx.channels_last, ctx.has_db, ctx.has_dstrength = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(dy, x, b, noise, strength, mask)
 
@@ -251,10 +248,10 @@ def _backward_gradients(
     dim, act = ctx.arguments[:2]
     # u is the cotangent of dz, of which dx is a copy and db and dstrength are sums.
     u = g_dx
-    if g_db is not None:
+    if g_db is not None and ctx.has_db:  # an output that was not asked for is empty, and so is its cotangent
         g = _along(g_db, dim, dy)
         u = g.expand_as(dy) if u is None else u + g
-    if g_dstrength is not None:
+    if g_dstrength is not None and ctx.has_dstrength:
         g = g_dstrength.reshape(()) * noise
         u = g.expand_as(dy) if u is None else u + g
     if u is None:
@@ -275,7 +272,7 @@ def _backward_gradients(
         grad_strength = grad_strength.reshape(strength.shape) if need_strength else None
         if need_noise:
             grad_noise = _noise_gradient(grad_x, noise, strength)
-    if need_noise and g_dstrength is not None:
+    if need_noise and g_dstrength is not None and ctx.has_dstrength:
         direct = _noise_gradient(dz_from(dy), noise, g_dstrength)
         grad_noise = direct if grad_noise is None else grad_noise + direct
     return (

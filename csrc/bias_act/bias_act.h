@@ -56,10 +56,10 @@ struct BiasActParams {
   void* dstrength = nullptr;
 };
 
-inline bool has_branch_plane(const BiasActParams& p) { return p.act == Act::relu || p.act == Act::lrelu; }
-inline int mask_planes(const BiasActParams& p) { return (has_branch_plane(p) ? 1 : 0) + (p.clamp >= 0 ? 1 : 0); }
-inline int64_t mask_row_bytes(const BiasActParams& p) { return (p.row_length + 7) / 8; }
-inline int64_t chunk_count(const BiasActParams& p) { return (p.rows + p.rows_per_chunk - 1) / p.rows_per_chunk; }
+constexpr bool has_branch_plane(const BiasActParams& p) { return p.act == Act::relu || p.act == Act::lrelu; }
+constexpr int mask_planes(const BiasActParams& p) { return (has_branch_plane(p) ? 1 : 0) + (p.clamp >= 0 ? 1 : 0); }
+constexpr int64_t mask_row_bytes(const BiasActParams& p) { return (p.row_length + 7) / 8; }
+constexpr int64_t chunk_count(const BiasActParams& p) { return (p.rows + p.rows_per_chunk - 1) / p.rows_per_chunk; }
 
 }  // namespace aigc
 

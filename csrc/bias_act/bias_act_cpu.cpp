@@ -15,26 +15,6 @@ constexpr int kGroup = kWidth<T> < 8 ? 8 : kWidth<T>;  // elements whose mask bi
 // Sums run in acc_t<T> over this many additions and are then passed on to float64: the error stays that of a short sum.
 constexpr int kSumBlock = 64;
 
-// Calls f(std::integral_constant) for the act, so that each gets its own loop.
-template <Act A>
-struct ActTag {
-  static constexpr Act value = A;
-};
-template <class F>
-void dispatch_act(Act act, F&& f) {
-  switch (act) {
-    case Act::linear: return f(ActTag<Act::linear>());
-    case Act::relu: return f(ActTag<Act::relu>());
-    case Act::lrelu: return f(ActTag<Act::lrelu>());
-    case Act::tanh: return f(ActTag<Act::tanh>());
-    case Act::sigmoid: return f(ActTag<Act::sigmoid>());
-    case Act::elu: return f(ActTag<Act::elu>());
-    case Act::selu: return f(ActTag<Act::selu>());
-    case Act::softplus: return f(ActTag<Act::softplus>());
-    case Act::swish: return f(ActTag<Act::swish>());
-  }
-}
-
 template <class T>
 struct Row {
   int64_t offset, length;

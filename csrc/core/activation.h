@@ -12,8 +12,28 @@ constexpr bool is_piecewise_linear(Act act) {
   return act == Act::linear || act == Act::relu || act == Act::lrelu;
 }
 
-#ifdef AIGC_ISA
-inline namespace AIGC_ISA {
+inline namespace AIGC_MATH_NAMESPACE {
+
+// Calls f with the act as a type, so that each gets its own loop.
+template <Act A>
+struct ActTag {
+  static constexpr Act value = A;
+};
+template <class F>
+inline void dispatch_act(Act act, F&& f) {
+  switch (act) {
+    case Act::linear: return f(ActTag<Act::linear>());
+    case Act::relu: return f(ActTag<Act::relu>());
+    case Act::lrelu: return f(ActTag<Act::lrelu>());
+    case Act::tanh: return f(ActTag<Act::tanh>());
+    case Act::sigmoid: return f(ActTag<Act::sigmoid>());
+    case Act::elu: return f(ActTag<Act::elu>());
+    case Act::selu: return f(ActTag<Act::selu>());
+    case Act::softplus: return f(ActTag<Act::softplus>());
+    case Act::swish: return f(ActTag<Act::swish>());
+  }
+}
+
 
 constexpr double kSeluScale = 1.0507009873554804934193349852946;
 constexpr double kSeluAlpha = 1.6732632423543772848170429916717;
@@ -88,6 +108,5 @@ AIGC_HOST_DEVICE inline V activation_second_derivative(V x) {
   }
 }
 
-}  // namespace AIGC_ISA
-#endif  // AIGC_ISA
+}  // namespace AIGC_MATH_NAMESPACE
 }  // namespace aigc

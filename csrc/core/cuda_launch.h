@@ -1,0 +1,39 @@
+// The one way to launch a CUDA kernel. Ops never write <<<>>>: the same .cu files are to compile for a host stand-in of
+// the CUDA runtime, which has no such syntax.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+namespace aigc {
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            Args... args) {
+  // Converted to the kernel's own parameter types: cudaLaunchKernel reads them through pointers.
+  std::tuple<Params...> values(args...);
+  std::apply(
+      [&](auto&... value) {
+        void* pointers[] = {static_cast<void*>(&value)...};
+        const cudaError_t status = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
+                                                    shared_bytes, stream);
+        if (status != cudaSuccess)
+          throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(status));
+      },
+      values);
+}
+
+// Blocks enough to fill the current device `waves` times over, and no more than there is work for.
+inline unsigned grid_size(int64_t items, int blocks_per_sm = 8) {
+  int device = 0, sms = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  const int64_t full = int64_t(sms) * blocks_per_sm;
+  return static_cast<unsigned>(items < full ? items : full);
+}
+
+}  // namespace aigc
