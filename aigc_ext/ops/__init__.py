@@ -7,5 +7,14 @@ from aigc_ext.ops.bias_act import bias_act as bias_act
 from aigc_ext.ops.bias_act import bias_act_ref as bias_act_ref
 from aigc_ext.ops.bias_act import noise_bias_act as noise_bias_act
 from aigc_ext.ops.bias_act import noise_bias_act_ref as noise_bias_act_ref
+from aigc_ext.ops.gan_loss import LossStats as LossStats
+from aigc_ext.ops.gan_loss import discriminator_loss as discriminator_loss
+from aigc_ext.ops.gan_loss import discriminator_loss_and_grad as discriminator_loss_and_grad
+from aigc_ext.ops.gan_loss import discriminator_loss_and_stats as discriminator_loss_and_stats
+from aigc_ext.ops.gan_loss import discriminator_loss_and_stats_ref as discriminator_loss_and_stats_ref
+from aigc_ext.ops.gan_loss import discriminator_loss_ref as discriminator_loss_ref
+from aigc_ext.ops.gan_loss import generator_loss as generator_loss
+from aigc_ext.ops.gan_loss import generator_loss_and_grad as generator_loss_and_grad
+from aigc_ext.ops.gan_loss import generator_loss_ref as generator_loss_ref
 from aigc_ext.ops.linear_act import linear_act as linear_act
 from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref

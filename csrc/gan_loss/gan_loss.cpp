@@ -1,0 +1,205 @@
+#include "gan_loss/gan_loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "glue/backend.h"
+
+namespace aigc {
+namespace {
+
+constexpr int64_t kChunk = 8192;  // logits of a side in one work item: some 30 us
+
+struct Kind {
+  const char* name;
+  GanTerm term;
+  bool paired, centred;
+};
+constexpr Kind kKinds[] = {
+    {"logistic", GanTerm::softplus, false, false},
+    {"minimax", GanTerm::softplus, false, false},
+    {"hinge", GanTerm::hinge, false, false},
+    {"lsgan", GanTerm::square, false, false},
+    {"wgan", GanTerm::linear, false, false},
+    {"relativistic", GanTerm::softplus, true, false},
+    {"relativistic_avg", GanTerm::softplus, false, true},
+};
+
+const Kind& parse_kind(const std::string& name, const char* op) {
+  for (const Kind& kind : kKinds)
+    if (name == kind.name) return kind;
+  fail(op, ": kind is '", name,
+       "', but must be one of logistic, minimax, hinge, lsgan, wgan, relativistic, relativistic_avg");
+}
+
+GanReduction parse_reduction(const std::string& name, const char* op) {
+  if (name == "mean") return GanReduction::mean;
+  if (name == "sum") return GanReduction::sum;
+  if (name == "none") return GanReduction::none;
+  fail(op, ": reduction is '", name, "', but must be one of mean, sum, none");
+}
+
+ScalarType accumulate_type(DType dtype) {
+  return dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
+}
+
+// Of the shape and memory format of `dense`.
+Tensor empty_like(const Tensor& dense, ScalarType type) {
+  return empty_strided(dense, dense.sizes(), dense.strides(), type);
+}
+
+void set_weights(GanLossParams& p, const OptionalTensor& weight, const Tensor& logits, const char* name,
+                 GanLossSide& side, const char* op) {
+  if (!weight) return;
+  AIGC_CHECK(weight->is_cpu() == logits.is_cpu(), op, ": weight and ", name, " are on different devices");
+  AIGC_CHECK(weight->scalar_type() == accumulate_type(p.dtype), op, ": weight is ",
+             dtype_name(weight->scalar_type()), ", but must be ", dtype_name(accumulate_type(p.dtype)),
+             " for ", name, " of ", dtype_name(logits.scalar_type()));
+  AIGC_CHECK(logits.dim() >= 1 && weight->dim() == 1 && weight->size(0) == logits.size(0), op,
+             ": weight has shape ", shape(*weight), ", but must have one number for each sample of ", name,
+             ", whose shape is ", shape(logits));
+  side.per_weight = logits.size(0) > 0 ? std::max<int64_t>(side.count / logits.size(0), 1) : 1;
+  p.weights = weight->data_ptr();
+}
+
+struct Loss {
+  Tensor loss, stats, slopes[2];
+};
+
+// Runs the kernels. Everything of `p` is set but what depends on the tensors, which are dense and alike where
+// paired.
+Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (&names)[2],
+         const OptionalTensor& weight_any, const char* op) {
+  const OptionalTensor weight = weight_any ? OptionalTensor(as_format(*weight_any, false)) : std::nullopt;
+  const Tensor& first = *logits[0];
+  const ScalarType type = accumulate_type(p.dtype);
+  Loss result;
+  int64_t longest = 0;
+  for (int i = 0; i < p.side_count; ++i) {
+    GanLossSide& side = p.sides[i];
+    const Tensor& x = *logits[i];
+    result.slopes[i] = empty_like(x, type);
+    side.logits = x.data_ptr();
+    side.slopes = result.slopes[i].data_ptr();
+    side.count = x.numel();
+    set_weights(p, weight, x, names[i], side, op);
+    longest = std::max(longest, side.count);
+  }
+  result.loss =
+      p.reduction == GanReduction::none ? empty_like(first, type) : empty_strided(first, {}, {}, type);
+  p.loss = result.loss.data_ptr();
+  if (p.side_count == 2) {
+    result.stats = empty_1d(first, 4, ScalarType::Float);
+    p.stats = static_cast<float*>(result.stats.data_ptr());
+  }
+  p.chunk = kChunk;
+  p.chunks = std::max<int64_t>((longest + kChunk - 1) / kChunk, 1);
+  const Tensor workspace = empty_1d(
+      first, p.chunks * p.side_count * int64_t(sizeof(GanLossPartial) / sizeof(double)), ScalarType::Double);
+  p.partials = static_cast<GanLossPartial*>(workspace.data_ptr());
+  if (p.needs_means) AIGC_RUN(gan_loss_means, p, p.chunks, 1, first);
+  AIGC_RUN(gan_loss_terms, p, p.chunks, 1, first);
+  AIGC_RUN(gan_loss_finish, p, p.centred ? p.chunks : 1, 1, first);
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> discriminator_loss_and_grad(
+    const Tensor& real_any, const Tensor& fake_any, OptionalTensor weight, std::string kind_name,
+    double label_smoothing, double l2_weight, std::string reduction) {
+  constexpr const char* op = "discriminator_loss";
+  GanLossParams p;
+  p.dtype = dtype_of(real_any, op, "real_logits");
+  check_same_kind(fake_any, "fake_logits", real_any, "real_logits", op);
+  const Kind& kind = parse_kind(kind_name, op);
+  p.reduction = parse_reduction(reduction, op);
+  AIGC_CHECK(label_smoothing >= 0 && label_smoothing < 1, op, ": label_smoothing is ", label_smoothing,
+             ", but must be at least 0 and below 1");
+  const bool with_targets = kind.term == GanTerm::softplus && !kind.paired && !kind.centred;
+  AIGC_CHECK(label_smoothing == 0 || with_targets, op, ": label_smoothing is ", label_smoothing,
+             ", but kind ", kind_name, " has no labels: it must be 0");
+  AIGC_CHECK(std::isfinite(l2_weight) && l2_weight >= 0, op, ": l2_weight is ", l2_weight,
+             ", but must be finite and at least 0");
+
+  const bool same_places = kind.paired || p.reduction == GanReduction::none;
+  Tensor real = as_dense(real_any), fake = as_dense(fake_any);
+  if (same_places) {
+    AIGC_CHECK(real.sizes() == fake.sizes(), op, ": real_logits has shape ", shape(real), " and fake_logits ",
+               shape(fake), ", but for kind ", kind_name, " and reduction ", reduction,
+               " the shapes must be equal");
+    if (is_channels_last(real) != is_channels_last(fake))
+      real = as_format(real, false), fake = as_format(fake, false);
+  }
+  p.term = kind.term;
+  p.paired = kind.paired;
+  p.centred = kind.centred;
+  p.needs_means = kind.centred || kind.term == GanTerm::linear;
+  p.is_probability = with_targets;
+  p.threshold = kind.term == GanTerm::square ? 0.5 : 0;
+  p.l2 = l2_weight;
+  p.sides[0].sign = -1;
+  p.sides[0].target = 1;
+  p.sides[0].smoothing = label_smoothing;
+  p.sides[1].counts_phi = !kind.paired;
+  const Loss result = run(p, {&real, &fake}, {"real_logits", "fake_logits"}, weight, op);
+  return {result.loss, result.stats, result.slopes[0], result.slopes[1]};
+}
+
+std::tuple<Tensor, Tensor> generator_loss_and_grad(const Tensor& fake_any, OptionalTensor weight,
+                                                   std::string kind_name, std::string reduction) {
+  constexpr const char* op = "generator_loss";
+  GanLossParams p;
+  p.dtype = dtype_of(fake_any, op, "fake_logits");
+  const Kind& kind = parse_kind(kind_name, op);
+  AIGC_CHECK(!kind.paired && !kind.centred, op, ": kind is '", kind_name,
+             "', which compares two batches: its loss is discriminator_loss with real and fake swapped");
+  p.reduction = parse_reduction(reduction, op);
+  // Fakes that should be judged real; for hinge without the hinge, for minimax by the negative of D's loss.
+  const bool minimax = kind_name == "minimax";
+  p.term = kind.term == GanTerm::hinge ? GanTerm::linear : kind.term;
+  p.side_count = 1;
+  p.sides[0].sign = minimax ? 1 : -1;
+  p.sides[0].factor = minimax ? -1 : 1;
+  p.sides[0].target = 1;
+  const Tensor fake = as_dense(fake_any);
+  const Loss result = run(p, {&fake, nullptr}, {"fake_logits", nullptr}, weight, op);
+  return {result.loss, result.slopes[0]};
+}
+
+std::tuple<Tensor, Tensor> discriminator_loss(const Tensor& real, const Tensor& fake, OptionalTensor weight,
+                                              std::string kind, double label_smoothing, double l2_weight,
+                                              std::string reduction) {
+  const auto result =
+      discriminator_loss_and_grad(real, fake, weight, kind, label_smoothing, l2_weight, reduction);
+  return {std::get<0>(result), std::get<1>(result)};
+}
+
+Tensor generator_loss(const Tensor& fake, OptionalTensor weight, std::string kind, std::string reduction) {
+  return std::get<0>(generator_loss_and_grad(fake, weight, kind, reduction));
+}
+
+}  // namespace
+
+AIGC_OPS(m) {
+  m.def(
+      "discriminator_loss(Tensor real_logits, Tensor fake_logits, Tensor? weight, str kind, float "
+      "label_smoothing, "
+      "float l2_weight, str reduction) -> (Tensor loss, Tensor stats)");
+  m.def(
+      "discriminator_loss_and_grad(Tensor real_logits, Tensor fake_logits, Tensor? weight, str kind, "
+      "float label_smoothing, float l2_weight, str reduction) "
+      "-> (Tensor loss, Tensor stats, Tensor d_real, Tensor d_fake)");
+  m.def("generator_loss(Tensor fake_logits, Tensor? weight, str kind, str reduction) -> Tensor");
+  m.def(
+      "generator_loss_and_grad(Tensor fake_logits, Tensor? weight, str kind, str reduction) "
+      "-> (Tensor loss, Tensor d_fake)");
+}
+
+AIGC_IMPL(m) {
+  m.impl("discriminator_loss", TORCH_BOX(&discriminator_loss));
+  m.impl("discriminator_loss_and_grad", TORCH_BOX(&discriminator_loss_and_grad));
+  m.impl("generator_loss", TORCH_BOX(&generator_loss));
+  m.impl("generator_loss_and_grad", TORCH_BOX(&generator_loss_and_grad));
+}
+
+}  // namespace aigc
