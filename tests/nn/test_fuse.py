@@ -668,6 +668,10 @@ def test_parameter_hooks_run():
         ((SubclassedLinear(4, 4), nn.ReLU()), "SubclassedLinear is a subclass"),
         ((Linear(4, 4, act="relu"), nn.ReLU()), "Linear is a subclass"),
         ((nn.Linear(4, 4, dtype=torch.complex64), nn.Tanh()), "floating-point"),
+        (
+            (parametrizations.orthogonal(nn.Linear(4, 4, bias=False, dtype=torch.complex64)), nn.Tanh()),
+            "floating-point",
+        ),
     ],
     ids=lambda p: p if isinstance(p, str) else "",
 )
@@ -708,6 +712,16 @@ def test_a_sequential_with_a_forward_of_its_own_is_left_alone():
     patched.forward = lambda input: input
     assert fuse_(patched).fused == []
     assert patched(x) is x
+
+
+def test_a_parametrized_sequential_is_left_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model.register_parameter("scale", nn.Parameter(torch.ones(2, 2)))
+    parametrizations.orthogonal(model, "scale")
+    assert fuse_(model).fused == []
+    torch.nn.utils.parametrize.remove_parametrizations(model, "scale")
+    assert type(model) is nn.Sequential
+    assert len(fuse_(model).fused) == 1
 
 
 def test_lazy_modules_are_fused_once_they_have_a_shape(op_calls):
