@@ -1,13 +1,16 @@
-// exp, expm1, log, log1p, tanh, sigmoid, softplus, sqrt, rsqrt, abs, min, max, clamp, under the same names
-// for
+// exp, expm1, log, log1p, tanh, sigmoid, softplus, sqrt, rsqrt, abs, min, max and clamp, under one name for
 //   - Vec<float> and Vec<double> (where AIGC_ISA is defined): branch-free polynomials, below;
 //   - float and double, on the host and in CUDA device code: the C and CUDA libraries' own,
 // so that one functor template serves every backend.
 //
 // NaN gives NaN (min and max: if either is); limits at +-infinity are exact; results overflow to infinity and
-// underflow through the denormals; functions that fix 0 keep its sign. The vector functions are within 2 ULP
-// in either type, sqrt correctly rounded. The compiler may contract a product and a sum or not: nothing
-// depends on it. It must not reorder (-ffast-math).
+// underflow through the denormals; functions that fix 0 keep its sign. Largest errors of the vector functions
+// in ULP, float and double, checked by tests/native/:
+//
+//   exp 1.1, expm1 1.75, log 1, log1p 1.5, tanh 1.5, sigmoid 1.85, softplus 1.7, sqrt 0.5, rsqrt 1.5
+//
+// The compiler may contract a product and a sum or not: nothing depends on it. It must not reorder
+// (-ffast-math).
 #pragma once
 
 #include <math.h>  // the C functions: an inline std::exp(float) could be merged across instruction sets
@@ -179,8 +182,7 @@ inline V with_sign(V magnitude, V x) {
   return (V)((bits_t<V>)magnitude | ((bits_t<V>)x & math_constants<T>::kSign));
 }
 
-// raw_max(a, b) is a > b ? a : b, thus b where either is NaN: one instruction on x86, which GCC does not
-// find.
+// raw_max(a, b) is a > b ? a : b, thus b where either is NaN. GCC does not find x86's instruction for it.
 #if defined(__AVX512F__)
 #define AIGC_X86(op) _mm512_##op
 #elif defined(__AVX2__)
@@ -371,8 +373,7 @@ inline V log1p(V x) {
 template <class V, class T = vector_element_t<V>>
 inline V softplus(V x) {
   using K = math_constants<T>;
-  // max(x, 0) + log(1 + y), y = e^-|x|. Up to 1 + y = sqrt(2), n = 0 and f = y; above, n = 1 and f = (y - 1)
-  // / 2.
+  // max(x, 0) + log(1 + y), y = e^-|x|. Up to 1 + y = sqrt(2): n = 0, f = y; above: n = 1, f = (y - 1) / 2.
   const V minus_magnitude = raw_max(broadcast<V>(K::kExpZero), -abs(x));
   const auto above = minus_magnitude > T(-0.881373587019543);
   const V n = select(above, broadcast<V>(1), V{});
