@@ -42,7 +42,7 @@ from aigc_ext.training.run import (
     open_run,
 )
 from aigc_ext.training.runtime import StopSignals, resolve_device, torch_settings
-from aigc_ext.training.state import TrainingState, derive_seed
+from aigc_ext.training.state import TrainingState, architecture, derive_seed
 from aigc_ext.training.step import STATISTICS, AdversarialStep
 
 _STEPS_PER_CUDA_CHECK = 50
@@ -214,7 +214,7 @@ class Trainer:
             run_dir=run.path,
             grid=run.grid(name),
             checkpoint=run.checkpoint(name),
-            model=run.model if hasattr(self.state.generator, "config") else None,
+            model=run.model if architecture(self.state.generator) else None,
             stats=run.stats.path,
             step=self.state.step,
             nimg=self.state.nimg,

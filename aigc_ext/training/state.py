@@ -120,8 +120,8 @@ class TrainingState:
             "threads": torch.get_num_threads(),
             "aigc_ext": __version__,
             "torch": torch.__version__,
-            "generator": getattr(self.generator, "config", None),
-            "discriminator": getattr(self.discriminator, "config", None),
+            "generator": architecture(self.generator),
+            "discriminator": architecture(self.discriminator),
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -144,9 +144,7 @@ class TrainingState:
         self.means.counts.copy_(rest["means.counts"])
         self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
         self.seconds, self.streak = counters["seconds"], counters["streak"]
-        for optimizer, skipped in zip(
-            (self.d_optimizer, self.g_optimizer), counters["skipped"], strict=True
-        ):
+        for optimizer, skipped in zip((self.d_optimizer, self.g_optimizer), counters["skipped"], strict=True):
             optimizer.skipped.fill_(skipped)
 
     def _global_rng(self) -> dict[str, Tensor]:
@@ -154,6 +152,12 @@ class TrainingState:
         if self._device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._device)
         return states
+
+
+def architecture(network: nn.Module) -> dict[str, Any] | None:
+    """What `aigc_ext.models` builds the network from, or None if it is not one of ours."""
+    config = getattr(network, "config", None)
+    return config if isinstance(config, dict) and "family" in config else None
 
 
 def derive_seed(seed: int, purpose: str) -> int:

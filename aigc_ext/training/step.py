@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aigc_ext.losses import AdversarialLoss, r1_penalty
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1")
-"""The entries of the vector that a step returns. `d_real` and `d_fake` are mean logits."""
+"""The entries of the vector that a step returns. See `losses.LossStats`."""
 
 
 class StepInputs(NamedTuple):

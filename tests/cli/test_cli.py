@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import aigc_ext.info
 import numpy as np
 import pytest
 from PIL import Image
 
+import aigc_ext.info
 from aigc_ext.cli import main
 from aigc_ext.sampling import Sampler
 from aigc_ext.training import PRESETS, TrainConfig

@@ -161,6 +161,9 @@ def test_modules_with_random_numbers_and_buffers_of_their_own(tmp_path):
     assert whole.grid.read_bytes() == resumed.grid.read_bytes()
     # The case is what it claims to be: the state differs between two moments.
     middle, end = read_checkpoint(stopped.checkpoint), read_checkpoint(resumed.checkpoint)
+    average, current = end.tensors["ema"], end.tensors["generator"]
+    assert torch.equal(average["norm.running_mean"], current["norm.running_mean"])
+    assert not torch.equal(average["norm.weight"], current["norm.weight"])
     for stem, name in (
         ("generator", "norm.running_mean"),
         ("generator", "tied.weight"),

@@ -54,7 +54,8 @@ def test_it_is_the_textbook_step(kind, penalize):
             loss_d = F.softplus(-r).mean() + F.softplus(f).mean()
         else:
             loss_d = F.softplus(-(r - f)).mean()
-        means = [r.mean(), f.mean(), (r > 0).float().mean(), (f < 0).float().mean()]
+        p, q = (r.sigmoid(), f.sigmoid()) if kind == "logistic" else (r, f)
+        means = [p.mean(), q.mean(), (r > 0).float().mean(), (f < 0).float().mean()]
         r1 = torch.tensor(torch.nan)
         if penalize:
             (gradient,) = torch.autograd.grad(r.sum(), x, create_graph=True)
