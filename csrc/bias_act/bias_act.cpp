@@ -7,11 +7,13 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kChunkElements = 32768;  // of one work item: small enough for L2, large enough to be worth a thread
-constexpr int64_t kMergedRow = 1024;       // rows shorter than 8 are merged into rows of about this length
+// Elements of one work item: small enough for L2, large enough to be worth a thread.
+constexpr int64_t kChunkElements = 32768;
+constexpr int64_t kMergedRow = 1024;  // rows shorter than 8 are merged into rows of about this length
 
 Act parse_act(const std::string& name, const char* op) {
-  constexpr const char* names[] = {"linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"};
+  constexpr const char* names[] = {"linear", "relu", "lrelu",    "tanh", "sigmoid",
+                                   "elu",    "selu", "softplus", "swish"};
   for (int i = 0; i < 9; ++i)
     if (name == names[i]) return Act(i);
   fail(op, ": act is '", name,
@@ -19,7 +21,8 @@ Act parse_act(const std::string& name, const char* op) {
 }
 
 // Fills in sizes and the bias/noise pointers for a dense x.
-void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise, int64_t dim) {
+void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise,
+              int64_t dim) {
   p.numel = x.numel();
   ChannelLayout layout{p.numel, 1, 1};
   if (b || noise) layout = channel_layout(x, dim);
@@ -34,7 +37,8 @@ void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const 
   } else if (layout.inner >= 8 && layout.channels > 1) {
     p.row_length = layout.inner;
   } else {
-    if (layout.channels <= 1) p.inner = 1;  // one bias for all: it does not matter which dimensions are inside
+    // One bias for all: it does not matter which dimensions are inside.
+    if (layout.channels <= 1) p.inner = 1;
     p.vec_is_bias = true;
     const int64_t period = std::max<int64_t>(p.channels * p.inner, 1);
     const int64_t periods = p.numel / period;
@@ -47,7 +51,8 @@ void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const 
   }
   p.row_length = std::max<int64_t>(p.row_length, 1);
   p.rows = (p.numel + p.row_length - 1) / p.row_length;
-  // Where the bias runs along the row, a chunk leaves a whole row of partial sums: let it have rows enough to be worth it.
+  // Where the bias runs along the row, a chunk leaves a whole row of partial sums: let it have rows enough to
+  // be worth it.
   p.rows_per_chunk = std::max<int64_t>(kChunkElements / p.row_length, p.vec_is_bias ? 16 : 1);
   p.plane_bytes = p.rows * p.row_length > p.numel ? (p.numel + 7) / 8 : p.rows * mask_row_bytes(p);
 }
@@ -55,20 +60,23 @@ void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const 
 void check_bias(const Tensor& x, const OptionalTensor& b, int64_t dim, const char* op) {
   if (!b) return;
   check_same_kind(*b, "b", x, "x", op);
-  AIGC_CHECK(b->dim() == 1 && b->size(0) == x.size(dim), op, ": b has shape ", shape(*b), ", but must be [", x.size(dim),
-             "] for an x of shape ", shape(x), " and dim ", dim);
+  AIGC_CHECK(b->dim() == 1 && b->size(0) == x.size(dim), op, ": b has shape ", shape(*b), ", but must be [",
+             x.size(dim), "] for an x of shape ", shape(x), " and dim ", dim);
 }
 
 void check_noise(const Tensor& x, const OptionalTensor& noise, const OptionalTensor& strength, int64_t dim,
                  const char* op) {
   AIGC_CHECK(noise.has_value() == strength.has_value(), op, ": noise and strength must be given together");
   if (!noise) return;
-  AIGC_CHECK(x.dim() >= 2 && dim == 1, op, ": noise needs an x of shape [N, C, ...] and dim 1, but x has shape ",
-             shape(x), " and dim is ", dim);
+  AIGC_CHECK(x.dim() >= 2 && dim == 1, op,
+             ": noise needs an x of shape [N, C, ...] and dim 1, but x has shape ", shape(x), " and dim is ",
+             dim);
   check_same_kind(*noise, "noise", x, "x", op);
   check_same_kind(*strength, "strength", x, "x", op);
-  AIGC_CHECK(strength->numel() == 1, op, ": strength has shape ", shape(*strength), ", but must be one number");
-  bool matches = noise->dim() == x.dim() && (noise->size(0) == x.size(0) || noise->size(0) == 1) && noise->size(1) == 1;
+  AIGC_CHECK(strength->numel() == 1, op, ": strength has shape ", shape(*strength),
+             ", but must be one number");
+  bool matches =
+      noise->dim() == x.dim() && (noise->size(0) == x.size(0) || noise->size(0) == 1) && noise->size(1) == 1;
   for (int64_t d = 2; matches && d < x.dim(); ++d) matches = noise->size(d) == x.size(d);
   AIGC_CHECK(matches, op, ": noise has shape ", shape(*noise), ", but for an x of shape ", shape(x),
              " it must be [N or 1, 1, ...] with x's spatial sizes");
@@ -79,9 +87,9 @@ OptionalTensor contiguous(const OptionalTensor& t) {
 }
 
 std::tuple<Tensor, Tensor> bias_act(const Tensor& x_any, OptionalTensor b, OptionalTensor noise,
-                                    OptionalTensor strength, int64_t dim, std::string act, double alpha, double gain,
-                                    std::optional<double> clamp, bool save) {
-  constexpr const char* op = "bias_act";
+                                    OptionalTensor strength, int64_t dim, std::string act, double alpha,
+                                    double gain, std::optional<double> clamp, bool save) {
+  const char* op = noise || strength ? "noise_bias_act" : "bias_act";
   BiasActParams p;
   p.dtype = dtype_of(x_any, op, "x");
   set_activation(p, act, alpha, gain, clamp, op);
@@ -123,18 +131,18 @@ Gradients run_backward(BiasActParams& p, const Tensor& like, bool need_b, bool n
 
 std::tuple<Tensor, Tensor, Tensor> bias_act_backward(const Tensor& dy_any, OptionalTensor x, OptionalTensor b,
                                                      OptionalTensor noise, OptionalTensor strength,
-                                                     OptionalTensor mask, int64_t dim, std::string act, double alpha,
-                                                     double gain, std::optional<double> clamp, bool channels_last,
-                                                     bool need_b, bool need_strength) {
+                                                     OptionalTensor mask, int64_t dim, std::string act,
+                                                     double alpha, double gain, std::optional<double> clamp,
+                                                     bool channels_last, bool need_b, bool need_strength) {
   constexpr const char* op = "bias_act_backward";
   BiasActParams p;
   p.dtype = dtype_of(dy_any, op, "dy");
   set_activation(p, act, alpha, gain, clamp, op);
-  AIGC_CHECK(!channels_last || dy_any.dim() >= 3, op, ": channels_last needs 3 dimensions or more, dy has shape ",
-             shape(dy_any));
+  AIGC_CHECK(!channels_last || dy_any.dim() >= 3, op,
+             ": channels_last needs 3 dimensions or more, dy has shape ", shape(dy_any));
   const Tensor dy = as_format(dy_any, channels_last);
   const bool smooth = !is_piecewise_linear(p.act);
-  if (dy.dim() > 0 || b || noise) dim = wrap_dim(dim, dy, op);
+  if (b || noise) dim = wrap_dim(dim, dy, op);
   check_bias(dy, b, dim, op);
   check_noise(dy, noise, strength, dim, op);
   AIGC_CHECK(!need_b || b, op, ": the gradient of b is asked for, but b is not given");
@@ -153,23 +161,25 @@ std::tuple<Tensor, Tensor, Tensor> bias_act_backward(const Tensor& dy_any, Optio
   } else if (mask_planes(p) > 0) {
     AIGC_CHECK(mask && mask->scalar_type() == ScalarType::Byte && mask->is_contiguous() &&
                    mask->is_cpu() == dy.is_cpu() && mask->numel() == mask_planes(p) * p.plane_bytes,
-               op, ": the backward of '", act, "' needs the mask that bias_act(..., save=True) returned for a tensor of shape ",
-               shape(dy), " in this memory format");
+               op, ": the backward of '", act,
+               "' needs the mask that bias_act(..., save=True) returned for a tensor of shape ", shape(dy),
+               " in this memory format");
     p.mask = static_cast<uint8_t*>(mask->data_ptr());
   }
   const Tensor dz = torch::stable::empty_like(dy);
   p.dy = dy.data_ptr();
   p.dz = dz.data_ptr();
-  const Gradients g = run_backward(p, dy, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
-    AIGC_RUN(bias_act_backward, params, chunks, 1, dy);
-  });
+  const Gradients g =
+      run_backward(p, dy, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
+        AIGC_RUN(bias_act_backward, params, chunks, 1, dy);
+      });
   return {dz, g.dbias, g.dstrength};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
     const Tensor& u_any, const Tensor& dy_any, const Tensor& x_any, OptionalTensor b, OptionalTensor noise,
-    OptionalTensor strength, int64_t dim, std::string act, double alpha, double gain, std::optional<double> clamp,
-    bool channels_last, bool need_b, bool need_strength) {
+    OptionalTensor strength, int64_t dim, std::string act, double alpha, double gain,
+    std::optional<double> clamp, bool channels_last, bool need_b, bool need_strength) {
   constexpr const char* op = "bias_act_double_backward";
   BiasActParams p;
   p.dtype = dtype_of(x_any, op, "x");
@@ -179,14 +189,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
     check_same_kind(t, name, x_any, "x", op);
     check_same_shape(t, name, x_any, "x", op);
   }
-  AIGC_CHECK(!channels_last || x_any.dim() >= 3, op, ": channels_last needs 3 dimensions or more, x has shape ",
-             shape(x_any));
+  AIGC_CHECK(!channels_last || x_any.dim() >= 3, op,
+             ": channels_last needs 3 dimensions or more, x has shape ", shape(x_any));
   const Tensor x = as_format(x_any, channels_last), dy = as_format(dy_any, channels_last),
                u = as_format(u_any, channels_last);
-  if (x.dim() > 0 || b || noise) dim = wrap_dim(dim, x, op);
+  if (b || noise) dim = wrap_dim(dim, x, op);
   check_bias(x, b, dim, op);
   check_noise(x, noise, strength, dim, op);
-  AIGC_CHECK((!need_b || b) && (!need_strength || noise), op, ": a gradient is asked for of what is not given");
+  AIGC_CHECK((!need_b || b) && (!need_strength || noise), op,
+             ": a gradient is asked for of what is not given");
   b = contiguous(b);
   noise = contiguous(noise);
   set_rows(p, x, b, noise, dim);
@@ -197,16 +208,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
   p.u = u.data_ptr();
   p.dz = grad_dy.data_ptr();
   p.dz2 = grad_z.data_ptr();
-  const Gradients g = run_backward(p, x, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
-    AIGC_RUN(bias_act_double_backward, params, chunks, 1, x);
-  });
+  const Gradients g =
+      run_backward(p, x, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
+        AIGC_RUN(bias_act_double_backward, params, chunks, 1, x);
+      });
   return {grad_dy, grad_z, g.dbias, g.dstrength};
 }
 
 }  // namespace
 
-void set_activation(BiasActParams& p, const std::string& act, double alpha, double gain, std::optional<double> clamp,
-                    const char* op) {
+void set_activation(BiasActParams& p, const std::string& act, double alpha, double gain,
+                    std::optional<double> clamp, const char* op) {
   p.act = parse_act(act, op);
   AIGC_CHECK(std::isfinite(alpha), op, ": alpha is ", alpha, ", but must be finite");
   AIGC_CHECK(std::isfinite(gain), op, ": gain is ", gain, ", but must be finite");
@@ -217,8 +229,9 @@ void set_activation(BiasActParams& p, const std::string& act, double alpha, doub
 }
 
 Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise,
-                     const OptionalTensor& strength, int64_t dim, BiasActParams p, bool save, const char* op) {
-  if (x.dim() > 0 || b || noise) dim = wrap_dim(dim, x, op);
+                     const OptionalTensor& strength, int64_t dim, BiasActParams p, bool save,
+                     const char* op) {
+  if (b || noise) dim = wrap_dim(dim, x, op);
   check_bias(x, b, dim, op);
   check_noise(x, noise, strength, dim, op);
   const OptionalTensor bias = contiguous(b), noise_dense = contiguous(noise);
@@ -235,16 +248,16 @@ Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, 
 
 AIGC_OPS(m) {
   m.def(
-      "bias_act(Tensor x, Tensor? b, Tensor? noise, Tensor? strength, int dim, str act, float alpha, float gain, "
-      "float? clamp, bool save) -> (Tensor y, Tensor mask)");
+      "bias_act(Tensor x, Tensor? b, Tensor? noise, Tensor? strength, "
+      "int dim, str act, float alpha, float gain, float? clamp, bool save) -> (Tensor y, Tensor mask)");
   m.def(
-      "bias_act_backward(Tensor dy, Tensor? x, Tensor? b, Tensor? noise, Tensor? strength, Tensor? mask, int dim, "
-      "str act, float alpha, float gain, float? clamp, bool channels_last, bool need_b, bool need_strength) "
-      "-> (Tensor dx, Tensor db, Tensor dstrength)");
+      "bias_act_backward(Tensor dy, Tensor? x, Tensor? b, Tensor? noise, Tensor? strength, Tensor? mask, "
+      "int dim, str act, float alpha, float gain, float? clamp, bool channels_last, bool need_b, "
+      "bool need_strength) -> (Tensor dx, Tensor db, Tensor dstrength)");
   m.def(
-      "bias_act_double_backward(Tensor u, Tensor dy, Tensor x, Tensor? b, Tensor? noise, Tensor? strength, int dim, "
-      "str act, float alpha, float gain, float? clamp, bool channels_last, bool need_b, bool need_strength) "
-      "-> (Tensor grad_dy, Tensor grad_x, Tensor grad_b, Tensor grad_strength)");
+      "bias_act_double_backward(Tensor u, Tensor dy, Tensor x, Tensor? b, Tensor? noise, Tensor? strength, "
+      "int dim, str act, float alpha, float gain, float? clamp, bool channels_last, bool need_b, "
+      "bool need_strength) -> (Tensor grad_dy, Tensor grad_x, Tensor grad_b, Tensor grad_strength)");
 }
 
 AIGC_IMPL(m) {

@@ -65,10 +65,10 @@ class Rows {
   std::unique_ptr<T[]> periods_;
 };
 
-template <class T>
-inline Vec<T> preactivation(const Row<T>& row, const T* x, int64_t i) {
-  Vec<T> z = load_upto(x + i, row.length - i) + row.add;
-  if (row.vec) z += row.vec_scale * load_upto(row.vec + i, row.length - i);
+template <class T, class Whole>
+inline Vec<T> preactivation(const Row<T>& row, const T* x, int64_t i, Whole whole) {
+  Vec<T> z = load_lanes(x + row.offset + i, row.length - i, whole) + row.add;
+  if (row.vec) z += row.vec_scale * load_lanes(row.vec + i, row.length - i, whole);
   return z;
 }
 
@@ -83,125 +83,121 @@ template <class T, Act A, bool kSave>
 void forward(const BiasActParams& p, int64_t begin, int64_t end) {
   using S = acc_t<T>;
   constexpr bool kBranchPlane = kSave && (A == Act::relu || A == Act::lrelu);
+  constexpr int kVectors = kGroup<T> / kWidth<T>;
   const auto* x = static_cast<const T*>(p.x);
   auto* y = static_cast<T*>(p.y);
   const S alpha = S(p.alpha), gain = S(p.gain), clamp = S(p.clamp);
   const bool clamped = p.clamp >= 0;
   const int64_t row_bytes = mask_row_bytes(p);
-
   const Rows<T> rows(p);
-  const auto one_row = [&](int64_t index) {
-    const Row<T> row = rows[index];
-    uint8_t* branch_bytes = kSave ? p.mask + index * row_bytes : nullptr;
-    uint8_t* clamp_bytes = branch_bytes + (kBranchPlane ? p.plane_bytes : 0);
 
-    const auto group = [&](int64_t i, int vectors) {
-      uint32_t branch_bits = 0, inside_bits = 0;
-      for (int j = 0; j < vectors; ++j) {
-        const int64_t at = i + j * kWidth<T>;
-        const Vec<T> z = preactivation(row, x + row.offset, at);
-        Vec<T> t = gain * activation<A>(z, alpha);
-        if constexpr (kBranchPlane) branch_bits |= mask_to_bits(~(z <= Vec<T>{})) << (j * kWidth<T>);
-        if (clamped) {
-          const Mask<T> above = t > clamp, below = t < -clamp;
-          if constexpr (kSave) inside_bits |= mask_to_bits(~(above | below) & (t == t)) << (j * kWidth<T>);
-          t = select(above, broadcast<Vec<T>>(clamp), select(below, broadcast<Vec<T>>(-clamp), t));
-        }
-        store_upto(y + row.offset + at, t, row.length - at);
-      }
-      if constexpr (kSave) {
-        const int bytes = (vectors * kWidth<T> + 7) / 8;
-        const int64_t available = (row.length + 7) / 8 - i / 8;
-        for (int byte = 0; byte < bytes && byte < available; ++byte) {
-          if constexpr (kBranchPlane) branch_bytes[i / 8 + byte] = uint8_t(branch_bits >> (8 * byte));
-          if (clamped) clamp_bytes[i / 8 + byte] = uint8_t(inside_bits >> (8 * byte));
-        }
-      }
-    };
-
-    int64_t i = 0;
-    for (; i + kGroup<T> <= row.length; i += kGroup<T>) group(i, kGroup<T> / kWidth<T>);
-    if (i < row.length) group(i, int((row.length - i + kWidth<T> - 1) / kWidth<T>));
+  // One vector: writes y, returns the bits of the two planes.
+  struct Bits {
+    uint32_t branch, inside;
   };
-  for (int64_t chunk = begin; chunk < end; ++chunk) for_rows(p, chunk, one_row);
-}
-
-// The sums of one chunk: over each row where the bias is constant on it, else column by column over the rows.
-template <class T>
-class Sums {
- public:
-  explicit Sums(const BiasActParams& p)
-      : p_(p), columns_(p.bias_partials && p.vec_is_bias ? new acc_t<T>[p.row_length]() : nullptr) {}
-
-  void begin_chunk(int64_t chunk) {
-    strength_ = 0;
-    rows_ = 0;
-    totals_ = columns_ ? p_.bias_partials + chunk * p_.row_length : nullptr;
-    for (int64_t i = 0; totals_ && i < p_.row_length; ++i) totals_[i] = 0;
-  }
-  void begin_row() { row_sum_ = noise_sum_ = 0, row_ = noise_ = Vec<T>{}, added_ = 0; }
-
-  void add(const Row<T>& row, int64_t i, Vec<T> g) {
-    const int64_t n = row.length - i;
-    if (columns_) store_upto(columns_.get() + i, load_upto(columns_.get() + i, n) + g, n);
-    row_ += g;
-    if (p_.strength_partials && !p_.vec_is_bias) noise_ += g * load_upto(row.vec + i, n);
-    if (++added_ == kSumBlock) flush_row();
-  }
-
-  void end_row(const Row<T>& row, int64_t index) {
-    flush_row();
-    if (p_.bias_partials && !p_.vec_is_bias) p_.bias_partials[index] = row_sum_;
-    if (p_.strength_partials) strength_ += p_.vec_is_bias ? row_sum_ * row.noise : noise_sum_;
-    if (++rows_ == kSumBlock) flush_columns();
-  }
-
-  void end_chunk(int64_t chunk) {
-    flush_columns();
-    if (p_.strength_partials) p_.strength_partials[chunk] = strength_;
-  }
-
- private:
-  void flush_row() {
-    row_sum_ += horizontal_sum(row_);
-    noise_sum_ += horizontal_sum(noise_);
-    row_ = noise_ = Vec<T>{};
-    added_ = 0;
-  }
-  void flush_columns() {
-    for (int64_t i = 0; columns_ && i < p_.row_length; ++i) {
-      totals_[i] += columns_[i];
-      columns_[i] = 0;
+  const auto vector = [&](const Row<T>& row, int64_t i, auto whole) {
+    Bits bits{};
+    const Vec<T> z = preactivation(row, x, i, whole);
+    Vec<T> t = gain * activation<A>(z, alpha);
+    if constexpr (kBranchPlane) bits.branch = mask_to_bits(~(z <= Vec<T>{}));
+    if (clamped) {
+      const Mask<T> above = t > clamp, below = t < -clamp;
+      if constexpr (kSave) bits.inside = mask_to_bits(~(above | below) & (t == t));
+      t = select(above, broadcast<Vec<T>>(clamp), select(below, broadcast<Vec<T>>(-clamp), t));
     }
-    rows_ = 0;
-  }
+    store_lanes(y + row.offset + i, t, row.length - i, whole);
+    return bits;
+  };
 
-  const BiasActParams& p_;
-  std::unique_ptr<acc_t<T>[]> columns_;
-  double* totals_ = nullptr;
-  double strength_ = 0, row_sum_ = 0, noise_sum_ = 0;
-  Vec<T> row_{}, noise_{};
-  int added_ = 0, rows_ = 0;
-};
-
-template <class T, class F>
-void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradient_of_z) {
-  const bool summed = p.bias_partials || p.strength_partials;
-  const Rows<T> rows(p);
-  Sums<T> sums(p);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    if (summed) sums.begin_chunk(chunk);
     for_rows(p, chunk, [&](int64_t index) {
       const Row<T> row = rows[index];
-      if (summed) {
-        sums.begin_row();
-        for (int64_t i = 0; i < row.length; i += kWidth<T>) sums.add(row, i, gradient_of_z(row, index, i));
-        sums.end_row(row, index);
+      if constexpr (!kSave) {
+        for_vectors<T>(0, row.length, [&](int64_t i, auto whole) { vector(row, i, whole); });
       } else {
-        for (int64_t i = 0; i < row.length; i += kWidth<T>) gradient_of_z(row, index, i);
+        uint8_t* branch_bytes = p.mask + index * row_bytes;
+        uint8_t* inside_bytes = branch_bytes + (kBranchPlane ? p.plane_bytes : 0);
+        const auto put = [&](int64_t i, Bits bits, int bytes) {
+          for (int byte = 0; byte < bytes; ++byte) {
+            if constexpr (kBranchPlane) branch_bytes[i / 8 + byte] = uint8_t(bits.branch >> (8 * byte));
+            if (clamped) inside_bytes[i / 8 + byte] = uint8_t(bits.inside >> (8 * byte));
+          }
+        };
+        int64_t i = 0;
+        for (; i + kGroup<T> <= row.length; i += kGroup<T>) {
+          Bits group{};
+          for (int j = 0; j < kVectors; ++j) {
+            const Bits bits = vector(row, i + j * kWidth<T>, std::true_type());
+            group.branch |= bits.branch << (j * kWidth<T>);
+            group.inside |= bits.inside << (j * kWidth<T>);
+          }
+          put(i, group, kGroup<T> / 8);
+        }
+        Bits rest{};
+        for_vectors<T>(i, row.length, [&](int64_t at, auto whole) {
+          const Bits bits = vector(row, at, whole);
+          rest.branch |= bits.branch << (at - i);
+          rest.inside |= bits.inside << (at - i);
+        });
+        put(i, rest, int((row.length - i + 7) / 8));
       }
     });
-    if (summed) sums.end_chunk(chunk);
+  }
+}
+
+// Walks the rows of the chunks. gradient_of_z(row, index, i, whole) computes and stores one vector and returns it; with
+// kSum it is summed: over each row where the bias is constant on it, else column by column, and times the noise.
+template <class T, bool kSum, class F>
+void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradient_of_z) {
+  const Rows<T> rows(p);
+  const bool by_column = kSum && p.bias_partials && p.vec_is_bias;
+  const bool with_noise = kSum && p.strength_partials && !p.vec_is_bias;
+  std::unique_ptr<acc_t<T>[]> columns(by_column ? new acc_t<T>[p.row_length]() : nullptr);
+
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    double* totals = by_column ? p.bias_partials + chunk * p.row_length : nullptr;
+    double strength = 0;
+    int rows_added = 0;
+    const auto flush_columns = [&] {
+      for (int64_t i = 0; i < p.row_length; ++i) {
+        totals[i] += columns[i];
+        columns[i] = 0;
+      }
+      rows_added = 0;
+    };
+    for (int64_t i = 0; by_column && i < p.row_length; ++i) totals[i] = 0;
+
+    for_rows(p, chunk, [&](int64_t index) {
+      const Row<T> row = rows[index];
+      if constexpr (!kSum) {
+        for_vectors<T>(0, row.length, [&](int64_t i, auto whole) { gradient_of_z(row, index, i, whole); });
+        return;
+      }
+      double row_sum = 0, noise_sum = 0;
+      constexpr int64_t kBlock = kSumBlock * kWidth<T>;
+      for (int64_t block = 0; block < row.length; block += kBlock) {
+        const int64_t block_end = block + kBlock < row.length ? block + kBlock : row.length;
+        Vec<T> sum{}, noise{};
+        for_vectors<T>(block, block_end, [&](int64_t i, auto whole) {
+          const Vec<T> g = gradient_of_z(row, index, i, whole);
+          const int64_t n = row.length - i;
+          sum += g;
+          if (by_column) {
+            acc_t<T>* column = columns.get() + i;
+            store_lanes(column, load_lanes(column, n, whole) + g, n, whole);
+          }
+          if (with_noise) noise += g * load_lanes(row.vec + i, n, whole);
+        });
+        row_sum += horizontal_sum(sum);
+        noise_sum += horizontal_sum(noise);
+      }
+      if (p.bias_partials && !p.vec_is_bias) p.bias_partials[index] = row_sum;
+      strength += p.vec_is_bias ? row_sum * row.noise : noise_sum;
+      if (by_column && ++rows_added == kSumBlock) flush_columns();
+    });
+
+    if (by_column) flush_columns();
+    if (kSum && p.strength_partials) p.strength_partials[chunk] = strength;
   }
 }
 
@@ -213,7 +209,7 @@ inline Mask<T> mask_at(const uint8_t* bytes, int64_t i, int64_t row_length) {
   return bits_to_mask<T>(bits);
 }
 
-template <class T, Act A>
+template <class T, Act A, bool kSum>
 void masked_backward(const BiasActParams& p, int64_t begin, int64_t end) {
   using S = acc_t<T>;
   const auto* dy = static_cast<const T*>(p.dy);
@@ -222,9 +218,9 @@ void masked_backward(const BiasActParams& p, int64_t begin, int64_t end) {
   const int64_t row_bytes = mask_row_bytes(p);
   const bool clamped = p.clamp >= 0;
 
-  backward_rows<T>(p, begin, end, [&](const Row<T>& row, int64_t index, int64_t i) {
+  backward_rows<T, kSum>(p, begin, end, [&](const Row<T>& row, int64_t index, int64_t i, auto whole) {
     const uint8_t* bytes = p.mask + index * row_bytes;
-    const Vec<T> g = load_upto(dy + row.offset + i, row.length - i);
+    const Vec<T> g = load_lanes(dy + row.offset + i, row.length - i, whole);
     Vec<T> d = g * positive;
     if constexpr (A != Act::linear) {
       // relu's zero is a zero whatever dy holds, as in PyTorch
@@ -233,7 +229,7 @@ void masked_backward(const BiasActParams& p, int64_t begin, int64_t end) {
       bytes += p.plane_bytes;
     }
     if (clamped) d = select(mask_at<T>(bytes, i, row.length), d, Vec<T>{});
-    store_upto(dz + row.offset + i, d, row.length - i);
+    store_lanes(dz + row.offset + i, d, row.length - i, whole);
     return d;
   });
 }
@@ -246,18 +242,18 @@ inline Mask<T> inside_clamp(const BiasActParams& p, Vec<T> z) {
   return (t <= S(p.clamp)) & (t >= -S(p.clamp));
 }
 
-template <class T, Act A>
+template <class T, Act A, bool kSum>
 void smooth_backward(const BiasActParams& p, int64_t begin, int64_t end) {
   const auto* x = static_cast<const T*>(p.x);
   const auto* dy = static_cast<const T*>(p.dy);
   auto* dz = static_cast<T*>(p.dz);
   const bool clamped = p.clamp >= 0;
-  backward_rows<T>(p, begin, end, [&](const Row<T>& row, int64_t, int64_t i) {
-    const Vec<T> z = preactivation(row, x + row.offset, i);
-    const Vec<T> g = load_upto(dy + row.offset + i, row.length - i);
+  backward_rows<T, kSum>(p, begin, end, [&](const Row<T>& row, int64_t, int64_t i, auto whole) {
+    const Vec<T> z = preactivation(row, x, i, whole);
+    const Vec<T> g = load_lanes(dy + row.offset + i, row.length - i, whole);
     Vec<T> d = g * (acc_t<T>(p.gain) * activation_derivative<A>(z));
     if (clamped) d = select(inside_clamp<T, A>(p, z), d, Vec<T>{});
-    store_upto(dz + row.offset + i, d, row.length - i);
+    store_lanes(dz + row.offset + i, d, row.length - i, whole);
     return d;
   });
 }
@@ -270,14 +266,14 @@ void smooth_double_backward(const BiasActParams& p, int64_t begin, int64_t end) 
   auto* grad_dy = static_cast<T*>(p.dz);
   auto* grad_z = static_cast<T*>(p.dz2);
   const bool clamped = p.clamp >= 0;
-  backward_rows<T>(p, begin, end, [&](const Row<T>& row, int64_t, int64_t i) {
+  backward_rows<T, true>(p, begin, end, [&](const Row<T>& row, int64_t, int64_t i, auto whole) {
     const int64_t at = row.offset + i, n = row.length - i;
-    const Vec<T> z = preactivation(row, x + row.offset, i);
-    Vec<T> cotangent = acc_t<T>(p.gain) * load_upto(u + at, n);
+    const Vec<T> z = preactivation(row, x, i, whole);
+    Vec<T> cotangent = acc_t<T>(p.gain) * load_lanes(u + at, n, whole);
     if (clamped) cotangent = select(inside_clamp<T, A>(p, z), cotangent, Vec<T>{});
-    const Vec<T> d = cotangent * load_upto(dy + at, n) * activation_second_derivative<A>(z);
-    store_upto(grad_dy + at, cotangent * activation_derivative<A>(z), n);
-    store_upto(grad_z + at, d, n);
+    const Vec<T> d = cotangent * load_lanes(dy + at, n, whole) * activation_second_derivative<A>(z);
+    store_lanes(grad_dy + at, cotangent * activation_derivative<A>(z), n, whole);
+    store_lanes(grad_z + at, d, n, whole);
     return d;
   });
 }
@@ -319,10 +315,11 @@ void bias_act_forward(const BiasActParams& p, int64_t begin, int64_t end) {
 void bias_act_backward(const BiasActParams& p, int64_t begin, int64_t end) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     dispatch_act(p.act, [&]<Act A>(ActTag<A>) {
+      const bool sum = p.bias_partials || p.strength_partials;
       if constexpr (is_piecewise_linear(A))
-        masked_backward<T, A>(p, begin, end);
+        sum ? masked_backward<T, A, true>(p, begin, end) : masked_backward<T, A, false>(p, begin, end);
       else
-        smooth_backward<T, A>(p, begin, end);
+        sum ? smooth_backward<T, A, true>(p, begin, end) : smooth_backward<T, A, false>(p, begin, end);
     });
   });
 }

@@ -8,6 +8,8 @@
 // any other target. Half types are loaded into Vec<float> and rounded (to nearest even) when stored.
 #pragma once
 
+#include <type_traits>
+
 #include "core/numeric.h"
 
 #ifndef AIGC_ISA
@@ -188,6 +190,32 @@ inline void store_upto(T* p, Vec<T> v, int64_t n) {
     store(p, v);
   else
     store(p, v, static_cast<int>(n));
+}
+
+// The same with the question answered by the type: std::true_type for a whole vector, which is n's least value then.
+template <class T>
+inline Vec<T> load_lanes(const T* p, int64_t, std::true_type) {
+  return load(p);
+}
+template <class T>
+inline Vec<T> load_lanes(const T* p, int64_t n, std::false_type) {
+  return load(p, static_cast<int>(n));
+}
+template <class T>
+inline void store_lanes(T* p, Vec<T> v, int64_t, std::true_type) {
+  store(p, v);
+}
+template <class T>
+inline void store_lanes(T* p, Vec<T> v, int64_t n, std::false_type) {
+  store(p, v, static_cast<int>(n));
+}
+
+// f(i, whole) for each vector of [begin, end): the loop has no branch on the tail.
+template <class T, class F>
+inline void for_vectors(int64_t begin, int64_t end, F&& f) {
+  int64_t i = begin;
+  for (; i + kWidth<T> <= end; i += kWidth<T>) f(i, std::true_type());
+  if (i < end) f(i, std::false_type());
 }
 
 // One element, through the same conversions.

