@@ -1,0 +1,8 @@
+"""Adversarial objectives and the gradient penalties that go with them."""
+
+from aigc_ext.losses.adversarial import AdversarialLoss as AdversarialLoss
+from aigc_ext.losses.penalties import dragan as dragan
+from aigc_ext.losses.penalties import r1_penalty as r1_penalty
+from aigc_ext.losses.penalties import r2_penalty as r2_penalty
+from aigc_ext.losses.penalties import wgan_gp as wgan_gp
+from aigc_ext.ops.gan_loss import LossStats as LossStats

@@ -1,0 +1,89 @@
+"""One adversarial objective, with its options, for both players."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aigc_ext import ops
+from aigc_ext.ops.gan_loss import RELATIVISTIC, LossStats, check_options, images_term
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """The losses of :mod:`aigc_ext.ops.gan_loss` with their options fixed.
+
+    Args:
+        kind: logistic, minimax, hinge, lsgan, wgan, relativistic or relativistic_avg.
+        label_smoothing: for the discriminator; logistic and minimax only.
+        l2_weight: lambda of the regularised objective: adds ``lambda / 2`` times the mean square of the real
+            and of the fake logits to the discriminator's loss, and ``lambda / 2 * mean ||G(z)||^2`` to the
+            generator's.
+
+    Raises:
+        ValueError: unknown ``kind``; ``label_smoothing`` or ``l2_weight`` out of range.
+    """
+
+    kind: str = "logistic"
+    label_smoothing: float = 0.0
+    l2_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_options(self.kind, "mean", self.label_smoothing, self.l2_weight)
+
+    @property
+    def relativistic(self) -> bool:
+        """Does the generator's loss need the real logits?"""
+        return self.kind in RELATIVISTIC
+
+    def discriminator(
+        self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, LossStats]:
+        """The loss, 0-d, and the statistics to log. ``weight`` is ``[N]``, a factor of each sample's
+        losses."""
+        return ops.discriminator_loss_and_stats(
+            real_logits, fake_logits, self.kind, self.label_smoothing, self.l2_weight, weight
+        )
+
+    def generator(
+        self,
+        fake_logits: Tensor,
+        real_logits: Tensor | None = None,
+        images: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, 0-d. ``real_logits`` are for the relativistic kinds, ``images`` = G(z) for
+        ``l2_weight``."""
+        return ops.generator_loss(fake_logits, real_logits, self.kind, self.l2_weight, images, weight)
+
+    def discriminator_backward(
+        self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, LossStats]:
+        """:meth:`discriminator` and its ``backward()``, without recording the loss: the fastest step.
+
+        Accumulates into ``.grad`` of the parameters, as ``loss.backward()`` does. Both logits must require a
+        gradient; what is returned has none.
+        """
+        loss, stats, d_real, d_fake = ops.discriminator_loss_and_grad(
+            real_logits, fake_logits, self.kind, self.label_smoothing, self.l2_weight, weight
+        )
+        torch.autograd.backward([real_logits, fake_logits], [d_real, d_fake])
+        return loss, stats
+
+    def generator_backward(
+        self,
+        fake_logits: Tensor,
+        real_logits: Tensor | None = None,
+        images: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`generator` and its ``backward()``, as :meth:`discriminator_backward`."""
+        loss, d_fake = ops.generator_loss_and_grad(fake_logits, real_logits, self.kind, weight)
+        if self.l2_weight == 0:
+            torch.autograd.backward(fake_logits, d_fake)
+            return loss
+        term = images_term(fake_logits, images, self.l2_weight, weight, "mean")
+        torch.autograd.backward([fake_logits, term], [d_fake, torch.ones_like(term)])
+        return loss + term.detach()
