@@ -38,7 +38,7 @@ from aigc_ext.ops.sample_sqnorm import sample_sqnorm, sample_sqnorm_ref
 KINDS = ("logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg")
 REDUCTIONS = ("mean", "sum", "none")
 _WITH_LABELS = ("logistic", "minimax")
-_RELATIVISTIC = ("relativistic", "relativistic_avg")
+RELATIVISTIC = ("relativistic", "relativistic_avg")
 
 _discriminator = torch.ops.aigc.discriminator_loss.default
 _discriminator_and_grad = torch.ops.aigc.discriminator_loss_and_grad.default
@@ -135,7 +135,7 @@ def discriminator_loss_and_grad(
     The gradients (for reduction none, those of the sum) are float32 for half logits too: in float16, the
     gradient of a mean over many patches would underflow. Autograd casts them.
     """
-    _check_options(kind, reduction, label_smoothing, l2_weight)
+    check_options(kind, reduction, label_smoothing, l2_weight)
     options = (kind, label_smoothing, l2_weight, reduction)
     if decomposed():
         return _discriminator_loss_and_grad_ref(real_logits, fake_logits, weight, *options)
@@ -167,18 +167,18 @@ def generator_loss(
     Returns and raises as :func:`discriminator_loss`; differentiable in ``images`` too. There is no label
     smoothing, which is one-sided: it concerns D's real samples.
     """
-    _check_options(kind, reduction, 0.0, l2_weight)
+    check_options(kind, reduction, 0.0, l2_weight)
     loss: Tensor
     if decomposed():
         return generator_loss_ref(fake_logits, real_logits, kind, l2_weight, images, weight, reduction)
-    if kind in _RELATIVISTIC:
+    if kind in RELATIVISTIC:
         real_logits = _opponents(real_logits, kind)
         loss = discriminator_loss(fake_logits, real_logits, kind, weight=weight, reduction=reduction)
     else:
         function = _generator if torch.compiler.is_compiling() else _generator_autograd
         loss = function(fake_logits, _wide(weight, fake_logits), kind, reduction)
     if l2_weight != 0:
-        loss = loss + _images_term(sample_sqnorm, fake_logits, images, l2_weight, weight, reduction)
+        loss = loss + images_term(fake_logits, images, l2_weight, weight, reduction)
     return loss
 
 
@@ -190,10 +190,10 @@ def generator_loss_and_grad(
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
     """:func:`generator_loss` and its gradient ``d_fake``, as :func:`discriminator_loss_and_grad`."""
-    _check_options(kind, reduction, 0.0, 0.0)
+    check_options(kind, reduction, 0.0, 0.0)
     if decomposed():
         return _generator_loss_and_grad_ref(fake_logits, real_logits, weight, kind, reduction)
-    if kind in _RELATIVISTIC:
+    if kind in RELATIVISTIC:
         fake_logits, real_logits, weight = _promote(fake_logits, _opponents(real_logits, kind), weight)
         loss, _, d_fake, _ = _discriminator_and_grad(
             fake_logits, real_logits, weight, kind, 0.0, 0.0, reduction
@@ -212,7 +212,7 @@ def _discriminator_loss(
     weight: Tensor | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    _check_options(kind, reduction, label_smoothing, l2_weight)
+    check_options(kind, reduction, label_smoothing, l2_weight)
     options = (kind, label_smoothing, l2_weight, reduction)
     if decomposed():
         return (
@@ -241,7 +241,7 @@ def discriminator_loss_ref(
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`discriminator_loss` in plain PyTorch."""
-    _check_options(kind, reduction, label_smoothing, l2_weight)
+    check_options(kind, reduction, label_smoothing, l2_weight)
     r, f = _widen(real_logits), _widen(fake_logits)
     if (kind == "relativistic" or reduction == "none") and r.shape != f.shape:
         raise RuntimeError(
@@ -292,8 +292,8 @@ def generator_loss_ref(
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`generator_loss` in plain PyTorch."""
-    _check_options(kind, reduction, 0.0, l2_weight)
-    if kind in _RELATIVISTIC:
+    check_options(kind, reduction, 0.0, l2_weight)
+    if kind in RELATIVISTIC:
         opponents = _opponents(real_logits, kind)
         loss = discriminator_loss_ref(fake_logits, opponents, kind, weight=weight, reduction=reduction)
     else:
@@ -308,7 +308,7 @@ def generator_loss_ref(
             losses = -f
         loss = _reduce(_weighted(losses, weight, "fake_logits"), reduction)
     if l2_weight != 0:
-        loss = loss + _images_term(sample_sqnorm_ref, fake_logits, images, l2_weight, weight, reduction)
+        loss = loss + images_term(fake_logits, images, l2_weight, weight, reduction, sqnorm=sample_sqnorm_ref)
     return loss
 
 
@@ -346,7 +346,7 @@ def _stats_ref(real_logits: Tensor, fake_logits: Tensor, kind: str) -> Tensor:
         right_real, right_fake = r > threshold, f < threshold
     if kind in _WITH_LABELS:
         r, f = r.sigmoid(), f.sigmoid()
-    return torch.stack([t.float().mean() for t in (r, f, right_real, right_fake)])
+    return torch.stack([t.to(r.dtype).mean().float() for t in (r, f, right_real, right_fake)])
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -371,7 +371,7 @@ def _reduce(losses: Tensor, reduction: str) -> Tensor:
 # ---- shared -----------------------------------------------------------------------------------------------
 
 
-def _check_options(kind: str, reduction: str, label_smoothing: float, l2_weight: float) -> None:
+def check_options(kind: str, reduction: str, label_smoothing: float, l2_weight: float) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
     if reduction not in REDUCTIONS:
@@ -416,13 +416,13 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (like.dim() - 1))
 
 
-def _images_term(
-    sqnorm: Callable[[Tensor], Tensor],
+def images_term(
     fake_logits: Tensor,
     images: Tensor | None,
     l2_weight: float,
     weight: Tensor | None,
     reduction: str,
+    sqnorm: Callable[[Tensor], Tensor] = sample_sqnorm,
 ) -> Tensor:
     """``l2_weight / 2 * ||G(z)||^2``, as a part of the loss of each of a sample's logits."""
     if images is None:

@@ -8,29 +8,31 @@ namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-constexpr int kSumBlock = 64;  // additions in acc_t before a sum is passed on to float64
+template <class S>
+struct wide_lanes;
+template <>
+struct wide_lanes<float> {
+  typedef double type __attribute__((vector_size(2 * AIGC_VECTOR_BYTES)));
+};
+template <>
+struct wide_lanes<double> {
+  typedef double type __attribute__((vector_size(AIGC_VECTOR_BYTES)));
+};
 
+// A sum in float64: what is summed may cancel, as the logits do in their mean.
 template <class T>
 class Sum {
  public:
-  void add(Vec<T> x) {
-    block_ += x;
-    if (++added_ == kSumBlock) flush();
-  }
-  double total() {
-    flush();
-    return total_;
+  void add(Vec<T> x) { lanes_ += __builtin_convertvector(x, Lanes); }
+  double total() const {
+    double total = 0;
+    for (int i = 0; i < kWidth<T>; ++i) total += lanes_[i];
+    return total;
   }
 
  private:
-  void flush() {
-    total_ += horizontal_sum(block_);
-    block_ = Vec<T>{};
-    added_ = 0;
-  }
-  Vec<T> block_{};
-  double total_ = 0;
-  int added_ = 0;
+  using Lanes = typename wide_lanes<acc_t<T>>::type;
+  Lanes lanes_{};
 };
 
 struct Range {
@@ -88,7 +90,7 @@ inline Term<T> evaluate(Vec<T> x, Vec<T> shift, const GanLossSide& side) {
   } else if constexpr (K == GanTerm::hinge) {
     const Vec<T> v = u + S(1);
     const auto below =
-        v <= Vec<T>{};  // false for NaN, whose slope is that of the branch above, as in PyTorch
+        v <= Vec<T>{};  // not so for NaN, whose slope is that of the other branch, as in PyTorch
     return {select(below, Vec<T>{}, v), select(below, Vec<T>{}, broadcast<Vec<T>>(sign)), Vec<T>{}};
   } else if constexpr (K == GanTerm::square) {
     const Vec<T> v = x - S(side.target);
