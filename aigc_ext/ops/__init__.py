@@ -3,6 +3,10 @@
 from aigc_ext import _native as _native  # loads the libraries that define torch.ops.aigc
 from aigc_ext.ops._mode import decompose as decompose
 from aigc_ext.ops._mode import no_weight_gradients as no_weight_gradients
+from aigc_ext.ops.adam_ema import adam_ema_ as adam_ema_
+from aigc_ext.ops.adam_ema import adam_ema_ref as adam_ema_ref
+from aigc_ext.ops.adam_ema import any_nonfinite as any_nonfinite
+from aigc_ext.ops.adam_ema import any_nonfinite_ref as any_nonfinite_ref
 from aigc_ext.ops.bias_act import bias_act as bias_act
 from aigc_ext.ops.bias_act import bias_act_ref as bias_act_ref
 from aigc_ext.ops.bias_act import noise_bias_act as noise_bias_act
@@ -18,3 +22,5 @@ from aigc_ext.ops.gan_loss import generator_loss_and_grad as generator_loss_and_
 from aigc_ext.ops.gan_loss import generator_loss_ref as generator_loss_ref
 from aigc_ext.ops.linear_act import linear_act as linear_act
 from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref
+from aigc_ext.ops.sample_sqnorm import sample_sqnorm as sample_sqnorm
+from aigc_ext.ops.sample_sqnorm import sample_sqnorm_ref as sample_sqnorm_ref

@@ -1,0 +1,80 @@
+#include "sample_sqnorm/sample_sqnorm.h"
+
+#include "core/simd.h"
+
+namespace aigc {
+inline namespace AIGC_ISA {
+namespace {
+
+// Sums run in acc_t<T> over this many additions and are then passed on to float64.
+constexpr int kSumBlock = 64;
+constexpr int kChains = 4;  // independent additions, or their latency would set the pace
+
+template <class T>
+double dot(const T* a, const T* b, int64_t length) {
+  double total = 0;
+  int64_t i = 0;
+  while (i < length) {
+    Vec<T> sums[kChains] = {};
+    const int64_t block_end =
+        i + kSumBlock * kChains * kWidth<T> < length ? i + kSumBlock * kChains * kWidth<T> : length;
+    for (; i + kChains * kWidth<T> <= block_end; i += kChains * kWidth<T>)
+      for (int chain = 0; chain < kChains; ++chain)
+        sums[chain] += load(a + i + chain * kWidth<T>) * load(b + i + chain * kWidth<T>);
+    for (int chain = 0; i < block_end; ++chain, i += kWidth<T>)
+      sums[chain] += load_upto(a + i, block_end - i) * load_upto(b + i, block_end - i);
+    total += horizontal_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return total;
+}
+
+// Calls f(item, sample, first element, length) for the chunks [begin, end).
+template <class F>
+void for_chunks(const SampleParams& p, int64_t begin, int64_t end, F&& f) {
+  const int64_t per_sample = chunks_per_sample(p);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t sample = item / per_sample, start = item % per_sample * p.chunk;
+    const int64_t length = p.length - start < p.chunk ? p.length - start : p.chunk;
+    f(item, sample, sample * p.length + start, length);
+  }
+}
+
+}  // namespace
+
+void sample_dot_chunks(const SampleParams& p, int64_t begin, int64_t end) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    for_chunks(p, begin, end, [&](int64_t item, int64_t sample, int64_t first, int64_t length) {
+      const double sum = dot(static_cast<const T*>(p.a) + first, static_cast<const T*>(p.b) + first, length);
+      if (p.partials)
+        p.partials[item] = sum;
+      else
+        static_cast<acc_t<T>*>(p.dot)[sample] = acc_t<T>(sum);
+    });
+  });
+}
+
+void sample_dot_reduce(const SampleParams& p, int64_t begin, int64_t end) {
+  const int64_t per_sample = chunks_per_sample(p);
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    for (int64_t sample = begin; sample < end; ++sample) {
+      double total = 0;
+      for (int64_t i = 0; i < per_sample; ++i) total += p.partials[sample * per_sample + i];
+      static_cast<acc_t<T>*>(p.dot)[sample] = acc_t<T>(total);
+    }
+  });
+}
+
+void sample_scale_chunks(const SampleParams& p, int64_t begin, int64_t end) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    for_chunks(p, begin, end, [&](int64_t, int64_t sample, int64_t first, int64_t length) {
+      const auto* a = static_cast<const T*>(p.a) + first;
+      auto* y = static_cast<T*>(p.y) + first;
+      const acc_t<T> s = static_cast<const acc_t<T>*>(p.s)[sample];
+      for (int64_t i = 0; i < length; i += kWidth<T>)
+        store_upto(y + i, load_upto(a + i, length - i) * s, length - i);
+    });
+  });
+}
+
+}  // namespace AIGC_ISA
+}  // namespace aigc
