@@ -21,7 +21,7 @@ from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.training.checkpoint import CheckpointError, load_weights, read_checkpoint
 from aigc_ext.training.config import LossConfig, TrainConfig
-from aigc_ext.training.step import Objective, StepInputs, backward, with_labels
+from aigc_ext.training.step import Objective, StepInputs, with_labels
 
 
 class NonFiniteError(RuntimeError):
@@ -94,12 +94,11 @@ def replay(
         tensors["real"], tensors["fake"], tensors["z"], tensors.get("labels"), checkpoint.state["penalize"]
     )
     objective = make_objective(built["discriminator"], config.loss)
-    loss_d, _, _ = objective.discriminator(inputs)
-    backward(loss_d)
+    loss_d, _, _ = objective.discriminator_backward(inputs)
     bad_d = _not_finite(built["discriminator"])
     built["discriminator"].requires_grad_(False)
-    loss_g = objective.generator(with_labels(built["generator"], inputs.labels)(inputs.z), inputs)
-    backward(loss_g)
+    fake = with_labels(built["generator"], inputs.labels)(inputs.z)
+    loss_g = objective.generator_backward(fake, inputs)
     return Replay(loss_d.item(), loss_g.item(), bad_d, _not_finite(built["generator"]))
 
 
