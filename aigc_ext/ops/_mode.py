@@ -6,28 +6,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.autograd import forward_ad
 
 # Plain module globals, because Dynamo guards on them; they hold for the whole process, not for one thread.
 _decompose_depth = 0
 _no_weight_gradients_depth = 0
+_peek_interpreter_stack = torch._C._functorch.peek_interpreter_stack
 
 
 def decomposed() -> bool:
-    """Inside :func:`decompose` or a ``torch.func`` transform, eager or compiled: there a custom op's autograd formula
-    does not apply, and only plain PyTorch is right (measured on 2.13: the transform would raise)."""
-    return _decompose_depth > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    """Inside :func:`decompose`, a ``torch.func`` transform (eager or compiled) or forward-mode
+    differentiation? In the last two a custom op's autograd formula does not apply, and only plain PyTorch is
+    right (measured on 2.13: the transform would raise, and a dual number would silently lose its tangent).
+    """
+    return _decompose_depth > 0 or _inside_transform() or forward_ad._current_level >= 0
+
+
+def _inside_transform() -> bool:
+    return _peek_interpreter_stack() is not None
+
+
+# Dynamo is to call it while it traces, inside the transforms that it has entered by then: traced itself, it
+# would always be true. That is torch.compiler.assume_constant_result, whose import of Dynamo takes seconds.
+_inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def weight_gradients() -> bool:
-    return _no_weight_gradients_depth == 0
+    """Outside :func:`no_weight_gradients`, or while a graph is traced, which may run outside later."""
+    return _no_weight_gradients_depth == 0 or torch.compiler.is_compiling()
 
 
 @contextmanager
 def decompose() -> Iterator[None]:
     """Inside, every op runs as its ``*_ref`` in plain PyTorch.
 
-    For what custom kernels cannot do: a double backward inside one compiled graph, devices without a kernel, export
-    to other runtimes. Inside ``torch.func`` transforms it is on by itself. Process-wide, may be nested.
+    For what custom kernels cannot do: a double backward inside one compiled graph, devices without a kernel,
+    export to other runtimes. Inside ``torch.func`` transforms and forward-mode differentiation it is on by
+    itself. Process-wide, may be nested.
     """
     global _decompose_depth
     _decompose_depth += 1
@@ -41,10 +56,10 @@ def decompose() -> Iterator[None]:
 def no_weight_gradients() -> Iterator[None]:
     """Inside, the backward of our linear (and convolution) ops computes no gradient of weights and biases.
 
-    For gradient penalties: ``autograd.grad(D(x).sum(), x, create_graph=True)`` needs none, but PyTorch computes
-    them and throws them away. Only run ``autograd.grad`` with respect to activations or inputs inside; a
-    ``backward()`` would leave the parameters of our ops without a gradient. The gradient of the penalty itself,
-    taken outside, is complete. Process-wide, may be nested.
+    For gradient penalties: ``autograd.grad(D(x).sum(), x, create_graph=True)`` needs none, but PyTorch
+    computes them and throws them away. Only run ``autograd.grad`` with respect to activations or inputs
+    inside; a ``backward()`` would leave the parameters of our ops without a gradient. The gradient of the
+    penalty itself, taken outside, is complete. Process-wide, may be nested.
     """
     global _no_weight_gradients_depth
     _no_weight_gradients_depth += 1

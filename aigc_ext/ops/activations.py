@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Activation:
-    """``function(x, alpha)``; ``alpha`` is 0 where it is not used. ``gain`` keeps the variance of a unit normal input
-    roughly unchanged (He et al. 2015 for the rectifiers)."""
+    """``function(x, alpha)``; ``alpha`` is 0 where it is not used. ``gain`` keeps the variance of a unit
+    normal input roughly unchanged (He et al. 2015 for the rectifiers)."""
 
     name: str
     function: Callable[[Tensor, float], Tensor]
@@ -44,18 +45,25 @@ ACTIVATIONS: dict[str, Activation] = {
 def resolve_activation(
     act: str, alpha: float | None, gain: float | None, clamp: float | None
 ) -> tuple[Activation, float, float]:
-    """The activation with ``alpha`` and ``gain`` filled in. Raises ValueError naming what is wrong."""
-    activation = ACTIVATIONS.get(act)
+    """The activation with ``alpha`` and ``gain`` filled in. A ValueError or TypeError names what is wrong."""
+    activation = ACTIVATIONS.get(act) if isinstance(act, str) else None
     if activation is None:
         raise ValueError(f"act is {act!r}, but must be one of {', '.join(ACTIVATIONS)}")
-    if alpha is None:
-        alpha = activation.alpha
-    elif not math.isfinite(alpha):
-        raise ValueError(f"alpha is {alpha}, but must be finite")
-    if gain is None:
-        gain = activation.gain
-    elif not math.isfinite(gain):
-        raise ValueError(f"gain is {gain}, but must be finite")
-    if clamp is not None and not clamp >= 0:
+    alpha = activation.alpha if alpha is None else _finite("alpha", alpha)
+    gain = activation.gain if gain is None else _finite("gain", gain)
+    if clamp is not None and not _number("clamp", clamp) >= 0:
         raise ValueError(f"clamp is {clamp}, but must be None or at least 0")
     return activation, alpha, gain
+
+
+def _number(name: str, value: float) -> float:
+    # A tensor of one element would convert too, silently without its gradient.
+    if not isinstance(value, (float, int)):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), but must be a float or an int")
+    return value
+
+
+def _finite(name: str, value: float) -> float:
+    if not abs(_number(name, value)) <= sys.float_info.max:  # false for NaN too
+        raise ValueError(f"{name} is {value}, but must be finite")
+    return value

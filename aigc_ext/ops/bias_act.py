@@ -1,7 +1,8 @@
 """Bias, per-pixel noise and activation in one pass: ``clamp(gain * act(x + b + strength * noise))``.
 
-What the backward keeps: two bits per element (branch, clamp) for the piecewise-linear activations, x itself for the
-smooth ones. Orders of differentiation: the first two are kernels, from the third on it is plain PyTorch.
+What the backward keeps: two bits per element (branch, clamp) for the piecewise-linear activations, x itself
+for the smooth ones. Orders of differentiation: the first two are kernels, from the third on it is plain
+PyTorch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
 from aigc_ext.ops._autograd import empty_dense_like, is_channels_last, reference_gradients
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
@@ -34,24 +36,28 @@ def bias_act(
     Args:
         x: any shape, any strides; float64, float32, float16 or bfloat16 (half types are computed in float32).
         b: bias of shape ``[x.shape[dim]]``, or None. If dtypes differ, both are promoted to the wider one.
-        dim: the dimension of ``x`` that ``b`` belongs to.
+        dim: the dimension of ``x`` that ``b`` belongs to; not looked at without ``b``.
         act: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
         alpha: slope of lrelu below 0 (default 0.2); other activations have none.
         gain: factor after the activation; default sqrt(2) for relu, lrelu and swish, else 1.
         clamp: limit of the result's magnitude, at least 0; None for no limit. The gradient is 1 on the limit.
 
     Returns:
-        A tensor of x's shape, channels-last if ``x`` is, else contiguous. Differentiable to every order in x and b.
+        A tensor of x's shape, channels-last if ``x`` is, else contiguous. Differentiable to every order in x
+        and b.
 
     Raises:
         ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
+        TypeError: a tensor is no tensor, or a number no Python number.
         RuntimeError: ``b`` doesn't fit ``x``; dtype or device not supported.
     """
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
+    if not (isinstance(x, Tensor) and (b is None or isinstance(b, Tensor))):
+        raise no_tensor("bias_act", optional=("b",), x=x, b=b)
     if decomposed():
         return bias_act_ref(x, b, dim, act, alpha, gain, clamp)
     if b is not None and b.dtype != x.dtype:
-        dtype = torch.promote_types(x.dtype, b.dtype)
+        dtype = promoted_dtype("bias_act", x=x, b=b)
         x, b = x.to(dtype), b.to(dtype)
     save = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
     y: Tensor = _bias_act(x, b, None, None, dim, activation.name, alpha, gain, clamp, save)[0]
@@ -104,13 +110,13 @@ def noise_bias_act(
     Returns and raises as :func:`bias_act`; differentiable to every order in x, strength, b and noise.
     """
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
+    inputs = [t for t in (x, noise, strength, b) if t is not None]
+    if len(inputs) < 3 + (b is not None) or not all(isinstance(t, Tensor) for t in inputs):
+        raise no_tensor("noise_bias_act", optional=("b",), x=x, noise=noise, strength=strength, b=b)
     if decomposed():
         return noise_bias_act_ref(x, noise, strength, b, act, alpha, gain, clamp)
-    inputs = [t for t in (x, noise, strength, b) if t is not None]
     if any(t.dtype != x.dtype for t in inputs):
-        dtype = x.dtype
-        for t in inputs:
-            dtype = torch.promote_types(dtype, t.dtype)
+        dtype = promoted_dtype("noise_bias_act", x=x, noise=noise, strength=strength, b=b)
         x, noise, strength = x.to(dtype), noise.to(dtype), strength.to(dtype)
         b = None if b is None else b.to(dtype)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
@@ -132,7 +138,7 @@ def noise_bias_act_ref(
     return bias_act_ref(x + strength.reshape(()) * noise, b, 1, act, alpha, gain, clamp)
 
 
-# ---- registration -------------------------------------------------------------------------------------------------
+# ---- registration ------------------------------------------------------------------------------------------
 
 
 def mask_size(x: Tensor, b: Tensor | None, has_noise: bool, dim: int, act: str, clamp: float | None) -> int:
@@ -156,8 +162,29 @@ def mask_size(x: Tensor, b: Tensor | None, has_noise: bool, dim: int, act: str, 
     return planes * (x.numel() // max(row, 1)) * ((row + 7) // 8)
 
 
+def _check_fake(
+    op: str, x: Tensor, b: Tensor | None, noise: Tensor | None, strength: Tensor | None, dim: int
+) -> None:
+    check_fake(op, x=x, b=b, noise=noise, strength=strength)
+    if (b is not None or noise is not None) and not -x.dim() <= dim < x.dim():
+        raise RuntimeError(f"{op}: dim is {dim}, but x has shape {shape_of(x)}")
+    if b is not None and (b.dim() != 1 or b.size(0) != x.size(dim)):
+        raise RuntimeError(
+            f"{op}: b has shape {shape_of(b)}, but must be [{x.size(dim)}] for an x of shape {shape_of(x)} "
+            f"and dim {dim}"
+        )
+    if noise is not None:
+        fits = noise.dim() == x.dim() and noise.shape[2:] == x.shape[2:] and noise.size(1) == 1
+        if not (fits and (noise.size(0) == 1 or noise.size(0) == x.size(0))):
+            raise RuntimeError(
+                f"{op}: noise has shape {shape_of(noise)}, but for an x of shape {shape_of(x)} it must be "
+                "[N or 1, 1, ...] with x's spatial sizes"
+            )
+
+
 @torch.library.register_fake("aigc::bias_act")
 def _(x, b, noise, strength, dim, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
+    _check_fake("bias_act" if noise is None else "noise_bias_act", x, b, noise, strength, dim)
     y = empty_dense_like(x)
     saves_mask = save and ACTIVATIONS[act].piecewise_linear
     size = mask_size(y, b, noise is not None, dim, act, clamp) if saves_mask else 0
@@ -168,6 +195,7 @@ def _(x, b, noise, strength, dim, act, alpha, gain, clamp, save):  # type: ignor
 def _(  # type: ignore[no-untyped-def]
     dy, x, b, noise, strength, mask, dim, act, alpha, gain, clamp, channels_last, need_b, need_strength
 ):
+    check_fake("bias_act_backward", dy=dy, x=x, b=b, noise=noise, strength=strength)
     return (
         _empty_in_format(dy, channels_last),
         dy.new_empty(b.size(0) if need_b else 0),
@@ -179,6 +207,7 @@ def _(  # type: ignore[no-untyped-def]
 def _(  # type: ignore[no-untyped-def]
     u, dy, x, b, noise, strength, dim, act, alpha, gain, clamp, channels_last, need_b, need_strength
 ):
+    check_fake("bias_act_double_backward", x=x, u=u, dy=dy, b=b, noise=noise, strength=strength)
     return (
         _empty_in_format(x, channels_last),
         _empty_in_format(x, channels_last),
@@ -309,9 +338,12 @@ def _double_backward_gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[
             y = bias_act_ref(z, None, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp)
         (dz,) = torch.autograd.grad(y, z, dy, create_graph=True)
         grad_dy, grad_z = torch.autograd.grad(dz, (dy, z), u, create_graph=True)
-        by_channel = grad_z.movedim(ctx.dim, 0).flatten(1).sum(1) if x.dim() > 1 else grad_z
-        grad_b = by_channel if ctx.need_b else x.new_empty(0)
-        grad_strength = (grad_z * noise).sum().reshape(1) if ctx.need_strength else x.new_empty(0)
+        grad_b = x.new_empty(0)
+        if ctx.need_b:
+            grad_b = grad_z.movedim(ctx.dim, 0).flatten(1).sum(1) if x.dim() > 1 else grad_z
+        grad_strength = x.new_empty(0)
+        if ctx.need_strength and noise is not None:
+            grad_strength = (grad_z * noise).sum().reshape(1)
         return grad_dy, grad_z, grad_b, grad_strength
 
     gradients = reference_gradients(reference, ctx.saved_tensors, ctx.needs_input_grad[:6], grad_outputs)

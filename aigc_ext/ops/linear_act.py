@@ -1,7 +1,7 @@
 """A linear layer with its bias and activation: ``bias_act(x @ w.T, b)``.
 
-The matrix products are PyTorch's; bias, activation, mask and bias gradient are one pass over the result. Inside
-:func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``.
+The matrix products are PyTorch's; bias, activation, mask and bias gradient are one pass over the result.
+Inside :func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
 from aigc_ext.ops._mode import decomposed, weight_gradients
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
 from aigc_ext.ops.bias_act import bias_act_ref, mask_size
@@ -43,9 +44,12 @@ def linear_act(
 
     Raises:
         ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
-        RuntimeError: shapes or dtypes do not fit together.
+        TypeError: a tensor is no tensor, or a number no Python number.
+        RuntimeError: shapes or dtypes do not fit together; dtype or device not supported.
     """
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
+    if not (isinstance(x, Tensor) and isinstance(w, Tensor) and (b is None or isinstance(b, Tensor))):
+        raise no_tensor("linear_act", optional=("b",), x=x, w=w, b=b)
     if decomposed():
         return linear_act_ref(x, w, b, act, alpha, gain, clamp)
     save = torch.is_grad_enabled() and (
@@ -68,11 +72,21 @@ def linear_act_ref(
     return bias_act_ref(F.linear(x, w, b), None, -1, act, alpha, gain, clamp)
 
 
-# ---- registration -------------------------------------------------------------------------------------------------
+# ---- registration ------------------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("aigc::linear_act")
 def _(x, w, b, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
+    check_fake("linear_act", x=x, w=w, b=b)
+    if w.dim() != 2:
+        raise RuntimeError(f"linear_act: w has shape {shape_of(w)}, but must be [out_features, in_features]")
+    if x.dim() == 0 or x.size(-1) != w.size(1):
+        raise RuntimeError(
+            f"linear_act: x has shape {shape_of(x)}, but its last dimension must be {w.size(1)}, "
+            f"the in_features of w {shape_of(w)}"
+        )
+    if b is not None and (b.dim() != 1 or b.size(0) != w.size(0)):
+        raise RuntimeError(f"linear_act: b has shape {shape_of(b)}, but must be [{w.size(0)}]")
     y = x.new_empty(*x.shape[:-1], w.size(0))
     piecewise_linear = ACTIVATIONS[act].piecewise_linear
     product = torch.empty_like(y) if save and not piecewise_linear else x.new_empty(0)
@@ -96,11 +110,15 @@ def _gradients(ctx: Any, dy: Tensor | None, d_product: Tensor | None, _: None) -
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     if not weight_gradients():
         need_w = need_b = False
+    bias_in_product = x.dtype in (torch.float16, torch.bfloat16)  # as the forward had it
+    if bias_in_product:
+        b = None
+    sum_b = need_b and b is not None
     dz = dx = dw = db = None
     if dy is not None:
         act, alpha, gain, clamp = ctx.arguments
         dz, db, _ = _bias_act_backward(
-            dy, product, b, None, None, mask, dy.dim() - 1, act, alpha, gain, clamp, False, need_b, False
+            dy, product, b, None, None, mask, dy.dim() - 1, act, alpha, gain, clamp, False, sum_b, False
         )
     if d_product is not None and ctx.smooth:  # a second derivative arrives at the saved pre-activation
         dz = d_product if dz is None else dz + d_product
@@ -110,24 +128,29 @@ def _gradients(ctx: Any, dy: Tensor | None, d_product: Tensor | None, _: None) -
         if need_w:
             rows = math.prod(x.shape[:-1])  # not -1: undetermined for empty tensors
             dw = dz.reshape(rows, w.size(0)).t().mm(x.reshape(rows, w.size(1)))
+        if need_b and bias_in_product:
+            db = dz.sum_to_size(dz.size(-1))
     return dx, dw, db if need_b else None, *(None,) * 5
 
 
 torch.library.register_autograd("aigc::linear_act", _gradients, setup_context=_setup)
 
 
-# Autocast casts as for F.linear: everything to the autocast dtype, except float64.
+# Autocast casts as for F.linear: floating-point tensors to the autocast dtype, except float64.
 _library = torch.library.Library("aigc", "IMPL")
 
 
 def _register_autocast(device_type: str, key: str) -> None:
     below_autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
+    def cast(t: Tensor) -> Tensor:
+        eligible = t.is_floating_point() and t.dtype != torch.float64
+        return t.to(torch.get_autocast_dtype(device_type)) if eligible else t
+
     def kernel(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = torch.get_autocast_dtype(device_type)
-        x, w, b = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, w, b))
+        b = None if b is None else cast(b)
         with torch._C._ExcludeDispatchKeyGuard(below_autocast):
-            result: tuple[Tensor, Tensor, Tensor] = _linear_act(x, w, b, *arguments)
+            result: tuple[Tensor, Tensor, Tensor] = _linear_act(cast(x), cast(w), b, *arguments)
         return result
 
     _library.impl("linear_act", kernel, key)

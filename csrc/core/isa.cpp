@@ -13,8 +13,10 @@ bool supported(Isa isa) {
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   switch (isa) {
-    case Isa::baseline: return true;
-    case Isa::avx2: return avx2;
+    case Isa::baseline:
+      return true;
+    case Isa::avx2:
+      return avx2;
     case Isa::avx512:
       return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -26,16 +28,16 @@ bool supported(Isa isa) {
 }
 
 Isa choose() {
-  constexpr Isa widest_first[] = {Isa::avx512, Isa::avx2, Isa::baseline};
   const char* wanted = std::getenv("AIGC_EXT_ISA");
-  for (Isa isa : widest_first) {
-    if (wanted != nullptr && *wanted != '\0' && std::strcmp(wanted, isa_name(isa)) != 0) continue;
-    if (supported(isa)) return isa;
-    if (wanted != nullptr && *wanted != '\0')
-      throw std::runtime_error(std::string("AIGC_EXT_ISA is ") + wanted + ", which this CPU does not have");
+  const bool forced = wanted != nullptr && *wanted != '\0';
+  std::string here;
+  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::baseline}) {  // the widest first
+    if (!supported(isa)) continue;
+    if (!forced || std::strcmp(wanted, isa_name(isa)) == 0) return isa;
+    here += (here.empty() ? "" : ", ") + std::string(isa_name(isa));
   }
-  throw std::runtime_error(std::string("AIGC_EXT_ISA is ") + wanted +
-                           ", but must be one of baseline, avx2, avx512, or unset");
+  throw std::runtime_error("AIGC_EXT_ISA is '" + std::string(wanted) + "', but on this CPU must be one of " +
+                           here + ", or unset");
 }
 
 }  // namespace
@@ -47,9 +49,12 @@ Isa active_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::baseline: return "baseline";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
+    case Isa::baseline:
+      return "baseline";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
   }
   return "unknown";
 }

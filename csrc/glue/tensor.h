@@ -9,6 +9,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/numeric.h"
@@ -38,35 +39,54 @@ inline std::string shape(const Tensor& t) {
   return out.str();
 }
 
+// As Python calls it, where that differs from the C++ name.
+inline const char* dtype_name(ScalarType type) {
+  constexpr std::pair<ScalarType, const char*> names[] = {{ScalarType::Double, "float64"},
+                                                          {ScalarType::Float, "float32"},
+                                                          {ScalarType::Half, "float16"},
+                                                          {ScalarType::BFloat16, "bfloat16"},
+                                                          {ScalarType::Byte, "uint8"},
+                                                          {ScalarType::Char, "int8"},
+                                                          {ScalarType::Short, "int16"},
+                                                          {ScalarType::Int, "int32"},
+                                                          {ScalarType::Long, "int64"},
+                                                          {ScalarType::Bool, "bool"},
+                                                          {ScalarType::ComplexFloat, "complex64"},
+                                                          {ScalarType::ComplexDouble, "complex128"}};
+  for (const auto& [scalar_type, name] : names)
+    if (scalar_type == type) return name;
+  return torch::headeronly::toString(type);
+}
+
 inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
   switch (t.scalar_type()) {
-    case ScalarType::Double: return DType::float64;
-    case ScalarType::Float: return DType::float32;
-    case ScalarType::Half: return DType::float16;
-    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
     default:
-      fail(op, ": ", name, " has dtype number ", int(t.scalar_type()),
+      fail(op, ": ", name, " is ", dtype_name(t.scalar_type()),
            ", but must be float64, float32, float16 or bfloat16");
   }
 }
 
-inline const char* dtype_name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double: return "float64";
-    case ScalarType::Float: return "float32";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    default: return "another dtype";
-  }
+inline std::string device_name(const Tensor& t) {
+  if (t.is_cpu()) return "the CPU";
+  return (t.is_cuda() ? "GPU " : "device ") + std::to_string(t.get_device_index());
 }
 
 // `t` must be of the device and dtype of `like`.
 inline void check_same_kind(const Tensor& t, const char* name, const Tensor& like, const char* like_name,
                             const char* op) {
-  AIGC_CHECK(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()), op,
-             ": ", name, " and ", like_name, " are on different devices");
-  AIGC_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " is ", dtype_name(t.scalar_type()), ", but ",
-             like_name, " is ", dtype_name(like.scalar_type()));
+  AIGC_CHECK(t.is_cpu() == like.is_cpu() && (t.is_cpu() || t.get_device_index() == like.get_device_index()),
+             op, ": ", name, " is on ", device_name(t), ", but must be on ", device_name(like), ", as ",
+             like_name, " is");
+  AIGC_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " is ", dtype_name(t.scalar_type()),
+             ", but must be ", dtype_name(like.scalar_type()), ", as ", like_name, " is");
 }
 
 inline void check_same_shape(const Tensor& t, const char* name, const Tensor& like, const char* like_name,
@@ -77,7 +97,9 @@ inline void check_same_shape(const Tensor& t, const char* name, const Tensor& li
 }
 
 inline int64_t wrap_dim(int64_t dim, const Tensor& t, const char* op) {
-  AIGC_CHECK(dim >= -t.dim() && dim < t.dim(), op, ": dim is ", dim, ", but x has ", t.dim(), " dimensions");
+  AIGC_CHECK(t.dim() > 0, op, ": dim is ", dim, ", but a tensor of shape [] has no dimensions");
+  AIGC_CHECK(dim >= -t.dim() && dim < t.dim(), op, ": dim is ", dim, ", but must be from ", -t.dim(), " to ",
+             t.dim() - 1, " for a tensor of shape ", shape(t));
   return dim < 0 ? dim + t.dim() : dim;
 }
 
@@ -105,17 +127,17 @@ inline bool is_channels_last(const Tensor& t) {
   return t.dim() >= 3 && !t.is_contiguous() && has_strides(t, channels_last_strides(t));
 }
 
-// An uninitialized tensor on the device of `like`. By the C shim: torch::stable::new_empty's way through the dispatcher
-// takes three times as long, which counts where a whole op takes some microseconds.
+// An uninitialized tensor on the device of `like`. By the C shim: torch::stable::new_empty's way through the
+// dispatcher takes three times as long, which counts where a whole op takes some microseconds.
 inline Tensor empty_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                             torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType type) {
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                         device_type, like.is_cpu() ? 0 : like.get_device_index(),
-                                                         &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype, device_type,
+                               like.is_cpu() ? 0 : like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -150,7 +172,9 @@ struct ChannelLayout {
 
 inline ChannelLayout channel_layout(const Tensor& dense, int64_t dim) {
   const bool channels_last = is_channels_last(dense);
-  const auto position = [&](int64_t d) { return channels_last && d > 0 ? (d == 1 ? dense.dim() : d - 1) : d; };
+  const auto position = [&](int64_t d) {
+    return channels_last && d > 0 ? (d == 1 ? dense.dim() : d - 1) : d;
+  };
   ChannelLayout layout;
   layout.channels = dense.size(dim);
   for (int64_t d = 0; d < dense.dim(); ++d)

@@ -1,21 +1,23 @@
-// y = bias_act(x @ w.T, b): the product by PyTorch's GEMM, bias and activation by bias_act's kernel, in place on the
-// product unless the backward needs it (smooth activations differentiate at the pre-activation).
+// y = bias_act(x @ w.T, b): the product by PyTorch's GEMM, bias and activation by bias_act's kernel, in place
+// on the product unless the backward needs it (smooth activations differentiate at the pre-activation).
 #include "bias_act/bias_act_glue.h"
 #include "glue/backend.h"
 
 namespace aigc {
 namespace {
 
-Tensor linear(const Tensor& x, const Tensor& w) {
+Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(x), from(w), from(std::nullopt)};
+  std::array<StableIValue, 3> stack{from(x), from(w), from(b)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Returns y, the product where the backward needs it (else empty), and bias_act's mask.
-std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, OptionalTensor b, std::string act,
-                                              double alpha, double gain, std::optional<double> clamp, bool save) {
+// Returns y, the product where the backward needs it (else empty), and bias_act's mask. For half types the bias is part
+// of the product.
+std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, OptionalTensor b,
+                                              std::string act, double alpha, double gain,
+                                              std::optional<double> clamp, bool save) {
   constexpr const char* op = "linear_act";
   BiasActParams p;
   p.dtype = dtype_of(x, op, "x");
@@ -24,7 +26,15 @@ std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, 
   AIGC_CHECK(w.dim() == 2, op, ": w has shape ", shape(w), ", but must be [out_features, in_features]");
   AIGC_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == w.size(1), op, ": x has shape ", shape(x),
              ", but its last dimension must be ", w.size(1), ", the in_features of w ", shape(w));
-  const Tensor product = as_format(linear(x, w), false);
+  if (b) {
+    check_same_kind(*b, "b", x, "x", op);
+    AIGC_CHECK(b->dim() == 1 && b->size(0) == w.size(0), op, ": b has shape ", shape(*b), ", but must be [",
+               w.size(0), "]");
+  }
+  // A product that is stored in a half type is rounded; with the bias in it, its sign at least is right.
+  const bool bias_in_product = b && (p.dtype == DType::float16 || p.dtype == DType::bfloat16);
+  const Tensor product = as_format(linear(x, w, bias_in_product ? b : std::nullopt), false);
+  if (bias_in_product) b = std::nullopt;
   const bool keep_product = save && !is_piecewise_linear(p.act);
   const Tensor y = keep_product ? torch::stable::empty_like(product) : product;
   const Tensor mask = bias_act_into(y, product, b, std::nullopt, std::nullopt, -1, p, save, op);
