@@ -1,5 +1,5 @@
 // The operations, compiled once per instruction set. Nothing of the standard library's templates is used
-// here: a function shared between two sets could be merged into the wrong one, which test_isa_symbols.py
+// here: a function shared between two sets could be merged into the wrong one, which test_build.py
 // looks for.
 #include <cstring>
 
@@ -47,12 +47,15 @@ bool is_op(const Arrays& a, const char* name) {
          std::strcmp(a.op + length + 1, kDTypeName<T>) == 0;
 }
 
-// out[i] = f(in[i]), as a kernel does it: whole vectors, then the rest.
+// out[i] = f(in[i]) as a kernel does it: f is compiled into the loop and once more into its tail.
 template <class T, class F>
 bool map_vectors(const Arrays& a, F f) {
+  const T* in = a.input<T>();
+  T* out = a.output<T>();
   const int64_t n = a.input_size<T>();
-  for (int64_t i = 0; i < n; i += kWidth<T>)
-    store_upto(a.output<T>() + i, f(load_upto(a.input<T>() + i, n - i)), n - i);
+  for_vectors<T>(0, n, [=](int64_t i, auto whole) {
+    store_lanes(out + i, f(load_lanes(in + i, n - i, whole)), n - i, whole);
+  });
   return true;
 }
 
