@@ -15,11 +15,13 @@ import time
 from pathlib import Path
 
 from aigc_ext import _files
-from aigc_ext.training import Trainer, find_resume_point
+from aigc_ext.training import Trainer, find_resume_point, read_checkpoint
+from aigc_ext.training.checkpoint import list_checkpoints
 from aigc_ext.training.run import RunError
 from tests.training.helpers import config, files_of, rows_of
 
-CONFIG = config(batch=20, kimg=0.4, tick=0.05, snap=2, keep=2, threads=1)
+CONFIG = config(batch=20, kimg=0.4, tick=0.05, snap=2, keep=1, threads=1)
+KINDS = ("write", "fsync", "rename", "replace", "unlink")
 
 
 def train(outdir: Path) -> None:
@@ -59,12 +61,18 @@ def wait(child: int) -> bool:
     return True
 
 
-def die_in_call(number: int, notes: Path):
-    """Kills the process before its n-th call that changes the disk, or half-way if that is a write."""
+def die_in_call(number: int, notes: Path, only: str | None = None):
+    """Kills the process before its n-th call that changes the disk, or half-way if that is a write.
+
+    Args:
+        only: the kind of calls that count; all, if it is None.
+    """
     left = number
 
     def count(kind: str, path: object, act=lambda: None) -> None:
         nonlocal left
+        if only not in (None, kind):
+            return
         left -= 1
         if left == 0:
             act()
@@ -72,7 +80,8 @@ def die_in_call(number: int, notes: Path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def patch() -> None:
-        write_durable, fsync, rename, replace = _files.write_durable, os.fsync, os.rename, os.replace
+        write_durable, fsync, unlink = _files.write_durable, os.fsync, os.unlink
+        rename, replace = os.rename, os.replace
 
         def half_written(path: Path, data: bytes) -> None:
             count("write", path, lambda: path.write_bytes(data[: len(data) // 2]))
@@ -90,7 +99,11 @@ def die_in_call(number: int, notes: Path):
             count("replace", old)
             replace(old, new)
 
-        _files.write_durable = half_written
+        def counted_unlink(path: str, **kwargs: int) -> None:
+            count("unlink", path)
+            unlink(path, **kwargs)
+
+        _files.write_durable, os.unlink = half_written, counted_unlink
         os.fsync, os.rename, os.replace = counted_fsync, counted_rename, counted_replace
 
     return patch
@@ -135,21 +148,24 @@ def main(work: Path) -> None:
         by_chance += kills
         compare(expected, outdir, "by chance", different)
 
-    rng = random.Random(1)  # the number of kills by chance is not known
-    in_write: dict[str, int] = {}
+    in_write = dict.fromkeys(KINDS, 0)
     in_checkpoint = 0
     notes = work / "notes"
-    for trial in range(4):
+    rng = random.Random(1)  # the number of kills by chance is not known
+    for trial, only in enumerate((None, *KINDS)):
         outdir = work / f"write{trial}"
-        number = 1 + trial
-        while not wait(fork(outdir, die_in_call(number, notes))):
+        number = 1
+        while not wait(fork(outdir, die_in_call(number, notes, only))):
             kind, path = notes.read_text().split(maxsplit=1)
-            in_write[kind] = in_write.get(kind, 0) + 1
+            in_write[kind] += 1
             in_checkpoint += "checkpoints" in path
-            number += rng.randrange(1, 5)
+            for run_dir in outdir.glob("0*"):
+                for checkpoint in list_checkpoints(run_dir):
+                    read_checkpoint(checkpoint)  # what has its name is whole, at any moment
+            number += rng.randrange(1, 6)
             if number > 300:
                 sys.exit("the run makes no progress")
-        compare(expected, outdir, "in a write", different)
+        compare(expected, outdir, f"in a write ({only or 'any'})", different)
     print(
         json.dumps(
             {

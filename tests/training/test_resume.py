@@ -392,6 +392,6 @@ def test_kill_9_at_any_moment(tmp_path):
     report = json.loads(done.stdout)
     assert report["by_chance"] >= 1
     # Each kind of system call that writes was interrupted, many of them inside a checkpoint.
-    assert set(report["in_write"]) == {"write", "fsync", "rename", "replace"}
+    assert min(report["in_write"].values()) >= 1
     assert report["in_checkpoint"] >= 5
     assert report["different"] == []
