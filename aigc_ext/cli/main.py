@@ -21,9 +21,9 @@ def cli() -> None:
 @cli.command()
 def info() -> None:
     """Show versions, build flags, and which kernels are active and why."""
-    from aigc_ext import info as report
+    from aigc_ext import _info
 
-    report.main()
+    _info.main()
 
 
 cli.add_command(train)

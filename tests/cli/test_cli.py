@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import aigc_ext.info
+import aigc_ext._info
 from aigc_ext.cli import main
 from aigc_ext.sampling import Sampler
 from aigc_ext.training import PRESETS, TrainConfig
@@ -359,7 +359,7 @@ def test_sample_refuses_networks(conditional, tmp_path, capsys):
 
 def test_info_is_the_report_of_the_package(monkeypatch):
     calls = []
-    monkeypatch.setattr(aigc_ext.info, "main", lambda: calls.append(1))
+    monkeypatch.setattr(aigc_ext._info, "main", lambda: calls.append(1))
     assert main(["info"]) == 0
     assert calls == [1]
 
