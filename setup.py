@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -30,7 +30,8 @@ def torch_dir() -> Path:
 
 
 class CMakeBuild(build_ext):
-    """One "extension": the shared libraries, headers and CMake package, installed into the aigc_ext package."""
+    """One "extension": the shared libraries, headers and CMake package, installed into the aigc_ext
+    package."""
 
     def run(self) -> None:
         cmake = shutil.which("cmake")

@@ -19,7 +19,9 @@ NAMES = sorted(
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
 @click.option("--threads", default="1,2", show_default=True, help="Thread counts, separated by commas.")
-@click.option("--results", default=str(harness.RESULTS), show_default=True, help="Folder for CSV, table and plots.")
+@click.option(
+    "--results", default=str(harness.RESULTS), show_default=True, help="Folder for CSV, table and plots."
+)
 def main(names: tuple[str, ...], threads: str, results: str) -> None:
     """Runs the benchmarks NAMES (all of them by default); writes CSV, a table and plots."""
     counts = [int(part) for part in threads.split(",")]

@@ -1,4 +1,5 @@
-"""Does bias_act run at the speed of a copy? Leaky ReLU with bias and clamp on a tensor far larger than the caches."""
+"""Does bias_act run at the speed of a copy? Leaky ReLU with bias and clamp on a tensor far larger than the
+caches."""
 
 from __future__ import annotations
 

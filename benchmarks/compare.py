@@ -26,7 +26,7 @@ def main(old: Path, new: Path, tolerance: float, fail_if_regression: bool) -> No
             key = (row["op"], row["case"], row["dtype"], row["device"].split("; ")[-1])
             first.setdefault(key, float(row["median_us"]))
             if row["contender"].startswith("aigc_ext"):
-                result[*key, row["contender"]] = float(row["median_us"]) / first[key]
+                result[(*key, row["contender"])] = float(row["median_us"]) / first[key]
         return result
 
     before, after = relative(old), relative(new)

@@ -24,7 +24,8 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("op", "case", "dtype", "contender", "median_us", "p20", "p80", "gbps", "device", "torch", "commit")
 
-# glibc gives freed large blocks back to the system by default, which costs eager PyTorch up to 8x; it is not a win of
+# glibc gives freed large blocks back to the system by default, which costs eager PyTorch up to 8x; it is
+# not a win of
 # ours, so every contender runs without it.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -35,7 +36,8 @@ MALLOC = {
 
 @dataclass
 class Case:
-    """One question: the same work done by each contender. The first one is the baseline of the printed ratios."""
+    """One question: the same work done by each contender. The first one is the baseline of the printed
+    ratios."""
 
     op: str
     case: str
@@ -108,7 +110,9 @@ def commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def run_module(name: str, cases: Callable[[], Iterable[Case]], threads: Iterable[int]) -> list[dict[str, Any]]:
+def run_module(
+    name: str, cases: Callable[[], Iterable[Case]], threads: Iterable[int]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for count in threads:
         torch.set_num_threads(count)
@@ -157,4 +161,6 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def same_allocator_for_all() -> None:
     """Starts the process anew with the allocator settings, which glibc reads only at start."""
     if any(os.environ.get(key) != value for key, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **MALLOC})
+        os.execve(
+            sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **MALLOC}
+        )

@@ -1,15 +1,19 @@
-"""A whole training step of the reference MLP GAN at batch 64: D's update, then G's with the average of its weights.
+"""A whole training step of the reference MLP GAN at batch 64: D's update, then G's with the average of its
+weights.
 
 - eager: as a good user writes it: D frozen in G's step, ``Adam(fused=True)``, ``torch._foreach_lerp_``.
-- compile: one compiled function per step, gradients by ``torch.func.grad``, Adam and the average inside the graph.
+- compile: one compiled function per step, gradients by ``torch.func.grad``, Adam and the average inside the
+graph.
 - aigc_ext: the step that ``aigc-ext train`` runs, on our ops.
-Weights move while they are measured; that the three compute the same step is checked on a first step from equal weights.
+Weights move while they are measured; that the three compute the same step is checked on a first step from
+equal weights.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +138,7 @@ def cases() -> Iterable[Case]:
             step, states[contender] = build(*copy.deepcopy(networks), gamma)
             for _ in range(3):
                 step(real, z)
-            contenders[contender] = lambda step=step: step(real, z)
+            contenders[contender] = partial(step, real, z)
         for contender, state in states.items():
             for own, expected in zip(state, states["eager"], strict=True):
                 torch.testing.assert_close(

@@ -1,4 +1,5 @@
-"""Tables and plots from the CSV files, so that no figure is typed by hand: ``python -m benchmarks.report``."""
+"""Tables and plots from the CSV files, so that no figure is typed by hand: ``python -m
+benchmarks.report``."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def table(rows: list[Row]) -> str:
                 f"| {median:,.1f} ({p20:,.1f}–{p80:,.1f}) | {row['gbps']} | {baseline / median:.2f}× |"
             )
     devices = sorted({f"{row['device'].split(';')[0]}, torch {row['torch']}" for row in rows})
-    return "\n".join([*lines, "", f"Measured on {'; '.join(devices)}. Medians of interleaved repeats, with p20–p80."])
+    return "\n".join(
+        [*lines, "", f"Measured on {'; '.join(devices)}. Medians of interleaved repeats, with p20–p80."]
+    )
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -47,7 +50,10 @@ def plot(rows: list[Row], path: Path) -> None:
 
     groups = grouped(rows)
     figure, axes = plt.subplots(
-        len(groups), 1, figsize=(8, 0.6 * len(groups) + 0.32 * len(rows)), squeeze=False,
+        len(groups),
+        1,
+        figsize=(8, 0.6 * len(groups) + 0.32 * len(rows)),
+        squeeze=False,
         gridspec_kw={"height_ratios": [len(group) + 1 for group in groups.values()]},
     )
     for axis, ((op, case, dtype, device), group) in zip(axes[:, 0], groups.items(), strict=True):

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import empty_dense_like, is_channels_last, reference_gradients
+from aigc_ext.ops._autograd import (
+    eager,
+    empty_dense_like,
+    is_channels_last,
+    reference_gradients,
+    register_autograd,
+)
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
 
@@ -60,7 +66,8 @@ def bias_act(
         dtype = promoted_dtype("bias_act", x=x, b=b)
         x, b = x.to(dtype), b.to(dtype)
     save = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
-    y: Tensor = _bias_act(x, b, None, None, dim, activation.name, alpha, gain, clamp, save)[0]
+    call = _bias_act_eager if eager() else _bias_act
+    y: Tensor = call(x, b, None, None, dim, activation.name, alpha, gain, clamp, save)[0]
     return y
 
 
@@ -120,7 +127,8 @@ def noise_bias_act(
         x, noise, strength = x.to(dtype), noise.to(dtype), strength.to(dtype)
         b = None if b is None else b.to(dtype)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    y: Tensor = _bias_act(x, b, noise, strength, 1, activation.name, alpha, gain, clamp, save)[0]
+    call = _bias_act_eager if eager() else _bias_act
+    y: Tensor = call(x, b, noise, strength, 1, activation.name, alpha, gain, clamp, save)[0]
     return y
 
 
@@ -251,7 +259,7 @@ def _forward_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | N
         return (None,) * 10
     x, b, noise, strength, mask = ctx.saved_tensors
     need_x, need_b, need_noise, need_strength = ctx.needs_input_grad[:4]
-    dx, db, dstrength = _backward(
+    dx, db, dstrength = bias_act_backward(
         dy, x, b, noise, strength, mask, *ctx.arguments, ctx.channels_last, need_b, need_strength
     )
     return (
@@ -288,7 +296,7 @@ def _backward_gradients(
 
     def dz_from(cotangent: Tensor) -> Tensor:
         flags = (ctx.channels_last, False, False)
-        dz: Tensor = _backward(cotangent, x, b, noise, strength, mask, *ctx.arguments, *flags)[0]
+        dz: Tensor = bias_act_backward(cotangent, x, b, noise, strength, mask, *ctx.arguments, *flags)[0]
         return dz
 
     grad_dy = grad_x = grad_b = grad_noise = grad_strength = None
@@ -350,8 +358,15 @@ def _double_backward_gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[
     return (*gradients, *(None,) * 8)
 
 
-torch.library.register_autograd("aigc::bias_act", _forward_gradients, setup_context=_setup_forward)
-torch.library.register_autograd("aigc::bias_act_backward", _backward_gradients, setup_context=_setup_backward)
-torch.library.register_autograd(
-    "aigc::bias_act_double_backward", _double_backward_gradients, setup_context=_setup_double_backward
+_bias_act_eager = register_autograd(_bias_act, _forward_gradients, _setup_forward)
+_backward_eager = register_autograd(_backward, _backward_gradients, _setup_backward)
+_double_backward_eager = register_autograd(
+    _double_backward, _double_backward_gradients, _setup_double_backward
 )
+
+
+def bias_act_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward op, for other ops' formulas."""
+    call = _backward_eager if eager() else _backward
+    result: tuple[Tensor, Tensor, Tensor] = call(*arguments)
+    return result

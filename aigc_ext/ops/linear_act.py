@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
+from aigc_ext.ops._autograd import eager, register_autograd
 from aigc_ext.ops._mode import decomposed, weight_gradients
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
-from aigc_ext.ops.bias_act import bias_act_ref, mask_size
+from aigc_ext.ops.bias_act import bias_act_backward, bias_act_ref, mask_size
 
 _linear_act = torch.ops.aigc.linear_act.default
-_bias_act_backward = torch.ops.aigc.bias_act_backward.default
 
 
 def linear_act(
@@ -55,7 +55,8 @@ def linear_act(
     save = torch.is_grad_enabled() and (
         x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)
     )
-    y: Tensor = _linear_act(x, w, b, activation.name, alpha, gain, clamp, save)[0]
+    call = _linear_act_eager if eager() else _linear_act
+    y: Tensor = call(x, w, b, activation.name, alpha, gain, clamp, save)[0]
     return y
 
 
@@ -114,12 +115,13 @@ def _gradients(ctx: Any, dy: Tensor | None, d_product: Tensor | None, _: None) -
     if bias_in_product:
         b = None
     sum_b = need_b and b is not None
-    dz = dx = dw = db = None
+    dz: Tensor | None = None
+    dx = dw = db = None
     if dy is not None:
         act, alpha, gain, clamp = ctx.arguments
-        dz, db, _ = _bias_act_backward(
+        dz, db = bias_act_backward(
             dy, product, b, None, None, mask, dy.dim() - 1, act, alpha, gain, clamp, False, sum_b, False
-        )
+        )[:2]
     if d_product is not None and ctx.smooth:  # a second derivative arrives at the saved pre-activation
         dz = d_product if dz is None else dz + d_product
     if dz is not None:
@@ -133,7 +135,7 @@ def _gradients(ctx: Any, dy: Tensor | None, d_product: Tensor | None, _: None) -
     return dx, dw, db if need_b else None, *(None,) * 5
 
 
-torch.library.register_autograd("aigc::linear_act", _gradients, setup_context=_setup)
+_linear_act_eager = register_autograd(_linear_act, _gradients, _setup)
 
 
 # Autocast casts as for F.linear: floating-point tensors to the autocast dtype, except float64.

@@ -1,9 +1,10 @@
-// A block works on one chunk of rows at a time, a thread on eight neighbouring elements of a row (a byte of each mask
-// plane). Bytes per element as for the CPU kernel: forward 2e, backward 2e + 1/8 per plane, or 3e for smooth activations.
+// A block works on one chunk of rows at a time, a thread on eight neighbouring elements of a row (a byte of
+// each mask plane). Bytes per element as for the CPU kernel: forward 2e, backward 2e + 1/8 per plane, or 3e
+// for smooth activations.
 //
 // Bias constant on a row (NCHW): `threads_per_row` threads share a row and sum it by a tree in shared memory.
-// Bias along the row (NHWC, NC): a thread owns eight columns, walks down the chunk's rows, and keeps the column sums.
-// Both orders depend on the shape alone.
+// Bias along the row (NHWC, NC): a thread owns eight columns, walks down the chunk's rows, and keeps the
+// column sums. Both orders depend on the shape alone.
 #include "bias_act/bias_act.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_vec.h"
@@ -151,7 +152,8 @@ struct DoubleBackward {
   }
 };
 
-// Sums a value over groups of `width` neighbouring threads (a power of two); every thread of the block must call it.
+// Sums a value over groups of `width` neighbouring threads (a power of two); every thread of the block must
+// call it.
 __device__ double group_sum(double value, int width, double* shared) {
   shared[threadIdx.x] = value;
   __syncthreads();
@@ -165,7 +167,8 @@ __device__ double group_sum(double value, int width, double* shared) {
 }
 
 template <class T, class Pass, bool kSum>
-__global__ void __launch_bounds__(kThreads) bias_act_kernel(const BiasActParams p, int64_t chunks, int threads_per_row) {
+__global__ void __launch_bounds__(kThreads)
+    bias_act_kernel(const BiasActParams p, int64_t chunks, int threads_per_row) {
   __shared__ double shared[kThreads];
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     const int64_t first = chunk * p.rows_per_chunk;
@@ -193,7 +196,8 @@ __global__ void __launch_bounds__(kThreads) bias_act_kernel(const BiasActParams 
         }
         if constexpr (kSum)
           if (p.bias_partials)
-            for (int j = 0; j < 8 && i + j < p.row_length; ++j) p.bias_partials[chunk * p.row_length + i + j] = column[j];
+            for (int j = 0; j < 8 && i + j < p.row_length; ++j)
+              p.bias_partials[chunk * p.row_length + i + j] = column[j];
       }
     } else {
       const int rows_at_once = kThreads / threads_per_row;
@@ -201,14 +205,16 @@ __global__ void __launch_bounds__(kThreads) bias_act_kernel(const BiasActParams 
       for (int64_t base = first; base < last; base += rows_at_once) {
         const int64_t row = base + int(threadIdx.x) / threads_per_row;
         double row_sum = 0;
-        for (int64_t i = int64_t(lane) * 8; row < last && i < p.row_length; i += int64_t(threads_per_row) * 8) {
+        for (int64_t i = int64_t(lane) * 8; row < last && i < p.row_length;
+             i += int64_t(threads_per_row) * 8) {
           const int n = int(p.row_length - i < 8 ? p.row_length - i : 8);
           acc_t<T> g[8] = {};
           Pass::apply(p, row, i, n, g);
           if constexpr (kSum) {
             acc_t<T> noise[8] = {};
             if (p.strength_partials)
-              load8(static_cast<const T*>(p.noise) + row / p.channels * p.inner % p.noise_period + i, n, noise);
+              load8(static_cast<const T*>(p.noise) + row / p.channels * p.inner % p.noise_period + i, n,
+                    noise);
             for (int j = 0; j < 8 && j < n; ++j) {
               row_sum += g[j];
               strength_sum += double(g[j]) * noise[j];
@@ -247,7 +253,8 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p,
       const int64_t terms = chunks * periods * p.inner;
       for (int64_t t = threadIdx.x; t < terms; t += kThreads) {
         const int64_t chunk = t / (periods * p.inner), rest = t % (periods * p.inner);
-        sum += p.bias_partials[chunk * p.row_length + rest / p.inner * period + channel * p.inner + rest % p.inner];
+        sum += p.bias_partials[chunk * p.row_length + rest / p.inner * period + channel * p.inner +
+                               rest % p.inner];
       }
     } else {
       for (int64_t row = channel + threadIdx.x * p.channels; row < p.rows; row += kThreads * p.channels)
@@ -262,8 +269,10 @@ template <class T, class Pass>
 void run(const BiasActParams& p, int64_t chunks, void* stream) {
   int threads_per_row = 1;
   while (threads_per_row < kThreads && threads_per_row * 8 < p.row_length) threads_per_row *= 2;
-  const auto kernel = p.bias_partials || p.strength_partials ? bias_act_kernel<T, Pass, true> : bias_act_kernel<T, Pass, false>;
-  launch(kernel, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p, chunks, threads_per_row);
+  const auto kernel = p.bias_partials || p.strength_partials ? bias_act_kernel<T, Pass, true>
+                                                             : bias_act_kernel<T, Pass, false>;
+  launch(kernel, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p, chunks,
+         threads_per_row);
 }
 
 }  // namespace
@@ -296,7 +305,8 @@ void bias_act_double_backward(const BiasActParams& p, int64_t chunks, void* stre
 
 void bias_act_reduce(const BiasActParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(reduce_kernel<T>, grid_size(channels), kThreads, 0, static_cast<cudaStream_t>(stream), p, chunk_count(p));
+    launch(reduce_kernel<T>, grid_size(channels), kThreads, 0, static_cast<cudaStream_t>(stream), p,
+           chunk_count(p));
   });
 }
 

@@ -7,10 +7,12 @@
 //     bias along the row (NHWC, NC)  rows = N*H*W,  row_length = C,    vec = bias
 // Short rows are merged: a row then holds several periods of the bias, and the last row may be partial.
 //
-// For the piecewise-linear activations the forward leaves one bit per element and plane for the backward (plane 0: the
-// branch x > 0, unless the activation is linear; next plane: not clamped, if there is a clamp). A row starts at a byte.
+// For the piecewise-linear activations the forward leaves one bit per element and plane for the backward
+// (plane 0: the branch x > 0, unless the activation is linear; next plane: not clamped, if there is a clamp).
+// A row starts at a byte.
 //
-// Derivatives, with z = x + b + strength*noise and c(z) = [|gain*f(z)| <= clamp] (1 on the boundary, as torch.clamp):
+// Derivatives, with z = x + b + strength*noise and c(z) = [|gain*f(z)| <= clamp] (1 on the boundary, as
+// torch.clamp):
 //     D(z) = gain*f'(z)*c(z):   dz = dy*D(z),   db = sum dz,   dstrength = sum dz*noise
 //     second order, cotangent u of dz:  d(dy) = u*D(z),  d(z) = u*dy*gain*f''(z)*c(z)
 #pragma once
@@ -32,10 +34,10 @@ struct BiasActParams {
   int64_t rows_per_chunk = 0;        // an item of the kernels is a chunk of rows
   int64_t channels = 1;              // bias index of an element is
   int64_t inner = 1;                 // (position in memory / inner) % channels
-  bool vec_is_bias = false;          // bias runs along the row, noise is constant on it; otherwise the reverse
-  int64_t noise_period = 0;          // elements of noise: the index in it is taken modulo this
+  bool vec_is_bias = false;  // bias runs along the row, noise is constant on it; otherwise the reverse
+  int64_t noise_period = 0;  // elements of noise: the index in it is taken modulo this
 
-  const void* x = nullptr;  // may be null in a backward that has the mask
+  const void* x = nullptr;     // may be null in a backward that has the mask
   const void* bias = nullptr;  // `channels` elements
   const void* noise = nullptr;
   const void* strength = nullptr;  // one element
@@ -57,13 +59,18 @@ struct BiasActParams {
 };
 
 constexpr bool has_branch_plane(const BiasActParams& p) { return p.act == Act::relu || p.act == Act::lrelu; }
-constexpr int mask_planes(const BiasActParams& p) { return (has_branch_plane(p) ? 1 : 0) + (p.clamp >= 0 ? 1 : 0); }
+constexpr int mask_planes(const BiasActParams& p) {
+  return (has_branch_plane(p) ? 1 : 0) + (p.clamp >= 0 ? 1 : 0);
+}
 constexpr int64_t mask_row_bytes(const BiasActParams& p) { return (p.row_length + 7) / 8; }
-constexpr int64_t chunk_count(const BiasActParams& p) { return (p.rows + p.rows_per_chunk - 1) / p.rows_per_chunk; }
+constexpr int64_t chunk_count(const BiasActParams& p) {
+  return (p.rows + p.rows_per_chunk - 1) / p.rows_per_chunk;
+}
 
 }  // namespace aigc
 
 AIGC_KERNEL(bias_act_forward, BiasActParams)          // items: chunks
 AIGC_KERNEL(bias_act_backward, BiasActParams)         // items: chunks
 AIGC_KERNEL(bias_act_double_backward, BiasActParams)  // items: chunks; smooth activations only
-AIGC_KERNEL(bias_act_reduce, BiasActParams)           // partials -> dbias (items: channels) and, with item 0, dstrength
+AIGC_KERNEL(bias_act_reduce,
+            BiasActParams)  // partials -> dbias (items: channels) and, with item 0, dstrength

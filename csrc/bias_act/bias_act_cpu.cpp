@@ -1,5 +1,5 @@
-// Bytes per element (e = element size): forward 2e (+1/8 per mask plane), backward 2e + 1/8 per plane with the mask,
-// 3e for the smooth activations, and the parameters' gradients in the same pass.
+// Bytes per element (e = element size): forward 2e (+1/8 per mask plane), backward 2e + 1/8 per plane with
+// the mask, 3e for the smooth activations, and the parameters' gradients in the same pass.
 #include "bias_act/bias_act.h"
 
 #include <memory>
@@ -12,7 +12,8 @@ namespace {
 
 template <class T>
 constexpr int kGroup = kWidth<T> < 8 ? 8 : kWidth<T>;  // elements whose mask bits fill whole bytes
-// Sums run in acc_t<T> over this many additions and are then passed on to float64: the error stays that of a short sum.
+// Sums run in acc_t<T> over this many additions and are then passed on to float64: the error stays that of a
+// short sum.
 constexpr int kSumBlock = 64;
 
 template <class T>
@@ -145,8 +146,9 @@ void forward(const BiasActParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// Walks the rows of the chunks. gradient_of_z(row, index, i, whole) computes and stores one vector and returns it; with
-// kSum it is summed: over each row where the bias is constant on it, else column by column, and times the noise.
+// Walks the rows of the chunks. gradient_of_z(row, index, i, whole) computes and stores one vector and
+// returns it; with kSum it is summed: over each row where the bias is constant on it, else column by column,
+// and times the noise.
 template <class T, bool kSum, class F>
 void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradient_of_z) {
   const Rows<T> rows(p);

@@ -14,8 +14,10 @@ namespace aigc {
 void set_activation(BiasActParams& params, const std::string& act, double alpha, double gain,
                     std::optional<double> clamp, const char* op);
 
-// bias_act of a dense x into y (which may be x itself). Returns the mask: empty where it is not wanted or not needed.
+// bias_act of a dense x into y (which may be x itself). Returns the mask: empty where it is not wanted or not
+// needed.
 Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise,
-                     const OptionalTensor& strength, int64_t dim, BiasActParams params, bool save, const char* op);
+                     const OptionalTensor& strength, int64_t dim, BiasActParams params, bool save,
+                     const char* op);
 
 }  // namespace aigc

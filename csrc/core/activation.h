@@ -7,7 +7,8 @@ namespace aigc {
 
 enum class Act : int32_t { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
 
-// Piecewise linear: f' is a constant on either side of 0, so that one bit per element is all the backward needs.
+// Piecewise linear: f' is a constant on either side of 0, so that one bit per element is all the backward
+// needs.
 constexpr bool is_piecewise_linear(Act act) {
   return act == Act::linear || act == Act::relu || act == Act::lrelu;
 }
@@ -22,18 +23,26 @@ struct ActTag {
 template <class F>
 inline void dispatch_act(Act act, F&& f) {
   switch (act) {
-    case Act::linear: return f(ActTag<Act::linear>());
-    case Act::relu: return f(ActTag<Act::relu>());
-    case Act::lrelu: return f(ActTag<Act::lrelu>());
-    case Act::tanh: return f(ActTag<Act::tanh>());
-    case Act::sigmoid: return f(ActTag<Act::sigmoid>());
-    case Act::elu: return f(ActTag<Act::elu>());
-    case Act::selu: return f(ActTag<Act::selu>());
-    case Act::softplus: return f(ActTag<Act::softplus>());
-    case Act::swish: return f(ActTag<Act::swish>());
+    case Act::linear:
+      return f(ActTag<Act::linear>());
+    case Act::relu:
+      return f(ActTag<Act::relu>());
+    case Act::lrelu:
+      return f(ActTag<Act::lrelu>());
+    case Act::tanh:
+      return f(ActTag<Act::tanh>());
+    case Act::sigmoid:
+      return f(ActTag<Act::sigmoid>());
+    case Act::elu:
+      return f(ActTag<Act::elu>());
+    case Act::selu:
+      return f(ActTag<Act::selu>());
+    case Act::softplus:
+      return f(ActTag<Act::softplus>());
+    case Act::swish:
+      return f(ActTag<Act::swish>());
   }
 }
-
 
 constexpr double kSeluScale = 1.0507009873554804934193349852946;
 constexpr double kSeluAlpha = 1.6732632423543772848170429916717;

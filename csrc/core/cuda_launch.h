@@ -1,5 +1,5 @@
-// The one way to launch a CUDA kernel. Ops never write <<<>>>: the same .cu files are to compile for a host stand-in of
-// the CUDA runtime, which has no such syntax.
+// The one way to launch a CUDA kernel. Ops never write <<<>>>: the same .cu files are to compile for a host
+// stand-in of the CUDA runtime, which has no such syntax.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,8 +19,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   std::apply(
       [&](auto&... value) {
         void* pointers[] = {static_cast<void*>(&value)...};
-        const cudaError_t status = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
-                                                    shared_bytes, stream);
+        const cudaError_t status = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
+                                                    pointers, shared_bytes, stream);
         if (status != cudaSuccess)
           throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(status));
       },

@@ -1,5 +1,5 @@
-// Eight consecutive elements in registers, as acc_t: 16-byte accesses where the pointer allows it, element by element
-// where it does not or where fewer than eight are left.
+// Eight consecutive elements in registers, as acc_t: 16-byte accesses where the pointer allows it, element by
+// element where it does not or where fewer than eight are left.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,7 +17,9 @@ __device__ inline float to_acc(bfloat16 x) { return __bfloat162float(__ushort_as
 __device__ inline void from_acc(float* p, float x) { *p = x; }
 __device__ inline void from_acc(double* p, double x) { *p = x; }
 __device__ inline void from_acc(half* p, float x) { p->bits = __half_as_ushort(__float2half_rn(x)); }
-__device__ inline void from_acc(bfloat16* p, float x) { p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+__device__ inline void from_acc(bfloat16* p, float x) {
+  p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
 
 template <class T>
 struct alignas(16) Pack8 {

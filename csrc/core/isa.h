@@ -1,4 +1,5 @@
-// Which of the compiled instruction sets runs: the widest that this CPU has, or the one that AIGC_EXT_ISA names.
+// Which of the compiled instruction sets runs: the widest that this CPU has, or the one that AIGC_EXT_ISA
+// names.
 #pragma once
 
 #include <cstdint>
@@ -19,22 +20,23 @@ const char* isa_name(Isa isa);
 
 }  // namespace aigc
 
-// Declares a kernel for every backend. On the CPU a kernel works on the items [begin, end) of what its Params describe;
-// items are independent, so that any partition over threads gives the same bits. On CUDA it launches all of them.
-#define AIGC_KERNEL(name, Params)                                           \
-  namespace aigc {                                                          \
-  namespace cpu_baseline {                                                  \
-  void name(const Params& params, int64_t begin, int64_t end);              \
-  }                                                                         \
-  AIGC_X86_KERNEL(name, Params)                                             \
-  namespace cpu {                                                           \
-  inline void name(const Params& params, int64_t begin, int64_t end) {      \
-    AIGC_CALL_ACTIVE_ISA(name, params, begin, end);                         \
-  }                                                                         \
-  }                                                                         \
-  namespace cuda {                                                          \
-  void name(const Params& params, int64_t items, void* stream);             \
-  }                                                                         \
+// Declares a kernel for every backend. On the CPU a kernel works on the items [begin, end) of what its Params
+// describe; items are independent, so that any partition over threads gives the same bits. On CUDA it
+// launches all of them.
+#define AIGC_KERNEL(name, Params)                                      \
+  namespace aigc {                                                     \
+  namespace cpu_baseline {                                             \
+  void name(const Params& params, int64_t begin, int64_t end);         \
+  }                                                                    \
+  AIGC_X86_KERNEL(name, Params)                                        \
+  namespace cpu {                                                      \
+  inline void name(const Params& params, int64_t begin, int64_t end) { \
+    AIGC_CALL_ACTIVE_ISA(name, params, begin, end);                    \
+  }                                                                    \
+  }                                                                    \
+  namespace cuda {                                                     \
+  void name(const Params& params, int64_t items, void* stream);        \
+  }                                                                    \
   }
 
 #if defined(__x86_64__) && !defined(AIGC_BASELINE_ONLY)
@@ -45,11 +47,14 @@ const char* isa_name(Isa isa);
   namespace cpu_avx512 {                                       \
   void name(const Params& params, int64_t begin, int64_t end); \
   }
-#define AIGC_CALL_ACTIVE_ISA(name, ...)                            \
-  switch (active_isa()) {                                          \
-    case Isa::baseline: return cpu_baseline::name(__VA_ARGS__);    \
-    case Isa::avx2: return cpu_avx2::name(__VA_ARGS__);            \
-    case Isa::avx512: return cpu_avx512::name(__VA_ARGS__);        \
+#define AIGC_CALL_ACTIVE_ISA(name, ...)       \
+  switch (active_isa()) {                     \
+    case Isa::baseline:                       \
+      return cpu_baseline::name(__VA_ARGS__); \
+    case Isa::avx2:                           \
+      return cpu_avx2::name(__VA_ARGS__);     \
+    case Isa::avx512:                         \
+      return cpu_avx512::name(__VA_ARGS__);   \
   }
 #else
 #define AIGC_X86_KERNEL(name, Params)

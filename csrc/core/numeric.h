@@ -6,7 +6,8 @@
 
 namespace aigc {
 
-// The bit patterns of IEEE binary16 and bfloat16; layout-compatible with c10::Half, c10::BFloat16 and CUDA's types.
+// The bit patterns of IEEE binary16 and bfloat16; layout-compatible with c10::Half, c10::BFloat16 and CUDA's
+// types.
 struct half {
   uint16_t bits;
 };
@@ -32,10 +33,18 @@ using acc_t = typename accumulate<T>::type;
 template <class F>
 inline void dispatch_dtype(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::float64: f(static_cast<double*>(nullptr)); break;
-    case DType::float32: f(static_cast<float*>(nullptr)); break;
-    case DType::float16: f(static_cast<half*>(nullptr)); break;
-    case DType::bfloat16: f(static_cast<bfloat16*>(nullptr)); break;
+    case DType::float64:
+      f(static_cast<double*>(nullptr));
+      break;
+    case DType::float32:
+      f(static_cast<float*>(nullptr));
+      break;
+    case DType::float16:
+      f(static_cast<half*>(nullptr));
+      break;
+    case DType::bfloat16:
+      f(static_cast<bfloat16*>(nullptr));
+      break;
   }
 }
 

@@ -1,11 +1,13 @@
 // Fixed-width vectors for the CPU kernels.
 //
-// One source, several instruction sets: a kernel file is compiled once per set with -DAIGC_ISA=<name> and the set's
-// flags, and the vector width follows the flags. Everything here lives in the inline namespace AIGC_ISA: were an inline
-// function shared between two sets, the linker could pick its AVX-512 copy for a machine that has none.
+// One source, several instruction sets: a kernel file is compiled once per set with -DAIGC_ISA=<name> and the
+// set's flags, and the vector width follows the flags. Everything here lives in the inline namespace
+// AIGC_ISA: were an inline function shared between two sets, the linker could pick its AVX-512 copy for a
+// machine that has none.
 //
-// Vec<float> and Vec<double> are GNU vector types: + - * /, comparisons and ?: are the language's own, on x86, NEON and
-// any other target. Half types are loaded into Vec<float> and rounded (to nearest even) when stored.
+// Vec<float> and Vec<double> are GNU vector types: + - * /, comparisons and ?: are the language's own, on
+// x86, NEON and any other target. Half types are loaded into Vec<float> and rounded (to nearest even) when
+// stored.
 #pragma once
 
 #include <type_traits>
@@ -82,7 +84,8 @@ inline V select(typename vector_types<element_t<V>>::mask m, V a, V b) {
   return m ? a : b;
 }
 
-// ---- float32 <-> 16-bit types, by vector -------------------------------------------------------------------------
+// ---- float32 <-> 16-bit types, by vector
+// -------------------------------------------------------------------------
 
 typedef uint16_t vec_u16 __attribute__((vector_size(AIGC_VECTOR_BYTES / 2)));
 
@@ -111,9 +114,10 @@ inline vec_u16 narrow_half(Vec<float> x) {
 #elif defined(__aarch64__)
 typedef __fp16 vec_fp16 __attribute__((vector_size(8)));
 inline Vec<float> widen_half(vec_u16 x) { return __builtin_convertvector((vec_fp16)x, Vec<float>); }
-inline vec_u16 narrow_half(Vec<float> x) { return (vec_u16)__builtin_convertvector(x, vec_fp16); }
+inline vec_u16 narrow_half(Vec<float> x) { return (vec_u16) __builtin_convertvector(x, vec_fp16); }
 #else
-// No conversion instruction: scale by a power of two, so that the FPU's own rounding and denormals do the work.
+// No conversion instruction: scale by a power of two, so that the FPU's own rounding and denormals do the
+// work.
 inline Vec<float> widen_half(vec_u16 x) {
   using U = vector_types<float>::bits;
   const U u = __builtin_convertvector(x, U);
@@ -127,7 +131,8 @@ inline vec_u16 narrow_half(Vec<float> x) {
   using U = vector_types<float>::bits;
   const U u = (U)x;
   const U magnitude = u & 0x7fffffffu;
-  // Normal results: round at bit 13 in integers; results below 2^-14: an addition rounds at the denormals' last place.
+  // Normal results: round at bit 13 in integers; results below 2^-14: an addition rounds at the denormals'
+  // last place.
   const U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const U denormal = (U)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
   const U quiet_nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
@@ -138,7 +143,8 @@ inline vec_u16 narrow_half(Vec<float> x) {
 }
 #endif
 
-// ---- load and store ----------------------------------------------------------------------------------------------
+// ---- load and store
+// ----------------------------------------------------------------------------------------------
 
 template <class V, class T>
 inline V load_bytes(const T* p) {
@@ -163,8 +169,8 @@ inline void store(bfloat16* p, Vec<float> v) {
   std::memcpy(p, &u, sizeof(u));
 }
 
-// The first n < kWidth<T> elements; the other lanes are zero. A tail goes through the same vector code as the rest, so
-// that an element's bits do not depend on where it lies.
+// The first n < kWidth<T> elements; the other lanes are zero. A tail goes through the same vector code as the
+// rest, so that an element's bits do not depend on where it lies.
 template <class T>
 inline Vec<T> load(const T* p, int n) {
   T lanes[kWidth<T>] = {};
@@ -192,7 +198,8 @@ inline void store_upto(T* p, Vec<T> v, int64_t n) {
     store(p, v, static_cast<int>(n));
 }
 
-// The same with the question answered by the type: std::true_type for a whole vector, which is n's least value then.
+// The same with the question answered by the type: std::true_type for a whole vector, which is n's least
+// value then.
 template <class T>
 inline Vec<T> load_lanes(const T* p, int64_t, std::true_type) {
   return load(p);
@@ -239,7 +246,8 @@ inline element_t<V> horizontal_sum(V v) {
   return lanes[0];
 }
 
-// ---- masks as bits -----------------------------------------------------------------------------------------------
+// ---- masks as bits
+// -----------------------------------------------------------------------------------------------
 
 // Bit i of the result is lane i of the mask.
 inline uint32_t mask_to_bits(Mask<float> m) {

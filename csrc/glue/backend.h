@@ -27,7 +27,8 @@ void run_on_threads(void (*kernel)(const Params&, int64_t, int64_t), const Param
     if (items > 0) kernel(params, 0, items);
     return;
   }
-  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
+  torch::stable::parallel_for(0, items, grain,
+                              [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
 }
 
 }  // namespace aigc
@@ -35,7 +36,8 @@ void run_on_threads(void (*kernel)(const Params&, int64_t, int64_t), const Param
 #elif defined(AIGC_BACKEND_CUDA)
 
 // The schemas are libaigc_ops' own.
-#define AIGC_OPS(library) [[maybe_unused]] static void aigc_schemas(torch::stable::detail::StableLibrary& library)
+#define AIGC_OPS(library) \
+  [[maybe_unused]] static void aigc_schemas(torch::stable::detail::StableLibrary& library)
 #define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CUDA, library)
 #define AIGC_RUN(kernel, params, items, grain, device_of) \
   ::aigc::run_on_stream(::aigc::cuda::kernel, params, items, device_of)

@@ -14,8 +14,9 @@ std::string build_info() {
 #else
       "GCC " << __VERSION__
 #endif
-      << ", built with torch " << TORCH_VERSION_MAJOR << '.' << TORCH_VERSION_MINOR << '.' << TORCH_VERSION_PATCH
-      << " for torch >= " << (TORCH_TARGET_VERSION >> 56) << '.' << (TORCH_TARGET_VERSION >> 48 & 0xff);
+      << ", built with torch " << TORCH_VERSION_MAJOR << '.' << TORCH_VERSION_MINOR << '.'
+      << TORCH_VERSION_PATCH << " for torch >= " << (TORCH_TARGET_VERSION >> 56) << '.'
+      << (TORCH_TARGET_VERSION >> 48 & 0xff);
   return out.str();
 }
 

@@ -13,8 +13,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Returns y, the product where the backward needs it (else empty), and bias_act's mask. For half types the bias is part
-// of the product.
+// Returns y, the product where the backward needs it (else empty), and bias_act's mask. For half types the
+// bias is part of the product.
 std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, OptionalTensor b,
                                               std::string act, double alpha, double gain,
                                               std::optional<double> clamp, bool save) {

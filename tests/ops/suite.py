@@ -1,4 +1,5 @@
-"""What every op is held to. An op plugs in with an OpCase (tests/ops/cases/<op>.py); tests/ops/test_properties.py runs
+"""What every op is held to. An op plugs in with an OpCase (tests/ops/cases/<op>.py);
+tests/ops/test_properties.py runs
 each property on each case.
 
 The error budget, with the float64 reference as truth, in the maximum and in the relative L2 norm:
@@ -37,7 +38,9 @@ class OpCase:
     function: Callable[..., Any]  # function(**inputs, **options) -> Tensor or tuple of tensors
     reference: Callable[..., Any]
     calls: st.SearchStrategy[Call]  # sizes from 0
-    small_calls: st.SearchStrategy[Call]  # a few elements, nothing on a corner of f: for numeric differentiation
+    small_calls: st.SearchStrategy[
+        Call
+    ]  # a few elements, nothing on a corner of f: for numeric differentiation
     large_call: Callable[[], Call]  # enough elements for several threads
     # (overload, arguments) of every native op behind the function, for opcheck
     native: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]]
@@ -48,7 +51,8 @@ class OpCase:
 
 
 def seeded(shape: Sequence[int], seed: int, scale: float = 1.0) -> Tensor:
-    """Normal float64 values that depend on the seed alone (Hypothesis shrinks a seed, not a million floats)."""
+    """Normal float64 values that depend on the seed alone (Hypothesis shrinks a seed, not a million
+    floats)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(tuple(shape), dtype=torch.float64, generator=generator) * scale
 
@@ -71,14 +75,20 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
         order = [0, *range(2, x.dim()), 1]
         back = [order.index(d) for d in range(x.dim())]
         return x.permute(order).contiguous().permute(back)
-    if layout == "offset":  # a pointer that is aligned to one element only, and elements that are not adjacent
+    if (
+        layout == "offset"
+    ):  # a pointer that is aligned to one element only, and elements that are not adjacent
         base = torch.full((x.numel() * 2 + 1,), float("nan"), dtype=x.dtype)
-        view = base[1:].as_strided(x.shape, [s * 2 for s in x.contiguous().stride()]) if x.numel() else x.clone()
+        view = (
+            base[1:].as_strided(x.shape, [s * 2 for s in x.contiguous().stride()]) if x.numel() else x.clone()
+        )
         return view.copy_(x)
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def prepare(call: Call, case: OpCase, dtype: torch.dtype, layout: str = "contiguous") -> dict[str, Tensor | None]:
+def prepare(
+    call: Call, case: OpCase, dtype: torch.dtype, layout: str = "contiguous"
+) -> dict[str, Tensor | None]:
     """The call's inputs as leaves of that dtype and layout, requiring gradients."""
     prepared = {}
     for name, value in call.inputs.items():
@@ -89,7 +99,9 @@ def prepare(call: Call, case: OpCase, dtype: torch.dtype, layout: str = "contigu
     return prepared
 
 
-def outputs_of(function: Callable[..., Any], inputs: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, ...]:
+def outputs_of(
+    function: Callable[..., Any], inputs: dict[str, Any], options: dict[str, Any]
+) -> tuple[Tensor, ...]:
     result = function(**inputs, **options)
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
@@ -117,7 +129,8 @@ def values_and_gradients(
     return result
 
 
-# The float64 reference has an error of its own: about this, absolutely (sigmoid' = y(1 - y), for one, cancels).
+# The float64 reference has an error of its own: about this, absolutely (sigmoid' = y(1 - y), for one,
+# cancels).
 TRUTH_ERROR = 1e-15
 # A result may be off by a few roundings even where the plain computation happens to be exact.
 FLOOR = {
@@ -129,7 +142,8 @@ FLOOR = {
 
 
 def check_budget(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, what: str) -> None:
-    """``error(ours) <= 2 * error(plain) + floor(dtype)``; NaN in the same places; shape and dtype of ``plain``."""
+    """``error(ours) <= 2 * error(plain) + floor(dtype)``; NaN in the same places; shape and dtype of
+    ``plain``."""
     assert ours.shape == truth.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
     assert ours.dtype == plain.dtype, f"{what}: {ours.dtype}, but the reference gives {plain.dtype}"
     finite = truth.isfinite() & plain.isfinite()
@@ -143,13 +157,18 @@ def check_budget(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype,
             torch.linalg.vector_norm(t, order).item() for t in (truth, ours - truth, plain - truth)
         )
         allowed = 2 * plain_error + FLOOR[dtype] * size + TRUTH_ERROR * max(size, 1)
-        assert error <= allowed, f"{what}: {norm} error {error:.3g} > {allowed:.3g} (plain: {plain_error:.3g})"
+        assert error <= allowed, (
+            f"{what}: {norm} error {error:.3g} > {allowed:.3g} (plain: {plain_error:.3g})"
+        )
 
 
 def check_call(case: OpCase, call: Call, dtype: torch.dtype, layout: str, seed: int) -> None:
     """Values and first gradients of one call within the budget."""
     rounded = Call(
-        {k: v if v is None or not v.is_floating_point() else v.to(dtype).double() for k, v in call.inputs.items()},
+        {
+            k: v if v is None or not v.is_floating_point() else v.to(dtype).double()
+            for k, v in call.inputs.items()
+        },
         call.options,
     )
     ours = values_and_gradients(case.function, prepare(call, case, dtype, layout), call.options, seed, dtype)

@@ -57,7 +57,9 @@ def test_gradients_are_right_to_second_order(case: OpCase) -> None:
         names = [k for k, v in inputs.items() if v is not None and v.requires_grad]
 
         def function(*values):  # type: ignore[no-untyped-def]
-            outputs = outputs_of(case.function, {**inputs, **dict(zip(names, values, strict=True))}, call.options)
+            outputs = outputs_of(
+                case.function, {**inputs, **dict(zip(names, values, strict=True))}, call.options
+            )
             return tuple(y for y in outputs if y.requires_grad)
 
         leaves = [inputs[k] for k in names]
@@ -79,7 +81,9 @@ def test_third_derivative_is_the_references(case: OpCase) -> None:
             value = sum((y * y).sum() for y in outputs_of(function, inputs, call.options) if y.requires_grad)
             for _ in range(3):
                 gradients = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
-                value = sum((g**2).sum() for g in gradients if g is not None) + 0 * sum(v.sum() for v in leaves)
+                value = sum((g**2).sum() for g in gradients if g is not None) + 0 * sum(
+                    v.sum() for v in leaves
+                )
             return value.detach()
 
         torch.testing.assert_close(third(case.function), third(case.reference), rtol=1e-7, atol=1e-10)
@@ -159,7 +163,9 @@ def test_fullgraph_compile_trains(case: OpCase) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
     ours = values_and_gradients(compiled, prepare(call, case, torch.float32), call.options, 1, torch.float32)
-    eager = values_and_gradients(case.function, prepare(call, case, torch.float32), call.options, 1, torch.float32)
+    eager = values_and_gradients(
+        case.function, prepare(call, case, torch.float32), call.options, 1, torch.float32
+    )
     assert ours.keys() == eager.keys()
     for name in eager:
         torch.testing.assert_close(ours[name], eager[name])
@@ -169,8 +175,12 @@ def test_fullgraph_compile_trains(case: OpCase) -> None:
 def test_decomposed_is_the_reference(case: OpCase) -> None:
     call = draw_example(case.small_calls)
     with decompose():
-        ours = values_and_gradients(case.function, prepare(call, case, torch.float64), call.options, 1, torch.float64)
-    plain = values_and_gradients(case.reference, prepare(call, case, torch.float64), call.options, 1, torch.float64)
+        ours = values_and_gradients(
+            case.function, prepare(call, case, torch.float64), call.options, 1, torch.float64
+        )
+    plain = values_and_gradients(
+        case.reference, prepare(call, case, torch.float64), call.options, 1, torch.float64
+    )
     for name in plain:
         assert torch.equal(ours[name], plain[name])
 
@@ -184,7 +194,9 @@ def one_leaf(case: OpCase):  # type: ignore[no-untyped-def]
 
     def scalar(function):  # type: ignore[no-untyped-def]
         return lambda leaf: sum(
-            (y * y).sum() for y in outputs_of(function, {name: leaf, **rest}, call.options) if y.is_floating_point()
+            (y * y).sum()
+            for y in outputs_of(function, {name: leaf, **rest}, call.options)
+            if y.is_floating_point()
         )
 
     return inputs[name].detach(), scalar(case.function), scalar(case.reference)

@@ -24,7 +24,9 @@ def bias_act_calls(draw: st.DrawFn, act: str, small: bool = False) -> Call:
     options = {"dim": dim, "act": act, "alpha": draw(alphas), "gain": draw(gains), "clamp": draw(clamps)}
     if small and options["clamp"] == 0:
         options["clamp"] = 0.5  # everywhere on the corner of the clamp
-    return Call({"x": seeded(shape, seed, draw(st.sampled_from([1.0, 8.0])) if not small else 1.0), "b": b}, options)
+    return Call(
+        {"x": seeded(shape, seed, draw(st.sampled_from([1.0, 8.0])) if not small else 1.0), "b": b}, options
+    )
 
 
 @st.composite

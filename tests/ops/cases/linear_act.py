@@ -27,7 +27,8 @@ def linear_calls(draw: st.DrawFn, small: bool = False) -> Call:
 
 def large_call() -> Call:
     return Call(
-        {"x": seeded((700, 50), 1), "w": seeded((130, 50), 2), "b": seeded([130], 3)}, {"act": "lrelu", "clamp": 1.0}
+        {"x": seeded((700, 50), 1), "w": seeded((130, 50), 2), "b": seeded([130], 3)},
+        {"act": "lrelu", "clamp": 1.0},
     )
 
 
