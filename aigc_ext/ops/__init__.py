@@ -20,7 +20,11 @@ from aigc_ext.ops.gan_loss import discriminator_loss_ref as discriminator_loss_r
 from aigc_ext.ops.gan_loss import generator_loss as generator_loss
 from aigc_ext.ops.gan_loss import generator_loss_and_grad as generator_loss_and_grad
 from aigc_ext.ops.gan_loss import generator_loss_ref as generator_loss_ref
+from aigc_ext.ops.gated_act import gated_act as gated_act
+from aigc_ext.ops.gated_act import gated_act_ref as gated_act_ref
 from aigc_ext.ops.linear_act import linear_act as linear_act
 from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref
+from aigc_ext.ops.pixel_norm import pixel_norm as pixel_norm
+from aigc_ext.ops.pixel_norm import pixel_norm_ref as pixel_norm_ref
 from aigc_ext.ops.sample_sqnorm import sample_sqnorm as sample_sqnorm
 from aigc_ext.ops.sample_sqnorm import sample_sqnorm_ref as sample_sqnorm_ref

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aigc_ext.ops._arguments import check_fake, no_tensor
 from aigc_ext.ops._autograd import empty_dense_like
 from aigc_ext.ops._mode import decomposed
 
@@ -30,8 +31,11 @@ def sample_sqnorm(g: Tensor) -> Tensor:
         any number of threads. Differentiable to every order.
 
     Raises:
+        TypeError: ``g`` is no tensor.
         RuntimeError: ``g`` has no dimensions; dtype or device not supported.
     """
+    if not isinstance(g, Tensor):
+        raise no_tensor("sample_sqnorm", g=g)
     if decomposed():
         return sample_sqnorm_ref(g)
     result: Tensor = _sqnorm(g)
@@ -52,11 +56,15 @@ def _sum_dtype(a: Tensor) -> torch.dtype:
 
 @torch.library.register_fake("aigc::sample_sqnorm")
 def _(g):  # type: ignore[no-untyped-def]
+    check_fake("sample_sqnorm", g=g)
+    if g.dim() == 0:
+        raise RuntimeError("sample_sqnorm: g has no dimensions, but must have shape [N, ...]")
     return g.new_empty(g.size(0), dtype=_sum_dtype(g))
 
 
 @torch.library.register_fake("aigc::sample_dot")
 def _(a, b):  # type: ignore[no-untyped-def]
+    check_fake("sample_dot", a=a, b=b)
     return a.new_empty(a.size(0), dtype=_sum_dtype(a))
 
 

@@ -1,13 +1,11 @@
 #include "sample_sqnorm/sample_sqnorm.h"
 
-#include "core/simd.h"
+#include "core/reduce.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-// Sums run in acc_t<T> over this many additions and are then passed on to float64.
-constexpr int kSumBlock = 64;
 constexpr int kChains = 4;  // independent additions, or their latency would set the pace
 
 template <class T>
