@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import platform
+import struct
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(
+        f"aigc_ext: torch cannot be imported: {error}. Run `pip install 'torch>=2.10'`."
+    ) from error
 
 LIBRARY_DIR = Path(__file__).parent / "lib"
 OLDEST_TORCH = (2, 10)
@@ -18,11 +24,28 @@ def _load(name: str) -> Path:
             f"aigc_ext: {path} does not exist: the native code is not built for this installation. "
             "In a checkout run `pip install --no-build-isolation -e .`; otherwise reinstall the wheel."
         )
+    if _is_truncated(path):
+        raise ImportError(f"aigc_ext: {path} does not load: file too short. {_advice('file too short')}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        raise ImportError(f"aigc_ext: {path} does not load: {error}. {_advice(str(error))}") from error
+        cause = error.__cause__ or error  # what the loader said, which newer torch versions wrap
+        raise ImportError(f"aigc_ext: {path} does not load: {cause}. {_advice(str(cause))}") from error
     return path
+
+
+def _is_truncated(path: Path) -> bool:
+    """Loading such a file kills the process by SIGBUS. A linker puts the section table last in the file."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:5] != b"\x7fELF\x02":  # not 64-bit ELF: the loader says so
+        return False
+    if len(header) < 64:
+        return True
+    order = "<" if header[5] == 1 else ">"
+    (table,) = struct.unpack_from(f"{order}Q", header, 0x28)
+    entry_size, entries = struct.unpack_from(f"{order}HH", header, 0x3A)
+    return bool(path.stat().st_size < table + entry_size * entries)
 
 
 def _advice(message: str) -> str:
@@ -59,6 +82,8 @@ def load() -> list[Path]:
         loaded.append(_load("aigc_ops_cuda"))
     try:
         torch.ops.aigc.instruction_set()
+    except AttributeError as error:
+        raise ImportError(f"aigc_ext: {loaded[0]} has none of our ops. {_advice(str(error))}") from error
     except RuntimeError as error:
         raise ImportError(f"aigc_ext: {error}") from error
     return loaded
