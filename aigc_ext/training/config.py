@@ -278,4 +278,20 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return key.strip(), text
 
 
-PRESETS: dict[str, TrainConfig] = {"mlp": TrainConfig(preset="mlp")}
+# mlp: the reference text's recipe (Adam 1e-4, betas 0.9 and 0.999, no penalty) does not learn MNIST's 5,000
+# digits in
+# 25,000 steps: it ends in no or one class. Measured instead: momentum 0.5 and a light R1 keep all ten, and
+# the higher
+# rate makes them legible within 20,000 steps.
+PRESETS: dict[str, TrainConfig] = {
+    "mlp": TrainConfig(
+        preset="mlp",
+        loss=LossConfig(gamma=0.1, r1_interval=4),
+        g_optim=AdamConfig(lr=2e-3, beta1=0.5),
+        d_optim=AdamConfig(lr=2e-3, beta1=0.5),
+        ema=EMAConfig(kimg=40.0, rampup=0.1),
+        kimg=1280.0,
+        tick=20.0,
+        snap=16,
+    )
+}
