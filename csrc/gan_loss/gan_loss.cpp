@@ -52,7 +52,8 @@ Tensor empty_like(const Tensor& dense, ScalarType type) {
 void set_weights(GanLossParams& p, const OptionalTensor& weight, const Tensor& logits, const char* name,
                  GanLossSide& side, const char* op) {
   if (!weight) return;
-  AIGC_CHECK(weight->is_cpu() == logits.is_cpu(), op, ": weight and ", name, " are on different devices");
+  AIGC_CHECK(weight->is_cpu() == logits.is_cpu(), op, ": weight is on ", device_name(*weight),
+             ", but must be on ", device_name(logits), ", as ", name, " is");
   AIGC_CHECK(weight->scalar_type() == accumulate_type(p.dtype), op, ": weight is ",
              dtype_name(weight->scalar_type()), ", but must be ", dtype_name(accumulate_type(p.dtype)),
              " for ", name, " of ", dtype_name(logits.scalar_type()));

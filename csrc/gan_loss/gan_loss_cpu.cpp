@@ -8,31 +8,20 @@ namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-template <class S>
-struct wide_lanes;
-template <>
-struct wide_lanes<float> {
-  typedef double type __attribute__((vector_size(2 * AIGC_VECTOR_BYTES)));
-};
-template <>
-struct wide_lanes<double> {
-  typedef double type __attribute__((vector_size(AIGC_VECTOR_BYTES)));
-};
-
 // A sum in float64: what is summed may cancel, as the logits do in their mean.
-template <class T>
 class Sum {
  public:
-  void add(Vec<T> x) { lanes_ += __builtin_convertvector(x, Lanes); }
-  double total() const {
-    double total = 0;
-    for (int i = 0; i < kWidth<T>; ++i) total += lanes_[i];
-    return total;
+  void add(Vec<double> x) { lanes_[0] += x; }
+  void add(Vec<float> x) {
+    HalfVec half[2];
+    std::memcpy(half, &x, sizeof(x));
+    for (int i = 0; i < 2; ++i) lanes_[i] += __builtin_convertvector(half[i], Vec<double>);
   }
+  double total() const { return horizontal_sum(lanes_[0] + lanes_[1]); }
 
  private:
-  using Lanes = typename wide_lanes<acc_t<T>>::type;
-  Lanes lanes_{};
+  typedef float HalfVec __attribute__((vector_size(AIGC_VECTOR_BYTES / 2)));
+  Vec<double> lanes_[2]{};
 };
 
 struct Range {
@@ -71,7 +60,6 @@ inline Vec<T> weights_at(const GanLossParams& p, int64_t per_weight, int64_t i, 
 template <class T>
 struct Term {
   Vec<T> phi, slope;
-  Vec<T> probability;  // sigmoid(x - shift), where it is cheap
 };
 
 template <class T, GanTerm K>
@@ -80,8 +68,7 @@ inline Term<T> evaluate(Vec<T> x, Vec<T> shift, const GanLossSide& side) {
   const S sign = S(side.sign);
   const Vec<T> u = sign * (x - shift);
   if constexpr (K == GanTerm::softplus) {
-    const Vec<T> p = sigmoid(u);
-    Term<T> term{softplus(u), sign * p, side.sign < 0 ? S(1) - p : p};
+    Term<T> term{softplus(u), sign * sigmoid(u)};
     if (side.smoothing != 0) {  // 0 * infinity would be NaN
       term.phi += S(side.smoothing) * x;
       term.slope += S(side.smoothing);
@@ -91,12 +78,12 @@ inline Term<T> evaluate(Vec<T> x, Vec<T> shift, const GanLossSide& side) {
     const Vec<T> v = u + S(1);
     const auto below =
         v <= Vec<T>{};  // not so for NaN, whose slope is that of the other branch, as in PyTorch
-    return {select(below, Vec<T>{}, v), select(below, Vec<T>{}, broadcast<Vec<T>>(sign)), Vec<T>{}};
+    return {select(below, Vec<T>{}, v), select(below, Vec<T>{}, broadcast<Vec<T>>(sign))};
   } else if constexpr (K == GanTerm::square) {
     const Vec<T> v = x - S(side.target);
-    return {v * v * S(0.5), v, Vec<T>{}};
+    return {v * v * S(0.5), v};
   } else {
-    return {u, broadcast<Vec<T>>(sign), Vec<T>{}};
+    return {u, broadcast<Vec<T>>(sign)};
   }
 }
 
@@ -116,7 +103,7 @@ void side_terms(const GanLossParams& p, int index, int64_t chunk) {
   const Vec<T> common_shift = p.centred ? mean : Vec<T>{};
   const Vec<T> common_threshold = p.needs_means ? mean : broadcast<Vec<T>>(S(p.threshold));
 
-  Sum<T> loss_sum, score_sum, slope_sum;
+  Sum loss_sum, score_sum, slope_sum;
   int64_t correct = 0;
   const Range range = chunk_of(p, side, chunk);
   for (int64_t i = range.begin; i < range.end; i += kWidth<T>) {
@@ -125,7 +112,9 @@ void side_terms(const GanLossParams& p, int index, int64_t chunk) {
     const Vec<T> opponent = paired ? load_upto(paired + i, n) : Vec<T>{};
     Term<T> term = evaluate<T, K>(v, paired ? opponent : common_shift, side);
     Vec<T> loss = side.counts_phi ? term.phi : Vec<T>{};
-    Vec<T> score = p.is_probability ? term.probability : v;
+    Vec<T> score = v;
+    if constexpr (K == GanTerm::softplus)  // of a fake, the slope; of a real one, 1 + slope would cancel
+      if (p.is_probability) score = side.sign > 0 ? term.slope : sigmoid(v);
     Vec<T> slope = term.slope;
     Vec<T> l2_slope = l2 * v;
     if (p.l2 != 0) loss += l2_slope * v * S(0.5);
@@ -166,7 +155,7 @@ void means(const GanLossParams& p, int64_t begin, int64_t end) {
     for (int index = 0; index < p.side_count; ++index) {
       const GanLossSide& side = p.sides[index];
       const Range range = chunk_of(p, side, chunk);
-      Sum<T> sum;
+      Sum sum;
       for (int64_t i = range.begin; i < range.end; i += kWidth<T>)
         sum.add(load_upto(static_cast<const T*>(side.logits) + i, range.end - i));
       p.partials[chunk * p.side_count + index].sum = sum.total();

@@ -206,7 +206,7 @@ def test_empty_batch() -> None:
         assert value.isnan()
 
 
-# ---- finite differences ---------------------------------------------------------------------------------------
+# ---- finite differences -----------------------------------------------------------------------------------
 
 
 def average(penalty: Callable[[torch.Generator], Tensor], n: int = 2000) -> tuple[float, float]:
@@ -270,7 +270,7 @@ def test_random_numbers_come_from_the_generator() -> None:
     assert torch.equal(torch.get_rng_state(), state), "the default generator was used"
 
 
-# ---- errors ---------------------------------------------------------------------------------------------------
+# ---- errors -----------------------------------------------------------------------------------------------
 
 
 def good(x: Tensor) -> Tensor:

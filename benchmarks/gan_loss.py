@@ -1,0 +1,88 @@
+"""What does the discriminator's loss cost, from two batches of logits to their gradients?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aigc_ext import ops
+from benchmarks.harness import Case
+
+
+def softplus(real: Tensor, fake: Tensor) -> Tensor:
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(
+        real, torch.ones_like(real)
+    ) + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
+
+
+def statistics(real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return (
+            real.sigmoid().mean(),
+            fake.sigmoid().mean(),
+            (real > 0).float().mean(),
+            (fake < 0).float().mean(),
+        )
+
+
+def cases() -> Iterable[Case]:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    compiled = torch.compile(softplus)
+    for name, shape in (("64 logits", (64, 1)), ("64x1x30x30 patches", (64, 1, 30, 30))):
+        real, fake = (torch.randn(shape, requires_grad=True) for _ in range(2))
+
+        def by_autograd(
+            function: Callable[[Tensor, Tensor], Tensor], real: Tensor = real, fake: Tensor = fake
+        ) -> tuple[Tensor, ...]:
+            loss = function(real, fake)
+            return loss.detach(), *torch.autograd.grad(loss, (real, fake))
+
+        def in_one_call(real: Tensor = real, fake: Tensor = fake) -> tuple[Tensor, ...]:
+            loss, _, d_real, d_fake = ops.discriminator_loss_and_grad(real, fake)
+            return loss, d_real, d_fake
+
+        yield Case(
+            "discriminator_loss",
+            f"logistic with gradient, {name}",
+            {
+                "eager, softplus": lambda run=by_autograd: run(softplus),
+                "eager, BCE with logits": lambda run=by_autograd: run(cross_entropy),
+                "compile": lambda run=by_autograd: run(compiled),
+                "aigc_ext": lambda run=by_autograd: run(ops.discriminator_loss),
+                "aigc_ext, one call": in_one_call,
+            },
+            bytes=4 * real.numel() * real.element_size(),
+        )
+
+        def with_statistics(
+            function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
+            real: Tensor = real,
+            fake: Tensor = fake,
+        ) -> tuple[Tensor, ...]:
+            loss, stats = function(real, fake)
+            return loss.detach(), *torch.autograd.grad(loss, (real, fake)), *stats
+
+        def all_in_one_call(real: Tensor = real, fake: Tensor = fake) -> tuple[Tensor, ...]:
+            loss, stats, d_real, d_fake = ops.discriminator_loss_and_grad(real, fake)
+            return loss, d_real, d_fake, *stats
+
+        yield Case(
+            "discriminator_loss",
+            f"logistic with gradient and statistics, {name}",
+            {
+                "eager, softplus": lambda run=with_statistics: run(
+                    lambda r, f: (softplus(r, f), statistics(r, f))
+                ),
+                "aigc_ext": lambda run=with_statistics: run(ops.discriminator_loss_and_stats),
+                "aigc_ext, one call": all_in_one_call,
+            },
+            bytes=4 * real.numel() * real.element_size(),
+        )
