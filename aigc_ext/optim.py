@@ -102,7 +102,7 @@ class AdamEMA(Optimizer):
                 or _global_optimizer_post_hooks
                 or self._optimizer_step_pre_hooks
                 or self._optimizer_step_post_hooks
-                or torch.autograd._profiler_enabled()
+                or (not torch.compiler.is_compiling() and torch.autograd._profiler_enabled())
             )
             return (hooked if observed else func)(self, *args, **kwargs)
 
@@ -205,9 +205,13 @@ class AdamEMA(Optimizer):
             group.pop("decoupled_weight_decay", None)
             for param in group["params"]:
                 state = self.state.get(param)
-                if state:
-                    state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=param.device)
-                    for name in ("exp_avg", "exp_avg_sq"):  # a file may have lost the strides
+                if (
+                    state
+                ):  # copies: what was loaded may share memory with its source, and may have lost the strides
+                    state["step"] = torch.tensor(
+                        float(state["step"]), dtype=torch.float32, device=param.device
+                    )
+                    for name in ("exp_avg", "exp_avg_sq"):
                         state[name] = torch.empty_like(param, requires_grad=False).copy_(state[name])
 
     def __getstate__(self) -> dict[str, Any]:

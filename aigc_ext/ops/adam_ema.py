@@ -142,13 +142,16 @@ def any_nonfinite_ref(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.library.register_fake("aigc::adam_ema_")
-def _(*arguments):  # type: ignore[no-untyped-def]
-    return None
-
-
 @torch.library.register_fake("aigc::adam_ema_.tensor")
-def _(*arguments):  # type: ignore[no-untyped-def]
-    return None
+def _(params, grads, exp_avgs, exp_avg_sqs, emas, steps, *_numbers):  # type: ignore[no-untyped-def]
+    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "emas": emas}
+    for name, tensors in {**lists, "steps": steps}.items():
+        for i, tensor in enumerate(tensors):
+            if tensor.device != params[0].device:
+                raise RuntimeError(
+                    f"adam_ema_: {name}[{i}] is on {tensor.device}, but must be on {params[0].device}, as "
+                    "params[0] is"
+                )
 
 
 @torch.library.register_fake("aigc::any_nonfinite")

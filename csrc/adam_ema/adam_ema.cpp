@@ -57,6 +57,7 @@ bool equal(const Sizes& a, const Sizes& b) {
 
 // For arrays of one shape: does each element lie at the same offset?
 bool same_order(const Array& a, const Array& b) {
+  if (a.numel == 0) return true;
   for (size_t d = 0; d < a.sizes.size(); ++d)
     if (a.sizes[d] > 1 && a.strides[d] != b.strides[d]) return false;
   return true;
