@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
 from aigc_ext.ops._autograd import empty_dense_like, is_channels_last, reference_gradients
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops.sample_sqnorm import sample_sqnorm, sample_sqnorm_ref
@@ -83,8 +84,9 @@ def discriminator_loss(
             logistic and minimax only.
         l2_weight: at least 0; adds ``l2_weight / 2`` times its square to the loss of each real and fake
             logit.
-        weight: ``[N]``, a factor of all of a sample's losses, real and fake. Means still divide by the count
-            of logits, not by the sum of weights; the means inside relativistic_avg are not weighted.
+        weight: ``[N]`` of any real dtype, a factor of all of a sample's losses, real and fake. Means still
+            divide by the count of logits, not by the sum of weights; the means inside relativistic_avg are
+            not weighted.
         reduction: mean; sum; or none, which is the sum of the real and the fake logit's loss at each place.
             The mean of an empty batch is NaN, as in PyTorch.
 
@@ -94,6 +96,7 @@ def discriminator_loss(
 
     Raises:
         ValueError: unknown ``kind`` or ``reduction``; ``label_smoothing`` or ``l2_weight`` out of range.
+        TypeError: a tensor is no tensor, or a number no Python number.
         RuntimeError: shapes that don't fit; dtype or device not supported.
     """
     return _discriminator_loss(real_logits, fake_logits, kind, label_smoothing, l2_weight, weight, reduction)[
@@ -137,9 +140,9 @@ def discriminator_loss_and_grad(
     """
     check_options(kind, reduction, label_smoothing, l2_weight)
     options = (kind, label_smoothing, l2_weight, reduction)
+    real_logits, fake_logits, weight = _promote(real_logits, fake_logits, weight)
     if decomposed():
         return _discriminator_loss_and_grad_ref(real_logits, fake_logits, weight, *options)
-    real_logits, fake_logits, weight = _promote(real_logits, fake_logits, weight)
     loss, stats, d_real, d_fake = _discriminator_and_grad(real_logits, fake_logits, weight, *options)
     return loss, LossStats(*stats.unbind()), d_real, d_fake
 
@@ -168,11 +171,12 @@ def generator_loss(
     smoothing, which is one-sided: it concerns D's real samples.
     """
     check_options(kind, reduction, 0.0, l2_weight)
+    _check_generator_tensors(fake_logits, real_logits, images, weight)
     loss: Tensor
     if decomposed():
         return generator_loss_ref(fake_logits, real_logits, kind, l2_weight, images, weight, reduction)
     if kind in RELATIVISTIC:
-        real_logits = _opponents(real_logits, kind)
+        real_logits = _opponents(fake_logits, real_logits, kind, weight, reduction)
         loss = discriminator_loss(fake_logits, real_logits, kind, weight=weight, reduction=reduction)
     else:
         function = _generator if torch.compiler.is_compiling() else _generator_autograd
@@ -191,10 +195,13 @@ def generator_loss_and_grad(
 ) -> tuple[Tensor, Tensor]:
     """:func:`generator_loss` and its gradient ``d_fake``, as :func:`discriminator_loss_and_grad`."""
     check_options(kind, reduction, 0.0, 0.0)
+    _check_generator_tensors(fake_logits, real_logits, None, weight)
     if decomposed():
         return _generator_loss_and_grad_ref(fake_logits, real_logits, weight, kind, reduction)
     if kind in RELATIVISTIC:
-        fake_logits, real_logits, weight = _promote(fake_logits, _opponents(real_logits, kind), weight)
+        fake_logits, real_logits, weight = _promote(
+            fake_logits, _opponents(fake_logits, real_logits, kind, weight, reduction), weight
+        )
         loss, _, d_fake, _ = _discriminator_and_grad(
             fake_logits, real_logits, weight, kind, 0.0, 0.0, reduction
         )
@@ -214,6 +221,7 @@ def _discriminator_loss(
 ) -> tuple[Tensor, Tensor]:
     check_options(kind, reduction, label_smoothing, l2_weight)
     options = (kind, label_smoothing, l2_weight, reduction)
+    real_logits, fake_logits, weight = _promote(real_logits, fake_logits, weight)
     if decomposed():
         return (
             discriminator_loss_ref(
@@ -221,7 +229,6 @@ def _discriminator_loss(
             ),
             _stats_ref(real_logits, fake_logits, kind),
         )
-    real_logits, fake_logits, weight = _promote(real_logits, fake_logits, weight)
     # An eager call skips the dispatcher, which would only lead it to the same autograd kernel.
     function = _discriminator if torch.compiler.is_compiling() else _discriminator_autograd
     loss, stats = function(real_logits, fake_logits, weight, *options)
@@ -242,12 +249,10 @@ def discriminator_loss_ref(
 ) -> Tensor:
     """:func:`discriminator_loss` in plain PyTorch."""
     check_options(kind, reduction, label_smoothing, l2_weight)
-    r, f = _widen(real_logits), _widen(fake_logits)
-    if (kind == "relativistic" or reduction == "none") and r.shape != f.shape:
-        raise RuntimeError(
-            f"real_logits has shape {list(r.shape)} and fake_logits {list(f.shape)}, but for kind {kind} and "
-            f"reduction {reduction} the shapes must be equal"
-        )
+    dtype = promoted_dtype("discriminator_loss", real_logits=real_logits, fake_logits=fake_logits)
+    r, f = _widen(real_logits.to(dtype)), _widen(fake_logits.to(dtype))
+    if kind == "relativistic" or reduction == "none":
+        _check_same_shape("discriminator_loss", r, f, kind, reduction)
     if kind in _WITH_LABELS:
         real, fake = _softplus(-r) + label_smoothing * r, _softplus(f)
     elif kind == "hinge":
@@ -294,10 +299,10 @@ def generator_loss_ref(
     """:func:`generator_loss` in plain PyTorch."""
     check_options(kind, reduction, 0.0, l2_weight)
     if kind in RELATIVISTIC:
-        opponents = _opponents(real_logits, kind)
+        opponents = _opponents(fake_logits, real_logits, kind, weight, reduction)
         loss = discriminator_loss_ref(fake_logits, opponents, kind, weight=weight, reduction=reduction)
     else:
-        f = _widen(fake_logits)
+        f = _widen(fake_logits.to(promoted_dtype("generator_loss", fake_logits=fake_logits)))
         if kind == "logistic":
             losses = _softplus(-f)
         elif kind == "minimax":
@@ -356,11 +361,7 @@ def _softplus(x: Tensor) -> Tensor:
 def _weighted(losses: Tensor, weight: Tensor | None, name: str) -> Tensor:
     if weight is None:
         return losses
-    if losses.dim() == 0 or weight.shape != losses.shape[:1]:
-        raise RuntimeError(
-            f"weight has shape {list(weight.shape)}, but must have one number for each sample of {name}, "
-            f"whose shape is {list(losses.shape)}"
-        )
+    _check_weight(weight, losses, name)
     return losses * _per_sample(weight.to(losses.dtype), losses)
 
 
@@ -376,6 +377,10 @@ def check_options(kind: str, reduction: str, label_smoothing: float, l2_weight: 
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
+    for name, value in (("label_smoothing", label_smoothing), ("l2_weight", l2_weight)):
+        # A tensor of one element would do too, silently without its gradient.
+        if not isinstance(value, (float, int)):
+            raise TypeError(f"{name} is {value!r} ({type(value).__name__}), but must be a float or an int")
     if label_smoothing != 0:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1")
@@ -399,17 +404,67 @@ def _wide(weight: Tensor | None, logits: Tensor) -> Tensor | None:
     return None if weight is None else weight.to(_wide_dtype(logits))
 
 
-def _promote(a: Tensor, b: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    if a.dtype != b.dtype:
-        dtype = torch.promote_types(a.dtype, b.dtype)
-        a, b = a.to(dtype), b.to(dtype)
-    return a, b, _wide(weight, a)
+def _promote(real: Tensor, fake: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    if not (
+        isinstance(real, Tensor)
+        and isinstance(fake, Tensor)
+        and (weight is None or isinstance(weight, Tensor))
+    ):
+        raise no_tensor(
+            "discriminator_loss", optional=("weight",), real_logits=real, fake_logits=fake, weight=weight
+        )
+    if real.dtype != fake.dtype:
+        dtype = promoted_dtype("discriminator_loss", real_logits=real, fake_logits=fake)
+        real, fake = real.to(dtype), fake.to(dtype)
+    return real, fake, _wide(weight, real)
 
 
-def _opponents(real_logits: Tensor | None, kind: str) -> Tensor:
+def _check_generator_tensors(
+    fake_logits: Tensor, real_logits: Tensor | None, images: Tensor | None, weight: Tensor | None
+) -> None:
+    if not isinstance(fake_logits, Tensor) or not all(
+        t is None or isinstance(t, Tensor) for t in (real_logits, images, weight)
+    ):
+        raise no_tensor(
+            "generator_loss",
+            optional=("real_logits", "images", "weight"),
+            fake_logits=fake_logits,
+            real_logits=real_logits,
+            images=images,
+            weight=weight,
+        )
+
+
+def _check_weight(weight: Tensor, logits: Tensor, name: str) -> None:
+    if logits.dim() == 0 or weight.shape != logits.shape[:1]:
+        raise RuntimeError(
+            f"weight has shape {shape_of(weight)}, but must have one number for each sample of {name}, "
+            f"whose shape is {shape_of(logits)}"
+        )
+
+
+def _opponents(
+    fake_logits: Tensor, real_logits: Tensor | None, kind: str, weight: Tensor | None, reduction: str
+) -> Tensor:
+    """The real logits that a relativistic generator's loss needs, checked, since the discriminator's loss,
+    which computes it with the roles swapped, would name the arguments the wrong way round."""
     if real_logits is None:
         raise ValueError(f"real_logits is None, but kind {kind} compares fake_logits with them")
+    promoted_dtype("generator_loss", fake_logits=fake_logits, real_logits=real_logits)
+    if kind == "relativistic" or reduction == "none":
+        _check_same_shape("generator_loss", real_logits, fake_logits, kind, reduction)
+    if weight is not None:
+        _check_weight(weight, fake_logits, "fake_logits")
+        _check_weight(weight, real_logits, "real_logits")
     return real_logits
+
+
+def _check_same_shape(op: str, real: Tensor, fake: Tensor, kind: str, reduction: str) -> None:
+    if real.shape != fake.shape:
+        raise RuntimeError(
+            f"{op}: real_logits has shape {shape_of(real)} and fake_logits {shape_of(fake)}, "
+            f"but for kind {kind} and reduction {reduction} the shapes must be equal"
+        )
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -429,8 +484,8 @@ def images_term(
         raise ValueError(f"images is None, but l2_weight is {l2_weight}, which needs G(z)")
     if images.dim() == 0 or images.shape[:1] != fake_logits.shape[:1]:
         raise RuntimeError(
-            f"images has shape {list(images.shape)}, but must have one image for each sample of fake_logits, "
-            f"whose shape is {list(fake_logits.shape)}"
+            f"images has shape {shape_of(images)}, but must have one image for each sample of fake_logits, "
+            f"whose shape is {shape_of(fake_logits)}"
         )
     terms = l2_weight / 2 * sqnorm(images)
     if weight is not None:
@@ -540,20 +595,32 @@ _library.impl("generator_loss_and_grad", torch.library.fallthrough_kernel, "Auto
 def _fake_discriminator(  # type: ignore[no-untyped-def]
     real, fake, weight, kind, label_smoothing, l2_weight, reduction
 ):
+    check_fake("discriminator_loss", real_logits=real, fake_logits=fake)
     real, fake = empty_dense_like(real), empty_dense_like(fake)
-    same_places = kind == "relativistic" or reduction == "none"
-    if same_places and is_channels_last(real) != is_channels_last(fake):
-        real, fake = real.contiguous(), fake.contiguous()
+    if kind == "relativistic" or reduction == "none":
+        _check_same_shape("discriminator_loss", real, fake, kind, reduction)
+        if is_channels_last(real) != is_channels_last(fake):
+            real, fake = real.contiguous(), fake.contiguous()
     d_real, d_fake = (torch.empty_like(t, dtype=_wide_dtype(t)) for t in (real, fake))
+    _check_fake_weight("discriminator_loss", weight, real_logits=d_real, fake_logits=d_fake)
     loss = torch.empty_like(d_real) if reduction == "none" else d_real.new_empty(())
     return loss, real.new_empty(4, dtype=torch.float32), d_real, d_fake
 
 
 @torch.library.register_fake("aigc::generator_loss_and_grad")
 def _fake_generator(fake, weight, kind, reduction):  # type: ignore[no-untyped-def]
+    check_fake("generator_loss", fake_logits=fake)
     fake = empty_dense_like(fake)
     d_fake = torch.empty_like(fake, dtype=_wide_dtype(fake))
+    _check_fake_weight("generator_loss", weight, fake_logits=d_fake)
     return torch.empty_like(d_fake) if reduction == "none" else d_fake.new_empty(()), d_fake
+
+
+def _check_fake_weight(op: str, weight: Tensor | None, **gradients: Tensor) -> None:
+    if weight is not None:
+        for name, gradient in gradients.items():
+            check_fake(op, **{name: gradient, "weight": weight})
+            _check_weight(weight, gradient, name)
 
 
 @torch.library.register_fake("aigc::discriminator_loss")

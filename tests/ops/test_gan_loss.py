@@ -505,6 +505,42 @@ def test_fullgraph_compile(function) -> None:  # type: ignore[no-untyped-def]
             RuntimeError,
             r"fake_logits, whose shape is \[\]",
         ),
+        (lambda: ops.discriminator_loss(1.5, X), TypeError, r"real_logits is 1.5 \(float\)"),
+        (
+            lambda: ops.discriminator_loss_and_grad(X, None),
+            TypeError,
+            "fake_logits is None, but must be a ten",
+        ),
+        (lambda: ops.discriminator_loss(X, X, weight=[1]), TypeError, r"weight is \[1\] \(list\)"),
+        (lambda: ops.generator_loss(None), TypeError, "generator_loss: fake_logits is None"),
+        (lambda: ops.generator_loss(X, images=[X]), TypeError, r"images is \[tensor.*or None"),
+        (lambda: ops.discriminator_loss(X, X, l2_weight=X[:1]), TypeError, "l2_weight is tensor"),
+        (
+            lambda: ops.discriminator_loss(X, X, label_smoothing="0"),
+            TypeError,
+            r"label_smoothing is '0' \(str",
+        ),
+        (
+            lambda: ops.discriminator_loss(X.int(), X),
+            RuntimeError,
+            "discriminator_loss: real_logits is int32, but must be float64, float32, float16 or bfloat16",
+        ),
+        # A relativistic generator's loss is the discriminator's with the roles swapped; errors don't show it.
+        (
+            lambda: ops.generator_loss(X.int(), X, "relativistic"),
+            RuntimeError,
+            "generator_loss: fake_logits is int32",
+        ),
+        (
+            lambda: ops.generator_loss(X[:3], X, "relativistic"),
+            RuntimeError,
+            r"generator_loss: real_logits has shape \[4\] and fake_logits \[3\]",
+        ),
+        (
+            lambda: ops.generator_loss_and_grad(X[:3], X, "relativistic_avg", torch.ones(3)),
+            RuntimeError,
+            r"each sample of real_logits, whose shape is \[4\]",
+        ),
     ],
 )
 def test_bad_arguments(call, error, message: str, decomposed: bool) -> None:  # type: ignore[no-untyped-def]
@@ -516,11 +552,28 @@ X = torch.zeros(4)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_logits_must_be_floating_point(dtype: torch.dtype) -> None:
+@both
+def test_logits_must_be_floating_point(dtype: torch.dtype, decomposed: bool) -> None:
     with pytest.raises(RuntimeError, match=r"real_logits .*must be float64, float32, float16 or bfloat16"):
-        ops.discriminator_loss(X.to(dtype), X.to(dtype))
+        run(decomposed, ops.discriminator_loss, X.to(dtype), X.to(dtype))
     with pytest.raises(RuntimeError, match=r"fake_logits .*must be float64"):
-        ops.generator_loss(X.to(dtype))
+        run(decomposed, ops.generator_loss, X.to(dtype))
+
+
+def test_meta_tensors_are_checked_as_real_ones_are() -> None:
+    meta = X.to("meta")
+    assert ops.discriminator_loss(meta, meta).device.type == "meta"
+    for call, message in (
+        (lambda: ops.discriminator_loss(meta, X), "fake_logits is on cpu, but must be on meta"),
+        (lambda: ops.discriminator_loss(meta, meta[:3], "relativistic"), r"real_logits has shape \[4\]"),
+        (lambda: ops.discriminator_loss(meta.int(), meta.int()), "real_logits is int32"),
+        (lambda: ops.discriminator_loss(meta, meta, weight=meta[:3]), r"weight has shape \[3\]"),
+        (lambda: ops.discriminator_loss(meta, meta, weight=X), "weight is on cpu"),
+        (lambda: ops.generator_loss(meta, weight=meta[:3]), r"weight has shape \[3\]"),
+        (lambda: ops.generator_loss(meta.bool()), "fake_logits is bool"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
 
 
 def test_the_native_ops_check_for_themselves() -> None:
