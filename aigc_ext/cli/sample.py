@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from tqdm import tqdm
 
 from aigc_ext.cli.errors import RunFailure, input_errors
@@ -87,6 +88,7 @@ class GridType(click.ParamType):
 @click.option(
     "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]"
 )
+@click.option("--threads", type=click.IntRange(min=1), metavar="INT", help="CPU threads of PyTorch.")
 def sample(
     network: str,
     seeds: list[int],
@@ -97,6 +99,7 @@ def sample(
     label: bool,
     producer: str,
     device: str,
+    threads: int | None,
 ) -> None:
     """Make images from seeds: seed0000.png and so on, or grid.png.
 
@@ -104,6 +107,8 @@ def sample(
     seed, class and truncation it came from.
     """
     directory = Path(outdir)
+    if threads is not None:
+        torch.set_num_threads(threads)
     with input_errors():
         sampler = Sampler.from_pretrained(network, device=resolve_device(device))
         if grid is not None and len(seeds) > grid[0] * grid[1]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import aigc_ext._info
@@ -288,7 +289,8 @@ def test_sample_files(plain, tmp_path, capsys):
 
 def test_sample_many_and_without_label(plain, tmp_path):
     arguments = ["sample", "--network", str(plain / "model"), "--seeds", "10-310", "--outdir", str(tmp_path)]
-    assert main([*arguments, "--no-label", "--trunc", "0.5"]) == 0
+    threads = str(torch.get_num_threads())
+    assert main([*arguments, "--no-label", "--trunc", "0.5", "--threads", threads]) == 0
     assert len(list(tmp_path.iterdir())) == 301
     image = Image.open(tmp_path / "seed0300.png")
     assert image.text.keys() == {"aigc_ext"}
@@ -336,6 +338,7 @@ def test_sample_chooses_classes_by_seed(conditional, tmp_path):
         (["--seeds", "0-4", "--grid", "2by2"], "'2by2' is no grid of COLUMNSxROWS"),
         (["--seeds", "0-4", "--grid", "0x5"], "'0x5' is no grid"),
         (["--seeds", "1", "--device", "tpu"], "device is 'tpu'"),
+        (["--seeds", "1", "--threads", "0"], "'--threads': 0 is not in the range x>=1"),
         ([], "Missing option '--seeds'"),
         (["--seeds", "1", "--outdir", "blocked"], "blocked"),
     ],
