@@ -441,7 +441,7 @@ def test_train_and_eval_reach_the_children():
 def test_moves_after_fusing(op_calls):
     model = fused_copy(mlp())
     assert model.double()(torch.randn(2, 6, dtype=torch.float64)).dtype == torch.float64
-    assert model.to("meta")(torch.randn(2, 6, device="meta")).shape == (2, 2)
+    assert model.to("meta")(torch.randn(2, 6, dtype=torch.float64, device="meta")).shape == (2, 2)
     assert len(op_calls) == 4
 
 
