@@ -57,6 +57,17 @@ def seeded(shape: Sequence[int], seed: int, scale: float = 1.0) -> Tensor:
     return torch.randn(tuple(shape), dtype=torch.float64, generator=generator) * scale
 
 
+def case_id(value: Any) -> str:
+    """A test's name for a parameter: never a tensor's values, which differ between the suite's processes."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{type(part).__name__}" for name, part in value.items())
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(case_id, value))[:40]
+    return str(value)[:40] if isinstance(value, (str, int, float)) else type(value).__name__
+
+
 @st.composite
 def shapes(draw: st.DrawFn, min_dims: int = 1, max_dims: int = 4, max_side: int = 9) -> tuple[int, ...]:
     """Small shapes, sizes from 0, where now and then one side is longer than any vector."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from aigc_ext import decompose, ops
-from tests.ops.suite import DTYPES, LAYOUTS, check_budget, seeded, shapes, with_layout
+from tests.ops.suite import DTYPES, LAYOUTS, case_id, check_budget, seeded, shapes, with_layout
 
 NUMBERS = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "ema_decay": 0.95}
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "emas")
@@ -336,7 +336,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "parts"), BAD, ids=lambda v: str(v)[:40].replace("\n", " "))
+@pytest.mark.parametrize(("changes", "parts"), BAD, ids=case_id)
 def test_bad_argument(changes: dict[str, Any], parts: tuple[str, ...]) -> None:
     args = two(**changes)
     kept = clone(args["params"][0])

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aigc_ext import ops
 from aigc_ext.ops.activations import ACTIVATIONS
+from tests.ops.suite import case_id
 
 NAN, INF = float("nan"), float("inf")
 SMOOTH = [name for name, act in ACTIVATIONS.items() if not act.piecewise_linear]
@@ -53,7 +54,7 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "kind", "parts"), BAD_OPTIONS, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(("options", "kind", "parts"), BAD_OPTIONS, ids=case_id)
 def test_bad_option(options: dict[str, Any], kind: type[Exception], parts: tuple[str, ...]) -> None:
     calls = (
         lambda: ops.bias_act(image(), **options),
@@ -113,9 +114,7 @@ BAD_TENSORS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kind", "parts"), BAD_TENSORS, ids=lambda v: str(v)[:30].replace("\n", " ")
-)
+@pytest.mark.parametrize(("arguments", "kind", "parts"), BAD_TENSORS, ids=case_id)
 def test_bad_tensor(arguments: dict[str, Any], kind: type[Exception], parts: tuple[str, ...]) -> None:
     with pytest.raises(kind) as error:
         ops.bias_act(**{"x": image(), **arguments})
@@ -144,9 +143,7 @@ BAD_NOISE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kind", "parts"), BAD_NOISE, ids=lambda v: str(v)[:30].replace("\n", " ")
-)
+@pytest.mark.parametrize(("arguments", "kind", "parts"), BAD_NOISE, ids=case_id)
 def test_bad_noise(arguments: dict[str, Any], kind: type[Exception], parts: tuple[str, ...]) -> None:
     good = {"x": image(), "noise": torch.randn(2, 1, 4, 5), "strength": torch.ones(())}
     with pytest.raises(kind) as error:
@@ -235,7 +232,7 @@ LIES = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "part"), LIES, ids=lambda v: str(v)[:30].replace("\n", " "))
+@pytest.mark.parametrize(("changes", "part"), LIES, ids=case_id)
 def test_a_backward_call_that_lies(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(RuntimeError) as error:
         backward(**changes)
@@ -254,7 +251,7 @@ DOUBLE_LIES = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "part"), DOUBLE_LIES, ids=lambda v: str(v)[:30].replace("\n", " "))
+@pytest.mark.parametrize(("changes", "part"), DOUBLE_LIES, ids=case_id)
 def test_a_double_backward_call_that_lies(changes: dict[str, Any], part: str) -> None:
     arguments = {
         "u": image(),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aigc_ext import no_weight_gradients, ops
+from tests.ops.suite import case_id
 
 BAD = [
     ({"w": torch.zeros(6, 4)}, RuntimeError, ("x has shape [2, 3, 5]", "must be 4", "w [6, 4]")),
@@ -44,7 +45,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "kind", "parts"), BAD, ids=lambda v: str(v)[:30].replace("\n", " "))
+@pytest.mark.parametrize(("arguments", "kind", "parts"), BAD, ids=case_id)
 def test_bad_argument(arguments: dict[str, Any], kind: type[Exception], parts: tuple[str, ...]) -> None:
     good = {"x": torch.randn(2, 3, 5), "w": torch.randn(6, 5), "b": torch.randn(6)}
     with pytest.raises(kind) as error:
@@ -53,7 +54,7 @@ def test_bad_argument(arguments: dict[str, Any], kind: type[Exception], parts: t
         assert part in str(error.value), f"{part!r} is not in {str(error.value)!r}"
 
 
-@pytest.mark.parametrize("arguments", [a for a, kind, _ in BAD[:8] if kind is RuntimeError], ids=str)
+@pytest.mark.parametrize("arguments", [a for a, kind, _ in BAD[:8] if kind is RuntimeError], ids=case_id)
 def test_the_fake_kernel_refuses_what_the_real_one_refuses(arguments: dict[str, Tensor]) -> None:
     good = {"x": torch.randn(2, 3, 5), "w": torch.randn(6, 5), "b": torch.randn(6)}
     with pytest.raises(RuntimeError, match=r"linear_act: [xwb] has shape"):
