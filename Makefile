@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 
 # One thread a process: the suite is run by as many processes as there are cores.
 test: $(VENV)/installed $(VENV)/test-tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed $(VENV)/lint-tools
 	$(BIN)/ruff check .
@@ -58,7 +58,7 @@ $(VENV)/test-tools: $(VENV)/torch pyproject.toml
 	@touch $@
 
 $(VENV)/lint-tools: $(VENV)/torch pyproject.toml
-	$(PIP) ruff mypy clang-format types-tqdm
+	$(PIP) ruff mypy clang-format
 	@touch $@
 
 $(VENV)/bench-tools: $(VENV)/torch pyproject.toml
