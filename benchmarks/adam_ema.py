@@ -46,10 +46,8 @@ def fused(sizes: list[tuple[int, ...]]) -> Step:
 
 def foreach(sizes: list[tuple[int, ...]], fused: bool, compiled: bool = False) -> Step:
     params, averages = start(sizes)
-    # As a float, the learning rate would be a constant of the graph, and every schedule compile it anew; as a
-    # tensor, Adam takes it only without foreach, which makes no difference to the compiler.
-    lr = torch.tensor(LR) if compiled else LR
-    optimizer = torch.optim.Adam(params, lr, BETAS, fused=fused, foreach=not (fused or compiled))
+    # Compiled, the learning rate is a constant of the graph; as a tensor, for schedules, it would be slower.
+    optimizer = torch.optim.Adam(params, LR, BETAS, fused=fused, foreach=not fused)
 
     @torch.no_grad()
     def step() -> list[Tensor]:
