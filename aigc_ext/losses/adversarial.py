@@ -31,7 +31,7 @@ class AdversarialLoss:
     l2_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        check_options(self.kind, "mean", self.label_smoothing, self.l2_weight)
+        check_options(self.kind, self.label_smoothing, self.l2_weight, "mean")
 
     @property
     def relativistic(self) -> bool:

@@ -99,9 +99,8 @@ def discriminator_loss(
         TypeError: a tensor is no tensor, or a number no Python number.
         RuntimeError: shapes that don't fit; dtype or device not supported.
     """
-    return _discriminator_loss(real_logits, fake_logits, kind, label_smoothing, l2_weight, weight, reduction)[
-        0
-    ]
+    options = (kind, label_smoothing, l2_weight, reduction)
+    return _discriminator_loss(real_logits, fake_logits, weight, options)[0]
 
 
 def discriminator_loss_and_stats(
@@ -114,9 +113,8 @@ def discriminator_loss_and_stats(
     reduction: str = "mean",
 ) -> tuple[Tensor, LossStats]:
     """:func:`discriminator_loss`, and the statistics that its pass over the logits computes anyway."""
-    loss, stats = _discriminator_loss(
-        real_logits, fake_logits, kind, label_smoothing, l2_weight, weight, reduction
-    )
+    options = (kind, label_smoothing, l2_weight, reduction)
+    loss, stats = _discriminator_loss(real_logits, fake_logits, weight, options)
     return loss, LossStats(*stats.unbind())
 
 
@@ -138,8 +136,8 @@ def discriminator_loss_and_grad(
     The gradients (for reduction none, those of the sum) are float32 for half logits too: in float16, the
     gradient of a mean over many patches would underflow. Autograd casts them.
     """
-    check_options(kind, reduction, label_smoothing, l2_weight)
     options = (kind, label_smoothing, l2_weight, reduction)
+    check_options(*options)
     real_logits, fake_logits, weight = _promote(real_logits, fake_logits, weight)
     if decomposed():
         return _discriminator_loss_and_grad_ref(real_logits, fake_logits, weight, *options)
@@ -170,7 +168,7 @@ def generator_loss(
     Returns and raises as :func:`discriminator_loss`; differentiable in ``images`` too. There is no label
     smoothing, which is one-sided: it concerns D's real samples.
     """
-    check_options(kind, reduction, 0.0, l2_weight)
+    check_options(kind, 0.0, l2_weight, reduction)
     _check_generator_tensors(fake_logits, real_logits, images, weight)
     loss: Tensor
     if decomposed():
@@ -179,8 +177,11 @@ def generator_loss(
         real_logits = _opponents(fake_logits, real_logits, kind, weight, reduction)
         loss = discriminator_loss(fake_logits, real_logits, kind, weight=weight, reduction=reduction)
     else:
-        function = _generator if torch.compiler.is_compiling() else _generator_autograd
-        loss = function(fake_logits, _wide(weight, fake_logits), kind, reduction)
+        weight = _wide(weight, fake_logits)
+        if torch.compiler.is_compiling():
+            loss = _generator(fake_logits, weight, kind, reduction)
+        else:
+            loss = _record_generator(fake_logits, weight, (kind, reduction))
     if l2_weight != 0:
         loss = loss + images_term(fake_logits, images, l2_weight, weight, reduction)
     return loss
@@ -194,7 +195,7 @@ def generator_loss_and_grad(
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
     """:func:`generator_loss` and its gradient ``d_fake``, as :func:`discriminator_loss_and_grad`."""
-    check_options(kind, reduction, 0.0, 0.0)
+    check_options(kind, 0.0, 0.0, reduction)
     _check_generator_tensors(fake_logits, real_logits, None, weight)
     if decomposed():
         return _generator_loss_and_grad_ref(fake_logits, real_logits, weight, kind, reduction)
@@ -211,27 +212,18 @@ def generator_loss_and_grad(
 
 
 def _discriminator_loss(
-    real_logits: Tensor,
-    fake_logits: Tensor,
-    kind: str,
-    label_smoothing: float,
-    l2_weight: float,
-    weight: Tensor | None,
-    reduction: str,
+    real: Tensor, fake: Tensor, weight: Tensor | None, options: tuple[str, float, float, str]
 ) -> tuple[Tensor, Tensor]:
-    check_options(kind, reduction, label_smoothing, l2_weight)
-    options = (kind, label_smoothing, l2_weight, reduction)
-    real_logits, fake_logits, weight = _promote(real_logits, fake_logits, weight)
+    check_options(*options)
+    real, fake, weight = _promote(real, fake, weight)
     if decomposed():
-        return (
-            discriminator_loss_ref(
-                real_logits, fake_logits, kind, label_smoothing, l2_weight, weight, reduction
-            ),
-            _stats_ref(real_logits, fake_logits, kind),
-        )
-    # An eager call skips the dispatcher, which would only lead it to the same autograd kernel.
-    function = _discriminator if torch.compiler.is_compiling() else _discriminator_autograd
-    loss, stats = function(real_logits, fake_logits, weight, *options)
+        kind, label_smoothing, l2_weight, reduction = options
+        loss = discriminator_loss_ref(real, fake, kind, label_smoothing, l2_weight, weight, reduction)
+        return loss, _stats_ref(real, fake, kind)
+    if torch.compiler.is_compiling():
+        loss, stats = _discriminator(real, fake, weight, *options)
+    else:  # without the dispatcher, which would only lead to the same autograd kernel
+        loss, stats = _record_discriminator(real, fake, weight, options)
     return loss, stats
 
 
@@ -248,7 +240,7 @@ def discriminator_loss_ref(
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`discriminator_loss` in plain PyTorch."""
-    check_options(kind, reduction, label_smoothing, l2_weight)
+    check_options(kind, label_smoothing, l2_weight, reduction)
     dtype = promoted_dtype("discriminator_loss", real_logits=real_logits, fake_logits=fake_logits)
     r, f = _widen(real_logits.to(dtype)), _widen(fake_logits.to(dtype))
     if kind == "relativistic" or reduction == "none":
@@ -297,7 +289,7 @@ def generator_loss_ref(
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`generator_loss` in plain PyTorch."""
-    check_options(kind, reduction, 0.0, l2_weight)
+    check_options(kind, 0.0, l2_weight, reduction)
     if kind in RELATIVISTIC:
         opponents = _opponents(fake_logits, real_logits, kind, weight, reduction)
         loss = discriminator_loss_ref(fake_logits, opponents, kind, weight=weight, reduction=reduction)
@@ -372,15 +364,18 @@ def _reduce(losses: Tensor, reduction: str) -> Tensor:
 # ---- shared -----------------------------------------------------------------------------------------------
 
 
-def check_options(kind: str, reduction: str, label_smoothing: float, l2_weight: float) -> None:
+def check_options(kind: str, label_smoothing: float, l2_weight: float, reduction: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
-    for name, value in (("label_smoothing", label_smoothing), ("l2_weight", l2_weight)):
-        # A tensor of one element would do too, silently without its gradient.
-        if not isinstance(value, (float, int)):
-            raise TypeError(f"{name} is {value!r} ({type(value).__name__}), but must be a float or an int")
+    # A tensor of one element would do as a number too, silently without its gradient.
+    if not isinstance(label_smoothing, (float, int)):
+        kind_of = type(label_smoothing).__name__
+        raise TypeError(f"label_smoothing is {label_smoothing!r} ({kind_of}), but must be a float or an int")
+    if not isinstance(l2_weight, (float, int)):
+        kind_of = type(l2_weight).__name__
+        raise TypeError(f"l2_weight is {l2_weight!r} ({kind_of}), but must be a float or an int")
     if label_smoothing != 0:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1")
@@ -416,7 +411,7 @@ def _promote(real: Tensor, fake: Tensor, weight: Tensor | None) -> tuple[Tensor,
     if real.dtype != fake.dtype:
         dtype = promoted_dtype("discriminator_loss", real_logits=real, fake_logits=fake)
         real, fake = real.to(dtype), fake.to(dtype)
-    return real, fake, _wide(weight, real)
+    return real, fake, weight if weight is None else _wide(weight, real)
 
 
 def _check_generator_tensors(
@@ -518,12 +513,11 @@ class _DiscriminatorLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None
-        need_real, need_fake, need_weight, _ = ctx.needs_input_grad
         kind, label_smoothing, l2_weight, reduction = ctx.options
         # The slopes are constants, and sums: of no use for a second derivative, for the gradient of weight,
         # nor where several losses depend on one logit.
         coupled = kind == "relativistic_avg" and reduction == "none"
-        if torch.is_grad_enabled() or need_weight or coupled:
+        if torch.is_grad_enabled() or ctx.needs_input_grad[2] or coupled:
             gradients = reference_gradients(
                 lambda real, fake, weight: discriminator_loss_ref(
                     real, fake, kind, label_smoothing, l2_weight, weight, reduction
@@ -534,7 +528,7 @@ class _DiscriminatorLoss(torch.autograd.Function):
             )
             return (*gradients, None)
         d_real, d_fake = ctx.slopes
-        return grad * d_real if need_real else None, grad * d_fake if need_fake else None, None, None
+        return grad * d_real, grad * d_fake, None, None
 
 
 class _GeneratorLoss(torch.autograd.Function):
@@ -563,8 +557,8 @@ class _GeneratorLoss(torch.autograd.Function):
         return grad * ctx.slopes, None, None
 
 
-def _discriminator_autograd(
-    real: Tensor, fake: Tensor, weight: Tensor | None, *options: Any
+def _record_discriminator(
+    real: Tensor, fake: Tensor, weight: Tensor | None, options: tuple[Any, ...]
 ) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() and (
         real.requires_grad or fake.requires_grad or (weight is not None and weight.requires_grad)
@@ -575,7 +569,7 @@ def _discriminator_autograd(
     return loss, stats
 
 
-def _generator_autograd(fake: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+def _record_generator(fake: Tensor, weight: Tensor | None, options: tuple[Any, ...]) -> Tensor:
     loss: Tensor
     if torch.is_grad_enabled() and (fake.requires_grad or (weight is not None and weight.requires_grad)):
         loss = _GeneratorLoss.apply(fake, weight, options)
@@ -585,8 +579,10 @@ def _generator_autograd(fake: Tensor, weight: Tensor | None, *options: Any) -> T
 
 
 _library = torch.library.Library("aigc", "FRAGMENT")
-_library.impl("discriminator_loss", _discriminator_autograd, "Autograd")
-_library.impl("generator_loss", _generator_autograd, "Autograd")
+_library.impl(
+    "discriminator_loss", lambda r, f, weight, *o: _record_discriminator(r, f, weight, o), "Autograd"
+)
+_library.impl("generator_loss", lambda f, weight, *o: _record_generator(f, weight, o), "Autograd")
 _library.impl("discriminator_loss_and_grad", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("generator_loss_and_grad", torch.library.fallthrough_kernel, "Autograd")
 
