@@ -1,22 +1,20 @@
 // Adversarial losses with their gradient and the statistics of a training loop, in one pass over the logits.
 //
-// A side is a batch of logits x that should be judged real (sign -1) or fake (sign +1). With u = sign * (x -
-// shift) and s = softplus, a logit's loss is w * (phi(x) + l2/2 x^2), where
+// A side is a batch of logits x that should be judged real (sign -1) or fake (sign +1). With s = softplus and
+// u = sign * (x - shift), a logit's loss is w * (phi(x) + l2/2 x^2), where
 //     softplus   phi = s(u) + smoothing * x        slope phi' = sign * sigmoid(u) + smoothing
 //     hinge      phi = max(1 + u, 0)                     phi' = sign * [1 + u > 0]
 //     square     phi = (x - target)^2 / 2                phi' = x - target
 //     linear     phi = u                                 phi' = sign
-// and a side's loss is factor * (mean or sum over its logits). The loss is that of one side (a generator) or
-// of two.
+// and a side's loss is factor * (mean or sum over its logits). The loss is that of one side (a generator's)
+// or of two.
 //
 // The shift is 0, except where real and fake are compared:
-//     paired     the shift is the other side's logit at the same place. Both sides then have the same s(u),
-//     which is
-//                counted once, and each its own slope.
-//     centred    the shift is the mean of the other side's logits, which therefore have a share in the
-//     gradient:
-//                d/dx_i += -(1 / count) * sum of w * phi' over the other side (times its factor, times 1 /
-//                its count for a mean)
+//     paired     with the other side's logit at the same place. Both sides then have the same s(u), which is
+//                counted once, and each has its own slope.
+//     centred    with the mean of the other side's logits. These have a share in the gradient:
+//                d/dx_i = ... - (1 / count) * (the sum of w * phi' over the other side, scaled as its loss
+//                is)
 //
 // Sums run in a fixed order over chunks of both sides; partial sums are float64.
 #pragma once
@@ -53,7 +51,7 @@ struct GanLossParams {
   bool paired = false, centred = false;
   bool needs_means = false;     // for the shift or for the threshold
   bool is_probability = false;  // score is sigmoid(x)
-  double threshold = 0;         // unless paired or needs_means: then it is what a logit is compared with
+  double threshold = 0;         // of accuracy; the shift where paired, the other side's mean if needs_means
   double l2 = 0;
 
   int side_count = 2;
