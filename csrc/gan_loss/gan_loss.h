@@ -13,8 +13,7 @@
 //     paired     with the other side's logit at the same place. Both sides then have the same s(u), which is
 //                counted once, and each has its own slope.
 //     centred    with the mean of the other side's logits. These have a share in the gradient:
-//                d/dx_i = ... - (1 / count) * (the sum of w * phi' over the other side, scaled as its loss
-//                is)
+//                d/dx_i = ... - (sum of w * phi' over the other side, scaled as its loss) / count
 //
 // Sums run in a fixed order over chunks of both sides; partial sums are float64.
 #pragma once
