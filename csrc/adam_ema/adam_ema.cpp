@@ -1,6 +1,7 @@
 #include "adam_ema/adam_ema.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "glue/backend.h"
 
@@ -217,7 +218,7 @@ void step(const TensorList& params, const TensorList& grads, const TensorList& e
     check_device(a, first, op);
     p.skipped = static_cast<int64_t*>(a.data);
   }
-  OptionalTensor found = found_inf;
+  OptionalTensor found;  // holds what p.found_inf points to
   if (found_inf) {
     const Array a(*found_inf, {"found_inf"});
     AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Float, op, ": found_inf is ", dtype_name(a.dtype),
@@ -242,7 +243,7 @@ void adam_ema_(const TensorList& params, const TensorList& grads, const TensorLi
                double beta1, double beta2, double eps, double weight_decay, double ema_decay,
                OptionalTensor found_inf, OptionalTensor skipped, bool skip_nonfinite) {
   constexpr const char* op = "adam_ema_";
-  AIGC_CHECK(lr >= 0, op, ": lr is ", lr, ", but must be at least 0");
+  AIGC_CHECK(lr >= 0 && std::isfinite(lr), op, ": lr is ", lr, ", but must be at least 0 and finite");
   AIGC_CHECK(beta1 >= 0 && beta1 < 1, op, ": beta1 is ", beta1, ", but must be at least 0 and less than 1");
   AIGC_CHECK(beta2 >= 0 && beta2 < 1, op, ": beta2 is ", beta2, ", but must be at least 0 and less than 1");
   AIGC_CHECK(ema_decay >= 0 && ema_decay <= 1, op, ": ema_decay is ", ema_decay,
@@ -298,20 +299,18 @@ Tensor any_nonfinite(std::vector<Tensor> tensors) {
 
 }  // namespace
 
-#define AIGC_ADAM_TENSORS                                                                               \
-  "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] " \
-  "emas, "                                                                                              \
-  "Tensor(e!)[] steps, "
+#define AIGC_ADAM_TENSORS                                                                  \
+  "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, " \
+  "Tensor(d!)[] emas, Tensor(e!)[] steps, "
+#define AIGC_ADAM_SKIP "Tensor? found_inf, Tensor(f!)? skipped, bool skip_nonfinite"
 
 AIGC_OPS(m) {
   m.def("adam_ema_(" AIGC_ADAM_TENSORS
-        "float lr, float beta1, float beta2, float eps, float weight_decay, float ema_decay, Tensor? "
-        "found_inf, "
-        "Tensor(f!)? skipped, bool skip_nonfinite) -> ()");
+        "float lr, float beta1, float beta2, float eps, float weight_decay, float ema_decay, " AIGC_ADAM_SKIP
+        ") -> ()");
   m.def("adam_ema_.tensor(" AIGC_ADAM_TENSORS
-        "Tensor lr, Tensor beta1, Tensor beta2, float eps, float weight_decay, Tensor ema_decay, Tensor? "
-        "found_inf, "
-        "Tensor(f!)? skipped, bool skip_nonfinite) -> ()");
+        "Tensor lr, Tensor beta1, Tensor beta2, float eps, float weight_decay, Tensor "
+        "ema_decay, " AIGC_ADAM_SKIP ") -> ()");
   m.def("any_nonfinite(Tensor[] tensors) -> Tensor");
 }
 
