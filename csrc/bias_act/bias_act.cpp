@@ -87,8 +87,9 @@ OptionalTensor contiguous(const OptionalTensor& t) {
 }
 
 std::tuple<Tensor, Tensor> bias_act(const Tensor& x_any, OptionalTensor b, OptionalTensor noise,
-                                    OptionalTensor strength, int64_t dim, std::string act, double alpha,
-                                    double gain, std::optional<double> clamp, bool save) {
+                                    OptionalTensor strength, int64_t dim, StringHandle act_handle,
+                                    double alpha, double gain, std::optional<double> clamp, bool save) {
+  const std::string act = take_string(act_handle);
   const char* op = noise || strength ? "noise_bias_act" : "bias_act";
   BiasActParams p;
   p.dtype = dtype_of(x_any, op, "x");
@@ -131,9 +132,11 @@ Gradients run_backward(BiasActParams& p, const Tensor& like, bool need_b, bool n
 
 std::tuple<Tensor, Tensor, Tensor> bias_act_backward(const Tensor& dy_any, OptionalTensor x, OptionalTensor b,
                                                      OptionalTensor noise, OptionalTensor strength,
-                                                     OptionalTensor mask, int64_t dim, std::string act,
-                                                     double alpha, double gain, std::optional<double> clamp,
-                                                     bool channels_last, bool need_b, bool need_strength) {
+                                                     OptionalTensor mask, int64_t dim,
+                                                     StringHandle act_handle, double alpha, double gain,
+                                                     std::optional<double> clamp, bool channels_last,
+                                                     bool need_b, bool need_strength) {
+  const std::string act = take_string(act_handle);
   constexpr const char* op = "bias_act_backward";
   BiasActParams p;
   p.dtype = dtype_of(dy_any, op, "dy");
@@ -178,8 +181,9 @@ std::tuple<Tensor, Tensor, Tensor> bias_act_backward(const Tensor& dy_any, Optio
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
     const Tensor& u_any, const Tensor& dy_any, const Tensor& x_any, OptionalTensor b, OptionalTensor noise,
-    OptionalTensor strength, int64_t dim, std::string act, double alpha, double gain,
+    OptionalTensor strength, int64_t dim, StringHandle act_handle, double alpha, double gain,
     std::optional<double> clamp, bool channels_last, bool need_b, bool need_strength) {
+  const std::string act = take_string(act_handle);
   constexpr const char* op = "bias_act_double_backward";
   BiasActParams p;
   p.dtype = dtype_of(x_any, op, "x");

@@ -106,8 +106,9 @@ Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> discriminator_loss_and_grad(
-    const Tensor& real_any, const Tensor& fake_any, OptionalTensor weight, std::string kind_name,
-    double label_smoothing, double l2_weight, std::string reduction) {
+    const Tensor& real_any, const Tensor& fake_any, OptionalTensor weight, StringHandle kind_handle,
+    double label_smoothing, double l2_weight, StringHandle reduction_handle) {
+  const std::string kind_name = take_string(kind_handle), reduction = take_string(reduction_handle);
   constexpr const char* op = "discriminator_loss";
   GanLossParams p;
   p.dtype = dtype_of(real_any, op, "real_logits");
@@ -147,7 +148,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discriminator_loss_and_grad(
 }
 
 std::tuple<Tensor, Tensor> generator_loss_and_grad(const Tensor& fake_any, OptionalTensor weight,
-                                                   std::string kind_name, std::string reduction) {
+                                                   StringHandle kind_handle, StringHandle reduction_handle) {
+  const std::string kind_name = take_string(kind_handle), reduction = take_string(reduction_handle);
   constexpr const char* op = "generator_loss";
   GanLossParams p;
   p.dtype = dtype_of(fake_any, op, "fake_logits");
@@ -168,15 +170,16 @@ std::tuple<Tensor, Tensor> generator_loss_and_grad(const Tensor& fake_any, Optio
 }
 
 std::tuple<Tensor, Tensor> discriminator_loss(const Tensor& real, const Tensor& fake, OptionalTensor weight,
-                                              std::string kind, double label_smoothing, double l2_weight,
-                                              std::string reduction) {
-  const auto result =
-      discriminator_loss_and_grad(real, fake, weight, kind, label_smoothing, l2_weight, reduction);
+                                              StringHandle kind_handle, double label_smoothing,
+                                              double l2_weight, StringHandle reduction_handle) {
+  const auto result = discriminator_loss_and_grad(real, fake, weight, kind_handle, label_smoothing, l2_weight,
+                                                  reduction_handle);
   return {std::get<0>(result), std::get<1>(result)};
 }
 
-Tensor generator_loss(const Tensor& fake, OptionalTensor weight, std::string kind, std::string reduction) {
-  return std::get<0>(generator_loss_and_grad(fake, weight, kind, reduction));
+Tensor generator_loss(const Tensor& fake, OptionalTensor weight, StringHandle kind_handle,
+                      StringHandle reduction_handle) {
+  return std::get<0>(generator_loss_and_grad(fake, weight, kind_handle, reduction_handle));
 }
 
 }  // namespace

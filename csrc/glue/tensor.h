@@ -1,6 +1,7 @@
 // What every op's glue needs of tensors: checks that name the argument, and memory layouts.
 #pragma once
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -29,6 +30,18 @@ template <class... Args>
   std::ostringstream message;
   (message << ... << args);
   throw std::runtime_error(message.str());
+}
+
+// The text of a `str` argument, which the kernel owns. A kernel that takes a std::string leaks: the copy that
+// torch's conversion makes (2.10 to 2.13) is never freed.
+inline std::string take_string(StringHandle handle) {
+  const char* data = nullptr;
+  size_t length = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  std::string text(data, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
 }
 
 inline std::string shape(const Tensor& t) {

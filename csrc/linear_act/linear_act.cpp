@@ -16,8 +16,9 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b) {
 // Returns y, the product where the backward needs it (else empty), and bias_act's mask. For half types the
 // bias is part of the product.
 std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, OptionalTensor b,
-                                              std::string act, double alpha, double gain,
+                                              StringHandle act_handle, double alpha, double gain,
                                               std::optional<double> clamp, bool save) {
+  const std::string act = take_string(act_handle);
   constexpr const char* op = "linear_act";
   BiasActParams p;
   p.dtype = dtype_of(x, op, "x");

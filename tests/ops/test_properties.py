@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from collections.abc import Callable, Iterator
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -19,6 +23,38 @@ from tests.ops.suite import (
 )
 
 CASES = all_cases()
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [
+        ("before", ctypes.c_size_t * 4),
+        ("hblkhd", ctypes.c_size_t),  # in mmapped blocks
+        ("between", ctypes.c_size_t * 2),
+        ("uordblks", ctypes.c_size_t),  # in the heaps
+        ("after", ctypes.c_size_t * 2),
+    ]
+
+
+@pytest.fixture
+def heap_in_use() -> Iterator[Callable[[], int]]:
+    """Bytes that malloc has given out and not got back."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        pytest.skip("mallinfo2 is glibc's, from 2.33 on")
+    mallinfo2.restype = _Mallinfo2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # every thread would have a heap of its own
+
+    def bytes_in_use() -> int:
+        gc.collect()
+        info = mallinfo2()
+        return int(info.uordblks + info.hblkhd)
+
+    yield bytes_in_use
+    torch.set_num_threads(threads)
+
+
 per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -98,6 +134,24 @@ def test_opcheck(case: OpCase) -> None:
     assert calls, "no native call to check"
     for overload, arguments in calls:
         torch.library.opcheck(overload, arguments)
+
+
+@per_case
+def test_calls_leave_no_memory_behind(case: OpCase, heap_in_use: Callable[[], int]) -> None:
+    call = draw_example(case.small_calls)
+    inputs = prepare(call, case, torch.float32)
+    native = case.native()
+
+    def growth() -> int:
+        before = heap_in_use()
+        for _ in range(100):
+            for overload, arguments in native:
+                overload(*arguments)
+            values_and_gradients(case.function, inputs, call.options, 1, torch.float32)
+        return heap_in_use() - before
+
+    # Caches fill up and other objects come and go, but not in every round.
+    assert min(growth() for _ in range(3)) < 100 * 32, "a leak of one small block a call would show here"
 
 
 @per_case
