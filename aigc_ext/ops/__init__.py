@@ -11,6 +11,8 @@ from aigc_ext.ops.bias_act import bias_act as bias_act
 from aigc_ext.ops.bias_act import bias_act_ref as bias_act_ref
 from aigc_ext.ops.bias_act import noise_bias_act as noise_bias_act
 from aigc_ext.ops.bias_act import noise_bias_act_ref as noise_bias_act_ref
+from aigc_ext.ops.fused_mlp import fused_mlp as fused_mlp
+from aigc_ext.ops.fused_mlp import fused_mlp_ref as fused_mlp_ref
 from aigc_ext.ops.gan_loss import LossStats as LossStats
 from aigc_ext.ops.gan_loss import discriminator_loss as discriminator_loss
 from aigc_ext.ops.gan_loss import discriminator_loss_and_grad as discriminator_loss_and_grad

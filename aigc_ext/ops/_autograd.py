@@ -109,6 +109,98 @@ def register_autograd(
     return call
 
 
+def register_list_autograd(
+    overload: Any, backward: Callable[..., Any], setup_context: Callable[[Any, Any, Any], None]
+) -> Callable[..., Any]:
+    """:func:`register_autograd` for an op with lists of tensors among its arguments and results.
+
+    ``backward(ctx, needed, *grad_outputs)`` sees them as the op does: ``needed``, ``grad_outputs`` and the
+    gradients that it returns have a list where the op has one.
+    """
+
+    class Formula(torch.autograd.Function):  # which follows only tensors that are arguments of their own
+        @staticmethod
+        def forward(ctx: Any, sizes: tuple[int | None, ...], *flat: Any) -> Any:
+            arguments = _nested(flat, sizes)
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = overload(*arguments)
+            ctx.sizes = sizes
+            ctx.output_sizes = tuple(_size(output) for output in outputs)
+            setup_context(ctx, arguments, outputs)
+            return ctx.output_sizes, *_flat(outputs)
+
+        @staticmethod
+        def backward(ctx: Any, _: None, *grad_outputs: Tensor | None) -> Any:
+            needed = _nested(ctx.needs_input_grad[1:], ctx.sizes)
+            return None, *_flat(backward(ctx, needed, *_nested(grad_outputs, ctx.output_sizes)))
+
+    Formula.__name__ = Formula.__qualname__ = overload.name().split(".")[0].replace("::", "_")
+
+    def call(*arguments: Any) -> Any:
+        if torch.is_grad_enabled():
+            sizes = tuple(_size(argument) for argument in arguments)
+            flat = _flat(arguments)
+            for argument in flat:
+                if isinstance(argument, Tensor) and argument.requires_grad:
+                    output_sizes, *outputs = Formula.apply(sizes, *flat)
+                    return tuple(_nested(outputs, output_sizes))
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*arguments)
+
+    _library.impl(overload.name(), call, "Autograd")
+    return call
+
+
+def _size(value: Any) -> int | None:
+    return len(value) if isinstance(value, (list, tuple)) else None
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    result: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            result += value
+        else:
+            result.append(value)
+    return result
+
+
+def _nested(flat: Sequence[Any], sizes: Sequence[int | None]) -> list[Any]:
+    result: list[Any] = []
+    start = 0
+    for size in sizes:
+        if size is None:
+            result.append(flat[start])
+            start += 1
+        else:
+            result.append(list(flat[start : start + size]))
+            start += size
+    return result
+
+
+def register_autocast(overload: Any) -> None:
+    """Autocast casts as for ``F.linear``: floating-point tensors to the autocast dtype, except float64."""
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _library.impl(overload.name(), _autocast_kernel(overload, device_type, key), key)
+
+
+def _autocast_kernel(overload: Any, device_type: str, key: str) -> Callable[..., Any]:
+    below_autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cast(item) for item in value]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(torch.get_autocast_dtype(device_type))
+        return value
+
+    def kernel(*arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(below_autocast):
+            return overload(*map(cast, arguments))
+
+    return kernel
+
+
 def eager() -> bool:
     """Nothing captures a graph and nothing casts: an op may be called without the dispatcher."""
     return not (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled())

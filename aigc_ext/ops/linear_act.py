@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
-from aigc_ext.ops._autograd import eager, register_autograd
+from aigc_ext.ops._autograd import eager, register_autocast, register_autograd
 from aigc_ext.ops._mode import decomposed, weight_gradients
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
 from aigc_ext.ops.bias_act import bias_act_backward, bias_act_ref, mask_size
@@ -137,26 +137,4 @@ def _gradients(ctx: Any, dy: Tensor | None, d_product: Tensor | None, _: None) -
 
 _linear_act_eager = register_autograd(_linear_act, _gradients, _setup)
 
-
-# Autocast casts as for F.linear: floating-point tensors to the autocast dtype, except float64.
-_library = torch.library.Library("aigc", "IMPL")
-
-
-def _register_autocast(device_type: str, key: str) -> None:
-    below_autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def cast(t: Tensor) -> Tensor:
-        eligible = t.is_floating_point() and t.dtype != torch.float64
-        return t.to(torch.get_autocast_dtype(device_type)) if eligible else t
-
-    def kernel(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        b = None if b is None else cast(b)
-        with torch._C._ExcludeDispatchKeyGuard(below_autocast):
-            result: tuple[Tensor, Tensor, Tensor] = _linear_act(cast(x), cast(w), b, *arguments)
-        return result
-
-    _library.impl("linear_act", kernel, key)
-
-
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
+register_autocast(_linear_act)

@@ -11,11 +11,12 @@ namespace {
 constexpr int64_t kChunkElements = 32768;
 constexpr int64_t kMergedRow = 1024;  // rows shorter than 8 are merged into rows of about this length
 
+constexpr const char* kActs[] = {"linear", "relu", "lrelu",    "tanh", "sigmoid",
+                                 "elu",    "selu", "softplus", "swish"};
+
 Act parse_act(const std::string& name, const char* op) {
-  constexpr const char* names[] = {"linear", "relu", "lrelu",    "tanh", "sigmoid",
-                                   "elu",    "selu", "softplus", "swish"};
   for (int i = 0; i < 9; ++i)
-    if (name == names[i]) return Act(i);
+    if (name == kActs[i]) return Act(i);
   fail(op, ": act is '", name,
        "', but must be one of linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish");
 }
@@ -100,18 +101,19 @@ std::tuple<Tensor, Tensor> bias_act(const Tensor& x_any, OptionalTensor b, Optio
   return {y, mask};
 }
 
-struct Gradients {
+struct ParameterGradients {
   Tensor dbias, dstrength;
 };
 
 // Runs a backward kernel with its workspace, and the reduction after it.
 template <class Run>
-Gradients run_backward(BiasActParams& p, const Tensor& like, bool need_b, bool need_strength, Run&& run) {
+ParameterGradients run_backward(BiasActParams& p, const Tensor& like, bool need_b, bool need_strength,
+                                Run&& run) {
   const int64_t chunks = chunk_count(p);
   const int64_t bias_partials = need_b ? (p.vec_is_bias ? chunks * p.row_length : p.rows) : 0;
   const int64_t strength_partials = need_strength ? chunks : 0;
-  Gradients g{empty_1d(like, need_b ? p.channels : 0, like.scalar_type()),
-              empty_1d(like, need_strength ? 1 : 0, like.scalar_type())};
+  ParameterGradients g{empty_1d(like, need_b ? p.channels : 0, like.scalar_type()),
+                       empty_1d(like, need_strength ? 1 : 0, like.scalar_type())};
   if (bias_partials + strength_partials == 0 && p.numel > 0) {
     run(p, chunks);
     return g;
@@ -130,7 +132,7 @@ Gradients run_backward(BiasActParams& p, const Tensor& like, bool need_b, bool n
   return g;
 }
 
-std::tuple<Tensor, Tensor, Tensor> bias_act_backward(const Tensor& dy_any, OptionalTensor x, OptionalTensor b,
+std::tuple<Tensor, Tensor, Tensor> bias_act_backward(const Tensor& dy, OptionalTensor x, OptionalTensor b,
                                                      OptionalTensor noise, OptionalTensor strength,
                                                      OptionalTensor mask, int64_t dim,
                                                      StringHandle act_handle, double alpha, double gain,
@@ -139,84 +141,25 @@ std::tuple<Tensor, Tensor, Tensor> bias_act_backward(const Tensor& dy_any, Optio
   const std::string act = take_string(act_handle);
   constexpr const char* op = "bias_act_backward";
   BiasActParams p;
-  p.dtype = dtype_of(dy_any, op, "dy");
+  p.dtype = dtype_of(dy, op, "dy");
   set_activation(p, act, alpha, gain, clamp, op);
-  AIGC_CHECK(!channels_last || dy_any.dim() >= 3, op,
-             ": channels_last needs 3 dimensions or more, dy has shape ", shape(dy_any));
-  const Tensor dy = as_format(dy_any, channels_last);
-  const bool smooth = !is_piecewise_linear(p.act);
-  if (b || noise) dim = wrap_dim(dim, dy, op);
-  check_bias(dy, b, dim, op);
-  check_noise(dy, noise, strength, dim, op);
-  AIGC_CHECK(!need_b || b, op, ": the gradient of b is asked for, but b is not given");
-  AIGC_CHECK(!need_strength || noise, op, ": the gradient of strength is asked for, but noise is not given");
-  b = contiguous(b);
-  noise = contiguous(noise);
-  set_rows(p, dy, b, noise, dim);
-  p.strength = data_or_null(strength);
-  Tensor x_dense = dy;
-  if (smooth) {
-    AIGC_CHECK(x, op, ": act is '", act, "', whose backward needs x");
-    check_same_kind(*x, "x", dy, "dy", op);
-    check_same_shape(*x, "x", dy, "dy", op);
-    x_dense = as_format(*x, channels_last);
-    p.x = x_dense.data_ptr();
-  } else if (mask_planes(p) > 0) {
-    AIGC_CHECK(mask && mask->scalar_type() == ScalarType::Byte && mask->is_contiguous() &&
-                   mask->is_cpu() == dy.is_cpu() && mask->numel() == mask_planes(p) * p.plane_bytes,
-               op, ": the backward of '", act,
-               "' needs the mask that bias_act(..., save=True) returned for a tensor of shape ", shape(dy),
-               " in this memory format");
-    p.mask = static_cast<uint8_t*>(mask->data_ptr());
-  }
-  const Tensor dz = torch::stable::empty_like(dy);
-  p.dy = dy.data_ptr();
-  p.dz = dz.data_ptr();
-  const Gradients g =
-      run_backward(p, dy, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
-        AIGC_RUN(bias_act_backward, params, chunks, 1, dy);
-      });
-  return {dz, g.dbias, g.dstrength};
+  const BiasActGradients g =
+      bias_act_gradients(dy, {x, b, noise, strength, mask, dim}, p, channels_last, need_b, need_strength, op);
+  return {g.dx, g.db, g.dstrength};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_double_backward(
-    const Tensor& u_any, const Tensor& dy_any, const Tensor& x_any, OptionalTensor b, OptionalTensor noise,
+    const Tensor& u, const Tensor& dy, const Tensor& x, OptionalTensor b, OptionalTensor noise,
     OptionalTensor strength, int64_t dim, StringHandle act_handle, double alpha, double gain,
     std::optional<double> clamp, bool channels_last, bool need_b, bool need_strength) {
   const std::string act = take_string(act_handle);
   constexpr const char* op = "bias_act_double_backward";
   BiasActParams p;
-  p.dtype = dtype_of(x_any, op, "x");
+  p.dtype = dtype_of(x, op, "x");
   set_activation(p, act, alpha, gain, clamp, op);
-  AIGC_CHECK(!is_piecewise_linear(p.act), op, ": act is '", act, "', whose second derivative is zero");
-  for (const auto& [t, name] : {std::pair(u_any, "u"), std::pair(dy_any, "dy")}) {
-    check_same_kind(t, name, x_any, "x", op);
-    check_same_shape(t, name, x_any, "x", op);
-  }
-  AIGC_CHECK(!channels_last || x_any.dim() >= 3, op,
-             ": channels_last needs 3 dimensions or more, x has shape ", shape(x_any));
-  const Tensor x = as_format(x_any, channels_last), dy = as_format(dy_any, channels_last),
-               u = as_format(u_any, channels_last);
-  if (b || noise) dim = wrap_dim(dim, x, op);
-  check_bias(x, b, dim, op);
-  check_noise(x, noise, strength, dim, op);
-  AIGC_CHECK((!need_b || b) && (!need_strength || noise), op,
-             ": a gradient is asked for of what is not given");
-  b = contiguous(b);
-  noise = contiguous(noise);
-  set_rows(p, x, b, noise, dim);
-  p.strength = data_or_null(strength);
-  const Tensor grad_dy = torch::stable::empty_like(x), grad_z = torch::stable::empty_like(x);
-  p.x = x.data_ptr();
-  p.dy = dy.data_ptr();
-  p.u = u.data_ptr();
-  p.dz = grad_dy.data_ptr();
-  p.dz2 = grad_z.data_ptr();
-  const Gradients g =
-      run_backward(p, x, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
-        AIGC_RUN(bias_act_double_backward, params, chunks, 1, x);
-      });
-  return {grad_dy, grad_z, g.dbias, g.dstrength};
+  const BiasActSecondGradients g = bias_act_second_gradients(
+      u, dy, {x, b, noise, strength, std::nullopt, dim}, p, channels_last, need_b, need_strength, op);
+  return {g.grad_dy, g.grad_x, g.grad_b, g.grad_strength};
 }
 
 }  // namespace
@@ -248,6 +191,83 @@ Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, 
   if (mask.numel() > 0) p.mask = static_cast<uint8_t*>(mask.data_ptr());
   AIGC_RUN(bias_act_forward, p, chunk_count(p), 1, x);
   return mask;
+}
+
+BiasActGradients bias_act_gradients(const Tensor& dy_any, BiasActInputs in, BiasActParams p,
+                                    bool channels_last, bool need_b, bool need_strength, const char* op) {
+  AIGC_CHECK(!channels_last || dy_any.dim() >= 3, op,
+             ": channels_last needs 3 dimensions or more, dy has shape ", shape(dy_any));
+  const Tensor dy = as_format(dy_any, channels_last);
+  if (in.b || in.noise) in.dim = wrap_dim(in.dim, dy, op);
+  check_bias(dy, in.b, in.dim, op);
+  check_noise(dy, in.noise, in.strength, in.dim, op);
+  AIGC_CHECK(!need_b || in.b, op, ": the gradient of b is asked for, but b is not given");
+  AIGC_CHECK(!need_strength || in.noise, op,
+             ": the gradient of strength is asked for, but noise is not given");
+  in.b = contiguous(in.b);
+  in.noise = contiguous(in.noise);
+  set_rows(p, dy, in.b, in.noise, in.dim);
+  p.strength = data_or_null(in.strength);
+  Tensor x = dy;
+  if (!is_piecewise_linear(p.act)) {
+    AIGC_CHECK(in.x, op, ": act is '", kActs[int(p.act)], "', whose backward needs x");
+    check_same_kind(*in.x, "x", dy, "dy", op);
+    check_same_shape(*in.x, "x", dy, "dy", op);
+    x = as_format(*in.x, channels_last);
+    p.x = x.data_ptr();
+  } else if (mask_planes(p) > 0) {
+    const OptionalTensor& mask = in.mask;
+    AIGC_CHECK(mask && mask->scalar_type() == ScalarType::Byte && mask->is_contiguous() &&
+                   mask->is_cpu() == dy.is_cpu() && mask->numel() == mask_planes(p) * p.plane_bytes,
+               op, ": the backward of '", kActs[int(p.act)],
+               "' needs the mask that bias_act(..., save=True) returned for a tensor of shape ", shape(dy),
+               " in this memory format");
+    p.mask = static_cast<uint8_t*>(mask->data_ptr());
+  }
+  const Tensor dx = torch::stable::empty_like(dy);
+  p.dy = dy.data_ptr();
+  p.dz = dx.data_ptr();
+  const ParameterGradients g =
+      run_backward(p, dy, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
+        AIGC_RUN(bias_act_backward, params, chunks, 1, dy);
+      });
+  return {dx, g.dbias, g.dstrength};
+}
+
+BiasActSecondGradients bias_act_second_gradients(const Tensor& u_any, const Tensor& dy_any, BiasActInputs in,
+                                                 BiasActParams p, bool channels_last, bool need_b,
+                                                 bool need_strength, const char* op) {
+  const Tensor& x_any = *in.x;
+  AIGC_CHECK(!is_piecewise_linear(p.act), op, ": act is '", kActs[int(p.act)],
+             "', whose second derivative is zero");
+  for (const auto& [t, name] : {std::pair(u_any, "u"), std::pair(dy_any, "dy")}) {
+    check_same_kind(t, name, x_any, "x", op);
+    check_same_shape(t, name, x_any, "x", op);
+  }
+  AIGC_CHECK(!channels_last || x_any.dim() >= 3, op,
+             ": channels_last needs 3 dimensions or more, x has shape ", shape(x_any));
+  const Tensor x = as_format(x_any, channels_last), dy = as_format(dy_any, channels_last),
+               u = as_format(u_any, channels_last);
+  if (in.b || in.noise) in.dim = wrap_dim(in.dim, x, op);
+  check_bias(x, in.b, in.dim, op);
+  check_noise(x, in.noise, in.strength, in.dim, op);
+  AIGC_CHECK((!need_b || in.b) && (!need_strength || in.noise), op,
+             ": a gradient is asked for of what is not given");
+  in.b = contiguous(in.b);
+  in.noise = contiguous(in.noise);
+  set_rows(p, x, in.b, in.noise, in.dim);
+  p.strength = data_or_null(in.strength);
+  const Tensor grad_dy = torch::stable::empty_like(x), grad_x = torch::stable::empty_like(x);
+  p.x = x.data_ptr();
+  p.dy = dy.data_ptr();
+  p.u = u.data_ptr();
+  p.dz = grad_dy.data_ptr();
+  p.dz2 = grad_x.data_ptr();
+  const ParameterGradients g =
+      run_backward(p, x, need_b, need_strength, [&](const BiasActParams& params, int64_t chunks) {
+        AIGC_RUN(bias_act_double_backward, params, chunks, 1, x);
+      });
+  return {grad_dy, grad_x, g.dbias, g.dstrength};
 }
 
 AIGC_OPS(m) {

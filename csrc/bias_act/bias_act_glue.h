@@ -20,4 +20,26 @@ Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, 
                      const OptionalTensor& strength, int64_t dim, BiasActParams params, bool save,
                      const char* op);
 
+// What the activation was applied to, by which the gradients find f'.
+struct BiasActInputs {
+  OptionalTensor x, b, noise, strength;  // x only of smooth activations
+  OptionalTensor mask;                   // only of piecewise-linear ones
+  int64_t dim = -1;
+};
+
+// Gradients that are not asked for are empty.
+struct BiasActGradients {
+  Tensor dx, db, dstrength;
+};
+BiasActGradients bias_act_gradients(const Tensor& dy, BiasActInputs inputs, BiasActParams params,
+                                    bool channels_last, bool need_b, bool need_strength, const char* op);
+
+// The derivatives of <u, dx> for smooth activations.
+struct BiasActSecondGradients {
+  Tensor grad_dy, grad_x, grad_b, grad_strength;
+};
+BiasActSecondGradients bias_act_second_gradients(const Tensor& u, const Tensor& dy, BiasActInputs inputs,
+                                                 BiasActParams params, bool channels_last, bool need_b,
+                                                 bool need_strength, const char* op);
+
 }  // namespace aigc

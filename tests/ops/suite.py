@@ -47,6 +47,7 @@ class OpCase:
     constant: tuple[str, ...] = ()  # inputs that have no gradient
     twice_differentiable: bool = True
     keeps_format: bool = True  # the first output has the memory format of the input `x`
+    own_sums: bool = True  # no product of PyTorch's in it, whose bits depend on the number of threads
     dtypes: tuple[torch.dtype, ...] = DTYPES
 
 

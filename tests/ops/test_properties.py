@@ -168,7 +168,10 @@ def test_result_does_not_depend_on_the_number_of_threads(case: OpCase) -> None:
         first = bits(1)
         for threads in (1, 2, 3):
             for one, other in zip(first, bits(threads), strict=True):
-                assert torch.equal(one, other), f"{threads} threads"
+                if case.own_sums:
+                    assert torch.equal(one, other), f"{threads} threads"
+                else:
+                    torch.testing.assert_close(one, other)
     finally:
         torch.set_num_threads(before)
 
