@@ -75,7 +75,7 @@ def time_case(case: Case, seconds: float = 0.8, min_rounds: int = 15) -> dict[st
         start = time.perf_counter()
         run()
         once = time.perf_counter() - start
-        loops[name] = max(1, int(0.002 / max(once, 1e-7)))
+        loops[name] = max(1, int(case.turn / max(once, 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in case.contenders}
     gc.collect()
     gc.disable()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.nn import Linear
+from aigc_ext.nn.layers import run_linears
 
 
 class MLPGenerator(nn.Module):
@@ -52,7 +53,7 @@ class MLPGenerator(nn.Module):
         self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
         self.hidden = tuple(hidden)
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
-        self.layers = nn.Sequential(*_hidden_layers(2 * z_dim if num_classes else z_dim, hidden))
+        self.layers = nn.ModuleList(_hidden_layers(2 * z_dim if num_classes else z_dim, hidden))
         self.head = Linear(hidden[-1], math.prod(image_shape), act="sigmoid", gain=1.0)
 
     @property
@@ -84,7 +85,7 @@ class MLPGenerator(nn.Module):
         _check_labels(c, z.shape[0], self.num_classes)
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(c)], dim=1)
-        return self.head(self.layers(z)).unflatten(1, self.image_shape)
+        return run_linears([*self.layers, self.head], z).unflatten(1, self.image_shape)
 
 
 class MLPDiscriminator(nn.Module):
@@ -111,7 +112,7 @@ class MLPDiscriminator(nn.Module):
         _check_sizes(image_shape, hidden, num_classes)
         self.image_shape, self.num_classes = tuple(image_shape), num_classes
         self.hidden = tuple(hidden)
-        self.layers = nn.Sequential(*_hidden_layers(math.prod(image_shape), hidden))
+        self.layers = nn.ModuleList(_hidden_layers(math.prod(image_shape), hidden))
         self.head = Linear(hidden[-1], 1)
         self.embedding = nn.Embedding(num_classes, hidden[-1]) if num_classes else None
 
@@ -141,11 +142,10 @@ class MLPDiscriminator(nn.Module):
         """
         _check_input("images", images, self.image_shape, self.head.weight)
         _check_labels(c, images.shape[0], self.num_classes)
-        features = self.layers(images.flatten(1))
-        logits = self.head(features)
-        if self.embedding is not None:
-            logits = logits + (self.embedding(c) * features).sum(dim=1, keepdim=True)
-        return logits
+        if self.embedding is None:
+            return run_linears([*self.layers, self.head], images.flatten(1))
+        features = run_linears(list(self.layers), images.flatten(1))
+        return self.head(features) + (self.embedding(c) * features).sum(dim=1, keepdim=True)
 
 
 def _hidden_layers(in_features: int, hidden: Sequence[int]) -> list[Linear]:

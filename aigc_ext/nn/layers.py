@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from aigc_ext import ops
 from aigc_ext.ops.activations import resolve_activation
@@ -54,6 +57,39 @@ class Linear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {_activation_repr(self)}"
+
+
+def run_linears(layers: Sequence[Linear], x: Tensor) -> Tensor:
+    """The layers one after the other; as one op (`ops.fused_mlp`) unless something is to happen in between: a
+    hook, a subclass's `forward`, a clamp, a layer without bias.
+    """
+    if not all(_fits_into_mlp(layer) for layer in layers):
+        for layer in layers:
+            x = layer(x)
+        return x
+    return ops.fused_mlp(
+        x,
+        [layer.weight for layer in layers],
+        [layer.bias for layer in layers],
+        [layer.act for layer in layers],
+        [layer.alpha for layer in layers],
+        [layer.gain for layer in layers],
+    )
+
+
+def _fits_into_mlp(layer: Linear) -> bool:
+    return (
+        type(layer).forward is Linear.forward
+        and layer.bias is not None
+        and layer.clamp is None
+        and not (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+        )
+        and not _has_any_global_hook()
+    )
 
 
 class BiasAct(nn.Module):

@@ -105,8 +105,13 @@ def register_autograd(
         with torch._C._AutoDispatchBelowAutograd():
             return overload(*arguments)
 
-    _library.impl(overload.name(), call, "Autograd")
+    register_kernel(overload, call)
     return call
+
+
+def register_kernel(overload: Any, kernel: Callable[..., Any]) -> None:
+    """What the dispatcher calls in the op's place where a gradient may be wanted."""
+    _library.impl(overload.name(), kernel, "Autograd")
 
 
 def register_list_autograd(
@@ -147,7 +152,7 @@ def register_list_autograd(
         with torch._C._AutoDispatchBelowAutograd():
             return overload(*arguments)
 
-    _library.impl(overload.name(), call, "Autograd")
+    register_kernel(overload, call)
     return call
 
 

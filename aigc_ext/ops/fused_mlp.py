@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
-from aigc_ext.ops._autograd import eager, reference_gradients, register_autocast, register_list_autograd
+from aigc_ext.ops._autograd import (
+    eager,
+    reference_gradients,
+    register_autocast,
+    register_kernel,
+    register_list_autograd,
+)
 from aigc_ext.ops._mode import decomposed, weight_gradients
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
 from aigc_ext.ops.bias_act import mask_size
@@ -177,7 +183,7 @@ def _(u, dy, x, weights, biases, saved, acts, alphas, gains, need_x, need_w, nee
     return dy.new_empty(dy.shape), grad_x, _asked(weights, need_w), _asked(biases, need_b)
 
 
-def _bits(needed: list[bool]) -> int:
+def _bits(needed: Sequence[bool]) -> int:
     return sum(need << i for i, need in enumerate(needed))
 
 
@@ -192,34 +198,57 @@ def _saved_lists(ctx: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor], li
     return tensors[: last - 2 * n], tensors[last - 2 * n : last - n], tensors[last - n : last], tensors[last:]
 
 
-def _setup_forward(ctx: Any, inputs: list[Any], outputs: tuple[Tensor, list[Tensor]]) -> None:
-    x, weights, biases, *ctx.arguments, save = inputs
-    _, saved = outputs
-    if not save:
-        raise RuntimeError("fused_mlp: a gradient needs save=True")
-    ctx.layers = len(weights)
-    ctx.set_materialize_grads(False)
-    # The formulas below differentiate through what is saved themselves.
-    ctx.mark_non_differentiable(*saved)
-    ctx.save_for_backward(x, *weights, *biases, *saved)
+class _FusedMLP(torch.autograd.Function):
+    """Written out rather than left to `register_list_autograd`: at these sizes Python's time counts."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, kept: list[Tensor], arguments: tuple[Any, ...], x: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        n = len(parameters) // 2
+        with torch._C._AutoDispatchBelowAutograd():
+            y, saved = _fused_mlp(x, parameters[:n], parameters[n:], *arguments, True)
+        kept += saved
+        ctx.layers, ctx.arguments = n, arguments
+        ctx.set_materialize_grads(False)
+        # `saved` has no graph: the formulas differentiate through it themselves.
+        ctx.save_for_backward(x, *parameters, *saved)
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        n, needed = ctx.layers, ctx.needs_input_grad
+        need_x, need_w, need_b = needed[2], 0, 0
+        if weight_gradients():
+            need_w, need_b = _bits(needed[3 : 3 + n]), _bits(needed[3 + n :])
+        if dy is None or not (need_x or need_w or need_b):
+            return (None,) * len(needed)
+        x, *rest = ctx.saved_tensors
+        call = _backward_eager if eager() else _backward
+        dx, dw, db = call(
+            dy, x, rest[:n], rest[n : 2 * n], rest[2 * n :], *ctx.arguments, need_x, need_w, need_b
+        )
+        return None, None, dx if need_x else None, *_only_asked(dw, need_w), *_only_asked(db, need_b)
 
 
-def _forward_gradients(ctx: Any, needed: list[Any], dy: Tensor | None, _: Any) -> tuple[Any, ...]:
-    (x,), weights, biases, saved = _saved_lists(ctx)
-    need_x, need_w, need_b = needed[0], _bits(needed[1]), _bits(needed[2])
-    if not weight_gradients():
-        need_w = need_b = 0
-    none = [None] * ctx.layers
-    if dy is None or not (need_x or need_w or need_b):
-        return None, none, none, None, none, none, None
-    call = _backward_eager if eager() else _backward
-    dx, dw, db = call(dy, x, weights, biases, saved, *ctx.arguments, need_x, need_w, need_b)
-    return (
-        dx if need_x else None,
-        _only_asked(dw, need_w),
-        _only_asked(db, need_b),
-        *(None, none, none, None),
-    )
+def _fused_mlp_eager(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    acts: str,
+    alphas: list[float],
+    gains: list[float],
+    save: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The op with its gradient: for eager calls, and what the dispatcher calls where autograd is on."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
+        if not save:
+            raise RuntimeError("fused_mlp: a gradient needs save=True")
+        kept: list[Tensor] = []
+        return _FusedMLP.apply(kept, (acts, alphas, gains), x, *weights, *biases), kept
+    with torch._C._AutoDispatchBelowAutograd():
+        result: tuple[Tensor, list[Tensor]] = _fused_mlp(x, weights, biases, acts, alphas, gains, save)
+    return result
 
 
 def _setup_backward(ctx: Any, inputs: list[Any], outputs: tuple[Any, ...]) -> None:
@@ -314,7 +343,7 @@ def _double_backward_gradients(
     return *gradients[:3], gradients[3 : 3 + n], gradients[3 + n :], *rest
 
 
-_fused_mlp_eager = register_list_autograd(_fused_mlp, _forward_gradients, _setup_forward)
+register_kernel(_fused_mlp, _fused_mlp_eager)
 _backward_eager = register_list_autograd(_backward, _backward_gradients, _setup_backward)
 _double_backward_eager = register_list_autograd(
     _double_backward, _double_backward_gradients, _setup_double_backward

@@ -50,7 +50,8 @@ class Objective:
         if not (inputs.penalize and self._r1_weight):
             return loss, stats, self._not_measured
         r1 = r1_penalty(logits, inputs.real)
-        (self._r1_weight * r1).backward()
+        # Not to the images, which are a leaf of R1's graph: nobody reads their gradient.
+        (self._r1_weight * r1).backward(inputs=_trained(self._discriminator))
         return loss + self._r1_weight * r1.detach(), stats, r1.detach()
 
     def generator_backward(self, fake: Tensor, inputs: StepInputs) -> Tensor:

@@ -81,7 +81,8 @@ AIGC_HOST_DEVICE inline V activation_derivative(V x) {
     const V t = tanh(x);
     return one - t * t;
   } else if constexpr (A == Act::sigmoid) {
-    return sigmoid(x) * sigmoid(-x);
+    const V e = exp(-abs(x)), sum = one + e;  // sigmoid(x) * sigmoid(-x), even in x
+    return e / (sum * sum);
   } else if constexpr (A == Act::elu) {
     return select(x <= V{}, exp(x), one);
   } else if constexpr (A == Act::selu) {
