@@ -49,6 +49,7 @@ class Case:
     outputs: Callable[[Any], Any] | None = field(default=lambda result: result)
     rtol: float = 1e-4
     atol: float = 1e-5
+    turn: float = 0.002  # seconds that a contender runs at a stretch, at least one call
 
 
 def check_outputs(case: Case) -> None:

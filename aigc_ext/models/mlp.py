@@ -144,7 +144,7 @@ class MLPDiscriminator(nn.Module):
         _check_labels(c, images.shape[0], self.num_classes)
         if self.embedding is None:
             return run_linears([*self.layers, self.head], images.flatten(1))
-        features = run_linears(list(self.layers), images.flatten(1))
+        features = run_linears([*self.layers], images.flatten(1))
         return self.head(features) + (self.embedding(c) * features).sum(dim=1, keepdim=True)
 
 

@@ -202,7 +202,7 @@ class _FusedMLP(torch.autograd.Function):
     """Written out rather than left to `register_list_autograd`: at these sizes Python's time counts."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, kept: list[Tensor], arguments: tuple[Any, ...], x: Tensor, *parameters: Tensor
     ) -> Tensor:
         n = len(parameters) // 2
@@ -213,10 +213,10 @@ class _FusedMLP(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # `saved` has no graph: the formulas differentiate through it themselves.
         ctx.save_for_backward(x, *parameters, *saved)
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         n, needed = ctx.layers, ctx.needs_input_grad
         need_x, need_w, need_b = needed[2], 0, 0
         if weight_gradients():

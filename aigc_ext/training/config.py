@@ -280,7 +280,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
 
 # mlp: the reference text's recipe (Adam 1e-4, betas 0.9 and 0.999, no penalty) does not learn MNIST's 5,000
 # digits in 25,000 steps: it ends in no or one class. Measured instead: momentum 0.5 and a light R1 keep all
-# ten, and the higher rate makes them legible within 20,000 steps. One thread, because the layers are so small
+# ten, and the higher rate makes them legible within 16,000 steps. One thread, because the layers are so small
 # that each of a step's hundred operations would wait for a second one: on busy cores that takes five times as
 # long.
 PRESETS: dict[str, TrainConfig] = {
@@ -290,8 +290,8 @@ PRESETS: dict[str, TrainConfig] = {
         g_optim=AdamConfig(lr=2e-3, beta1=0.5),
         d_optim=AdamConfig(lr=2e-3, beta1=0.5),
         ema=EMAConfig(kimg=40.0, rampup=0.1),
-        kimg=1280.0,
-        tick=20.0,
+        kimg=1024.0,
+        tick=16.0,
         snap=16,
         threads=1,
     )
