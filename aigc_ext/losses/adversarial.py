@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,17 +60,33 @@ class AdversarialLoss:
         return ops.generator_loss(fake_logits, real_logits, self.kind, self.l2_weight, images, weight)
 
     def discriminator_backward(
-        self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor | None = None
+        self,
+        real_logits: Tensor,
+        fake_logits: Tensor,
+        weight: Tensor | None = None,
+        penalty: Tensor | None = None,
+        inputs: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, LossStats]:
         """:meth:`discriminator` and its ``backward()``, without recording the loss: the fastest step.
 
         Accumulates into ``.grad`` of the parameters, as ``loss.backward()`` does. Both logits must require a
         gradient; what is returned has none.
+
+        Args:
+            weight: as for :meth:`discriminator`.
+            penalty: a scalar, such as a gradient penalty times its factor, that joins the backward, and the
+                loss that is returned.
+            inputs: the leaves that get a gradient, as for ``Tensor.backward``; None for all.
         """
         loss, stats, d_real, d_fake = ops.discriminator_loss_and_grad(
             real_logits, fake_logits, self.kind, self.label_smoothing, self.l2_weight, weight
         )
-        torch.autograd.backward([real_logits, fake_logits], [d_real, d_fake])
+        outputs, gradients = [real_logits, fake_logits], [d_real, d_fake]
+        if penalty is not None:
+            outputs.append(penalty)
+            gradients.append(torch.ones_like(penalty))
+            loss = loss + penalty.detach()
+        torch.autograd.backward(outputs, gradients, inputs=inputs)
         return loss, stats
 
     def generator_backward(

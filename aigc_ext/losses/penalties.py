@@ -50,6 +50,19 @@ def r1_penalty(
     return _gradient_sqnorm(D, x).mean()
 
 
+def r1_of_logits(logits: Tensor, x: Tensor) -> Tensor:
+    """:func:`r1_penalty` of logits that are there already: with ``x.requires_grad_()``, ``logits = D(x)``
+    serves the adversarial loss and the penalty, and ``D`` runs once less.
+
+    A ``backward()`` gives ``x`` a gradient too, unless its ``inputs`` are the parameters of ``D``.
+
+    Raises:
+        ValueError: ``logits`` do not depend on ``x``; shapes or dtypes are wrong, as for :func:`r1_penalty`.
+    """
+    _check_images(x, "x")
+    return _sqnorm_of_gradient(logits, x, torch.is_grad_enabled()).mean()
+
+
 def r2_penalty(
     D: Callable[[Tensor], Tensor],
     fake: Tensor,
@@ -147,16 +160,19 @@ def _gradient_sqnorm(D: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = D(x)
-        _check_logits(logits, x)
-        gradient = None
-        if logits.requires_grad:
-            # The gradient's own graph is what the penalty is differentiated through, and it is complete: only
-            # this first backward leaves out the weights.
-            with ops.no_weight_gradients():
-                (gradient,) = torch.autograd.grad(
-                    logits, x, torch.ones_like(logits), create_graph=differentiable, allow_unused=True
-                )
+        return _sqnorm_of_gradient(D(x), x, differentiable)
+
+
+def _sqnorm_of_gradient(logits: Tensor, x: Tensor, differentiable: bool) -> Tensor:
+    _check_logits(logits, x)
+    gradient = None
+    if logits.requires_grad and x.requires_grad:
+        # The gradient's own graph is what the penalty is differentiated through, and it is complete: only
+        # this first backward leaves out the weights.
+        with ops.no_weight_gradients():
+            (gradient,) = torch.autograd.grad(
+                logits, x, torch.ones_like(logits), create_graph=differentiable, allow_unused=True
+            )
     if gradient is None:
         raise ValueError("D(x) does not depend on x: its gradient penalty would be 0 whatever D is")
     return ops.sample_sqnorm(gradient)

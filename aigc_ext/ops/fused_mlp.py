@@ -10,6 +10,7 @@ Inside :func:`aigc_ext.no_weight_gradients` the backward computes no gradient of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -110,6 +111,13 @@ def _layers(
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
         if not (isinstance(w, Tensor) and isinstance(b, Tensor)):
             raise no_tensor("fused_mlp", **{f"weights[{i}]": w, f"biases[{i}]": b})
+    return _resolved(tuple(acts), tuple(alphas), tuple(gains))
+
+
+@lru_cache(maxsize=256)
+def _resolved(
+    acts: tuple[str, ...], alphas: tuple[float | None, ...], gains: tuple[float | None, ...]
+) -> tuple[str, list[float], list[float]]:
     resolved = [resolve_activation(*layer, None) for layer in zip(acts, alphas, gains, strict=True)]
     return ",".join(acts), [alpha for _, alpha, _ in resolved], [gain for _, _, gain in resolved]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor
-from aigc_ext.ops._autograd import empty_dense_like
+from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
+from aigc_ext.ops._autograd import eager, empty_dense_like, register_autograd
 from aigc_ext.ops._mode import decomposed
 
 _sqnorm = torch.ops.aigc.sample_sqnorm.default
@@ -38,7 +38,7 @@ def sample_sqnorm(g: Tensor) -> Tensor:
         raise no_tensor("sample_sqnorm", g=g)
     if decomposed():
         return sample_sqnorm_ref(g)
-    result: Tensor = _sqnorm(g)
+    result: Tensor = (_sqnorm_eager if eager() else _sqnorm)(g)
     return result
 
 
@@ -54,22 +54,36 @@ def _sum_dtype(a: Tensor) -> torch.dtype:
     return torch.float64 if a.dtype == torch.float64 else torch.float32
 
 
+def _check_samples(op: str, x: Tensor) -> None:
+    name = "g" if op == "sample_sqnorm" else "a"
+    check_fake(op, **{name: x})
+    if x.dim() == 0:
+        raise RuntimeError(f"{op}: {name} has no dimensions, but must have shape [N, ...]")
+
+
 @torch.library.register_fake("aigc::sample_sqnorm")
 def _(g):  # type: ignore[no-untyped-def]
-    check_fake("sample_sqnorm", g=g)
-    if g.dim() == 0:
-        raise RuntimeError("sample_sqnorm: g has no dimensions, but must have shape [N, ...]")
+    _check_samples("sample_sqnorm", g)
     return g.new_empty(g.size(0), dtype=_sum_dtype(g))
 
 
 @torch.library.register_fake("aigc::sample_dot")
 def _(a, b):  # type: ignore[no-untyped-def]
+    _check_samples("sample_dot", a)
     check_fake("sample_dot", a=a, b=b)
+    if b.shape != a.shape:
+        raise RuntimeError(f"sample_dot: b has shape {shape_of(b)}, but a has shape {shape_of(a)}")
     return a.new_empty(a.size(0), dtype=_sum_dtype(a))
 
 
 @torch.library.register_fake("aigc::sample_scale")
 def _(a, s):  # type: ignore[no-untyped-def]
+    _check_samples("sample_scale", a)
+    if s.shape != a.shape[:1] or s.dtype != _sum_dtype(a) or s.device != a.device:
+        raise RuntimeError(
+            f"sample_scale: s is {s.dtype} of shape {shape_of(s)} on {s.device}, but must be "
+            f"{_sum_dtype(a)} of shape [{a.size(0)}] on {a.device}, the device of a"
+        )
     return empty_dense_like(a)
 
 
@@ -94,6 +108,6 @@ def _scale_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _scale(grad, s) if need_a else None, _dot(grad, a) if need_s else None
 
 
-torch.library.register_autograd("aigc::sample_sqnorm", _sqnorm_gradient, setup_context=_save)
-torch.library.register_autograd("aigc::sample_dot", _dot_gradients, setup_context=_save)
-torch.library.register_autograd("aigc::sample_scale", _scale_gradients, setup_context=_save)
+_sqnorm_eager = register_autograd(_sqnorm, _sqnorm_gradient, _save)
+register_autograd(_dot, _dot_gradients, _save)
+register_autograd(_scale, _scale_gradients, _save)

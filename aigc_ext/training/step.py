@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.losses import AdversarialLoss, LossStats, r1_penalty
+from aigc_ext.losses import AdversarialLoss, LossStats, r1_of_logits
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1")
 """The entries of the vector that a step returns. See `losses.LossStats`."""
@@ -46,13 +46,20 @@ class Objective:
     def discriminator_backward(self, inputs: StepInputs) -> tuple[Tensor, LossStats, Tensor]:
         """Adds the gradient of D's loss; returns the loss, its statistics, and R1 (NaN if not taken)."""
         logits = with_labels(self._discriminator, inputs.labels)
-        loss, stats = self._loss.discriminator_backward(logits(inputs.real), logits(inputs.fake))
         if not (inputs.penalize and self._r1_weight):
+            loss, stats = self._loss.discriminator_backward(logits(inputs.real), logits(inputs.fake))
             return loss, stats, self._not_measured
-        r1 = r1_penalty(logits, inputs.real)
-        # Not to the images, which are a leaf of R1's graph: nobody reads their gradient.
-        (self._r1_weight * r1).backward(inputs=_trained(self._discriminator))
-        return loss + self._r1_weight * r1.detach(), stats, r1.detach()
+        real = inputs.real.detach().requires_grad_()
+        real_logits = logits(real)
+        r1 = r1_of_logits(real_logits, real)
+        # Gradients of the parameters alone: nobody reads the images'.
+        loss, stats = self._loss.discriminator_backward(
+            real_logits,
+            logits(inputs.fake),
+            penalty=self._r1_weight * r1,
+            inputs=_trained(self._discriminator),
+        )
+        return loss, stats, r1.detach()
 
     def generator_backward(self, fake: Tensor, inputs: StepInputs) -> Tensor:
         """Adds the gradient of G's loss on `fake`, the images with G's graph; returns the loss."""

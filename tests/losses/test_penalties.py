@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
-from aigc_ext.losses import dragan, r1_penalty, r2_penalty, wgan_gp
+from aigc_ext.losses import AdversarialLoss, dragan, r1_of_logits, r1_penalty, r2_penalty, wgan_gp
 
 ACTIVATIONS = (("lrelu", "tanh"), ("swish", "softplus"))
 
@@ -302,3 +302,30 @@ def good(x: Tensor) -> Tensor:
 def test_bad_arguments(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_r1_of_logits_shares_the_forward_with_the_loss() -> None:
+    torch.manual_seed(0)
+    D = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, 1)).double()
+    real, fake = torch.randn(2, 5, 1, 2, 2, dtype=torch.float64)
+    loss = AdversarialLoss("logistic")
+    value, _ = loss.discriminator(D(real), D(fake))
+    expected = value + 3 * r1_penalty(D, real)
+    gradients = torch.autograd.grad(expected, list(D.parameters()))
+
+    x = real.clone().requires_grad_()
+    logits = D(x)
+    got, _ = loss.discriminator_backward(
+        logits, D(fake), penalty=3 * r1_of_logits(logits, x), inputs=list(D.parameters())
+    )
+    torch.testing.assert_close(got, expected.detach())
+    assert x.grad is None
+    for parameter, gradient in zip(D.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_r1_of_logits_refuses_images_that_need_no_gradient() -> None:
+    D = nn.Linear(4, 1)
+    x = torch.randn(5, 4)
+    with pytest.raises(ValueError, match="does not depend on x"):
+        r1_of_logits(D(x), x)

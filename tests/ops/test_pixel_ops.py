@@ -155,3 +155,24 @@ def test_bias_gradient_of_a_large_batch_is_summed_in_blocks() -> None:
     ops.gated_act(x, b).backward(torch.full((200_000, 1), 1 / 3))
     assert abs(b.grad[0].item() / (200_000 / 6) - 1) < 1e-6
     assert b.grad[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("op", "second", "message"),
+    [
+        ("sample_dot", torch.ones(2, 4), r"sample_dot: b has shape \[2, 4\]"),
+        ("sample_dot", torch.ones(2, 3).double(), "sample_dot: b is float64, but must be float32"),
+        ("sample_scale", torch.ones(3), r"sample_scale: s is .*float32 of shape \[3\].* must be"),
+        ("sample_scale", torch.ones(2).double(), "sample_scale: s is .*float64"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_derivatives_of_sample_sqnorm_check_their_arguments(op, second, message, device) -> None:  # type: ignore[no-untyped-def]
+    native = getattr(torch.ops.aigc, op)
+    with pytest.raises(RuntimeError, match=message):
+        native(torch.ones(2, 3, device=device), second.to(device))
+    with pytest.raises(RuntimeError, match="meta"):
+        native(
+            torch.ones(2, 3),
+            torch.ones(2, 3, device="meta") if op == "sample_dot" else torch.ones(2, device="meta"),
+        )
