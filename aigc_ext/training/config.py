@@ -281,7 +281,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
 # mlp: the reference text's recipe (Adam 1e-4, betas 0.9 and 0.999, no penalty) does not learn MNIST's 5,000
 # digits in 25,000 steps: it ends in no or one class. Measured instead: momentum 0.5 and a light R1 keep all
 # ten, and the higher rate makes them legible within 16,000 steps; a shorter memory of squares and a longer
-# average of weights raise the share of samples that a classifier is sure of from 0.62 to 0.69. One thread,
+# average of weights make more samples recognisable (docs/reference.md has the figures). One thread,
 # because the layers are so small that each of a step's operations would wait for a second one: on busy cores
 # that takes five times as long.
 PRESETS: dict[str, TrainConfig] = {
