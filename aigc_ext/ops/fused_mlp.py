@@ -111,15 +111,18 @@ def _layers(
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
         if not (isinstance(w, Tensor) and isinstance(b, Tensor)):
             raise no_tensor("fused_mlp", **{f"weights[{i}]": w, f"biases[{i}]": b})
-    return _resolved(tuple(acts), tuple(alphas), tuple(gains))
+    resolve = _resolve if torch.compiler.is_compiling() else _resolve_once  # Dynamo warns of the cache
+    return resolve(tuple(acts), tuple(alphas), tuple(gains))
 
 
-@lru_cache(maxsize=256)
-def _resolved(
+def _resolve(
     acts: tuple[str, ...], alphas: tuple[float | None, ...], gains: tuple[float | None, ...]
 ) -> tuple[str, list[float], list[float]]:
     resolved = [resolve_activation(*layer, None) for layer in zip(acts, alphas, gains, strict=True)]
     return ",".join(acts), [alpha for _, alpha, _ in resolved], [gain for _, _, gain in resolved]
+
+
+_resolve_once = lru_cache(maxsize=256)(_resolve)
 
 
 # ---- registration ------------------------------------------------------------------------------------------
