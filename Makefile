@@ -7,6 +7,7 @@ TORCH ?= torch==2.13.*
 WORKERS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+SIMT := build/simt/libaigc_ops_simt.so
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 
 .PHONY: demo test lint bench clean
@@ -15,9 +16,12 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f
 demo: $(VENV)/installed
 	$(BIN)/aigc-ext train --preset mlp --data mnist5k --outdir runs --desc demo
 
-# One thread a process: the suite is run by as many processes as there are cores.
-test: $(VENV)/installed $(VENV)/test-tools
+# One thread a process: the suite is run by as many processes as there are cores. Then once more what has CUDA
+# kernels, on those, which the host compiler has built (tests/simt).
+test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	AIGC_EXT_BACKEND=simt AIGC_SIMT_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+	  tests/ops/test_properties.py -k "(bias_act or linear_act or fused_mlp) and not memory"
 
 lint: $(VENV)/installed $(VENV)/lint-tools
 	$(BIN)/ruff check .
@@ -51,6 +55,14 @@ $(VENV)/installed: $(VENV)/torch $(NATIVE)
 	  n = torch.cuda.device_count(); \
 	  print(*sorted({"%d.%d" % torch.cuda.get_device_capability(i) for i in range(n)}) or ["9.0"])')}" \
 	$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(SIMT): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/simt/*.cpp)
+	@echo "Building the CUDA kernels for the CPU"
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/simt -G Ninja -DAIGC_SIMT=on -DAIGC_CUDA=off \
+	  -DAIGC_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
+	  -DCMAKE_CXX_FLAGS_RELEASE=-O1 >/dev/null
+	$(BIN)/cmake --build build/simt --target aigc_ops_simt
 	@touch $@
 
 $(VENV)/test-tools: $(VENV)/torch pyproject.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import struct
 from pathlib import Path
@@ -17,8 +18,7 @@ LIBRARY_DIR = Path(__file__).parent / "lib"
 OLDEST_TORCH = (2, 10)
 
 
-def _load(name: str) -> Path:
-    path = LIBRARY_DIR / f"lib{name}.so"
+def _load(path: Path) -> Path:
     if not path.exists():
         raise ImportError(
             f"aigc_ext: {path} does not exist: the native code is not built for this installation. "
@@ -70,16 +70,23 @@ def _advice(message: str) -> str:
 
 
 def load() -> list[Path]:
-    """Loads libaigc_ops and, where torch is a CUDA build and it was built, libaigc_ops_cuda."""
+    """Loads libaigc_ops and, where torch is a CUDA build and it was built, libaigc_ops_cuda.
+
+    AIGC_EXT_LIBRARY names a library to load in their place: the tests' other backends.
+    """
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < OLDEST_TORCH:
         raise ImportError(
             f"aigc_ext: torch is {torch.__version__}, but must be >= {'.'.join(map(str, OLDEST_TORCH))}: "
             "`pip install -U torch`"
         )
-    loaded = [_load("aigc_ops")]
-    if torch.version.cuda is not None and (LIBRARY_DIR / "libaigc_ops_cuda.so").exists():
-        loaded.append(_load("aigc_ops_cuda"))
+    if other := os.environ.get("AIGC_EXT_LIBRARY"):
+        loaded = [_load(Path(other))]
+    else:
+        loaded = [_load(LIBRARY_DIR / "libaigc_ops.so")]
+        cuda = LIBRARY_DIR / "libaigc_ops_cuda.so"
+        if torch.version.cuda is not None and cuda.exists():
+            loaded.append(_load(cuda))
     try:
         torch.ops.aigc.instruction_set()
     except AttributeError as error:

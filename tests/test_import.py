@@ -49,6 +49,11 @@ def compile_library(path: Path, source: str) -> None:
     subprocess.run(command, input=source, text=True, check=True)
 
 
+def test_another_library_that_does_not_exist(copy: Path) -> None:
+    message = import_error(copy, "import os; os.environ['AIGC_EXT_LIBRARY'] = '/nowhere/libother.so'")
+    assert "/nowhere/libother.so does not exist" in message
+
+
 def test_the_copy_itself_works(copy: Path) -> None:
     code = "import aigc_ext; print(aigc_ext.__file__, *aigc_ext.info().libraries)"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

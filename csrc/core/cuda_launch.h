@@ -1,5 +1,5 @@
-// The one way to launch a CUDA kernel. Ops never write <<<>>>: the same .cu files are to compile for a host
-// stand-in of the CUDA runtime, which has no such syntax.
+// The one way to launch a CUDA kernel. Ops never write <<<>>>: the same .cu files compile for the host
+// stand-in of the CUDA runtime in tests/simt, which has no such syntax.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,11 +18,16 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   std::tuple<Params...> values(args...);
   std::apply(
       [&](auto&... value) {
+#if defined(AIGC_SIMT)
+        simt::run(__PRETTY_FUNCTION__, grid, block, [&] { kernel(value...); });
+        static_cast<void>(shared_bytes), static_cast<void>(stream);
+#else
         void* pointers[] = {static_cast<void*>(&value)...};
         const cudaError_t status = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
                                                     pointers, shared_bytes, stream);
         if (status != cudaSuccess)
           throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(status));
+#endif
       },
       values);
 }

@@ -3,6 +3,7 @@
 // An op's glue is compiled once per backend:
 //   AIGC_BACKEND_CPU   libaigc_ops       schemas and CPU kernels
 //   AIGC_BACKEND_CUDA  libaigc_ops_cuda  CUDA kernels
+//   AIGC_BACKEND_SIMT  libaigc_ops_simt  CUDA kernels on the CPU, for tests (tests/simt)
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -56,6 +57,22 @@ void run_on_stream(void (*kernel)(const Params&, int64_t, void*), const Params& 
 
 }  // namespace aigc
 
+#elif defined(AIGC_BACKEND_SIMT)
+
+#define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
+#define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CPU, library)
+#define AIGC_RUN(kernel, params, items, grain, device_of) \
+  ::aigc::run_on_fibers(::aigc::cuda::kernel, params, items)
+
+namespace aigc {
+
+template <class Params>
+void run_on_fibers(void (*kernel)(const Params&, int64_t, void*), const Params& params, int64_t items) {
+  if (items > 0) kernel(params, items, nullptr);
+}
+
+}  // namespace aigc
+
 #else
-#error "compile glue with AIGC_BACKEND_CPU or AIGC_BACKEND_CUDA"
+#error "compile glue with AIGC_BACKEND_CPU, AIGC_BACKEND_CUDA or AIGC_BACKEND_SIMT"
 #endif
