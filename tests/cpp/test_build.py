@@ -33,8 +33,9 @@ def test_an_unknown_value_of_aigc_cuda(tmp_path: Path) -> None:
 
 
 def test_cuda_without_nvcc(tmp_path: Path) -> None:
-    nvcc = shutil.which("nvcc")
-    hidden = str(Path(nvcc).parent) if nvcc else ""
+    # CMake also looks into the system's folders, whether they are on PATH or not.
+    folders = {*os.environ["PATH"].split(os.pathsep), "/usr/local/bin", "/usr/bin", "/bin"}
+    hidden = ";".join(folder for folder in sorted(folders) if (Path(folder) / "nvcc").exists())
     tools = {"CMAKE_MAKE_PROGRAM": "ninja", "CMAKE_CXX_COMPILER": os.environ.get("CXX", "g++")}
     found = [f"-D{variable}={shutil.which(tool, path=PATH)}" for variable, tool in tools.items()]
     error = configure_error(tmp_path, "-DAIGC_CUDA=on", f"-DCMAKE_IGNORE_PATH={hidden}", *found, CUDA_HOME="")
