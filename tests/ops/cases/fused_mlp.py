@@ -88,7 +88,6 @@ CASES = [
         large_call=large_call,
         native=native,
         keeps_format=False,
-        cancels=True,
         own_sums=False,
     )
 ]

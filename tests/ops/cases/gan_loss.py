@@ -105,7 +105,6 @@ CASES = [
         large_call=partial(large_discriminator_call, kind),
         native=partial(discriminator_native, kind),
         keeps_format=False,
-        cancels=True,
     )
     for kind in KINDS
 ] + [
@@ -118,6 +117,5 @@ CASES = [
         large_call=large_generator_call,
         native=generator_native,
         keeps_format=False,
-        cancels=True,
     )
 ]

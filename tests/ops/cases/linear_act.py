@@ -57,6 +57,5 @@ CASES = [
         large_call=large_call,
         native=native,
         keeps_format=False,
-        cancels=True,
     )
 ]
