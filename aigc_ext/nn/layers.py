@@ -63,15 +63,14 @@ def run_linears(layers: Sequence[Linear], x: Tensor) -> Tensor:
     """The layers one after the other; as one op (`ops.fused_mlp`) unless something is to happen in between: a
     hook, a subclass's `forward`, a clamp, a layer without bias.
     """
-    biases = [layer.bias for layer in layers]
-    if any(bias is None for bias in biases) or _has_any_global_hook() or not all(map(_fits_into_mlp, layers)):
+    if _has_any_global_hook() or not all(map(_fits_into_mlp, layers)):
         for layer in layers:
             x = layer(x)
         return x
     return ops.fused_mlp(
         x,
         [layer.weight for layer in layers],
-        biases,
+        [layer.bias for layer in layers],
         [layer.act for layer in layers],
         [layer.alpha for layer in layers],
         [layer.gain for layer in layers],
@@ -81,6 +80,8 @@ def run_linears(layers: Sequence[Linear], x: Tensor) -> Tensor:
 def _fits_into_mlp(layer: Linear) -> bool:
     return (
         type(layer).forward is Linear.forward
+        and "forward" not in layer.__dict__  # replaced on this one layer, as some libraries do
+        and layer.bias is not None
         and layer.clamp is None
         and not (
             layer._forward_hooks

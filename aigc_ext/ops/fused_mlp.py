@@ -176,11 +176,21 @@ def _asked(tensors: list[Tensor], bits: int) -> list[Tensor]:
     return [t.new_empty(t.shape if bits >> i & 1 else 0) for i, t in enumerate(tensors)]
 
 
+def _check_dy(op: str, dy: Tensor, x: Tensor, weights: list[Tensor]) -> None:
+    check_fake(op, x=x, dy=dy)
+    features = weights[-1].size(0)
+    if dy.shape != (*x.shape[:-1], features):
+        raise RuntimeError(
+            f"{op}: dy has shape {shape_of(dy)}, but must be that of x, {shape_of(x)}, with a last dimension "
+            f"of {features}"
+        )
+
+
 @torch.library.register_fake("aigc::fused_mlp_backward")
 def _(dy, x, weights, biases, saved, acts, alphas, gains, need_x, need_w, need_b):  # type: ignore[no-untyped-def]
     op = "fused_mlp_backward"
     _check_shapes(op, x, weights, biases)
-    check_fake(op, x=x, dy=dy)
+    _check_dy(op, dy, x, weights)
     dx = x.new_empty(x.shape if need_x else 0)
     return dx, _asked(weights, need_w), _asked(biases, need_b)
 
@@ -189,7 +199,10 @@ def _(dy, x, weights, biases, saved, acts, alphas, gains, need_x, need_w, need_b
 def _(u, dy, x, weights, biases, saved, acts, alphas, gains, need_x, need_w, need_b):  # type: ignore[no-untyped-def]
     op = "fused_mlp_double_backward"
     _check_shapes(op, x, weights, biases)
-    check_fake(op, x=x, dy=dy, u=u)
+    _check_dy(op, dy, x, weights)
+    check_fake(op, x=x, u=u)
+    if u.shape != x.shape:
+        raise RuntimeError(f"{op}: u has shape {shape_of(u)}, but x has shape {shape_of(x)}")
     grad_x = x.new_empty(x.shape if need_x else 0)
     return dy.new_empty(dy.shape), grad_x, _asked(weights, need_w), _asked(biases, need_b)
 

@@ -101,7 +101,20 @@ std::vector<Layer> make_layers(const Tensor& x, const TensorList& weights, const
     features = layer.w.size(0);
     layers.push_back(layer);
   }
+  std::string more;
+  AIGC_CHECK(!std::getline(acts, more), op, ": acts has more names than there are weights, which are ",
+             count);
   return layers;
+}
+
+// The views of its memory below rely on it.
+void check_dy(const Tensor& dy, const Tensor& x, const std::vector<Layer>& layers, const char* op) {
+  check_same_kind(dy, "dy", x, "x", op);
+  const int64_t features = layers.back().w.size(0), last = x.dim() - 1;
+  bool fits = dy.dim() == x.dim() && dy.size(last) == features;
+  for (int64_t d = 0; fits && d < last; ++d) fits = dy.size(d) == x.size(d);
+  AIGC_CHECK(fits, op, ": dy has shape ", shape(dy), ", but must be that of x, ", shape(x),
+             ", with a last dimension of ", features);
 }
 
 // `saved` holds, for each layer: its output (but the last one's), and what its backward needs beside: the
@@ -182,7 +195,7 @@ std::tuple<Tensor, TensorList, TensorList> fused_mlp_backward(const Tensor& dy, 
   constexpr const char* op = "fused_mlp_backward";
   const std::vector<Layer> layers = make_layers(x, weights, biases, acts, alphas, gains, op);
   check_saved(saved_tensors, layers, op);
-  check_same_kind(dy, "dy", x, "x", op);
+  check_dy(dy, x, layers, op);
   const Tensor x_rows = as_rows(x, layers[0].w.size(1));
   const Saved saved{saved_tensors, x_rows};
   TensorList dw(layers.size()), db(layers.size());
@@ -210,7 +223,7 @@ std::tuple<Tensor, Tensor, TensorList, TensorList> fused_mlp_double_backward(
   constexpr const char* op = "fused_mlp_double_backward";
   const std::vector<Layer> layers = make_layers(x, weights, biases, acts, alphas, gains, op);
   check_saved(saved_tensors, layers, op);
-  check_same_kind(dy, "dy", x, "x", op);
+  check_dy(dy, x, layers, op);
   check_same_kind(u, "u", x, "x", op);
   check_same_shape(u, "u", x, "x", op);
   const size_t count = layers.size();

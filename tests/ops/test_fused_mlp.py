@@ -150,6 +150,11 @@ def test_hooks_and_subclasses_get_their_turn() -> None:
     other = Twice(6, 2)
     other.load_state_dict(layers[1].state_dict())
     torch.testing.assert_close(run_linears([layers[0], other], x), expected * 2)
+    patched = Linear(6, 2)
+    patched.forward = lambda input: input[:, :2] * 3  # type: ignore[method-assign]
+    torch.testing.assert_close(run_linears([layers[0], patched], x), patched(layers[0](x)))
+    replaced = [layers[0], torch.nn.Identity()]
+    torch.testing.assert_close(run_linears(replaced, x), layers[0](x))
     clamped = [Linear(4, 6, act="lrelu", clamp=0.01), Linear(6, 2, bias=False)]
     torch.testing.assert_close(run_linears(clamped, x), clamped[1](clamped[0](x)))
 
@@ -198,3 +203,29 @@ def test_a_mix_of_devices_is_named() -> None:
     meta = [w.to("meta") for w in W]
     with pytest.raises(RuntimeError, match=r"weights\[0\] is on meta, but must be on cpu"):
         ops.fused_mlp(torch.ones(4, 2), meta, B, ["relu"] * 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1, 1), (2, 1), (4,)])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_gradient_of_the_wrong_shape_is_refused(shape: tuple[int, ...], device: str) -> None:
+    """Its memory is looked at as rows: a smaller one would be read past its end."""
+    x, weights, biases = (
+        torch.ones(4, 2, device=device),
+        [w.to(device) for w in W],
+        [b.to(device) for b in B],
+    )
+    arguments = ("relu,relu", [0.0, 0.0], [1.0, 1.0])
+    _, saved = torch.ops.aigc.fused_mlp(x, weights, biases, *arguments, True)
+    dy = torch.ones(shape, device=device)
+    given = (x, weights, biases, saved, *arguments, True, 0b11, 0b11)
+    with pytest.raises(RuntimeError, match=r"dy has shape .* must be that of x, \[4, 2\]"):
+        torch.ops.aigc.fused_mlp_backward(dy, *given)
+    with pytest.raises(RuntimeError, match="dy has shape"):
+        torch.ops.aigc.fused_mlp_double_backward(torch.ones_like(x), dy, *given)
+    with pytest.raises(RuntimeError, match="u has shape"):
+        torch.ops.aigc.fused_mlp_double_backward(x[:2], torch.ones(4, 1, device=device), *given)
+
+
+def test_more_names_than_layers_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="acts has more names than there are weights, which are 2"):
+        torch.ops.aigc.fused_mlp(torch.ones(4, 2), W, B, "relu,relu,relu", [0.0] * 2, [1.0] * 2, False)
