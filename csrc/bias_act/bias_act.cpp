@@ -7,8 +7,14 @@
 namespace aigc {
 namespace {
 
-// Elements of one work item: small enough for L2, large enough to be worth a thread.
-constexpr int64_t kChunkElements = 32768;
+// Elements of one work item. CPU: small enough for L2, large enough to be worth a thread. GPU: there must be
+// several items for each of some hundred multiprocessors.
+constexpr int64_t kChunkElements = kOnGpu ? 4096 : 32768;
+// Where the bias runs along the row, a chunk leaves a whole row of partial sums: let it have rows enough to
+// be worth it.
+constexpr int64_t kFewestRows = 16;
+// A GPU has items enough at this many: larger ones then save partial sums.
+constexpr int64_t kManyItems = 4096;
 constexpr int64_t kMergedRow = 1024;  // rows shorter than 8 are merged into rows of about this length
 
 constexpr const char* kActs[] = {"linear", "relu", "lrelu",    "tanh", "sigmoid",
@@ -52,9 +58,8 @@ void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const 
   }
   p.row_length = std::max<int64_t>(p.row_length, 1);
   p.rows = (p.numel + p.row_length - 1) / p.row_length;
-  // Where the bias runs along the row, a chunk leaves a whole row of partial sums: let it have rows enough to
-  // be worth it.
-  p.rows_per_chunk = std::max<int64_t>(kChunkElements / p.row_length, p.vec_is_bias ? 16 : 1);
+  p.rows_per_chunk = std::max<int64_t>(kChunkElements / p.row_length, p.vec_is_bias ? kFewestRows : 1);
+  if (kOnGpu && p.vec_is_bias) p.rows_per_chunk = std::max(p.rows_per_chunk, p.rows / kManyItems);
   p.plane_bytes = p.rows * p.row_length > p.numel ? (p.numel + 7) / 8 : p.rows * mask_row_bytes(p);
 }
 

@@ -2,11 +2,13 @@
 // each mask plane). Bytes per element as for the CPU kernel: forward 2e, backward 2e + 1/8 per plane, or 3e
 // for smooth activations.
 //
-// Bias constant on a row (NCHW): `threads_per_row` threads share a row and sum it by a tree in shared memory.
-// Bias along the row (NHWC, NC): a thread owns eight columns, walks down the chunk's rows, and keeps the
-// column sums. Both orders depend on the shape alone.
+// `threads_per_row` threads share a row, as many as it has work for, and a block takes as many rows at once
+// as then fit. Where the bias is constant on a row (NCHW), these threads sum it by shuffles. Where the bias
+// runs along the row (NHWC, NC), a thread keeps the bias of its eight columns in registers, walks down the
+// chunk's rows, and sums its columns. Both orders depend on the shape alone.
 #include "bias_act/bias_act.h"
 #include "core/cuda_launch.h"
+#include "core/cuda_reduce.h"
 #include "core/cuda_vec.h"
 
 namespace aigc {
@@ -14,58 +16,32 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <class T>
-struct Element {  // what the eight elements at `i` of a row need besides x
-  acc_t<T> add[8];
-  acc_t<T> noise[8];
-};
+constexpr int kColumns = kThreads * 8;  // of a row, in one go
 
-// The addend bias + strength*noise of eight elements, and the noise itself.
+// At most this many additions in acc_t, as on the CPU; then on in float64.
+constexpr int kSumBlock = 64;
+
+// What is added to x: bias + strength*noise, for the eight elements of a thread.
 template <class T>
-__device__ void load_addend(const BiasActParams& p, int64_t row, int64_t i, int n, Element<T>& e) {
-  using S = acc_t<T>;
-  const auto* bias = static_cast<const T*>(p.bias);
-  const auto* noise = static_cast<const T*>(p.noise);
-  const S strength = noise ? to_acc(*static_cast<const T*>(p.strength)) : S(0);
-  if (p.vec_is_bias) {
-    const S row_noise = noise ? to_acc(noise[row % p.noise_period]) : S(0);
-    int64_t within = i % p.inner, channel = i / p.inner % p.channels;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      e.noise[j] = row_noise;
-      e.add[j] = strength * row_noise + (bias && j < n ? to_acc(bias[channel]) : S(0));
-      if (++within == p.inner) {
-        within = 0;
-        if (++channel == p.channels) channel = 0;
-      }
-    }
-  } else {
-    const S b = bias ? to_acc(bias[row % p.channels]) : S(0);
-    if (noise)
-      load8(noise + row / p.channels * p.inner % p.noise_period + i, n, e.noise);
-    else
-      for (int j = 0; j < 8; ++j) e.noise[j] = 0;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) e.add[j] = b + strength * e.noise[j];
-  }
-}
+struct Addend {
+  acc_t<T> value[8];
+};
 
 template <class T, Act A, bool kSave>
 struct Forward {
-  static __device__ void apply(const BiasActParams& p, int64_t row, int64_t i, int n, acc_t<T> (&)[8]) {
+  static __device__ void apply(const BiasActParams& p, int64_t row, int64_t i, int n, const Addend<T>& add,
+                               acc_t<T> (&)[8]) {
     using S = acc_t<T>;
     constexpr bool kBranchPlane = kSave && (A == Act::relu || A == Act::lrelu);
     const int64_t at = row * p.row_length + i;
     const S alpha = S(p.alpha), gain = S(p.gain), clamp = S(p.clamp);
     const bool clamped = p.clamp >= 0;
-    Element<T> e;
     S v[8];
-    load_addend(p, row, i, n, e);
-    load8(static_cast<const T*>(p.x) + at, n, v);
+    load<8>(static_cast<const T*>(p.x) + at, n, v);
     unsigned branch = 0, inside = 0;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const S z = v[j] + e.add[j];
+      const S z = v[j] + add.value[j];
       S t = gain * activation<A>(z, alpha);
       if (kBranchPlane && !(z <= 0)) branch |= 1u << j;
       if (clamped) {
@@ -74,7 +50,7 @@ struct Forward {
       }
       v[j] = t;
     }
-    store8(static_cast<T*>(p.y) + at, n, v);
+    store<8>(static_cast<T*>(p.y) + at, n, v);
     if (kSave) {
       uint8_t* byte = p.mask + row * mask_row_bytes(p) + i / 8;
       if (kBranchPlane) {
@@ -89,12 +65,13 @@ struct Forward {
 template <class T, Act A>
 struct Backward {
   // Leaves the gradient of z in g.
-  static __device__ void apply(const BiasActParams& p, int64_t row, int64_t i, int n, acc_t<T> (&g)[8]) {
+  static __device__ void apply(const BiasActParams& p, int64_t row, int64_t i, int n, const Addend<T>& add,
+                               acc_t<T> (&g)[8]) {
     using S = acc_t<T>;
     const int64_t at = row * p.row_length + i;
     const S gain = S(p.gain);
     const bool clamped = p.clamp >= 0;
-    load8(static_cast<const T*>(p.dy) + at, n, g);
+    load<8>(static_cast<const T*>(p.dy) + at, n, g);
     if constexpr (is_piecewise_linear(A)) {
       const uint8_t* byte = p.mask + row * mask_row_bytes(p) + i / 8;
       unsigned branch = 0xff, inside = 0xff;
@@ -110,169 +87,241 @@ struct Backward {
         g[j] = !(inside >> j & 1) ? S(0) : branch >> j & 1 ? g[j] * gain : negative;
       }
     } else {
-      Element<T> e;
       S x[8];
-      load_addend(p, row, i, n, e);
-      load8(static_cast<const T*>(p.x) + at, n, x);
+      load<8>(static_cast<const T*>(p.x) + at, n, x);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const S z = x[j] + e.add[j];
+        const S z = x[j] + add.value[j];
         const S t = gain * activation<A>(z, S(p.alpha));
         const bool inside = !clamped || (t <= S(p.clamp) && t >= -S(p.clamp));
         g[j] = inside ? g[j] * (gain * activation_derivative<A>(z)) : S(0);
       }
     }
-    store8(static_cast<T*>(p.dz) + at, n, g);
+    store<8>(static_cast<T*>(p.dz) + at, n, g);
   }
 };
 
 template <class T, Act A>
 struct DoubleBackward {
-  static __device__ void apply(const BiasActParams& p, int64_t row, int64_t i, int n, acc_t<T> (&g)[8]) {
+  static __device__ void apply(const BiasActParams& p, int64_t row, int64_t i, int n, const Addend<T>& add,
+                               acc_t<T> (&g)[8]) {
     using S = acc_t<T>;
     const int64_t at = row * p.row_length + i;
     const S gain = S(p.gain);
-    Element<T> e;
     S x[8], u[8];
-    load_addend(p, row, i, n, e);
-    load8(static_cast<const T*>(p.x) + at, n, x);
-    load8(static_cast<const T*>(p.u) + at, n, u);
-    load8(static_cast<const T*>(p.dy) + at, n, g);
+    load<8>(static_cast<const T*>(p.x) + at, n, x);
+    load<8>(static_cast<const T*>(p.u) + at, n, u);
+    load<8>(static_cast<const T*>(p.dy) + at, n, g);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const S z = x[j] + e.add[j];
+      const S z = x[j] + add.value[j];
       const S t = gain * activation<A>(z, S(p.alpha));
       const bool inside = p.clamp < 0 || (t <= S(p.clamp) && t >= -S(p.clamp));
       const S cotangent = inside ? gain * u[j] : S(0);
       g[j] = cotangent * g[j] * activation_second_derivative<A>(z);
       u[j] = cotangent * activation_derivative<A>(z);
     }
-    store8(static_cast<T*>(p.dz) + at, n, u);
-    store8(static_cast<T*>(p.dz2) + at, n, g);
+    store<8>(static_cast<T*>(p.dz) + at, n, u);
+    store<8>(static_cast<T*>(p.dz2) + at, n, g);
   }
 };
 
-// Sums a value over groups of `width` neighbouring threads (a power of two); every thread of the block must
-// call it.
-__device__ double group_sum(double value, int width, double* shared) {
-  shared[threadIdx.x] = value;
-  __syncthreads();
-  for (int step = width / 2; step > 0; step /= 2) {
-    if (int(threadIdx.x) % width < step) shared[threadIdx.x] += shared[threadIdx.x + step];
-    __syncthreads();
-  }
-  const double sum = shared[threadIdx.x / width * width];
-  __syncthreads();
+// The sum of eight gradients, each times its factor.
+template <class S>
+__device__ double eight(const S (&g)[8], const S (&factor)[8], int n) {
+  S sum = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+    if (j < n) sum += g[j] * factor[j];
   return sum;
+}
+template <class S>
+__device__ double eight(const S (&g)[8], int n) {
+  S sum = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+    if (j < n) sum += g[j];
+  return sum;
+}
+
+// Rows [first, last) with the bias constant on each. Returns the thread's sum of (gradient of z)*noise.
+template <class T, class Pass, bool kSum>
+__device__ double walk_planes(const BiasActParams& p, int64_t first, int64_t last, int threads_per_row) {
+  using S = acc_t<T>;
+  const auto* bias = static_cast<const T*>(p.bias);
+  const auto* noise = static_cast<const T*>(p.noise);
+  const S strength = noise ? to_acc(*static_cast<const T*>(p.strength)) : S(0);
+  const int rows_at_once = kThreads / threads_per_row;
+  const int group = int(threadIdx.x) / threads_per_row, lane = int(threadIdx.x) % threads_per_row;
+  // A step of rows, as samples and channels: no division in the loop.
+  int64_t sample = (first + group) / p.channels, channel = (first + group) % p.channels;
+  const int64_t samples_step = rows_at_once / p.channels, channels_step = rows_at_once % p.channels;
+  double strength_sum = 0;
+  for (int64_t base = first; base < last; base += rows_at_once) {
+    const int64_t row = base + group;
+    double row_sum = 0;
+    if (row < last) {
+      const S b = bias ? to_acc(bias[channel]) : S(0);
+      // One noise image for all samples, or one for each.
+      const T* row_noise = noise ? noise + (p.noise_period == p.inner ? 0 : sample * p.inner) : nullptr;
+      for (int64_t i = int64_t(lane) * 8; i < p.row_length; i += int64_t(threads_per_row) * 8) {
+        const int n = int(p.row_length - i < 8 ? p.row_length - i : 8);
+        S e[8] = {}, g[8];
+        if (noise) load<8>(row_noise + i, n, e);
+        Addend<T> add;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) add.value[j] = b + strength * e[j];
+        Pass::apply(p, row, i, n, add, g);
+        if constexpr (kSum) {
+          if (p.bias_partials) row_sum += eight(g, n);
+          if (p.strength_partials) strength_sum += eight(g, e, n);
+        }
+      }
+    }
+    if constexpr (kSum) {
+      if (p.bias_partials) {
+        row_sum = group_sum<kThreads>(row_sum, threads_per_row);
+        if (lane == 0 && row < last) p.bias_partials[row] = row_sum;
+      }
+    }
+    sample += samples_step;
+    channel += channels_step;
+    if (channel >= p.channels) channel -= p.channels, ++sample;
+  }
+  return strength_sum;
+}
+
+// Columns of a chunk of merged rows are summed over the periods of the bias too where a block has all of
+// them: then only the first period of the chunk's partial sums is used.
+__host__ __device__ constexpr bool folds_periods(const BiasActParams& p) { return p.row_length <= kColumns; }
+
+// Rows [first, last) along each of which the bias runs.
+template <class T, class Pass, bool kSum>
+__device__ double walk_pixels(const BiasActParams& p, int64_t chunk, int64_t first, int64_t last,
+                              int threads_per_row) {
+  using S = acc_t<T>;
+  const auto* bias = static_cast<const T*>(p.bias);
+  const auto* noise = static_cast<const T*>(p.noise);
+  const S strength = noise ? to_acc(*static_cast<const T*>(p.strength)) : S(0);
+  const int rows_at_once = kThreads / threads_per_row;
+  const int group = int(threadIdx.x) / threads_per_row, lane = int(threadIdx.x) % threads_per_row;
+  double strength_sum = 0;
+  for (int64_t left = 0; left < p.row_length; left += kColumns) {
+    const int64_t i = left + lane * 8;
+    S b[8] = {};
+    if (bias && i < p.row_length) {
+      int64_t within = i % p.inner, channel = i / p.inner % p.channels;
+      for (int j = 0; j < 8 && i + j < p.row_length; ++j) {
+        b[j] = to_acc(bias[channel]);
+        if (++within == p.inner) {
+          within = 0;
+          if (++channel == p.channels) channel = 0;
+        }
+      }
+    }
+    S column_block[8] = {};
+    double column[8] = {};
+    int added = 0;
+    int64_t noise_at = noise ? (first + group) % p.noise_period : 0;
+    const int64_t noise_step = noise ? rows_at_once % p.noise_period : 0;
+    for (int64_t row = first + group; row < last; row += rows_at_once) {
+      const int64_t in_row = p.row_length - i;
+      const int64_t in_all = p.numel - row * p.row_length - i;  // the last row may be partial
+      const int64_t most = in_all < in_row ? in_all : in_row;
+      const int n = int(most < 8 ? most : 8);
+      if (n <= 0) break;
+      const S row_noise = noise ? to_acc(noise[noise_at]) : S(0);
+      if ((noise_at += noise_step) >= p.noise_period) noise_at -= p.noise_period;
+      Addend<T> add;
+      S g[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) add.value[j] = b[j] + strength * row_noise;
+      Pass::apply(p, row, i, n, add, g);
+      if constexpr (kSum) {
+        if (p.strength_partials) strength_sum += eight(g, n) * double(row_noise);
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          if (j < n) column_block[j] += g[j];
+        if (++added == kSumBlock) {
+          added = 0;
+          for (int j = 0; j < 8; ++j) column[j] += column_block[j], column_block[j] = 0;
+        }
+      }
+    }
+    if constexpr (kSum) {
+      if (p.bias_partials) {
+        double* partials = p.bias_partials + chunk * p.row_length;
+        for (int j = 0; j < 8; ++j) column[j] += column_block[j];
+        if (folds_periods(p)) {
+          column_sums<kThreads>(column, threads_per_row, int(p.row_length), int(p.channels * p.inner),
+                                [&](int c, double sum) { partials[c] = sum; });
+        } else {
+          for (int j = 0; j < 8 && i + j < p.row_length; ++j) partials[i + j] = column[j];
+        }
+      }
+    }
+  }
+  return strength_sum;
 }
 
 template <class T, class Pass, bool kSum>
 __global__ void __launch_bounds__(kThreads)
     bias_act_kernel(const BiasActParams p, int64_t chunks, int threads_per_row) {
-  __shared__ double shared[kThreads];
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     const int64_t first = chunk * p.rows_per_chunk;
     const int64_t last = first + p.rows_per_chunk < p.rows ? first + p.rows_per_chunk : p.rows;
-    double strength_sum = 0;
-
-    if (p.vec_is_bias) {
-      for (int64_t i = int64_t(threadIdx.x) * 8; i < p.row_length; i += kThreads * 8) {
-        double column[8] = {};
-        for (int64_t row = first; row < last; ++row) {
-          const int64_t left = p.numel - row * p.row_length - i;  // the last row may be partial
-          const int64_t in_row = p.row_length - i;
-          const int n = int(left < in_row ? (left < 8 ? left : 8) : (in_row < 8 ? in_row : 8));
-          if (n <= 0) break;
-          acc_t<T> g[8] = {};
-          Pass::apply(p, row, i, n, g);
-          if constexpr (kSum) {
-            const acc_t<T> noise =
-                p.noise ? to_acc(static_cast<const T*>(p.noise)[row % p.noise_period]) : acc_t<T>(0);
-            for (int j = 0; j < 8 && j < n; ++j) {
-              column[j] += g[j];
-              if (p.strength_partials) strength_sum += double(g[j]) * noise;
-            }
-          }
-        }
-        if constexpr (kSum)
-          if (p.bias_partials)
-            for (int j = 0; j < 8 && i + j < p.row_length; ++j)
-              p.bias_partials[chunk * p.row_length + i + j] = column[j];
-      }
-    } else {
-      const int rows_at_once = kThreads / threads_per_row;
-      const int lane = int(threadIdx.x) % threads_per_row;
-      for (int64_t base = first; base < last; base += rows_at_once) {
-        const int64_t row = base + int(threadIdx.x) / threads_per_row;
-        double row_sum = 0;
-        for (int64_t i = int64_t(lane) * 8; row < last && i < p.row_length;
-             i += int64_t(threads_per_row) * 8) {
-          const int n = int(p.row_length - i < 8 ? p.row_length - i : 8);
-          acc_t<T> g[8] = {};
-          Pass::apply(p, row, i, n, g);
-          if constexpr (kSum) {
-            acc_t<T> noise[8] = {};
-            if (p.strength_partials)
-              load8(static_cast<const T*>(p.noise) + row / p.channels * p.inner % p.noise_period + i, n,
-                    noise);
-            for (int j = 0; j < 8 && j < n; ++j) {
-              row_sum += g[j];
-              strength_sum += double(g[j]) * noise[j];
-            }
-          }
-        }
-        if constexpr (kSum) {
-          row_sum = group_sum(row_sum, threads_per_row, shared);
-          if (p.bias_partials && lane == 0 && row < last) p.bias_partials[row] = row_sum;
-        }
-      }
-    }
+    double strength_sum = p.vec_is_bias ? walk_pixels<T, Pass, kSum>(p, chunk, first, last, threads_per_row)
+                                        : walk_planes<T, Pass, kSum>(p, first, last, threads_per_row);
     if constexpr (kSum) {
       if (p.strength_partials) {
-        strength_sum = group_sum(strength_sum, kThreads, shared);
+        strength_sum = block_sum<kThreads>(strength_sum);
         if (threadIdx.x == 0) p.strength_partials[chunk] = strength_sum;
       }
     }
   }
 }
 
-// Block 0 sums the strength's partials, every block the partials of its channels.
+// Block 0 sums the strength's partials, all blocks those of the bias.
 template <class T>
-__global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p, int64_t chunks) {
-  __shared__ double shared[kThreads];
+__global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p, int64_t chunks, int width) {
   if (blockIdx.x == 0 && p.dstrength) {
     double sum = 0;
     for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += kThreads) sum += p.strength_partials[chunk];
-    sum = group_sum(sum, kThreads, shared);
+    sum = block_sum<kThreads>(sum);
     if (threadIdx.x == 0) from_acc(static_cast<T*>(p.dstrength), acc_t<T>(sum));
   }
-  for (int64_t channel = blockIdx.x; p.dbias && channel < p.channels; channel += gridDim.x) {
-    double sum = 0;
-    if (p.vec_is_bias) {
-      const int64_t period = p.channels * p.inner, periods = p.row_length / period;
-      const int64_t terms = chunks * periods * p.inner;
-      for (int64_t t = threadIdx.x; t < terms; t += kThreads) {
-        const int64_t chunk = t / (periods * p.inner), rest = t % (periods * p.inner);
-        sum += p.bias_partials[chunk * p.row_length + rest / p.inner * period + channel * p.inner +
-                               rest % p.inner];
-      }
-    } else {
-      for (int64_t row = channel + threadIdx.x * p.channels; row < p.rows; row += kThreads * p.channels)
-        sum += p.bias_partials[row];
-    }
-    sum = group_sum(sum, kThreads, shared);
-    if (threadIdx.x == 0) from_acc(static_cast<T*>(p.dbias) + channel, acc_t<T>(sum));
+  if (!p.dbias) return;
+  const double* partials = p.bias_partials;
+  const auto result = [&](int64_t channel, double sum) {
+    from_acc(static_cast<T*>(p.dbias) + channel, acc_t<T>(sum));
+  };
+  if (p.vec_is_bias) {
+    const int64_t period = p.channels * p.inner, periods = folds_periods(p) ? 1 : p.row_length / period;
+    const auto term = [&](int64_t row, int64_t channel) {
+      const double* at = partials + row / periods * p.row_length + row % periods * period + channel * p.inner;
+      double sum = 0;
+      for (int64_t i = 0; i < p.inner; ++i) sum += at[i];
+      return sum;
+    };
+    sum_rows<kThreads>(p.channels, width, chunks * periods, term, result);
+  } else {
+    sum_rows<kThreads>(
+        p.channels, width, p.rows / p.channels,
+        [&](int64_t row, int64_t channel) { return partials[row * p.channels + channel]; }, result);
   }
 }
 
-template <class T, class Pass>
+template <class T, class Pass, bool kSum = false>
 void run(const BiasActParams& p, int64_t chunks, void* stream) {
-  int threads_per_row = 1;
-  while (threads_per_row < kThreads && threads_per_row * 8 < p.row_length) threads_per_row *= 2;
-  const auto kernel = p.bias_partials || p.strength_partials ? bias_act_kernel<T, Pass, true>
-                                                             : bias_act_kernel<T, Pass, false>;
-  launch(kernel, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p, chunks,
-         threads_per_row);
+  const int threads_per_row = power_of_two((p.row_length + 7) / 8, kThreads);
+  launch(bias_act_kernel<T, Pass, kSum>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p,
+         chunks, threads_per_row);
+}
+
+template <class T, class Pass>
+void run_backward(const BiasActParams& p, int64_t chunks, void* stream) {
+  p.bias_partials || p.strength_partials ? run<T, Pass, true>(p, chunks, stream)
+                                         : run<T, Pass, false>(p, chunks, stream);
 }
 
 }  // namespace
@@ -291,22 +340,23 @@ void bias_act_forward(const BiasActParams& p, int64_t chunks, void* stream) {
 
 void bias_act_backward(const BiasActParams& p, int64_t chunks, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    dispatch_act(p.act, [&]<Act A>(ActTag<A>) { run<T, Backward<T, A>>(p, chunks, stream); });
+    dispatch_act(p.act, [&]<Act A>(ActTag<A>) { run_backward<T, Backward<T, A>>(p, chunks, stream); });
   });
 }
 
 void bias_act_double_backward(const BiasActParams& p, int64_t chunks, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     dispatch_act(p.act, [&]<Act A>(ActTag<A>) {
-      if constexpr (!is_piecewise_linear(A)) run<T, DoubleBackward<T, A>>(p, chunks, stream);
+      if constexpr (!is_piecewise_linear(A)) run_backward<T, DoubleBackward<T, A>>(p, chunks, stream);
     });
   });
 }
 
 void bias_act_reduce(const BiasActParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(reduce_kernel<T>, grid_size(channels), kThreads, 0, static_cast<cudaStream_t>(stream), p,
-           chunk_count(p));
+    const int width = power_of_two(channels, 32);
+    launch(reduce_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+           static_cast<cudaStream_t>(stream), p, chunk_count(p), width);
   });
 }
 

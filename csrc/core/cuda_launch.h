@@ -41,4 +41,12 @@ inline unsigned grid_size(int64_t items, int blocks_per_sm = 8) {
   return static_cast<unsigned>(items < full ? items : full);
 }
 
+// The smallest power of two that is at least `count`, at most `most`: how many threads share work for so
+// many.
+inline int power_of_two(int64_t count, int most) {
+  int width = 1;
+  while (width < most && width < count) width *= 2;
+  return width;
+}
+
 }  // namespace aigc

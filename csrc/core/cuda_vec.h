@@ -1,5 +1,5 @@
-// Eight consecutive elements in registers, as acc_t: 16-byte accesses where the pointer allows it, element by
-// element where it does not or where fewer than eight are left.
+// Consecutive elements in registers, as acc_t: by 16-byte accesses (or as wide as they are together) where
+// the pointer allows it, element by element where it does not or where fewer are left.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -21,35 +21,40 @@ __device__ inline void from_acc(bfloat16* p, float x) {
   p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
-template <class T>
-struct alignas(16) Pack8 {
-  T element[8];
+// N elements as one object: its alignment is what the widest accesses need that move it.
+template <class T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
+  T element[N];
 };
 
-__device__ inline bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
+template <class T, int N>
+__device__ inline bool is_aligned(const void* p) {
+  return (reinterpret_cast<uintptr_t>(p) & (alignof(Pack<T, N>) - 1)) == 0;
+}
 
-template <class T>
-__device__ inline void load8(const T* p, int n, acc_t<T> (&out)[8]) {
-  if (n >= 8 && aligned16(p)) {
-    const Pack8<T> pack = *reinterpret_cast<const Pack8<T>*>(p);
+// The first n of N elements; the others are 0.
+template <int N, class T>
+__device__ inline void load(const T* p, int64_t n, acc_t<T> (&out)[N]) {
+  if (n >= N && is_aligned<T, N>(p)) {
+    const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(p);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = to_acc(pack.element[i]);
+    for (int i = 0; i < N; ++i) out[i] = to_acc(pack.element[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = i < n ? to_acc(p[i]) : acc_t<T>(0);
+    for (int i = 0; i < N; ++i) out[i] = i < n ? to_acc(p[i]) : acc_t<T>(0);
   }
 }
 
-template <class T>
-__device__ inline void store8(T* p, int n, const acc_t<T> (&in)[8]) {
-  if (n >= 8 && aligned16(p)) {
-    Pack8<T> pack;
+template <int N, class T>
+__device__ inline void store(T* p, int64_t n, const acc_t<T> (&in)[N]) {
+  if (n >= N && is_aligned<T, N>(p)) {
+    Pack<T, N> pack;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) from_acc(&pack.element[i], in[i]);
-    *reinterpret_cast<Pack8<T>*>(p) = pack;
+    for (int i = 0; i < N; ++i) from_acc(&pack.element[i], in[i]);
+    *reinterpret_cast<Pack<T, N>*>(p) = pack;
   } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < N; ++i)
       if (i < n) from_acc(p + i, in[i]);
   }
 }

@@ -7,7 +7,10 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kChunkElements = 8192;  // of y; tanh and sigmoid make them worth a thread
+// Of y, in a work item. CPU: tanh and sigmoid make them worth a thread. GPU: there must be several items for
+// each of some hundred multiprocessors.
+constexpr int64_t kChunkElements = kOnGpu ? 2048 : 8192;
+constexpr int64_t kManyItems = 4096;  // a GPU has enough at this many: larger ones then save partial sums
 
 // x is dense.
 GatedActParams make_params(const Tensor& x, const OptionalTensor& b, const char* op) {
@@ -28,6 +31,7 @@ GatedActParams make_params(const Tensor& x, const OptionalTensor& b, const char*
   // Where the bias runs along, a chunk leaves a whole row of partial sums: let it have pixels enough to be
   // worth it.
   p.units_per_chunk = std::max<int64_t>(units, bias_runs_along(p) ? 16 : 1);
+  if (kOnGpu && bias_runs_along(p)) p.units_per_chunk = std::max(p.units_per_chunk, p.outer / kManyItems);
   p.x = x.data_ptr();
   p.b = data_or_null(b);
   return p;

@@ -11,6 +11,14 @@
 #include "core/isa.h"
 #include "glue/tensor.h"
 
+namespace aigc {
+#if defined(AIGC_BACKEND_CPU)
+constexpr bool kOnGpu = false;
+#else
+constexpr bool kOnGpu = true;  // or as if
+#endif
+}  // namespace aigc
+
 #if defined(AIGC_BACKEND_CPU)
 
 #define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
@@ -41,13 +49,13 @@ void run_on_threads(void (*kernel)(const Params&, int64_t, int64_t), const Param
   [[maybe_unused]] static void aigc_schemas(torch::stable::detail::StableLibrary& library)
 #define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CUDA, library)
 #define AIGC_RUN(kernel, params, items, grain, device_of) \
-  ::aigc::run_on_stream(::aigc::cuda::kernel, params, items, device_of)
+  ::aigc::run_on_stream(::aigc::cuda::kernel, params, items, grain, device_of)
 
 namespace aigc {
 
 template <class Params>
 void run_on_stream(void (*kernel)(const Params&, int64_t, void*), const Params& params, int64_t items,
-                   const Tensor& device_of) {
+                   int64_t /*grain*/, const Tensor& device_of) {
   if (items == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(device_of.get_device_index());
   void* stream = nullptr;
@@ -62,12 +70,13 @@ void run_on_stream(void (*kernel)(const Params&, int64_t, void*), const Params& 
 #define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
 #define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CPU, library)
 #define AIGC_RUN(kernel, params, items, grain, device_of) \
-  ::aigc::run_on_fibers(::aigc::cuda::kernel, params, items)
+  ::aigc::run_on_fibers(::aigc::cuda::kernel, params, items, grain)
 
 namespace aigc {
 
 template <class Params>
-void run_on_fibers(void (*kernel)(const Params&, int64_t, void*), const Params& params, int64_t items) {
+void run_on_fibers(void (*kernel)(const Params&, int64_t, void*), const Params& params, int64_t items,
+                   int64_t /*grain*/) {
   if (items > 0) kernel(params, items, nullptr);
 }
 

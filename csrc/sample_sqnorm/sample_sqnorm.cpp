@@ -7,7 +7,7 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kChunkElements = 32768;
+constexpr int64_t kChunkElements = kOnGpu ? 8192 : 32768;  // of a work item
 
 ScalarType sum_dtype(const Tensor& a) {
   return a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

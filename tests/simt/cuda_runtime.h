@@ -17,6 +17,7 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
 // In a section of its own, which the harness finds and fills. Only for kernels of internal linkage.
 #define __shared__ static __attribute__((section("simt_shared")))
 

@@ -1,0 +1,251 @@
+// All tensors in one launch (of every 440 of them): pointers and sizes travel in the kernel's parameters,
+// step, learning rate and decays are read on the device. A block works on kBlock elements of one tensor, so
+// that its accesses are as aligned as the tensor. Bytes per element as for the CPU kernel.
+#include "adam_ema/adam_ema.h"
+#include "core/cuda_launch.h"
+#include "core/cuda_vec.h"
+#include "core/math.h"
+
+namespace aigc {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kVector = 4;        // elements of a thread: 16 bytes of each float32 state
+constexpr int64_t kBlock = 2048;  // elements of a block
+// A kernel's parameters may have 4 KB, and 32,764 bytes with the drivers of CUDA 12.1 on. The small size
+// costs less to launch.
+constexpr int kFewSlots = 48, kMostSlots = 440;
+
+struct Slot {
+  void *param, *exp_avg, *exp_avg_sq, *ema;
+  const void* grad;
+  void* step;
+  int64_t numel;
+  int32_t first_block;
+  DType dtype;
+  bool step_is_float64;
+};
+
+template <int kSlots>
+struct Batch {
+  Slot slots[kSlots];
+  int count = 0;
+  int32_t blocks = 0;
+};
+
+__device__ double read(const AdamNumber& number) {
+  if (number.at == nullptr) return number.value;
+  return number.is_float64 ? *static_cast<const double*>(number.at) : *static_cast<const float*>(number.at);
+}
+
+template <int kSlots>
+__device__ const Slot& slot_of_block(const Batch<kSlots>& batch, int32_t block) {
+  int low = 0, high = batch.count - 1;  // the last slot whose first block is not behind
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (batch.slots[middle].first_block <= block)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return batch.slots[low];
+}
+
+template <class F>
+__device__ void dispatch_dtype_on_device(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float64:
+      return f(static_cast<double*>(nullptr));
+    case DType::float32:
+      return f(static_cast<float*>(nullptr));
+    case DType::float16:
+      return f(static_cast<half*>(nullptr));
+    case DType::bfloat16:
+      return f(static_cast<bfloat16*>(nullptr));
+  }
+}
+
+// a + weight * (b - a), from the nearer end, as torch.lerp
+template <class S>
+__device__ S lerp(S a, S b, S weight) {
+  return weight < S(0.5) ? a + weight * (b - a) : b + (weight - S(1)) * (b - a);
+}
+
+template <class T>
+__device__ void update(const Slot& slot, const AdamEmaParams& p, int64_t begin, double bias_correction1,
+                       double root_bias_correction2) {
+  using S = acc_t<T>;
+  auto* param = static_cast<T*>(slot.param);
+  const auto* grad = static_cast<const T*>(slot.grad);
+  auto* exp_avg = static_cast<S*>(slot.exp_avg);
+  auto* exp_avg_sq = static_cast<S*>(slot.exp_avg_sq);
+  auto* ema = static_cast<S*>(slot.ema);
+  const double lr = read(p.lr), beta1 = read(p.beta1), beta2 = read(p.beta2);
+  const S decay = S(1 - lr * p.weight_decay), step_size = S(lr / bias_correction1), eps = S(p.eps);
+  const S weight1 = S(1 - beta1), weight2 = S(1 - beta2), keep2 = S(beta2);
+  const S scale2 = S(1 / root_bias_correction2);
+  const S ema_weight = S(1 - read(p.ema_decay));
+  const int64_t end = begin + kBlock < slot.numel ? begin + kBlock : slot.numel;
+  for (int64_t i = begin + int(threadIdx.x) * kVector; i < end; i += kThreads * kVector) {
+    const int64_t n = end - i;
+    S w[kVector], g[kVector], m[kVector], v[kVector], e[kVector] = {};
+    load<kVector>(param + i, n, w);
+    load<kVector>(grad + i, n, g);
+    load<kVector>(exp_avg + i, n, m);
+    load<kVector>(exp_avg_sq + i, n, v);
+    if (ema) load<kVector>(ema + i, n, e);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      m[j] = lerp(m[j], g[j], weight1);
+      v[j] = weight2 * g[j] * g[j] + keep2 * v[j];
+      w[j] = w[j] * decay - step_size * m[j] / (sqrt(v[j]) * scale2 + eps);
+      e[j] = lerp(e[j], w[j], ema_weight);
+    }
+    store<kVector>(param + i, n, w);
+    store<kVector>(exp_avg + i, n, m);
+    store<kVector>(exp_avg_sq + i, n, v);
+    if (ema) store<kVector>(ema + i, n, e);
+  }
+}
+
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(const __grid_constant__ Batch<kSlots> batch, const AdamEmaParams p) {
+  if (p.found_inf && *p.found_inf != 0) return;
+  __shared__ double corrections[2];  // in double precision, as torch.optim's fused kernel computes them
+  const Slot& slot = slot_of_block(batch, int32_t(blockIdx.x));
+  if (threadIdx.x == 0 || threadIdx.x == 32) {
+    const double step =
+        slot.step_is_float64 ? *static_cast<double*>(slot.step) : *static_cast<float*>(slot.step);
+    if (threadIdx.x == 0)
+      corrections[0] = 1 - ::pow(read(p.beta1), step);
+    else
+      corrections[1] = ::sqrt(1 - ::pow(read(p.beta2), step));
+  }
+  __syncthreads();
+  const int64_t begin = (int32_t(blockIdx.x) - slot.first_block) * kBlock;
+  dispatch_dtype_on_device(slot.dtype,
+                           [&]<class T>(T*) { update<T>(slot, p, begin, corrections[0], corrections[1]); });
+}
+
+// Counts the steps of the slots that have one of their own; `skipped` is null but for one batch of a call.
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads)
+    advance_kernel(const __grid_constant__ Batch<kSlots> batch, const float* found_inf, int64_t* skipped) {
+  if (found_inf && *found_inf != 0) {
+    if (skipped && threadIdx.x == 0) ++*skipped;
+    return;
+  }
+  for (int i = int(threadIdx.x); i < batch.count; i += kThreads) {
+    const Slot& slot = batch.slots[i];
+    if (slot.step_is_float64)
+      *static_cast<double*>(slot.step) += 1;
+    else
+      *static_cast<float*>(slot.step) += 1;
+  }
+}
+
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads)
+    nonfinite_kernel(const __grid_constant__ Batch<kSlots> batch, float* found) {
+  const Slot& slot = slot_of_block(batch, int32_t(blockIdx.x));
+  const int64_t begin = (int32_t(blockIdx.x) - slot.first_block) * kBlock;
+  const int64_t end = begin + kBlock < slot.numel ? begin + kBlock : slot.numel;
+  dispatch_dtype_on_device(slot.dtype, [&]<class T>(T*) {
+    using S = acc_t<T>;
+    const auto* grad = static_cast<const T*>(slot.grad);
+    S sum = 0;
+    for (int64_t i = begin + int(threadIdx.x) * kVector; i < end; i += kThreads * kVector) {
+      S g[kVector];
+      load<kVector>(grad + i, end - i, g);
+      // 0 * x is a zero where x is finite, else NaN, and a sum keeps a NaN.
+      for (int j = 0; j < kVector; ++j) sum += S(0) * g[j];
+    }
+    if (sum != 0) *found = 1;  // whoever finds one writes the same
+  });
+}
+
+// Calls run(batch) for batches of `count` slots; fill(i) gives the i-th, but for its blocks. Those without
+// elements are left out where they `need_elements`.
+template <class Fill, class Run>
+void for_batches(int64_t count, bool need_elements, Fill&& fill, Run&& run) {
+  const auto all = [&]<int kSlots>(Batch<kSlots> batch) {
+    for (int64_t i = 0; i < count; ++i) {
+      Slot slot = fill(i);
+      if (need_elements && slot.numel == 0) continue;
+      slot.first_block = batch.blocks;
+      batch.blocks += int32_t((slot.numel + kBlock - 1) / kBlock);
+      batch.slots[batch.count++] = slot;
+      if (batch.count == kSlots) {
+        run(batch);
+        batch.count = batch.blocks = 0;
+      }
+    }
+    if (batch.count > 0) run(batch);
+  };
+  count <= kFewSlots ? all(Batch<kFewSlots>()) : all(Batch<kMostSlots>());
+}
+
+}  // namespace
+
+namespace cuda {
+
+void adam_ema_advance(const AdamEmaParams& p, int64_t, void* stream) {
+  int64_t* skipped = p.skipped;
+  for_batches(
+      p.step_count, false,
+      [&](int64_t i) {
+        Slot slot{};
+        slot.step = p.steps[i].at;
+        slot.step_is_float64 = p.steps[i].is_float64;
+        return slot;
+      },
+      [&]<int kSlots>(const Batch<kSlots>& batch) {
+        launch(advance_kernel<kSlots>, 1, kThreads, 0, static_cast<cudaStream_t>(stream), batch, p.found_inf,
+               skipped);
+        skipped = nullptr;
+      });
+}
+
+void adam_ema_update(const AdamEmaParams& p, int64_t, void* stream) {
+  for_batches(
+      p.slot_count, true,
+      [&](int64_t i) {
+        const AdamSlot& from = p.slots[i];
+        const AdamNumber& step = p.steps[p.step_count == 1 ? 0 : i];
+        Slot slot{};
+        slot.param = from.param;
+        slot.exp_avg = from.exp_avg;
+        slot.exp_avg_sq = from.exp_avg_sq;
+        slot.ema = from.ema;
+        slot.grad = from.grad;
+        slot.step = step.at;
+        slot.step_is_float64 = step.is_float64;
+        slot.numel = from.numel;
+        slot.dtype = from.dtype;
+        return slot;
+      },
+      [&]<int kSlots>(const Batch<kSlots>& batch) {
+        launch(update_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, static_cast<cudaStream_t>(stream),
+               batch, p);
+      });
+}
+
+void any_nonfinite_blocks(const AnyNonfiniteParams& p, int64_t, void* stream) {
+  for_batches(
+      p.slot_count, true,
+      [&](int64_t i) {
+        Slot slot{};
+        slot.grad = p.slots[i].grad;
+        slot.numel = p.slots[i].numel;
+        slot.dtype = p.slots[i].dtype;
+        return slot;
+      },
+      [&]<int kSlots>(const Batch<kSlots>& batch) {
+        launch(nonfinite_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0,
+               static_cast<cudaStream_t>(stream), batch, p.found);
+      });
+}
+
+}  // namespace cuda
+}  // namespace aigc

@@ -1,0 +1,231 @@
+// A block works on one chunk of both sides at a time, a thread on one logit: batches of logits are small, and
+// what costs is the launch. So one chunk is one launch, which does all three steps; more chunks need three,
+// for the sums over all of them. Bytes per logit as for the CPU kernel.
+#include "core/cuda_launch.h"
+#include "core/cuda_reduce.h"
+#include "core/cuda_vec.h"
+#include "core/math.h"
+#include "gan_loss/gan_loss.h"
+
+namespace aigc {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Range {
+  int64_t begin, end;
+};
+
+__device__ Range chunk_of(const GanLossParams& p, const GanLossSide& side, int64_t chunk) {
+  const int64_t begin = chunk * p.chunk, end = begin + p.chunk;
+  return {begin < side.count ? begin : side.count, end < side.count ? end : side.count};
+}
+
+// What of all chunks' partial sums, in every thread of the block.
+__device__ double total(const GanLossParams& p, int side, double GanLossPartial::* what) {
+  double sum = 0;
+  for (int64_t chunk = threadIdx.x; chunk < p.chunks; chunk += kThreads)
+    sum += p.partials[chunk * p.side_count + side].*what;
+  return block_sum<kThreads>(sum);
+}
+
+// What a side's sum is multiplied with.
+__device__ double scale(const GanLossParams& p, const GanLossSide& side) {
+  return p.reduction == GanReduction::mean ? side.factor / double(side.count) : side.factor;
+}
+
+template <class S>
+struct Term {
+  S phi, slope;
+};
+
+template <GanTerm K, class S>
+__device__ Term<S> evaluate(S x, S shift, const GanLossSide& side) {
+  const S sign = S(side.sign), u = sign * (x - shift);
+  if constexpr (K == GanTerm::softplus) {
+    Term<S> term{softplus(u), sign * sigmoid(u)};
+    if (side.smoothing != 0) {  // 0 * infinity would be NaN
+      term.phi += S(side.smoothing) * x;
+      term.slope += S(side.smoothing);
+    }
+    return term;
+  } else if constexpr (K == GanTerm::hinge) {
+    const S v = u + S(1);
+    const bool below = v <= 0;  // not so for NaN, whose slope is that of the other branch, as in PyTorch
+    return {below ? S(0) : v, below ? S(0) : sign};
+  } else if constexpr (K == GanTerm::square) {
+    const S v = x - S(side.target);
+    return {v * v * S(0.5), v};
+  } else {
+    return {u, sign};
+  }
+}
+
+template <class T>
+__device__ void means(const GanLossParams& p, int64_t chunk) {
+  for (int index = 0; index < p.side_count; ++index) {
+    const Range range = chunk_of(p, p.sides[index], chunk);
+    const auto* x = static_cast<const T*>(p.sides[index].logits);
+    double sum = 0;
+    for (int64_t i = range.begin + threadIdx.x; i < range.end; i += kThreads) sum += to_acc(x[i]);
+    sum = block_sum<kThreads>(sum);
+    if (threadIdx.x == 0) p.partials[chunk * p.side_count + index].sum = sum;
+  }
+}
+
+template <class T, GanTerm K>
+__device__ void terms(const GanLossParams& p, int index, int64_t chunk, acc_t<T> mean) {
+  using S = acc_t<T>;
+  const GanLossSide& side = p.sides[index];
+  const auto* x = static_cast<const T*>(side.logits);
+  const auto* paired = p.paired ? static_cast<const T*>(p.sides[1 - index].logits) : nullptr;
+  const auto* weights = static_cast<const S*>(p.weights);
+  auto* slopes = static_cast<S*>(side.slopes);
+  auto* losses = p.reduction == GanReduction::none ? static_cast<S*>(p.loss) : nullptr;
+  const S slope_scale = S(scale(p, side)), l2 = S(p.l2), sign = S(side.sign);
+  const S common_shift = p.centred ? mean : S(0);
+  const S common_threshold = p.needs_means ? mean : S(p.threshold);
+
+  double loss_sum = 0, score_sum = 0, slope_sum = 0, correct = 0;
+  const Range range = chunk_of(p, side, chunk);
+  for (int64_t i = range.begin + threadIdx.x; i < range.end; i += kThreads) {
+    const S v = to_acc(x[i]);
+    const S opponent = paired ? to_acc(paired[i]) : S(0);
+    const Term<S> term = evaluate<K>(v, paired ? opponent : common_shift, side);
+    S loss = side.counts_phi ? term.phi : S(0);
+    S score = v;
+    if constexpr (K == GanTerm::softplus)  // of a fake, the slope; of a real one, 1 + slope would cancel
+      if (p.is_probability) score = side.sign > 0 ? term.slope : sigmoid(v);
+    S slope = term.slope, l2_slope = l2 * v;
+    if (p.l2 != 0) loss += l2_slope * v * S(0.5);
+    if (weights) {
+      const S w = weights[side.per_weight == 1 ? i : i / side.per_weight];
+      loss *= w;
+      slope *= w;
+      l2_slope *= w;
+    }
+    loss_sum += loss;
+    score_sum += score;
+    slope_sum += slope;
+    if (sign * (v - (paired ? opponent : common_threshold)) < 0) ++correct;
+    slopes[i] = slope_scale * (p.l2 != 0 ? slope + l2_slope : slope);
+    if (losses) {  // both sides have this place, and the same thread has it
+      loss *= S(side.factor);
+      losses[i] = index == 0 ? loss : losses[i] + loss;
+    }
+  }
+  GanLossPartial sums{};
+  sums.loss = block_sum<kThreads>(loss_sum);
+  sums.score = block_sum<kThreads>(score_sum);
+  sums.correct = block_sum<kThreads>(correct);
+  sums.slope = p.centred ? block_sum<kThreads>(slope_sum) : 0;
+  if (threadIdx.x == 0) {
+    GanLossPartial& partial = p.partials[chunk * p.side_count + index];
+    sums.sum = partial.sum;
+    partial = sums;
+  }
+}
+
+// The loss and the statistics, of the sums over all chunks.
+template <class T>
+__device__ void finish_loss(const GanLossParams& p) {
+  double loss = 0;
+  for (int index = 0; index < p.side_count; ++index) {
+    const GanLossSide& side = p.sides[index];
+    loss += scale(p, side) * total(p, index, &GanLossPartial::loss);
+    if (p.stats) {
+      const double score = total(p, index, &GanLossPartial::score) / double(side.count);
+      const double accuracy = total(p, index, &GanLossPartial::correct) / double(side.count);
+      if (threadIdx.x == 0) p.stats[index] = float(score), p.stats[2 + index] = float(accuracy);
+    }
+  }
+  if (threadIdx.x == 0 && p.reduction != GanReduction::none) *static_cast<acc_t<T>*>(p.loss) = acc_t<T>(loss);
+}
+
+// The logits' share in the mean that the other side's are compared with.
+template <class T>
+__device__ void finish_slopes(const GanLossParams& p, int64_t first_chunk, int64_t chunk_step) {
+  for (int index = 0; index < 2; ++index) {
+    const GanLossSide& side = p.sides[index];
+    const double others = scale(p, p.sides[1 - index]) * total(p, 1 - index, &GanLossPartial::slope);
+    const auto share = acc_t<T>(others / double(side.count));
+    auto* slopes = static_cast<acc_t<T>*>(side.slopes);
+    for (int64_t chunk = first_chunk; chunk < p.chunks; chunk += chunk_step) {
+      const Range range = chunk_of(p, side, chunk);
+      for (int64_t i = range.begin + threadIdx.x; i < range.end; i += kThreads) slopes[i] -= share;
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) means_kernel(const GanLossParams p) {
+  for (int64_t chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x) means<T>(p, chunk);
+}
+
+// With one chunk, all of the work.
+template <class T, GanTerm K>
+__global__ void __launch_bounds__(kThreads) terms_kernel(const GanLossParams p) {
+  using S = acc_t<T>;
+  if (p.chunks == 1 && p.needs_means) {
+    means<T>(p, 0);
+    __syncthreads();
+  }
+  S mean[2] = {};  // of the other side
+  if (p.needs_means)
+    for (int index = 0; index < p.side_count; ++index)
+      mean[index] = S(total(p, 1 - index, &GanLossPartial::sum) / double(p.sides[1 - index].count));
+  for (int64_t chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x)
+    for (int index = 0; index < p.side_count; ++index) terms<T, K>(p, index, chunk, mean[index]);
+  if (p.chunks == 1) {
+    __syncthreads();
+    finish_loss<T>(p);
+    if (p.centred) finish_slopes<T>(p, 0, 1);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) finish_kernel(const GanLossParams p) {
+  if (blockIdx.x == 0) finish_loss<T>(p);
+  if (p.centred) finish_slopes<T>(p, blockIdx.x, gridDim.x);
+}
+
+template <class T, GanTerm K>
+void launch_terms(const GanLossParams& p, void* stream) {
+  launch(terms_kernel<T, K>, grid_size(p.chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p);
+}
+
+}  // namespace
+
+namespace cuda {
+
+void gan_loss_means(const GanLossParams& p, int64_t chunks, void* stream) {
+  if (chunks == 1) return;
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    launch(means_kernel<T>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p);
+  });
+}
+
+void gan_loss_terms(const GanLossParams& p, int64_t, void* stream) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    switch (p.term) {
+      case GanTerm::softplus:
+        return launch_terms<T, GanTerm::softplus>(p, stream);
+      case GanTerm::hinge:
+        return launch_terms<T, GanTerm::hinge>(p, stream);
+      case GanTerm::square:
+        return launch_terms<T, GanTerm::square>(p, stream);
+      case GanTerm::linear:
+        return launch_terms<T, GanTerm::linear>(p, stream);
+    }
+  });
+}
+
+void gan_loss_finish(const GanLossParams& p, int64_t items, void* stream) {
+  if (p.chunks == 1) return;
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    launch(finish_kernel<T>, grid_size(items), kThreads, 0, static_cast<cudaStream_t>(stream), p);
+  });
+}
+
+}  // namespace cuda
+}  // namespace aigc

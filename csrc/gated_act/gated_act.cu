@@ -1,0 +1,202 @@
+// A block works on one chunk of units at a time, a thread on eight neighbouring elements of both halves. As
+// many threads share a unit as it has work for. Where units are planes (NCHW), the bias is one number for
+// each half, and the unit's threads sum the gradients by shuffles; where they are pixels (NHWC, NC), a thread
+// keeps the biases of its columns in registers, walks down the chunk's pixels and sums its columns.
+#include "core/cuda_launch.h"
+#include "core/cuda_reduce.h"
+#include "core/cuda_vec.h"
+#include "core/math.h"
+#include "gated_act/gated_act.h"
+
+namespace aigc {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kColumns = kThreads * 8;  // of a pixel, in one go
+constexpr int kSumBlock = 64;           // additions in acc_t, then on in float64
+
+// Eight elements of both halves: z1 = x1 + b1, z2 = x2 + b2.
+template <class T>
+struct Gates {
+  acc_t<T> tanh_z1[8], sigmoid_z2[8];
+
+  __device__ Gates(const T* x1, const T* x2, int64_t n, const acc_t<T> (&b1)[8], const acc_t<T> (&b2)[8]) {
+    load<8>(x1, n, tanh_z1);
+    load<8>(x2, n, sigmoid_z2);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      tanh_z1[j] = tanh(tanh_z1[j] + b1[j]);
+      sigmoid_z2[j] = sigmoid(sigmoid_z2[j] + b2[j]);
+    }
+  }
+};
+
+// Eight elements of y, or of dx, whose two halves then stay in d1 and d2 (0 from the n-th on).
+template <class T, bool kBackward>
+__device__ void apply(const GatedActParams& p, int64_t y, int64_t x1, int64_t x2, int64_t n,
+                      const acc_t<T> (&b1)[8], const acc_t<T> (&b2)[8], acc_t<T> (&d1)[8],
+                      acc_t<T> (&d2)[8]) {
+  using S = acc_t<T>;
+  const auto* x = static_cast<const T*>(p.x);
+  const Gates<T> gates(x + x1, x + x2, n, b1, b2);
+  if constexpr (kBackward) {
+    S dy[8];
+    load<8>(static_cast<const T*>(p.dy) + y, n, dy);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const S t = gates.tanh_z1[j], s = gates.sigmoid_z2[j];
+      d1[j] = dy[j] * s * (S(1) - t * t);
+      d2[j] = dy[j] * t * (s * (S(1) - s));
+    }
+    store<8>(static_cast<T*>(p.dx) + x1, n, d1);
+    store<8>(static_cast<T*>(p.dx) + x2, n, d2);
+#pragma unroll
+    for (int j = 0; j < 8; ++j)  // a NaN in the bias makes it NaN, also where there is no element
+      if (j >= n) d1[j] = d2[j] = 0;
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) d1[j] = gates.tanh_z1[j] * gates.sigmoid_z2[j];
+    store<8>(static_cast<T*>(p.y) + y, n, d1);
+  }
+}
+
+template <class S>
+__device__ S sum_of(const S (&x)[8]) {
+  return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+}
+
+// `width` threads (a power of two) share a plane.
+template <class T, bool kBackward>
+__device__ void planes(const GatedActParams& p, int64_t first, int64_t last, int width) {
+  using S = acc_t<T>;
+  const auto* b = static_cast<const T*>(p.b);
+  const int at_once = kThreads / width, lane = int(threadIdx.x) % width;
+  for (int64_t base = first; base < last; base += at_once) {
+    const int64_t unit = base + int(threadIdx.x) / width;
+    const int64_t sample = unit / p.channels, channel = unit - sample * p.channels;
+    const int64_t y = unit * p.inner, x1 = (unit + sample * p.channels) * p.inner,
+                  x2 = x1 + p.channels * p.inner;
+    double sum1 = 0, sum2 = 0;
+    if (unit < last) {
+      S b1[8], b2[8];
+      for (int j = 0; j < 8; ++j) {
+        b1[j] = b ? to_acc(b[channel]) : S(0);
+        b2[j] = b ? to_acc(b[p.channels + channel]) : S(0);
+      }
+      for (int64_t i = lane * 8; i < p.inner; i += width * 8) {
+        S d1[8], d2[8];
+        apply<T, kBackward>(p, y + i, x1 + i, x2 + i, p.inner - i, b1, b2, d1, d2);
+        if (kBackward) sum1 += sum_of(d1), sum2 += sum_of(d2);
+      }
+    }
+    if (kBackward && p.partials) {
+      sum1 = group_sum<kThreads>(sum1, width);
+      sum2 = group_sum<kThreads>(sum2, width);
+      if (lane == 0 && unit < last) {
+        double* row = p.partials + sample * 2 * p.channels;
+        row[channel] = sum1;
+        row[p.channels + channel] = sum2;
+      }
+    }
+  }
+}
+
+// `width` threads (a power of two) share a pixel.
+template <class T, bool kBackward>
+__device__ void pixels(const GatedActParams& p, int64_t chunk, int64_t first, int64_t last, int width) {
+  using S = acc_t<T>;
+  const auto* b = static_cast<const T*>(p.b);
+  const int at_once = kThreads / width, lane = int(threadIdx.x) % width;
+  for (int64_t left = 0; left < p.channels; left += kColumns) {
+    const int64_t i = left + lane * 8, n = p.channels - i;
+    S b1[8] = {}, b2[8] = {};
+    if (b && n > 0) {
+      load<8>(b + i, n, b1);
+      load<8>(b + p.channels + i, n, b2);
+    }
+    double column1[8] = {}, column2[8] = {};
+    S block1[8] = {}, block2[8] = {};
+    int added = 0;
+    const auto flush = [&] {
+      added = 0;
+      for (int j = 0; j < 8; ++j) {
+        column1[j] += block1[j], block1[j] = 0;
+        column2[j] += block2[j], block2[j] = 0;
+      }
+    };
+    for (int64_t unit = first + int(threadIdx.x) / width; n > 0 && unit < last; unit += at_once) {
+      const int64_t y = unit * p.channels + i, x1 = 2 * unit * p.channels + i, x2 = x1 + p.channels;
+      S d1[8], d2[8];
+      apply<T, kBackward>(p, y, x1, x2, n, b1, b2, d1, d2);
+      if constexpr (kBackward) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) block1[j] += d1[j], block2[j] += d2[j];
+        if (++added == kSumBlock) flush();
+      }
+    }
+    if (kBackward && p.partials) {
+      flush();
+      double* row = p.partials + chunk * 2 * p.channels + left;
+      const int here = int(p.channels - left < kColumns ? p.channels - left : kColumns);
+      column_sums<kThreads>(column1, width, here, here, [&](int c, double sum) { row[c] = sum; });
+      column_sums<kThreads>(column2, width, here, here,
+                            [&](int c, double sum) { row[p.channels + c] = sum; });
+    }
+  }
+}
+
+template <class T, bool kBackward>
+__global__ void __launch_bounds__(kThreads)
+    gated_act_kernel(const GatedActParams p, int64_t chunks, int width) {
+  const int64_t units = p.inner == 1 ? p.outer : p.outer * p.channels;
+  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+    const int64_t first = chunk * p.units_per_chunk;
+    const int64_t last = first + p.units_per_chunk < units ? first + p.units_per_chunk : units;
+    if (p.inner == 1)
+      pixels<T, kBackward>(p, chunk, first, last, width);
+    else
+      planes<T, kBackward>(p, first, last, width);
+  }
+}
+
+// A block sums `width` neighbouring channels, a thread every (kThreads / width)-th row of one.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    reduce_kernel(const GatedActParams p, int64_t channels, int64_t rows, int width) {
+  const auto* partials = p.partials;
+  auto* db = static_cast<T*>(p.db);
+  sum_rows<kThreads>(
+      channels, width, rows, [&](int64_t row, int64_t channel) { return partials[row * channels + channel]; },
+      [&](int64_t channel, double sum) { from_acc(db + channel, acc_t<T>(sum)); });
+}
+
+template <bool kBackward>
+void run(const GatedActParams& p, int64_t chunks, void* stream) {
+  const int width = power_of_two((unit_length(p) + 7) / 8, kThreads);
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    launch(gated_act_kernel<T, kBackward>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream),
+           p, chunks, width);
+  });
+}
+
+}  // namespace
+
+namespace cuda {
+
+void gated_act_forward(const GatedActParams& p, int64_t chunks, void* stream) {
+  run<false>(p, chunks, stream);
+}
+void gated_act_backward(const GatedActParams& p, int64_t chunks, void* stream) {
+  run<true>(p, chunks, stream);
+}
+
+void gated_act_reduce(const GatedActParams& p, int64_t channels, void* stream) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    const int width = power_of_two(channels, 32);
+    launch(reduce_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+           static_cast<cudaStream_t>(stream), p, channels, partial_rows(p), width);
+  });
+}
+
+}  // namespace cuda
+}  // namespace aigc

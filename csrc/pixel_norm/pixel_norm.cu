@@ -1,0 +1,188 @@
+// Where a pixel's channels lie side by side (NHWC, NC), up to a warp shares the pixel, eight channels to a
+// thread. Where pixels do (NCHW), a block takes a tile of kPixelTile of them: a thread four neighbouring
+// pixels, a warp every eighth channel. The inputs are read twice, for the sums and for the result, the second
+// time from cache: a tile of 128 channels in float32 has 64 KB. Bytes from memory then are 2e, 3e and 4e.
+#include "core/cuda_launch.h"
+#include "core/cuda_reduce.h"
+#include "core/cuda_vec.h"
+#include "pixel_norm/pixel_norm.h"
+
+namespace aigc {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kPixels = kPixelTile / 32;  // of a thread, in a tile
+constexpr int kSumBlock = 64;             // additions in acc_t, then on in float64
+
+// What is summed and how the sums are used, by order of differentiation. Inputs are x, dy, u.
+template <class T, int kOrder>
+struct Formula {
+  using S = acc_t<T>;
+  static constexpr int kInputs = kOrder + 1;
+  static constexpr int kSums = kOrder == 0 ? 1 : kOrder == 1 ? 2 : 4;
+
+  static __device__ void add_products(const S (&input)[kInputs], S (&sum)[kSums]) {
+    sum[0] += input[0] * input[0];
+    if constexpr (kOrder >= 1) sum[1] += input[0] * input[1];
+    if constexpr (kOrder == 2) {
+      sum[2] += input[0] * input[2];
+      sum[3] += input[1] * input[2];
+    }
+  }
+
+  // The factors of the inputs in the result.
+  static __device__ void factors(const PixelNormParams& p, const double (&sum)[kSums], S (&factor)[kInputs]) {
+    const double channels = double(p.channels);
+    const double r = 1 / ::sqrt(sum[0] / channels + p.eps);
+    if constexpr (kOrder == 0) {
+      factor[0] = S(r);
+    } else {
+      const double cubed = r * r * r / channels;
+      if constexpr (kOrder == 1) {
+        factor[0] = S(-cubed * sum[1]);
+        factor[1] = S(r);
+      } else {
+        factor[0] = S(-cubed * (sum[3] - 3 * r * r / channels * sum[1] * sum[2]));
+        factor[1] = S(-cubed * sum[2]);
+        factor[2] = S(-cubed * sum[1]);
+      }
+    }
+  }
+};
+
+// N neighbouring elements of every input.
+template <class T, int kOrder, int N>
+__device__ void load_inputs(const PixelNormParams& p, int64_t at, int64_t n,
+                            acc_t<T> (&input)[kOrder + 1][N]) {
+  load<N>(static_cast<const T*>(p.x) + at, n, input[0]);
+  if constexpr (kOrder >= 1) load<N>(static_cast<const T*>(p.dy) + at, n, input[1]);
+  if constexpr (kOrder == 2) load<N>(static_cast<const T*>(p.u) + at, n, input[2]);
+}
+
+// `width` threads (a power of two, up to a warp) share a pixel.
+template <class T, int kOrder>
+__global__ void __launch_bounds__(kThreads) row_kernel(const PixelNormParams p, int64_t pixels, int width) {
+  using F = Formula<T, kOrder>;
+  using S = acc_t<T>;
+  const int at_once = kThreads / width, lane = int(threadIdx.x) % width;
+  for (int64_t base = int64_t(blockIdx.x) * at_once; base < pixels; base += int64_t(gridDim.x) * at_once) {
+    const int64_t pixel = base + int(threadIdx.x) / width;
+    const int64_t first = pixel * p.channels, channels = pixel < pixels ? p.channels : 0;
+    double total[F::kSums] = {};
+    S input[F::kInputs][8] = {};
+    for (int64_t i = lane * 8; i < channels; i += width * 8) {
+      load_inputs<T, kOrder>(p, first + i, channels - i, input);
+      S sum[F::kSums] = {};
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        S one[F::kInputs];
+        for (int k = 0; k < F::kInputs; ++k) one[k] = input[k][j];
+        F::add_products(one, sum);
+      }
+      for (int s = 0; s < F::kSums; ++s) total[s] += sum[s];
+    }
+    for (int s = 0; s < F::kSums; ++s) total[s] = group_sum<kThreads>(total[s], width);
+    S factor[F::kInputs];
+    F::factors(p, total, factor);
+    for (int64_t i = lane * 8; i < channels; i += width * 8) {
+      if (p.channels > width * 8)
+        load_inputs<T, kOrder>(p, first + i, channels - i, input);  // else still here
+      S result[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        result[j] = factor[0] * input[0][j];
+        for (int k = 1; k < F::kInputs; ++k) result[j] += factor[k] * input[k][j];
+      }
+      store<8>(static_cast<T*>(p.y) + first + i, channels - i, result);
+    }
+  }
+}
+
+template <class T, int kOrder>
+__global__ void __launch_bounds__(kThreads)
+    tile_kernel(const PixelNormParams p, int64_t items, int64_t tiles) {
+  using F = Formula<T, kOrder>;
+  using S = acc_t<T>;
+  __shared__ double sums[F::kSums][kWarps][kPixelTile];
+  __shared__ S factors[F::kInputs][kPixelTile];
+  const int warp = int(threadIdx.x) / 32, column = int(threadIdx.x) % 32 * kPixels;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const int64_t outer = item / tiles, left = (item - outer * tiles) * kPixelTile;
+    const int64_t first = outer * p.channels * p.inner + left + column;
+    const int64_t n = p.inner - left - column;  // pixels from this thread's first to the end
+    double total[F::kSums][kPixels] = {};
+    S block[F::kSums][kPixels] = {};
+    int added = 0;
+    const auto flush = [&] {
+      added = 0;
+      for (int s = 0; s < F::kSums; ++s)
+        for (int j = 0; j < kPixels; ++j) total[s][j] += block[s][j], block[s][j] = 0;
+    };
+    for (int64_t channel = warp; n > 0 && channel < p.channels; channel += kWarps) {
+      S input[F::kInputs][kPixels];
+      load_inputs<T, kOrder>(p, first + channel * p.inner, n, input);
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) {
+        S one[F::kInputs], sum[F::kSums];
+        for (int k = 0; k < F::kInputs; ++k) one[k] = input[k][j];
+        for (int s = 0; s < F::kSums; ++s) sum[s] = block[s][j];
+        F::add_products(one, sum);
+        for (int s = 0; s < F::kSums; ++s) block[s][j] = sum[s];
+      }
+      if (++added == kSumBlock) flush();
+    }
+    flush();
+    for (int s = 0; s < F::kSums; ++s)
+      for (int j = 0; j < kPixels; ++j) sums[s][warp][column + j] = total[s][j];
+    __syncthreads();
+    if (threadIdx.x < kPixelTile) {
+      double all[F::kSums] = {};
+      S factor[F::kInputs];
+      for (int s = 0; s < F::kSums; ++s)
+        for (int w = 0; w < kWarps; ++w) all[s] += sums[s][w][threadIdx.x];
+      F::factors(p, all, factor);
+      for (int k = 0; k < F::kInputs; ++k) factors[k][threadIdx.x] = factor[k];
+    }
+    __syncthreads();
+    for (int64_t channel = warp; n > 0 && channel < p.channels; channel += kWarps) {
+      S input[F::kInputs][kPixels], result[kPixels];
+      load_inputs<T, kOrder>(p, first + channel * p.inner, n, input);
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) {
+        result[j] = factors[0][column + j] * input[0][j];
+        for (int k = 1; k < F::kInputs; ++k) result[j] += factors[k][column + j] * input[k][j];
+      }
+      store<kPixels>(static_cast<T*>(p.y) + first + channel * p.inner, n, result);
+    }
+    __syncthreads();  // before the next tile's sums
+  }
+}
+
+template <int kOrder>
+void run(const PixelNormParams& p, int64_t items, void* stream_) {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    if (p.inner == 1) {
+      const int width = power_of_two((p.channels + 7) / 8, 32);
+      const int at_once = kThreads / width;
+      launch(row_kernel<T, kOrder>, grid_size((items + at_once - 1) / at_once), kThreads, 0, stream, p, items,
+             width);
+    } else {
+      launch(tile_kernel<T, kOrder>, grid_size(items), kThreads, 0, stream, p, items, items / p.outer);
+    }
+  });
+}
+
+}  // namespace
+
+namespace cuda {
+
+void pixel_norm_forward(const PixelNormParams& p, int64_t items, void* stream) { run<0>(p, items, stream); }
+void pixel_norm_backward(const PixelNormParams& p, int64_t items, void* stream) { run<1>(p, items, stream); }
+void pixel_norm_double_backward(const PixelNormParams& p, int64_t items, void* stream) {
+  run<2>(p, items, stream);
+}
+
+}  // namespace cuda
+}  // namespace aigc
