@@ -7,6 +7,7 @@
 // column sums. Both orders depend on the shape alone.
 #include "bias_act/bias_act.h"
 #include "core/cuda_launch.h"
+#include "core/cuda_shared.h"
 #include "core/cuda_vec.h"
 
 namespace aigc {
@@ -154,7 +155,7 @@ struct DoubleBackward {
 
 // Sums a value over groups of `width` neighbouring threads (a power of two); every thread of the block must
 // call it.
-__device__ double group_sum(double value, int width, double* shared) {
+__device__ double group_sum(double value, int width, SharedSpan<double> shared) {
   shared[threadIdx.x] = value;
   __syncthreads();
   for (int step = width / 2; step > 0; step /= 2) {
@@ -169,7 +170,7 @@ __device__ double group_sum(double value, int width, double* shared) {
 template <class T, class Pass, bool kSum>
 __global__ void __launch_bounds__(kThreads)
     bias_act_kernel(const BiasActParams p, int64_t chunks, int threads_per_row) {
-  __shared__ double shared[kThreads];
+  __shared__ SharedArray<double, kThreads> shared;
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     const int64_t first = chunk * p.rows_per_chunk;
     const int64_t last = first + p.rows_per_chunk < p.rows ? first + p.rows_per_chunk : p.rows;
@@ -239,7 +240,7 @@ __global__ void __launch_bounds__(kThreads)
 // Block 0 sums the strength's partials, every block the partials of its channels.
 template <class T>
 __global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p, int64_t chunks) {
-  __shared__ double shared[kThreads];
+  __shared__ SharedArray<double, kThreads> shared;
   if (blockIdx.x == 0 && p.dstrength) {
     double sum = 0;
     for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += kThreads) sum += p.strength_partials[chunk];
