@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "core/cuda_shared.h"
+
 namespace aigc {
 
 // The sum over each group of `width` neighbouring threads (a power of two), in all of them. Every thread of
@@ -13,7 +15,7 @@ template <int kThreads>
 static __device__ double group_sum(double value, int width) {
   for (int step = 1; step < width && step < 32; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
   if (width <= 32) return value;
-  __shared__ double warps[kThreads / 32];
+  __shared__ SharedArray<double, kThreads / 32> warps;
   const int warp = int(threadIdx.x) / 32, warps_of_group = width / 32;
   if (threadIdx.x % 32 == 0) warps[warp] = value;
   __syncthreads();
@@ -36,8 +38,8 @@ static __device__ double block_sum(double value) {
 template <int kThreads, class F>
 static __device__ void column_sums(const double (&own)[8], int width, int length, int period, F&& result) {
   constexpr int kMostParts = 32;
-  __shared__ double columns[kThreads * 8];
-  __shared__ double parts[kThreads];
+  __shared__ SharedArray<double, kThreads * 8> columns;
+  __shared__ SharedArray<double, kThreads> parts;
   const int thread = int(threadIdx.x);
   for (int j = 0; j < 8; ++j) columns[thread * 8 + j] = own[j];
   __syncthreads();
@@ -68,7 +70,7 @@ static __device__ void column_sums(const double (&own)[8], int width, int length
 // of the grid must call it.
 template <int kThreads, class Term, class F>
 static __device__ void sum_rows(int64_t columns, int width, int64_t rows, Term&& term, F&& result) {
-  __shared__ double shared[kThreads];
+  __shared__ SharedArray<double, kThreads> shared;
   const int lane = int(threadIdx.x) % width, group = int(threadIdx.x) / width, groups = kThreads / width;
   for (int64_t left = int64_t(blockIdx.x) * width; left < columns; left += int64_t(gridDim.x) * width) {
     const int64_t column = left + lane;

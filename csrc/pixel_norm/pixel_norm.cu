@@ -3,6 +3,7 @@
 // pixels, a warp every eighth channel. The inputs are read twice, for the sums and for the result, the second
 // time from cache: a tile of 128 channels in float32 has 64 KB. Bytes from memory then are 2e, 3e and 4e.
 #include "core/cuda_launch.h"
+#include "core/cuda_shared.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_vec.h"
 #include "pixel_norm/pixel_norm.h"
@@ -104,8 +105,8 @@ __global__ void __launch_bounds__(kThreads)
     tile_kernel(const PixelNormParams p, int64_t items, int64_t tiles) {
   using F = Formula<T, kOrder>;
   using S = acc_t<T>;
-  __shared__ double sums[F::kSums][kWarps][kPixelTile];
-  __shared__ S factors[F::kInputs][kPixelTile];
+  __shared__ SharedArray<SharedArray<SharedArray<double, kPixelTile>, kWarps>, F::kSums> sums;
+  __shared__ SharedArray<SharedArray<S, kPixelTile>, F::kInputs> factors;
   const int warp = int(threadIdx.x) / 32, column = int(threadIdx.x) % 32 * kPixels;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t outer = item / tiles, left = (item - outer * tiles) * kPixelTile;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <type_traits>
 
 #define AIGC_SIMT
@@ -29,19 +30,29 @@ struct dim3 {
 using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
-constexpr int cudaDevAttrMultiProcessorCount = 16;
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) { return *value = 1, cudaSuccess; }
 
 namespace simt {
 
 constexpr int kWarp = 32;
+constexpr size_t kMostDynamicShared = 99 << 10;  // of the smallest of the cards that the library is built for
 
 extern dim3 thread_index, block_index, block_size, grid_size;
 
 // Runs the kernel's `body` for every thread of the grid. Throws std::runtime_error that names kernel, block
 // and thread where the kernel breaks the rules. AIGC_SIMT_SEED=n shuffles the order of the threads.
-void run(const char* kernel, dim3 grid, dim3 block, const std::function<void()>& body);
+void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+
+// The rest is called by a kernel's threads.
+
+// Ends the grid by an error that names the calling thread.
+[[noreturn]] void refuse(const std::string& why);
+
+// That elements [i, i + n) are some of `size`.
+void check_shared(int64_t i, int64_t n, int64_t size);
+size_t dynamic_shared_bytes();
+void* dynamic_shared(size_t first_byte, size_t alignment, size_t element_bytes, int64_t count);
 
 void block_barrier();
 // Deposits `value` and returns, once all lanes of `mask` have called it, those of the warp.
@@ -60,6 +71,11 @@ T shuffle(const char* what, unsigned mask, T value, int source) {
 }
 
 }  // namespace simt
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  *value = which == cudaDevAttrMultiProcessorCount ? 1 : int(simt::kMostDynamicShared);
+  return cudaSuccess;
+}
 
 #define threadIdx ::simt::thread_index
 #define blockIdx ::simt::block_index

@@ -54,6 +54,9 @@ bool stopping;
 std::string failure;
 const char* kernel_name;
 const std::function<void()>* kernel_body;
+// Of exactly the launch's size, so that a sanitizer sees what goes past it by a plain pointer.
+std::unique_ptr<char[]> dynamic_memory;
+size_t dynamic_bytes;
 
 char* stack_of(int fiber) {
   static char* const stacks =
@@ -126,6 +129,7 @@ bool run_ready(const std::vector<int>& order) {
 
 void run_block(const std::vector<int>& order) {
   if (__start_simt_shared) std::memset(__start_simt_shared, 0xff, __stop_simt_shared - __start_simt_shared);
+  std::memset(dynamic_memory.get(), 0xff, dynamic_bytes);
   const int count = int(order.size());
   for (int i = 0; i < count; ++i) start(i);
   std::fill(warps.begin(), warps.end(), Warp());
@@ -156,6 +160,31 @@ void run_block(const std::vector<int>& order) {
 
 }  // namespace
 
+void refuse(const std::string& why) {
+  fail(current, why);
+  throw Stop();
+}
+
+void check_shared(int64_t i, int64_t n, int64_t size) {
+  if (i >= 0 && n >= 0 && i <= size && n <= size - i) return;
+  std::ostringstream why;
+  why << "shared memory of " << size << " elements is accessed at " << i;
+  if (n != 1) why << ", " << n << " elements";
+  refuse(why.str());
+}
+
+size_t dynamic_shared_bytes() { return dynamic_bytes; }
+
+void* dynamic_shared(size_t first_byte, size_t alignment, size_t element_bytes, int64_t count) {
+  std::ostringstream what;
+  what << "dynamic shared memory: " << count << " elements of " << element_bytes << " bytes from byte "
+       << first_byte;
+  if (first_byte % alignment != 0) refuse(what.str() + " are not aligned");
+  if (count < 0 || first_byte > dynamic_bytes || size_t(count) > (dynamic_bytes - first_byte) / element_bytes)
+    refuse(what.str() + ", but the launch gave " + std::to_string(dynamic_bytes) + " bytes");
+  return dynamic_memory.get() + first_byte;
+}
+
 int lane() { return current % kWarp; }
 
 void block_barrier() { wait(State::at_block_barrier, "__syncthreads"); }
@@ -164,19 +193,15 @@ const uint64_t* exchange(const char* what, unsigned mask, uint64_t value) {
   Warp& warp = warps[current / kWarp];
   const unsigned own = 1u << lane();
   const int base = current / kWarp * kWarp;
-  const auto refuse = [&](const std::string& why) {
-    fail(current, std::string(what) + ": " + why);
-    throw Stop();
-  };
   // The last warp of a block may be partial; lanes that do not exist are in no mask.
   const int lanes = std::min<int>(kWarp, int(fibers.size()) - base);
   if (lanes < kWarp) mask &= (1u << lanes) - 1;
-  if (!(mask & own)) refuse("the mask does not have the calling lane");
+  if (!(mask & own)) refuse(std::string(what) + ": the mask does not have the calling lane");
   if (warp.arrived == 0) {
     warp.mask = mask;
     warp.what = what;
   } else if (warp.mask != mask || std::strcmp(warp.what, what) != 0) {
-    refuse(std::string("other lanes of the warp are at ") + warp.what + ", or have another mask");
+    refuse(std::string(what) + ": other lanes of the warp are at " + warp.what + ", or have another mask");
   }
   warp.deposited[lane()] = value;
   warp.arrived |= own;
@@ -192,12 +217,15 @@ const uint64_t* exchange(const char* what, unsigned mask, uint64_t value) {
   return warp.results;
 }
 
-void run(const char* kernel, dim3 grid, dim3 block, const std::function<void()>& body) {
+void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard lock(one_grid_at_a_time);
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
   if (count == 0 || count > kMostThreads || grid.x == 0 || grid.y == 0 || grid.z == 0)
     throw std::runtime_error(std::string(kernel) + ": a grid of " + text(grid) + " blocks of " + text(block) +
                              " threads cannot be launched");
+  if (shared_bytes > kMostDynamicShared)
+    throw std::runtime_error(std::string(kernel) + ": " + std::to_string(shared_bytes) +
+                             " bytes of dynamic shared memory are more than all cards have");
   kernel_name = kernel;
   kernel_body = &body;
   block_size = block;
@@ -205,6 +233,8 @@ void run(const char* kernel, dim3 grid, dim3 block, const std::function<void()>&
   fibers = std::vector<Fiber>(count);
   warps = std::vector<Warp>((count + kWarp - 1) / kWarp);
   failure.clear();
+  dynamic_memory = std::make_unique<char[]>(shared_bytes);
+  dynamic_bytes = shared_bytes;
   std::vector<int> order(count);
   std::iota(order.begin(), order.end(), 0);
   const char* seed = std::getenv("AIGC_SIMT_SEED");

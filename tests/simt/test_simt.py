@@ -44,6 +44,8 @@ def values(result: subprocess.CompletedProcess[str]) -> list[float]:
 def test_right_kernels_are_right_in_any_order(program: Path, seed: int | None) -> None:
     assert values(run(program, "block_sum", seed))[:2] == [sum(range(64)), sum(range(64, 128))]
     assert values(run(program, "warp_sum", seed))[:2] == [sum(range(32)), sum(range(32, 64))]
+    for kernel in ("shared_arrays", "shared_parts"):
+        assert values(run(program, kernel, seed)) == [63.0 - i for i in range(64)]
 
 
 def test_a_missing_barrier_shows_as_a_wrong_sum(program: Path) -> None:
@@ -57,6 +59,12 @@ def test_a_missing_barrier_shows_as_a_wrong_sum(program: Path) -> None:
         ("divergent_barrier", "waits at __syncthreads, which not all threads reach: 24 of 64 have ended"),
         ("shuffle_without_some_lanes", "waits at __shfl_xor_sync, which not all threads reach"),
         ("mask_without_the_caller", "__shfl_sync: the mask does not have the calling lane"),
+        ("past_static_shared", "thread (63, 0, 0): shared memory of 63 elements is accessed at 63"),
+        ("before_static_shared", "thread (0, 0, 0): shared memory of 64 elements is accessed at -1"),
+        ("vector_past_static_shared", "thread (60, 0, 0): shared memory of 64 elements is accessed at 61, 4"),
+        ("past_dynamic_shared", "thread (63, 0, 0): shared memory of 64 elements is accessed at 64"),
+        ("part_past_dynamic_shared", "64 elements of 4 bytes from byte 4, but the launch gave 256 bytes"),
+        ("misaligned_dynamic_shared", "1 elements of 8 bytes from byte 4 are not aligned"),
     ],
 )
 def test_what_cuda_leaves_undefined_is_an_error_that_names_the_thread(
@@ -68,8 +76,15 @@ def test_what_cuda_leaves_undefined_is_an_error_that_names_the_thread(
     assert "block (0, 0, 0), thread (" in result.stdout
 
 
-def test_shared_memory_that_nobody_wrote_is_nan(program: Path) -> None:
-    out = values(run(program, "reads_what_nobody_wrote"))
+def test_a_launch_with_more_shared_memory_than_a_card_has_is_refused(program: Path) -> None:
+    result = run(program, "too_much_dynamic_shared")
+    assert result.returncode == 1
+    assert "102400 bytes of dynamic shared memory are more than all cards have" in result.stdout
+
+
+@pytest.mark.parametrize("kernel", ["reads_what_nobody_wrote", "reads_dynamic_that_nobody_wrote"])
+def test_shared_memory_that_nobody_wrote_is_nan(program: Path, kernel: str) -> None:
+    out = values(run(program, kernel))
     assert out[0] != out[0]
     assert out[1:] == [62.0 - i for i in range(63)]
 
