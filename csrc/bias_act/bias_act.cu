@@ -16,6 +16,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Blocks of a multiprocessor that registers must suffice for. Left to itself, the compiler aims at more and
+// spills.
+template <class T>
+constexpr int kBlocks = sizeof(acc_t<T>) == 4 ? 2 : 1;
 constexpr int kColumns = kThreads * 8;  // of a row, in one go
 
 // At most this many additions in acc_t, as on the CPU; then on in float64.
@@ -265,7 +269,7 @@ __device__ double walk_pixels(const BiasActParams& p, int64_t chunk, int64_t fir
 }
 
 template <class T, class Pass, bool kSum>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     bias_act_kernel(const BiasActParams p, int64_t chunks, int threads_per_row) {
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     const int64_t first = chunk * p.rows_per_chunk;

@@ -170,12 +170,14 @@ __global__ void __launch_bounds__(kThreads) terms_kernel(const GanLossParams p) 
     means<T>(p, 0);
     __syncthreads();
   }
-  S mean[2] = {};  // of the other side
-  if (p.needs_means)
-    for (int index = 0; index < p.side_count; ++index)
-      mean[index] = S(total(p, 1 - index, &GanLossPartial::sum) / double(p.sides[1 - index].count));
-  for (int64_t chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x)
-    for (int index = 0; index < p.side_count; ++index) terms<T, K>(p, index, chunk, mean[index]);
+  const auto mean = [&](int index) {
+    return p.needs_means ? S(total(p, index, &GanLossPartial::sum) / double(p.sides[index].count)) : S(0);
+  };
+  const S fake_mean = p.side_count == 2 ? mean(1) : S(0), real_mean = mean(0);
+  for (int64_t chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x) {
+    terms<T, K>(p, 0, chunk, fake_mean);
+    if (p.side_count == 2) terms<T, K>(p, 1, chunk, real_mean);
+  }
   if (p.chunks == 1) {
     __syncthreads();
     finish_loss<T>(p);

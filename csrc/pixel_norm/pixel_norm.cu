@@ -3,8 +3,8 @@
 // pixels, a warp every eighth channel. The inputs are read twice, for the sums and for the result, the second
 // time from cache: a tile of 128 channels in float32 has 64 KB. Bytes from memory then are 2e, 3e and 4e.
 #include "core/cuda_launch.h"
-#include "core/cuda_shared.h"
 #include "core/cuda_reduce.h"
+#include "core/cuda_shared.h"
 #include "core/cuda_vec.h"
 #include "pixel_norm/pixel_norm.h"
 
@@ -63,7 +63,8 @@ __device__ void load_inputs(const PixelNormParams& p, int64_t at, int64_t n,
 
 // `width` threads (a power of two, up to a warp) share a pixel.
 template <class T, int kOrder>
-__global__ void __launch_bounds__(kThreads) row_kernel(const PixelNormParams p, int64_t pixels, int width) {
+__global__ void __launch_bounds__(kThreads, sizeof(acc_t<T>) == 4 ? 4 : 2)
+    row_kernel(const PixelNormParams p, int64_t pixels, int width) {
   using F = Formula<T, kOrder>;
   using S = acc_t<T>;
   const int at_once = kThreads / width, lane = int(threadIdx.x) % width;
