@@ -16,11 +16,14 @@
 
 namespace aigc {
 
-// An aggregate without constructors, as __shared__ demands. `kAlign`: for vector accesses. It nests:
+// Without constructors, as __shared__ demands. `kAlign`: for vector accesses. It nests:
 // SharedArray<SharedArray<float, 33>, 32>.
 template <class T, int N, int kAlign = alignof(T)>
 struct SharedArray {
-  alignas(kAlign) T element[N];
+#if defined(AIGC_SIMT)
+  SharedArray() { simt::add_shared(element, sizeof(element)); }
+  SharedArray(const SharedArray&) = delete;
+#endif
 
   template <class Index>
   __device__ T& operator[](Index i) {
@@ -36,6 +39,8 @@ struct SharedArray {
     return element + i;
   }
   __device__ T* data() { return element; }  // unchecked
+
+  alignas(kAlign) T element[N];
 };
 
 template <class T>

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -13,11 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda_pipeline_primitives.h"
 #include "cuda_runtime.h"
-
-// The linker's names for the section of all __shared__ variables; null in a library that has none.
-extern "C" char __start_simt_shared[] __attribute__((weak, visibility("hidden")));
-extern "C" char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
 
 namespace simt {
 
@@ -32,28 +31,35 @@ struct Stop {};  // unwinds the fibers of a block that has failed
 
 enum class State { ready, at_block_barrier, at_collective, done };
 
+struct Copy {
+  void* to;
+  size_t bytes;
+  unsigned char data[16];
+  unsigned batch;
+};
+
 struct Fiber {
   ucontext_t context;
   State state = State::ready;
   dim3 index;
   const char* waits_for = nullptr;
-};
-
-struct Warp {
-  uint64_t deposited[kWarp] = {}, results[kWarp] = {};
-  unsigned arrived = 0, mask = 0;
-  const char* what = nullptr;
+  // The warp's collective that it waits at, then its result.
+  unsigned mask = 0;
+  uint64_t deposited = 0, gathered[kWarp];
+  // Asynchronous copies that have not arrived, and the number of batches that it has committed.
+  std::vector<Copy> copies;
+  unsigned batches = 0;
 };
 
 std::mutex one_grid_at_a_time;  // shared memory and indices are the process's
 std::vector<Fiber> fibers;
-std::vector<Warp> warps;
 ucontext_t scheduler;
 int current;
 bool stopping;
 std::string failure;
 const char* kernel_name;
 const std::function<void()>* kernel_body;
+std::map<char*, size_t> static_arrays;  // of all kernels that have run
 // Of exactly the launch's size, so that a sanitizer sees what goes past it by a plain pointer.
 std::unique_ptr<char[]> dynamic_memory;
 size_t dynamic_bytes;
@@ -69,6 +75,12 @@ char* stack_of(int fiber) {
 std::string text(dim3 d) {
   std::ostringstream out;
   out << '(' << d.x << ", " << d.y << ", " << d.z << ')';
+  return out.str();
+}
+
+std::string mask_text(unsigned mask) {
+  std::ostringstream out;
+  out << "mask 0x" << std::hex << mask;
   return out.str();
 }
 
@@ -106,6 +118,9 @@ void resume(int fiber) {
 void start(int fiber) {
   Fiber& self = fibers[fiber];
   self.state = State::ready;
+  self.waits_for = nullptr;
+  self.copies.clear();
+  self.batches = 0;
   const unsigned i = fiber;
   self.index = dim3(i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y);
   getcontext(&self.context);
@@ -127,12 +142,46 @@ bool run_ready(const std::vector<int>& order) {
   return any;
 }
 
+// Whether the thread waits at the collective that `self` is at.
+bool is_at(const Fiber& fiber, const Fiber& self) {
+  return fiber.state == State::at_collective && fiber.mask == self.mask &&
+         std::strcmp(fiber.waits_for, self.waits_for) == 0;
+}
+
+// No thread can go on: says what the first of those that wait is waiting for.
+void report_deadlock() {
+  const auto waiting =
+      std::find_if(fibers.begin(), fibers.end(), [](const Fiber& f) { return f.state != State::done; });
+  std::ostringstream what;
+  what << "waits at " << waiting->waits_for;
+  const auto doing = [](const Fiber& fiber) {
+    if (fiber.state == State::done) return std::string("has ended");
+    std::string where = std::string("waits at ") + fiber.waits_for;
+    return fiber.state == State::at_collective ? where + " with " + mask_text(fiber.mask) : where;
+  };
+  if (waiting->state == State::at_collective) {
+    const auto warp = fibers.begin() + (waiting - fibers.begin()) / kWarp * kWarp;
+    const auto is_missing = [&](const Fiber& f) {
+      return (waiting->mask >> (&f - &*warp) & 1) && !is_at(f, *waiting);
+    };
+    const auto missing = std::find_if(warp, fibers.end(), is_missing);
+    what << " with " << mask_text(waiting->mask) << " for thread " << text(missing->index) << ", which "
+         << doing(*missing);
+  } else {
+    const auto elsewhere = [](const Fiber& f) { return f.state != State::at_block_barrier; };
+    const auto missing = std::find_if(fibers.begin(), fibers.end(), elsewhere);
+    what << ", which not all threads reach: " << std::count_if(fibers.begin(), fibers.end(), elsewhere)
+         << " of " << fibers.size() << " do not, and the first of them, " << text(missing->index) << ", "
+         << doing(*missing);
+  }
+  fail(int(waiting - fibers.begin()), what.str());
+}
+
 void run_block(const std::vector<int>& order) {
-  if (__start_simt_shared) std::memset(__start_simt_shared, 0xff, __stop_simt_shared - __start_simt_shared);
+  for (const auto& [begin, bytes] : static_arrays) std::memset(begin, 0xff, bytes);
   std::memset(dynamic_memory.get(), 0xff, dynamic_bytes);
   const int count = int(order.size());
   for (int i = 0; i < count; ++i) start(i);
-  std::fill(warps.begin(), warps.end(), Warp());
   while (failure.empty()) {
     if (run_ready(order)) continue;
     const auto number = [&](State state) {
@@ -143,14 +192,7 @@ void run_block(const std::vector<int>& order) {
       for (Fiber& fiber : fibers) fiber.state = State::ready;
       continue;
     }
-    const auto waiting = std::find_if(fibers.begin(), fibers.end(), [](const Fiber& f) {
-      return f.state == State::at_block_barrier || f.state == State::at_collective;
-    });
-    std::ostringstream what;
-    what << "waits at " << waiting->waits_for << ", which not all threads reach: " << number(State::done)
-         << " of " << count << " have ended, " << number(State::at_block_barrier)
-         << " wait at __syncthreads, " << number(State::at_collective) << " at a warp's collective";
-    fail(int(waiting - fibers.begin()), what.str());
+    report_deadlock();
   }
   stopping = true;  // their destructors run
   for (int i = 0; i < count; ++i)
@@ -163,6 +205,15 @@ void run_block(const std::vector<int>& order) {
 void refuse(const std::string& why) {
   fail(current, why);
   throw Stop();
+}
+
+void add_shared(void* begin, size_t bytes) {
+  char* const first = static_cast<char*>(begin);
+  if (first >= stack_of(0) && first < stack_of(kMostThreads))
+    refuse("a SharedArray that is not declared __shared__");
+  std::memset(begin, 0xff, bytes);
+  size_t& known = static_arrays[first];  // an array of arrays begins where its first element does
+  known = std::max(known, bytes);
 }
 
 void check_shared(int64_t i, int64_t n, int64_t size) {
@@ -189,32 +240,65 @@ int lane() { return current % kWarp; }
 
 void block_barrier() { wait(State::at_block_barrier, "__syncthreads"); }
 
-const uint64_t* exchange(const char* what, unsigned mask, uint64_t value) {
-  Warp& warp = warps[current / kWarp];
-  const unsigned own = 1u << lane();
-  const int base = current / kWarp * kWarp;
+Gathered gather(const char* what, unsigned mask, uint64_t value) {
+  Fiber& self = fibers[current];
+  Fiber* const warp = &self - lane();
   // The last warp of a block may be partial; lanes that do not exist are in no mask.
-  const int lanes = std::min<int>(kWarp, int(fibers.size()) - base);
+  const int lanes = std::min<int>(kWarp, int(fibers.data() + fibers.size() - warp));
   if (lanes < kWarp) mask &= (1u << lanes) - 1;
-  if (!(mask & own)) refuse(std::string(what) + ": the mask does not have the calling lane");
-  if (warp.arrived == 0) {
-    warp.mask = mask;
-    warp.what = what;
-  } else if (warp.mask != mask || std::strcmp(warp.what, what) != 0) {
-    refuse(std::string(what) + ": other lanes of the warp are at " + warp.what + ", or have another mask");
+  const auto named = [](unsigned mask, int lane) { return (mask >> lane & 1) != 0; };
+  if (!named(mask, lane()))
+    refuse(std::string(what) + ": " + mask_text(mask) + " does not have the calling lane, " +
+           std::to_string(lane()));
+  self.mask = mask;
+  self.waits_for = what;
+  unsigned arrived = 1u << lane();
+  for (int i = 0; i < lanes; ++i)
+    if (is_at(warp[i], self)) arrived |= 1u << i;
+  self.deposited = value;
+  if (arrived != mask) {
+    wait(State::at_collective, what);
+    return {mask, self.gathered};
   }
-  warp.deposited[lane()] = value;
-  warp.arrived |= own;
-  if (warp.arrived == mask) {
-    std::copy(std::begin(warp.deposited), std::end(warp.deposited), warp.results);
-    warp.arrived = 0;
-    for (int i = 0; i < lanes; ++i)
-      if (mask >> i & 1) fibers[base + i].state = State::ready;
-    // The others read before anyone can deposit again: each must come back here first.
-    return warp.results;
-  }
-  wait(State::at_collective, what);
-  return warp.results;
+  // Each gets a copy: the first to go on may deposit again before the others have read.
+  for (int i = 0; i < lanes; ++i) self.gathered[i] = warp[i].deposited;
+  for (int i = 0; i < lanes; ++i)
+    if (i != lane() && named(mask, i)) {
+      std::copy_n(self.gathered, lanes, warp[i].gathered);
+      warp[i].state = State::ready;
+    }
+  return {mask, self.gathered};
+}
+
+void copy_async(void* shared, const void* global, size_t bytes, size_t zero_bytes) {
+  const auto check = [](bool good, const char* why) {
+    if (!good) refuse(std::string("__pipeline_memcpy_async: ") + why);
+  };
+  char* const to = static_cast<char*>(shared);
+  const auto inside = [&](char* begin, size_t size) { return to >= begin && to + bytes <= begin + size; };
+  const auto array = static_arrays.upper_bound(to);
+  check(bytes == 4 || bytes == 8 || bytes == 16, "the size must be 4, 8 or 16 bytes");
+  check(zero_bytes <= bytes, "more bytes are to be zero than there are");
+  check(reinterpret_cast<uintptr_t>(shared) % bytes == 0, "the destination is not aligned to the size");
+  check(reinterpret_cast<uintptr_t>(global) % bytes == 0, "the source is not aligned to the size");
+  check(inside(dynamic_memory.get(), dynamic_bytes) ||
+            (array != static_arrays.begin() && inside(std::prev(array)->first, std::prev(array)->second)),
+        "the destination is not in shared memory");
+  Copy copy{shared, bytes, {}, fibers[current].batches};
+  std::memcpy(copy.data, global, bytes - zero_bytes);
+  std::memset(shared, 0xff, bytes);
+  fibers[current].copies.push_back(copy);
+}
+
+void commit_copies() { ++fibers[current].batches; }
+
+void wait_for_copies(unsigned batches_left) {
+  Fiber& self = fibers[current];
+  std::erase_if(self.copies, [&](const Copy& copy) {
+    if (copy.batch + batches_left >= self.batches) return false;
+    std::memcpy(copy.to, copy.data, copy.bytes);
+    return true;
+  });
 }
 
 void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
@@ -231,7 +315,6 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const s
   block_size = block;
   grid_size = grid;
   fibers = std::vector<Fiber>(count);
-  warps = std::vector<Warp>((count + kWarp - 1) / kWarp);
   failure.clear();
   dynamic_memory = std::make_unique<char[]>(shared_bytes);
   dynamic_bytes = shared_bytes;

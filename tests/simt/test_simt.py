@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from functools import reduce
+from operator import and_, or_, xor
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,55 @@ def test_right_kernels_are_right_in_any_order(program: Path, seed: int | None) -
         assert values(run(program, kernel, seed)) == [63.0 - i for i in range(64)]
 
 
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+def test_lanes_of_disjoint_masks_go_on_independently(program: Path, seed: int | None) -> None:
+    halves = values(run(program, "halves_of_a_warp", seed))
+    for warp in (0, 32):
+        assert halves[warp : warp + 16] == [sum(range(warp, warp + 16))] * 16
+        assert halves[warp + 16 : warp + 32] == [i ^ 1 for i in range(warp + 16, warp + 32)]
+    steps = [1 if i % 2 == 0 else 8 for i in range(64)]
+    expected = [i // 32 * 32 + (i + 2 * steps[i]) % 32 for i in range(64)]
+    assert values(run(program, "odd_and_even_lanes", seed)) == expected
+
+
+def test_shuffles_of_a_width_stay_in_their_group(program: Path) -> None:
+    lanes = range(64)
+    assert values(run(program, "shuffle_down")) == [i + 3 if i % 8 < 5 else i for i in lanes]
+    assert values(run(program, "shuffle_up")) == [i - 3 if i % 8 >= 3 else i for i in lanes]
+    # An earlier group can be read by xor, a later one cannot.
+    assert values(run(program, "shuffle_xor")) == [i ^ 12 if i & 8 else i for i in lanes]
+    assert values(run(program, "shuffle_from")) == [i // 8 * 8 + 5 for i in lanes]
+
+
+def test_reductions_and_votes_of_a_whole_and_of_a_partial_warp(program: Path) -> None:
+    out = values(run(program, "reductions"))
+    for first, lanes in ((0, range(32)), (32, range(32, 40))):
+        signed = [i - 20 for i in lanes]
+        bits = [i | 64 for i in lanes]
+        small = [x < -16 for x in signed]
+        same = [int(x / 4) == int(signed[0] / 4) for x in signed]
+        assert out[first : first + 11] == [
+            *(sum(signed), min(signed), max(signed), 0 if first == 0 else 12),
+            *(reduce(and_, bits), reduce(or_, bits), reduce(xor, bits)),
+            *(sum(1 << i for i, x in enumerate(small) if x), any(small), all(small)),
+            sum(1 << i for i, x in enumerate(same) if x),
+        ]
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+def test_asynchronous_copies_arrive_at_their_wait(program: Path, seed: int | None) -> None:
+    sums = [sum(stage * 16 + (63 - i) % 16 for stage in range(4)) if i >= 16 else 0 for i in range(64)]
+    assert values(run(program, "pipeline", seed)) == sums
+    assert values(run(program, "wide_copies", seed)) == [*range(63), 0]
+
+
+@pytest.mark.parametrize("kernel", ["copy_without_wait", "copy_without_commit", "copy_without_barrier"])
+def test_an_asynchronous_copy_that_is_not_waited_for_shows_as_nan(program: Path, kernel: str) -> None:
+    """So does one that overwrites what another thread has yet to read, in some order of the threads."""
+    out = [x for seed in range(4) for x in values(run(program, kernel, seed))]
+    assert any(x != x for x in out)
+
+
 def test_a_missing_barrier_shows_as_a_wrong_sum(program: Path) -> None:
     sums = [values(run(program, "missing_barrier", seed))[0] for seed in range(4)]
     assert any(s != sum(range(64)) for s in sums)
@@ -56,12 +107,47 @@ def test_a_missing_barrier_shows_as_a_wrong_sum(program: Path) -> None:
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
-        ("divergent_barrier", "waits at __syncthreads, which not all threads reach: 24 of 64 have ended"),
-        ("shuffle_without_some_lanes", "waits at __shfl_xor_sync, which not all threads reach"),
-        ("mask_without_the_caller", "__shfl_sync: the mask does not have the calling lane"),
+        (
+            "divergent_barrier",
+            "thread (0, 0, 0): waits at __syncthreads, which not all threads reach: "
+            "24 of 64 do not, and the first of them, (40, 0, 0), has ended",
+        ),
+        (
+            "shuffle_without_some_lanes",
+            "thread (0, 0, 0): waits at __shfl_xor_sync with mask 0xffffffff "
+            "for thread (20, 0, 0), which has ended",
+        ),
+        ("lane_that_ended", "with mask 0xffffffff for thread (37, 0, 0), which has ended"),
+        (
+            "barrier_and_collective",
+            "waits at __syncwarp with mask 0xffffffff for thread (3, 0, 0), which waits at __syncthreads",
+        ),
+        ("mask_without_the_caller", "__shfl_sync: mask 0x1 does not have the calling lane, 1"),
+        (
+            "lane_outside_of_the_mask",
+            "thread (23, 0, 0): __shfl_down_sync: reads from lane 31, which is not in its mask",
+        ),
+        (
+            "lane_that_does_not_exist",
+            "thread (39, 0, 0): __shfl_down_sync: reads from lane 15, which is not in its mask",
+        ),
+        (
+            "masks_that_overlap",
+            "waits at __shfl_sync with mask 0x1ffff for thread (16, 0, 0), which has ended",
+        ),
+        (
+            "other_collectives",
+            "thread (0, 0, 0): waits at __all_sync with mask 0xffffffff "
+            "for thread (1, 0, 0), which waits at __any_sync with mask 0xffffffff",
+        ),
+        ("width_of_twelve", "__shfl_down_sync: the width is 12, but must be 1, 2, 4, 8, 16 or 32"),
+        ("misaligned_copy", "__pipeline_memcpy_async: the source is not aligned to the size"),
+        ("copy_of_a_wrong_size", "__pipeline_memcpy_async: the size must be 4, 8 or 16 bytes"),
+        ("copy_to_global_memory", "__pipeline_memcpy_async: the destination is not in shared memory"),
         ("past_static_shared", "thread (63, 0, 0): shared memory of 63 elements is accessed at 63"),
         ("before_static_shared", "thread (0, 0, 0): shared memory of 64 elements is accessed at -1"),
         ("vector_past_static_shared", "thread (60, 0, 0): shared memory of 64 elements is accessed at 61, 4"),
+        ("array_that_is_not_shared", "a SharedArray that is not declared __shared__"),
         ("past_dynamic_shared", "thread (63, 0, 0): shared memory of 64 elements is accessed at 64"),
         ("part_past_dynamic_shared", "64 elements of 4 bytes from byte 4, but the launch gave 256 bytes"),
         ("misaligned_dynamic_shared", "1 elements of 8 bytes from byte 4 are not aligned"),
@@ -80,6 +166,16 @@ def test_a_launch_with_more_shared_memory_than_a_card_has_is_refused(program: Pa
     result = run(program, "too_much_dynamic_shared")
     assert result.returncode == 1
     assert "102400 bytes of dynamic shared memory are more than all cards have" in result.stdout
+
+
+def test_kernels_declare_shared_memory_with_bounds() -> None:
+    """The harness sees no other __shared__ array: overruns, and reads of what nobody wrote, would pass."""
+    sources = [*ROOT.glob("csrc/*/*.cu"), *ROOT.glob("csrc/*/*.h")]
+    lines = [line.strip() for path in sources for line in path.read_text().splitlines()]
+    lines = [line for line in lines if "__shared__" in line and not line.startswith("//")]
+    assert len(lines) >= 3
+    plain = [line for line in lines if not line.startswith("__shared__ SharedArray<")]
+    assert plain == ["extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];"]
 
 
 @pytest.mark.parametrize("kernel", ["reads_what_nobody_wrote", "reads_dynamic_that_nobody_wrote"])
