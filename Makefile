@@ -66,7 +66,7 @@ $(SIMT): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/simt/*.cpp)
 	@touch $@
 
 $(VENV)/test-tools: $(VENV)/torch pyproject.toml
-	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath
+	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	@touch $@
 
 $(VENV)/lint-tools: $(VENV)/torch pyproject.toml

@@ -1,39 +1,54 @@
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import pkgutil
+from pathlib import Path
 
-import click
+import torch
 
 import benchmarks
-from benchmarks import harness, report
+from benchmarks import harness
 
 NAMES = sorted(
     module.name
     for module in pkgutil.iter_modules(benchmarks.__path__)
-    if module.name not in ("harness", "report", "compare", "__main__")
+    if module.name not in ("harness", "card", "report", "compare", "gpu_check", "__main__")
 )
 
 
-@click.command()
-@click.argument("names", nargs=-1, type=click.Choice(NAMES))
-@click.option("--threads", default="1,2", show_default=True, help="Thread counts, separated by commas.")
-@click.option(
-    "--results", default=str(harness.RESULTS), show_default=True, help="Folder for CSV, table and plots."
-)
-def main(names: tuple[str, ...], threads: str, results: str) -> None:
-    """Runs the benchmarks NAMES (all of them by default); writes CSV, a table and plots."""
-    counts = [int(part) for part in threads.split(",")]
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Runs benchmarks; writes CSV, a table and plots."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", default="1,2", help="thread counts on the CPU (1,2)")
+    parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder to write into")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: figures without a meaning")
+    parser.add_argument("--csv-only", action="store_true", help="no table and no plots")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"NAME is {', '.join(sorted(unknown))}, but must be of {', '.join(NAMES)}")
+    counts = [int(part) for part in options.threads.split(",")]
     available = len(os.sched_getaffinity(0))
-    if max(counts) > available:
-        raise click.BadParameter(f"--threads asks for {max(counts)}, but {available} cores are available")
+    if options.device == "cpu" and max(counts) > available:
+        parser.error(f"--threads asks for {max(counts)}, but {available} cores are available")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} sees no CUDA device")
+    if options.quick and options.results == harness.RESULTS:
+        parser.error("--quick needs --results: its figures are none")
     harness.same_allocator_for_all()
-    for name in names or NAMES:
-        module = importlib.import_module(f"benchmarks.{name}")
-        rows = harness.run_module(name, module.cases, counts)
-        harness.write_csv(harness.Path(results) / f"{name}.csv", rows)
-    report.write(harness.Path(results))
+    setting = harness.Setting(torch.device(options.device), options.quick)
+    for name in options.names or NAMES:
+        cases = importlib.import_module(f"benchmarks.{name}").cases
+        file = f"cuda-{name}.csv" if setting.on_card else f"{name}.csv"
+        harness.write_csv(options.results / file, harness.run_module(cases, setting, counts))
+    if not options.csv_only:
+        from benchmarks import report  # needs matplotlib
+
+        report.write(options.results)
 
 
 main()

@@ -1,6 +1,6 @@
 """One optimizer step with the moving average of the weights: what does it cost beside the fused Adam?
 
-The weights move while they are measured; that all contenders take the same step is checked on the first one.
+The weights move while they are measured; that all contenders take the same step is checked on the fourth one.
 ``aigc_ext, unchecked`` does not look for gradients that are not finite, which none of PyTorch's does either.
 """
 
@@ -14,24 +14,27 @@ from torch import Tensor
 
 from aigc_ext.models import MLPGenerator
 from aigc_ext.optim import AdamEMA
-from benchmarks.harness import Case
+from benchmarks.card import graphed
+from benchmarks.harness import Case, Setting, those_that_work
 
 LR, BETAS, DECAY = 1e-4, (0.5, 0.999), 0.999
 MLP = [tuple(p.shape) for p in MLPGenerator().parameters()]
 DCGAN = [(100, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 3, 4, 4)]
+WARM_UP = 3  # steps before the one that is compared: a CUDA graph takes them before it is captured
 Step = Callable[[], list[Tensor]]
+Make = Callable[[list[tuple[int, ...]], Setting], Step]
 
 
-def start(sizes: list[tuple[int, ...]]) -> tuple[list[Tensor], list[Tensor]]:
+def start(sizes: list[tuple[int, ...]], setting: Setting) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
-    params = [torch.randn(size, requires_grad=True) for size in sizes]
+    params = [torch.randn(size).to(setting.device).requires_grad_() for size in sizes]
     for param in params:
-        param.grad = torch.randn_like(param)
+        param.grad = torch.randn(param.shape).to(param)
     return params, [param.detach().clone() for param in params]
 
 
-def fused(sizes: list[tuple[int, ...]]) -> Step:
-    params, averages = start(sizes)
+def fused(sizes: list[tuple[int, ...]], setting: Setting) -> Step:
+    params, averages = start(sizes, setting)
     optimizer = torch.optim.Adam(params, LR, BETAS, fused=True)
 
     @torch.no_grad()
@@ -44,10 +47,16 @@ def fused(sizes: list[tuple[int, ...]]) -> Step:
     return step
 
 
-def foreach(sizes: list[tuple[int, ...]], fused: bool, compiled: bool = False) -> Step:
-    params, averages = start(sizes)
+def foreach(
+    sizes: list[tuple[int, ...]],
+    setting: Setting,
+    fused: bool,
+    capturable: bool = False,
+    compile: Callable[[Step], Step] | None = None,
+) -> Step:
+    params, averages = start(sizes, setting)
     # Compiled, the learning rate is a constant of the graph; as a tensor, for schedules, it would be slower.
-    optimizer = torch.optim.Adam(params, LR, BETAS, fused=fused, foreach=not fused)
+    optimizer = torch.optim.Adam(params, LR, BETAS, fused=fused, foreach=not fused, capturable=capturable)
 
     @torch.no_grad()
     def step() -> list[Tensor]:
@@ -55,11 +64,11 @@ def foreach(sizes: list[tuple[int, ...]], fused: bool, compiled: bool = False) -
         torch._foreach_lerp_(averages, params, 1 - DECAY)
         return averages
 
-    return torch.compile(step) if compiled else step
+    return compile(step) if compile else step
 
 
-def ours(sizes: list[tuple[int, ...]], skip_nonfinite: bool) -> Step:
-    params, averages = start(sizes)
+def ours(sizes: list[tuple[int, ...]], setting: Setting, skip_nonfinite: bool = True) -> Step:
+    params, averages = start(sizes, setting)
     optimizer = AdamEMA(
         params, LR, BETAS, ema_params=averages, ema_decay=DECAY, skip_nonfinite=skip_nonfinite
     )
@@ -71,24 +80,48 @@ def ours(sizes: list[tuple[int, ...]], skip_nonfinite: bool) -> Step:
     return step
 
 
-def cases() -> Iterable[Case]:
-    contenders: dict[str, Callable[[list[tuple[int, ...]]], Step]] = {
+def warmed_up(make: Make, sizes: list[tuple[int, ...]], setting: Setting) -> Step:
+    step = make(sizes, setting)
+    for _ in range(WARM_UP):
+        step()
+    return step
+
+
+def in_a_graph(make: Make, sizes: list[tuple[int, ...]], setting: Setting) -> Step:
+    return graphed(make(sizes, setting), WARM_UP)
+
+
+def cases(setting: Setting) -> Iterable[Case]:
+    contenders: dict[str, Make] = {
         "Adam(fused) + lerp_": fused,
         "Adam(fused) + _foreach_lerp_": partial(foreach, fused=True),
         "Adam(foreach) + _foreach_lerp_": partial(foreach, fused=False),
-        "compile of Adam + _foreach_lerp_": partial(foreach, fused=False, compiled=True),
-        "aigc_ext": partial(ours, skip_nonfinite=True),
-        "aigc_ext, unchecked": partial(ours, skip_nonfinite=False),
+    }
+    for name, mode in setting.compile_modes().items():
+        contenders[name.replace("compile", "compile of Adam + _foreach_lerp_", 1)] = partial(
+            foreach, fused=False, capturable=setting.on_card, compile=partial(setting.compiled, mode=mode)
+        )
+    contenders |= {"aigc_ext": ours, "aigc_ext, unchecked": partial(ours, skip_nonfinite=False)}
+    graphs: dict[str, Make] = {
+        "Adam(fused) + _foreach_lerp_, CUDA graph": partial(foreach, fused=True, capturable=True),
+        "aigc_ext, CUDA graph": ours,
     }
     for name, sizes in (("MLP generator", MLP), ("DCGAN generator", DCGAN)):
+        if setting.quick:
+            sizes = [(3, 4), (5,)]
         count = sum(torch.Size(size).numel() for size in sizes)
         size = f"{count / 1e6:.1f} M" if count > 1e6 else f"{count / 1e3:.0f} k"
+        makes = {k: partial(warmed_up, make, sizes, setting) for k, make in contenders.items()}
+        if setting.on_card:
+            makes |= {k: partial(in_a_graph, make, sizes, setting) for k, make in graphs.items()}
         yield Case(
             "adam_ema",
             f"{name}, {size} parameters",
-            {contender: make(sizes) for contender, make in contenders.items()},
+            those_that_work(makes),
             bytes=36 * count,
             outputs=lambda averages: [average.clone() for average in averages],
             rtol=1e-6,
             atol=1e-7,
         )
+        if setting.quick:
+            return

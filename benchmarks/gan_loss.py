@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext import ops
-from benchmarks.harness import Case
+from benchmarks.harness import Case, Setting
 
 
 def softplus(real: Tensor, fake: Tensor) -> Tensor:
@@ -32,12 +32,15 @@ def statistics(real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
         )
 
 
-def cases() -> Iterable[Case]:
+def cases(setting: Setting) -> Iterable[Case]:
     torch.manual_seed(0)
     torch._dynamo.reset()
-    compiled = torch.compile(softplus)
-    for name, shape in (("64 logits", (64, 1)), ("64x1x30x30 patches", (64, 1, 30, 30))):
-        real, fake = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    compiled = {
+        contender: setting.compiled(softplus, mode) for contender, mode in setting.compile_modes().items()
+    }
+    shapes = {"64 logits": (64, 1), "64x1x30x30 patches": (64, 1, 30, 30)}
+    for name, shape in [*shapes.items()][: 1 if setting.quick else None]:
+        real, fake = (torch.randn(shape).to(setting.device).requires_grad_() for _ in range(2))
         # 64 logits are no matter of bandwidth.
         traffic = 4 * real.numel() * real.element_size() if real.dim() > 2 else None
 
@@ -57,11 +60,15 @@ def cases() -> Iterable[Case]:
             {
                 "eager, softplus": lambda run=by_autograd: run(softplus),
                 "eager, BCE with logits": lambda run=by_autograd: run(cross_entropy),
-                "compile": lambda run=by_autograd: run(compiled),
+                **{
+                    contender: lambda run=by_autograd, f=function: run(f)
+                    for contender, function in compiled.items()
+                },
                 "aigc_ext": lambda run=by_autograd: run(ops.discriminator_loss),
                 "aigc_ext, one call": in_one_call,
             },
             bytes=traffic,
+            graphs=("eager, softplus", "aigc_ext", "aigc_ext, one call"),
         )
 
         def with_statistics(
@@ -87,4 +94,5 @@ def cases() -> Iterable[Case]:
                 "aigc_ext, one call": all_in_one_call,
             },
             bytes=traffic,
+            graphs=("eager, softplus", "aigc_ext, one call"),
         )

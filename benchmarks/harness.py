@@ -1,7 +1,9 @@
 """Times contenders against each other in one run: interleaved, medians, outputs compared first.
 
-A benchmark module has ``cases() -> Iterable[Case]``; ``python -m benchmarks NAME ...`` runs it and writes
-``benchmarks/results/NAME.csv``.
+A benchmark module has ``cases(setting) -> Iterable[Case]``; ``python -m benchmarks NAME ...`` runs it and
+writes ``benchmarks/results/NAME.csv``, with ``--device cuda`` ``cuda-NAME.csv``.
+
+On a card (benchmarks/card.py), time is taken by CUDA events, with the L2 cache warm and cold apart.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("op", "case", "dtype", "contender", "median_us", "p20", "p80", "gbps", "device", "torch", "commit")
+# The last part of `device` says how: "; 2 threads", or on a card "; L2 warm". Only rows of a card have also:
+#   copy       gbps as a fraction of what a copy of 1 GiB reaches on the same card
+#   launches   calls that give the card work, a CUDA graph being one; kernels: what then runs on it
+#   peak_mb    memory allocated meanwhile; empty for a CUDA graph, which keeps its own
+CARD_COLUMNS = ("copy", "launches", "kernels", "peak_mb", "date")
 
 # glibc gives freed large blocks back to the system by default, which costs eager PyTorch up to 8x; it is
 # not a win of
@@ -32,6 +39,32 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the contenders run."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    # Tiny sizes, few repeats and no code generation: shows that the scripts run. Its figures mean nothing.
+    quick: bool = False
+
+    @property
+    def on_card(self) -> bool:
+        return self.device.type == "cuda"
+
+    def compiled(self, function: Callable[..., Any], mode: str | None = None, **options: Any) -> Any:
+        if self.quick:
+            return torch.compile(function, backend="eager", **options)
+        return torch.compile(function, mode=mode, **options)
+
+    def compile_modes(self) -> dict[str, str | None]:
+        """The contenders that torch.compile has to offer, by name."""
+        modes: dict[str, str | None] = {"compile": None}
+        return modes | ({"compile, reduce-overhead": "reduce-overhead"} if self.on_card else {})
 
 
 @dataclass
@@ -50,6 +83,23 @@ class Case:
     rtol: float = 1e-4
     atol: float = 1e-5
     turn: float = 0.002  # seconds that a contender runs at a stretch, at least one call
+    # Contenders whose call is also captured in a CUDA graph, where there is a card. Of those that change
+    # state, the module makes the graph itself (`card.graphed`).
+    graphs: tuple[str, ...] = ()
+
+
+def those_that_work(contenders: dict[str, Callable[[], T]]) -> dict[str, T]:
+    """The results by name. Another's contender that fails (on a new card, say) is reported and left out; ours
+    stops the benchmark."""
+    results = {}
+    for name, build in contenders.items():
+        try:
+            results[name] = build()
+        except Exception as error:
+            if name.startswith("aigc_ext"):
+                raise
+            print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
+    return results
 
 
 def check_outputs(case: Case) -> None:
@@ -112,51 +162,52 @@ def commit() -> str:
 
 
 def run_module(
-    name: str, cases: Callable[[], Iterable[Case]], threads: Iterable[int]
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+    cases: Callable[[Setting], Iterable[Case]], setting: Setting, threads: Iterable[int]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a benchmark, each as soon as it is measured."""
+    if setting.on_card:
+        from benchmarks import card
+
+        for case in cases(setting):
+            yield from card.measure(case, setting)
+        return
     for count in threads:
         torch.set_num_threads(count)
-        for case in cases():
+        for case in cases(setting):
             check_outputs(case)
-            samples = time_case(case)
-            baseline = statistics.median(next(iter(samples.values())))
+            samples = time_case(case, seconds=0.01, min_rounds=3) if setting.quick else time_case(case)
             print(f"\n{case.op}: {case.case}, {case.dtype}, {count} thread{'s' if count > 1 else ''}")
-            for contender, times in samples.items():
-                p20, median, p80 = (statistics.quantiles(times, n=10)[i] for i in (1, 4, 7))
-                gbps = f"{case.bytes / median / 1e3:.2f}" if case.bytes else ""
-                ratio = baseline / median
-                print(f"  {contender:32}{median:12.1f} us {ratio:8.2f}x {gbps:>8} {'GB/s' if gbps else ''}")
-                rows.append(
-                    dict(
-                        zip(
-                            COLUMNS,
-                            (
-                                case.op,
-                                case.case,
-                                case.dtype,
-                                contender,
-                                f"{median:.2f}",
-                                f"{p20:.2f}",
-                                f"{p80:.2f}",
-                                gbps,
-                                device_name(count),
-                                torch.__version__,
-                                commit(),
-                            ),
-                            strict=True,
-                        )
-                    )
-                )
-    return rows
+            yield from rows_of(case, samples, device_name(count))
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def rows_of(case: Case, samples: dict[str, list[float]], device: str) -> Iterator[dict[str, Any]]:
+    """A row for each contender, printed as well."""
+    baseline = statistics.median(next(iter(samples.values())))
+    for contender, times in samples.items():
+        p20, median, p80 = (statistics.quantiles(times, n=10)[i] for i in (1, 4, 7))
+        gbps = f"{case.bytes / median / 1e3:.2f}" if case.bytes else ""
+        print(
+            f"  {contender:32}{median:12.1f} us {baseline / median:8.2f}x {gbps:>8} {'GB/s' if gbps else ''}",
+            flush=True,
+        )
+        values = (
+            *(case.op, case.case, case.dtype, contender, f"{median:.2f}", f"{p20:.2f}", f"{p80:.2f}", gbps),
+            *(device, torch.__version__, commit()),
+        )
+        yield dict(zip(COLUMNS, values, strict=True))
+
+
+def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes row by row, so that a run that is cut short leaves what it has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    writer = None
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
 
 
 def same_allocator_for_all() -> None:

@@ -3,8 +3,9 @@ weights.
 
 - eager: as a good user writes it: D frozen in G's step, ``Adam(fused=True)``, ``torch._foreach_lerp_``.
 - compile: one compiled function per step, gradients by ``torch.func.grad``, Adam and the average inside the
-graph.
+graph. On a card also with ``mode="reduce-overhead"``.
 - aigc_ext: the step that ``aigc-ext train`` runs, on our ops.
+- CUDA graph: the whole step of eager or aigc_ext, captured.
 Each takes some ten steps before the next one's turn, as training does: caches are warm with its own data.
 Weights move while they are measured; that the three compute the same step is checked on a first step from
 equal weights.
@@ -24,7 +25,8 @@ from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import MLPDiscriminator, MLPGenerator
 from aigc_ext.optim import AdamEMA
 from aigc_ext.training.step import AdversarialStep, Objective
-from benchmarks.harness import Case
+from benchmarks.card import graphed
+from benchmarks.harness import Case, Setting, those_that_work
 
 LR, BETAS, EPS, EMA, GAMMA = 1e-4, (0.5, 0.999), 1e-8, 0.999, 0.3
 Step = Callable[[Tensor, Tensor], None]
@@ -41,11 +43,15 @@ def plain_networks() -> tuple[nn.Module, nn.Module]:
     return generator, discriminator
 
 
-def eager(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[Step, list[Tensor]]:
+def eager(
+    generator: nn.Module, discriminator: nn.Module, gamma: float, capturable: bool = False
+) -> tuple[Step, list[Tensor]]:
     ema = [p.detach().clone() for p in generator.parameters()]
     weights = list(generator.parameters())
-    g_adam = torch.optim.Adam(weights, LR, BETAS, EPS, fused=True)
-    d_adam = torch.optim.Adam(discriminator.parameters(), LR, BETAS, EPS, fused=True)
+    g_adam, d_adam = (
+        torch.optim.Adam(parameters, LR, BETAS, EPS, fused=True, capturable=capturable)
+        for parameters in (weights, discriminator.parameters())
+    )
 
     def step(real: Tensor, z: Tensor) -> None:
         fake = generator(z)
@@ -69,14 +75,16 @@ def eager(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple
     return step, [*weights, *discriminator.parameters(), *ema]
 
 
-def one_graph(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[Step, list[Tensor]]:
+def one_graph(
+    generator: nn.Module, discriminator: nn.Module, gamma: float, setting: Setting, mode: str | None
+) -> tuple[Step, list[Tensor]]:
     g = {k: v.detach().clone() for k, v in generator.named_parameters()}
     d = {k: v.detach().clone() for k, v in discriminator.named_parameters()}
     ema = {k: v.clone() for k, v in g.items()}
     g_moments, d_moments = (
         {k: (torch.zeros_like(v), torch.zeros_like(v)) for k, v in weights.items()} for weights in (g, d)
     )
-    count = torch.zeros(())
+    count = torch.zeros((), device=setting.device)
 
     def adam(weights, gradients, moments) -> None:  # type: ignore[no-untyped-def]
         for name, weight in weights.items():
@@ -108,12 +116,13 @@ def one_graph(generator: nn.Module, discriminator: nn.Module, gamma: float) -> t
         for name, average in ema.items():
             average.lerp_(g[name], 1 - EMA)
 
-    step = torch.compile(compiled, fullgraph=True)
+    step = setting.compiled(compiled, mode, fullgraph=True)
     return step, [*g.values(), *d.values(), *ema.values()]
 
 
 def ours(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[Step, list[Tensor]]:
-    g, d = MLPGenerator(), MLPDiscriminator()
+    device = next(generator.parameters()).device
+    g, d = MLPGenerator().to(device), MLPDiscriminator().to(device)
     for network, plain in ((g, generator), (d, discriminator)):
         for own, other in zip(network.parameters(), plain.parameters(), strict=True):
             own.data.copy_(other.data)
@@ -128,21 +137,45 @@ def ours(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[
     return step, [*g.parameters(), *d.parameters(), *ema]
 
 
-def cases() -> Iterable[Case]:
+def after_three_steps(
+    build: Callable[[], tuple[Step, list[Tensor]]], real: Tensor, z: Tensor, contender: str
+) -> tuple[Callable[[], object], list[Tensor]]:
+    step, state = build()
+    run = partial(step, real, z)
+    if contender.endswith("CUDA graph"):
+        return graphed(run, warm_up=3), state
+    for _ in range(3):
+        run()
+    return run, state
+
+
+def cases(setting: Setting) -> Iterable[Case]:
+    builders: dict[str, Callable[..., tuple[Step, list[Tensor]]]] = {"eager": eager}
+    for name, mode in setting.compile_modes().items():
+        builders[name.replace("compile", "compile, one graph", 1)] = partial(
+            one_graph, setting=setting, mode=mode
+        )
+    builders["aigc_ext"] = ours
+    if setting.on_card:
+        builders |= {"eager, CUDA graph": partial(eager, capturable=True), "aigc_ext, CUDA graph": ours}
     for name, gamma in (("batch 64", 0.0), ("batch 64, R1 every step", GAMMA)):
         torch.manual_seed(0)
-        real, z = torch.rand(64, 1, 28, 28), torch.randn(64, 100)
-        networks = plain_networks()
-        contenders: dict[str, Callable[[], None]] = {}
-        states: dict[str, list[Tensor]] = {}
-        for contender, build in (("eager", eager), ("compile, one graph", one_graph), ("aigc_ext", ours)):
-            step, states[contender] = build(*copy.deepcopy(networks), gamma)
-            for _ in range(3):
-                step(real, z)
-            contenders[contender] = partial(step, real, z)
-        for contender, state in states.items():
-            for own, expected in zip(state, states["eager"], strict=True):
+        real, z = (t.to(setting.device) for t in (torch.rand(64, 1, 28, 28), torch.randn(64, 100)))
+        networks = tuple(network.to(setting.device) for network in plain_networks())
+        built = those_that_work(
+            {
+                contender: partial(
+                    after_three_steps, partial(build, *copy.deepcopy(networks), gamma), real, z, contender
+                )
+                for contender, build in builders.items()
+            }
+        )
+        for contender, (_, state) in built.items():
+            for own, expected in zip(state, built["eager"][1], strict=True):
                 torch.testing.assert_close(
                     own, expected, rtol=1e-3, atol=2e-5, msg=lambda m, c=contender: f"{c}: {m}"
                 )
+        contenders = {contender: run for contender, (run, _) in built.items()}
         yield Case("MLP GAN step", name, contenders, outputs=None, turn=0.05)
+        if setting.quick:
+            return

@@ -23,20 +23,35 @@ def grouped(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown, one line per contender; the ratio is to the group's first contender. Losing rows included."""
-    lines = [
-        "| op | case | threads | contender | µs (p20–p80) | GB/s | speed |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Markdown: a table of the CPU's rows and one of those of cards, which have more columns."""
+    parts = [[row for row in rows if ("launches" in row) == card] for card in (False, True)]
+    return "\n\n".join(part_of_table(part) for part in parts if part)
+
+
+def part_of_table(rows: list[Row]) -> str:
+    """One line per contender; the ratio is to the group's first contender. Losing rows included."""
+    card = "launches" in rows[0]
+    header = ["op", "case", "L2" if card else "threads", "contender", "µs (p20–p80)", "GB/s", "speed"]
+    if card:
+        header += ["of a copy's GB/s", "launches", "kernels", "peak MB"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for (op, case, dtype, device), group in grouped(rows).items():
         baseline = float(group[0]["median_us"])
         for row in group:
             median, p20, p80 = (float(row[key]) for key in ("median_us", "p20", "p80"))
-            lines.append(
-                f"| {op} | {case}, {dtype} | {device.split('; ')[-1].split()[0]} | {row['contender']} "
+            how = device.split("; ")[-1].removeprefix("L2 ").split()[0]
+            line = (
+                f"| {op} | {case}, {dtype} | {how} | {row['contender']} "
                 f"| {median:,.1f} ({p20:,.1f}–{p80:,.1f}) | {row['gbps']} | {baseline / median:.2f}× |"
             )
-    devices = sorted({f"{row['device'].split(';')[0]}, torch {row['torch']}" for row in rows})
+            extra = [row[key] for key in ("copy", "launches", "kernels", "peak_mb")] if card else []
+            lines.append(line + "".join(f" {value} |" for value in extra))
+    devices = sorted(
+        {
+            f"{row['device'].split(';')[0]}, torch {row['torch']}" + (f", {row['date']}" if card else "")
+            for row in rows
+        }
+    )
     return "\n".join(
         [*lines, "", f"Measured on {'; '.join(devices)}. Medians of interleaved repeats, with p20–p80."]
     )

@@ -2,11 +2,18 @@
 ones:
 ``HYPOTHESIS_PROFILE=explore make test``."""
 
+import dataclasses
 import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.ops.suite import OpCase
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", deadline=None)
@@ -24,3 +31,45 @@ if _backend == "simt":
     os.environ["AIGC_EXT_LIBRARY"] = str(_library)
 elif _backend != "cpu":
     raise pytest.UsageError(f"AIGC_EXT_BACKEND is '{_backend}', but must be cpu or simt")
+
+
+# ---- tests for a card, marked `cuda` -----------------------------------------------------------------------
+# Without one they are deselected, not skipped one by one. `pytest -m cuda` without one is an error.
+
+
+def _why_no_cuda() -> str | None:
+    """Why tests for a card cannot run here; None if they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not a CUDA build"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if _backend != "cpu":
+        return f"AIGC_EXT_BACKEND={_backend} has no CUDA kernels"
+    library = Path(__file__).parents[1] / "aigc_ext" / "lib" / "libaigc_ops_cuda.so"
+    return None if library.exists() else f"{library} is not built: `make gpu-check` builds it for this card"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    asked = re.sub(r"\bnot\s+cuda\b", "", config.getoption("markexpr", "") or "")
+    if re.search(r"\bcuda\b", asked) and (reason := _why_no_cuda()):
+        raise pytest.UsageError(f"-m cuda: {reason}")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for_a_card = [item for item in items if item.get_closest_marker("cuda")]
+    if for_a_card and _why_no_cuda():
+        config.hook.pytest_deselected(items=for_a_card)
+        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the property suite runs; tests/cuda has another one."""
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, device: torch.device) -> "OpCase":
+    """The op that a test of the property suite is about."""
+    return dataclasses.replace(request.param, device=device)

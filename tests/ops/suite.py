@@ -41,7 +41,8 @@ class OpCase:
     small_calls: st.SearchStrategy[
         Call
     ]  # a few elements, nothing on a corner of f: for numeric differentiation
-    large_call: Callable[[], Call]  # enough elements for several threads
+    # large_call(): enough elements for several threads; large_call(scale): that many times as many
+    large_call: Callable[..., Call]
     # (overload, arguments) of every native op behind the function, for opcheck
     native: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]]
     constant: tuple[str, ...] = ()  # inputs that have no gradient
@@ -49,13 +50,15 @@ class OpCase:
     keeps_format: bool = True  # the first output has the memory format of the input `x`
     own_sums: bool = True  # no product of PyTorch's in it, whose bits depend on the number of threads
     dtypes: tuple[torch.dtype, ...] = DTYPES
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
 
 def seeded(shape: Sequence[int], seed: int, scale: float = 1.0) -> Tensor:
-    """Normal float64 values that depend on the seed alone (Hypothesis shrinks a seed, not a million
-    floats)."""
+    """Normal float64 values that depend on the seed alone, not on the device (Hypothesis shrinks a seed, not
+    a million floats)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tuple(shape), dtype=torch.float64, generator=generator) * scale
+    values = torch.randn(tuple(shape), dtype=torch.float64, generator=generator, device="cpu") * scale
+    return values.to(torch.get_default_device())
 
 
 def case_id(value: Any) -> str:
@@ -90,21 +93,24 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
     if (
         layout == "offset"
     ):  # a pointer that is aligned to one element only, and elements that are not adjacent
-        base = torch.full((x.numel() * 2 + 1,), float("nan"), dtype=x.dtype)
+        base = x.new_full((x.numel() * 2 + 1,), float("nan"))
         view = (
             base[1:].as_strided(x.shape, [s * 2 for s in x.contiguous().stride()]) if x.numel() else x.clone()
         )
         return view.copy_(x)
+    if layout == "misaligned":  # such a pointer too, but adjacent elements
+        return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def prepare(
     call: Call, case: OpCase, dtype: torch.dtype, layout: str = "contiguous"
 ) -> dict[str, Tensor | None]:
-    """The call's inputs as leaves of that dtype and layout, requiring gradients."""
+    """The call's inputs as leaves of that dtype and layout on the case's device, requiring gradients."""
     prepared = {}
     for name, value in call.inputs.items():
         if value is not None:
+            value = value.to(case.device)
             value = with_layout(value.to(dtype), layout) if value.is_floating_point() else value.clone()
             value.requires_grad_(value.is_floating_point() and name not in case.constant)
         prepared[name] = value
@@ -131,7 +137,7 @@ def values_and_gradients(
     leaves = {k: v for k, v in inputs.items() if v is not None and v.requires_grad}
     used = [(i, y) for i, y in enumerate(outputs) if y.requires_grad]
     if leaves and used:
-        cotangents = [seeded(y.shape, seed + i).to(dtype).to(y.dtype) for i, y in used]
+        cotangents = [seeded(y.shape, seed + i).to(dtype).to(y) for i, y in used]
         gradients = torch.autograd.grad(
             [y for _, y in used], list(leaves.values()), cotangents, allow_unused=True
         )

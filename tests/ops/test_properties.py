@@ -1,4 +1,4 @@
-"""Every property of suite.py on every op."""
+"""Every property of suite.py on every op: here on the CPU, in tests/cuda/test_properties.py on a card."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def heap_in_use() -> Iterator[Callable[[], int]]:
     torch.set_num_threads(threads)
 
 
-per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# Indirect: the fixture `case` (tests/conftest.py) puts it on the device.
+per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name, indirect=True)
 
 
 def draw_example(strategy: st.SearchStrategy, filter_=lambda call: True):  # type: ignore[no-untyped-def]
@@ -130,7 +131,8 @@ def test_third_derivative_is_the_references(case: OpCase) -> None:
 
 @per_case
 def test_opcheck(case: OpCase) -> None:
-    calls = case.native()
+    with case.device:
+        calls = case.native()
     assert calls, "no native call to check"
     for overload, arguments in calls:
         torch.library.opcheck(overload, arguments)

@@ -45,13 +45,13 @@ def noise_calls(draw: st.DrawFn, small: bool = False) -> Call:
     return Call(inputs, {"act": act, "alpha": draw(alphas), "gain": draw(gains), "clamp": clamp})
 
 
-def large_call(act: str) -> Call:
-    inputs = {"x": seeded((7, 6, 61, 67), 3), "b": seeded([6], 4)}
+def large_call(act: str, scale: int = 1) -> Call:
+    inputs = {"x": seeded((7 * scale, 6, 61, 67), 3), "b": seeded([6], 4)}
     return Call(inputs, {"act": act, "clamp": 0.9})
 
 
-def large_noise_call() -> Call:
-    inputs = large_call("lrelu").inputs
+def large_noise_call(scale: int = 1) -> Call:
+    inputs = large_call("lrelu", scale).inputs
     noise = {"noise": seeded((1, 1, 61, 67), 5), "strength": seeded((), 6)}
     return Call({**inputs, **noise}, {"act": "lrelu", "clamp": 0.9})
 

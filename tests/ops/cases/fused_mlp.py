@@ -48,9 +48,9 @@ def mlp_calls(draw: st.DrawFn, small: bool = False) -> Call:
     )
 
 
-def large_call() -> Call:
+def large_call(scale: int = 1) -> Call:
     sizes = [50, 130, 70, 9]
-    inputs: dict[str, Tensor | None] = {"x": seeded((500, 50), 1)}
+    inputs: dict[str, Tensor | None] = {"x": seeded((500 * scale, 50), 1)}
     for i in range(3):
         inputs[f"w{i}"] = seeded((sizes[i + 1], sizes[i]), 2 * i + 2, scale=sizes[i] ** -0.5)
         inputs[f"b{i}"] = seeded([sizes[i + 1]], 2 * i + 3)

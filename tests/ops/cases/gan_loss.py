@@ -53,17 +53,20 @@ def with_statistics(function, *args, **kwargs) -> tuple[Tensor, ...]:  # type: i
     return loss, *stats
 
 
-def large_discriminator_call(kind: str) -> Call:
+def large_discriminator_call(kind: str, scale: int = 1) -> Call:
     inputs = {
-        "real_logits": seeded((7, 1, 61, 67), 3),  # several chunks, the last one partial
-        "fake_logits": seeded((7, 1, 61, 67), 4),
-        "weight": seeded((7,), 5).abs(),
+        "real_logits": seeded((7 * scale, 1, 61, 67), 3),  # several chunks, the last one partial
+        "fake_logits": seeded((7 * scale, 1, 61, 67), 4),
+        "weight": seeded((7 * scale,), 5).abs(),
     }
     return Call(inputs, {"kind": kind, "l2_weight": 0.1})
 
 
-def large_generator_call() -> Call:
-    inputs = {"fake_logits": seeded((7, 1, 61, 67), 3), "real_logits": seeded((5, 4000), 4)}
+def large_generator_call(scale: int = 1) -> Call:
+    inputs = {
+        "fake_logits": seeded((7 * scale, 1, 61, 67), 3),
+        "real_logits": seeded((5 * scale, 4000), 4),
+    }
     return Call(inputs, {"kind": "relativistic_avg"})
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import hypothesis.strategies as st
 import torch
 
@@ -17,6 +19,11 @@ def gated_calls(draw: st.DrawFn, small: bool = False) -> Call:
     scale = 1.0 if small else draw(st.sampled_from([1.0, 8.0]))
     b = seeded([2 * channels], seed + 1) if draw(st.booleans()) else None
     return Call({"x": seeded((batch, 2 * channels, *rest), seed, scale), "b": b})
+
+
+def large_call(shape: tuple[int, ...], scale: int = 1) -> Call:
+    batch, channels, *rest = shape
+    return Call({"x": seeded((batch * scale, channels, *rest), 9), "b": seeded([channels], 10)})
 
 
 def native() -> list[tuple]:
@@ -42,7 +49,7 @@ CASES = [
         reference=ops.gated_act_ref,
         calls=gated_calls(),
         small_calls=gated_calls(small=True),
-        large_call=lambda shape=shape: Call({"x": seeded(shape, 9), "b": seeded([shape[1]], 10)}),
+        large_call=partial(large_call, shape),
         native=native,
         keeps_format=False,
     )

@@ -28,9 +28,9 @@ def linear_calls(draw: st.DrawFn, small: bool = False) -> Call:
     return Call(inputs, {"act": draw(acts), "alpha": draw(alphas), "gain": draw(gains), "clamp": clamp})
 
 
-def large_call() -> Call:
+def large_call(scale: int = 1) -> Call:
     return Call(
-        {"x": seeded((700, 50), 1), "w": seeded((130, 50), 2), "b": seeded([130], 3)},
+        {"x": seeded((700 * scale, 50), 1), "w": seeded((130, 50), 2), "b": seeded([130], 3)},
         {"act": "lrelu", "clamp": 1.0},
     )
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import hypothesis.strategies as st
 import torch
 
@@ -19,6 +21,10 @@ def pixel_norm_calls(draw: st.DrawFn, small: bool = False) -> Call:
     eps = 10.0 if shape[dim] == 1 else draw(st.sampled_from([0.1, 0.5] if small else [1e-8, 1e-3, 0.5]))
     seed = 2**32 - 1 - draw(seeds)
     return Call({"x": seeded(shape, seed)}, {"dim": dim, "eps": eps})
+
+
+def large_call(shape: tuple[int, ...], scale: int = 1) -> Call:
+    return Call({"x": seeded((shape[0] * scale, *shape[1:]), 8)})
 
 
 def native() -> list[tuple]:
@@ -41,7 +47,7 @@ CASES = [
         reference=ops.pixel_norm_ref,
         calls=pixel_norm_calls(),
         small_calls=pixel_norm_calls(small=True),
-        large_call=lambda shape=shape: Call({"x": seeded(shape, 8)}),
+        large_call=partial(large_call, shape),
         native=native,
     )
     for name, shape in {"images": (3, 130, 13, 29), "vectors": (1500, 100)}.items()
