@@ -8,9 +8,12 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 SIMT := build/simt/libaigc_ops_simt.so
-NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f -not -name '*.py*')
 
-.PHONY: demo test lint bench clean
+# Where gpu-check puts its files
+OUT_DIR ?= build/gpu-check
+
+.PHONY: demo test lint bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -31,6 +34,11 @@ lint: $(VENV)/installed $(VENV)/lint-tools
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(BIN)/python -m benchmarks
+
+# On a machine with a card: build, tests, benchmarks, compute-sanitizer, with the Python that is there and nothing
+# installed. PYTHON=.venv/bin/python takes the one of the targets above.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out '$(OUT_DIR)'
 
 clean:
 	rm -rf build $(VENV) aigc_ext/lib aigc_ext/include aigc_ext/cmake

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +23,16 @@ per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name, in
 
 
 @pytest.fixture
-def enough_memory() -> None:
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0]
-    if free < 26 * GIB:
-        pytest.skip(f"needs 26 GiB of free device memory, and {free / GIB:.1f} GiB are free")
+def enough_memory() -> Iterator[None]:
+    """For one test at a time, however many processes run the suite."""
+    with (Path(tempfile.gettempdir()) / "aigc_ext_large_tensors.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+        if free < 26 * GIB:
+            pytest.skip(f"needs 26 GiB of free device memory, and {free / GIB:.1f} GiB are free")
+        yield
+        torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize(
