@@ -38,6 +38,14 @@ class Hot:
 HOT = (
     Hot("bias_act", rf"bias_act_kernel<{TYPES}, Forward<"),
     Hot("bias_act", rf"bias_act_kernel<{TYPES}, Backward<"),
+    Hot("gated_act", rf"gated_act_kernel<{TYPES}, "),
+    Hot("pixel_norm", rf"row_kernel<{TYPES}, [01]>"),
+    # a thread has four pixels of a plane: 16 bytes of float32 only
+    Hot("pixel_norm", r"tile_kernel<float, [01]>", stores=False),
+    Hot("sample_sqnorm", rf"dot_kernel<{TYPES}>", stores=False),
+    Hot("sample_sqnorm", rf"scale_kernel<{TYPES}>"),
+    Hot("gan_loss", rf"terms_kernel<{TYPES}, ", loads=False, stores=False),  # a logit to a thread
+    Hot("adam_ema", r"update_kernel<"),
 )
 
 

@@ -33,7 +33,9 @@ _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def weight_gradients() -> bool:
     """Outside :func:`no_weight_gradients`, or while a graph is traced, which may run outside later."""
-    return _no_weight_gradients_depth == 0 or torch.compiler.is_compiling()
+    if _no_weight_gradients_depth == 0 or torch.compiler.is_compiling():
+        return True
+    return torch._guards.TracingContext.try_get() is not None  # torch 2.10, while it traces a backward
 
 
 @contextmanager

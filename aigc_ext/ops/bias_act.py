@@ -90,7 +90,8 @@ def bias_act_ref(
     if gain != 1:
         y = y * gain
     if clamp is not None:
-        y = y.clamp(-clamp, clamp)
+        # torch.clamp's gradient on the limit was 1 up to torch 2.13 and is 0 in 2.15; ours is 1.
+        y = torch.where((y >= -clamp) & (y <= clamp), y, y.clamp(-clamp, clamp))
     return y
 
 

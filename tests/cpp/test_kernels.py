@@ -64,17 +64,7 @@ def check(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-# Ops whose kernels fall short, and of what.
-FALLS_SHORT = {
-    "bias_act": "half precision without a mask spills 8 bytes; __launch_bounds__(kThreads, 1) would end that"
-}
-OPS = [
-    pytest.param(op, marks=pytest.mark.xfail(op in FALLS_SHORT, reason=FALLS_SHORT.get(op, ""), strict=True))
-    for op in sorted({hot.op for hot in check_kernels.HOT})
-]
-
-
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", sorted({hot.op for hot in check_kernels.HOT}))
 def test_hot_kernels_keep_to_registers_and_wide_accesses(op: str, tmp_path: Path) -> None:
     path = compiled(REDUCED.replace("OP", op), tmp_path)
     found = check_kernels.kernels(path)

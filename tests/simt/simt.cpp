@@ -1,3 +1,4 @@
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -39,7 +40,9 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // where it begins
+  jmp_buf place;       // where it goes on
+  bool begun = false;
   State state = State::ready;
   dim3 index;
   const char* waits_for = nullptr;
@@ -53,7 +56,7 @@ struct Fiber {
 
 std::mutex one_grid_at_a_time;  // shared memory and indices are the process's
 std::vector<Fiber> fibers;
-ucontext_t scheduler;
+jmp_buf scheduler;
 int current;
 bool stopping;
 std::string failure;
@@ -90,6 +93,12 @@ void fail(int fiber, const std::string& what) {
             text(fibers[fiber].index) + ": " + what;
 }
 
+// Control moves by _longjmp, which only swaps registers: swapcontext also asks the kernel for the signal mask,
+// twice.
+void leave(Fiber& self) {
+  if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
+}
+
 void enter() {
   try {
     (*kernel_body)();
@@ -98,26 +107,31 @@ void enter() {
     fail(current, error.what());
   }
   fibers[current].state = State::done;
-  swapcontext(&fibers[current].context, &scheduler);
+  leave(fibers[current]);
 }
 
 void wait(State state, const char* what) {
   Fiber& self = fibers[current];
   self.state = state;
   self.waits_for = what;
-  swapcontext(&self.context, &scheduler);
+  leave(self);
   if (stopping) throw Stop();
 }
 
 void resume(int fiber) {
   current = fiber;
   thread_index = fibers[fiber].index;
-  swapcontext(&scheduler, &fibers[fiber].context);
+  if (_setjmp(scheduler) != 0) return;
+  Fiber& next = fibers[fiber];
+  if (next.begun) _longjmp(next.place, 1);
+  next.begun = true;
+  setcontext(&next.context);
 }
 
 void start(int fiber) {
   Fiber& self = fibers[fiber];
   self.state = State::ready;
+  self.begun = false;
   self.waits_for = nullptr;
   self.copies.clear();
   self.batches = 0;
