@@ -2,6 +2,10 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -43,6 +47,7 @@ struct Fiber {
   ucontext_t context;  // where it begins
   jmp_buf place;       // where it goes on
   bool begun = false;
+  void* asan_frames = nullptr;
   State state = State::ready;
   dim3 index;
   const char* waits_for = nullptr;
@@ -93,13 +98,41 @@ void fail(int fiber, const std::string& what) {
             text(fibers[fiber].index) + ": " + what;
 }
 
+// AddressSanitizer must know which stack is in use: before and after each change of it.
+#if defined(__SANITIZE_ADDRESS__)
+const void* scheduler_stack;
+size_t scheduler_stack_bytes;
+void* scheduler_asan_frames;
+void before_entering(int fiber) {
+  __sanitizer_start_switch_fiber(&scheduler_asan_frames, stack_of(fiber), kStackBytes);
+}
+void after_entering(Fiber& self) {
+  __sanitizer_finish_switch_fiber(self.asan_frames, &scheduler_stack, &scheduler_stack_bytes);
+}
+void before_leaving(Fiber& self) {
+  __sanitizer_start_switch_fiber(self.state == State::done ? nullptr : &self.asan_frames, scheduler_stack,
+                                 scheduler_stack_bytes);
+}
+void after_leaving() { __sanitizer_finish_switch_fiber(scheduler_asan_frames, nullptr, nullptr); }
+#else
+void before_entering(int) {}
+void after_entering(Fiber&) {}
+void before_leaving(Fiber&) {}
+void after_leaving() {}
+#endif
+
 // Control moves by _longjmp, which only swaps registers: swapcontext also asks the kernel for the signal mask,
 // twice.
 void leave(Fiber& self) {
-  if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
+  if (_setjmp(self.place) == 0) {
+    before_leaving(self);
+    _longjmp(scheduler, 1);
+  }
+  after_entering(self);
 }
 
 void enter() {
+  after_entering(fibers[current]);
   try {
     (*kernel_body)();
   } catch (const Stop&) {
@@ -121,7 +154,8 @@ void wait(State state, const char* what) {
 void resume(int fiber) {
   current = fiber;
   thread_index = fibers[fiber].index;
-  if (_setjmp(scheduler) != 0) return;
+  if (_setjmp(scheduler) != 0) return after_leaving();
+  before_entering(fiber);
   Fiber& next = fibers[fiber];
   if (next.begun) _longjmp(next.place, 1);
   next.begun = true;
@@ -132,6 +166,7 @@ void start(int fiber) {
   Fiber& self = fibers[fiber];
   self.state = State::ready;
   self.begun = false;
+  self.asan_frames = nullptr;
   self.waits_for = nullptr;
   self.copies.clear();
   self.batches = 0;
