@@ -16,6 +16,9 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
 // Filled with NaN bits and bounded only as a SharedArray (core/cuda_shared.h): nothing else is to be declared
 // so.
 #define __shared__ static
@@ -66,18 +69,13 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
 #define blockIdx ::simt::block_index
 #define blockDim ::simt::block_size
 #define gridDim ::simt::grid_size
+constexpr int warpSize = 32;
 
 inline void __syncthreads() { simt::block_barrier(); }
 
-template <class T>
-T atomicAdd(T* address, T value) {  // one fiber runs at a time
-  const T old = *address;
-  *address = old + value;
-  return old;
-}
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
+[[noreturn]] inline void __trap() { simt::refuse("__trap"); }
 
+#include "atomics.h"
 #include "collectives.h"
+#include "intrinsics.h"
+#include "vector_types.h"

@@ -90,6 +90,13 @@ void fail(int fiber, const std::string& what) {
             text(fibers[fiber].index) + ": " + what;
 }
 
+// Ends the thread and never comes back to it.
+[[noreturn]] void leave(int fiber) {
+  fibers[fiber].state = State::done;
+  swapcontext(&fibers[fiber].context, &scheduler);
+  std::abort();
+}
+
 void enter() {
   try {
     (*kernel_body)();
@@ -97,8 +104,7 @@ void enter() {
   } catch (const std::exception& error) {
     fail(current, error.what());
   }
-  fibers[current].state = State::done;
-  swapcontext(&fibers[current].context, &scheduler);
+  leave(current);
 }
 
 void wait(State state, const char* what) {
@@ -333,3 +339,27 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const s
 }
 
 }  // namespace simt
+
+#if !defined(__SANITIZE_ADDRESS__)  // which brings handlers of its own
+
+namespace {
+struct Mismatch {  // the compiler's
+  const char* file;
+  uint32_t line, column;
+  const void* type;
+  uint8_t log_alignment, kind;
+};
+}  // namespace
+
+// x86 lets a misaligned access pass; on a GPU it is fatal. Kernels are compiled with -fsanitize=alignment,
+// whose checks end here. The thread is left where it is: it cannot be unwound from here.
+extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const Mismatch* where, uintptr_t address) {
+  std::ostringstream what;
+  what << "an access to address 0x" << std::hex << address << std::dec
+       << " that is misaligned: its type needs " << (1 << where->log_alignment) << " bytes (" << where->file
+       << ':' << where->line << ')';
+  simt::fail(simt::current, what.str());
+  simt::leave(simt::current);
+}
+
+#endif
