@@ -40,9 +40,14 @@ constexpr size_t kMostDynamicShared = 99 << 10;  // of the smallest of the cards
 
 extern dim3 thread_index, block_index, block_size, grid_size;
 
+struct Kernel {
+  const void* address;
+  const char* launch;  // a name that says less, for where the symbol table has none
+};
+
 // Runs the kernel's `body` for every thread of the grid. Throws std::runtime_error that names kernel, block
 // and thread where the kernel breaks the rules. AIGC_SIMT_SEED=n shuffles the order of the threads.
-void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 // The rest is called by a kernel's threads.
 

@@ -1,7 +1,10 @@
+#include <dlfcn.h>
+#include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -57,7 +60,6 @@ ucontext_t scheduler;
 int current;
 bool stopping;
 std::string failure;
-const char* kernel_name;
 const std::function<void()>* kernel_body;
 std::map<char*, size_t> static_arrays;  // of all kernels that have run
 // Of exactly the launch's size, so that a sanitizer sees what goes past it by a plain pointer.
@@ -70,6 +72,25 @@ char* stack_of(int fiber) {
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (stacks == MAP_FAILED) throw std::bad_alloc();
   return stacks + kStackBytes * fiber;
+}
+
+// With its template arguments, which only the symbol table knows; kernels have internal linkage, so that the
+// loader does not.
+std::string name_of(Kernel kernel) {
+  Dl_info info;
+  link_map* loaded = nullptr;
+  if (!dladdr1(kernel.address, &info, reinterpret_cast<void**>(&loaded), RTLD_DL_LINKMAP))
+    return kernel.launch;
+  std::ostringstream command;
+  command << "LD_PRELOAD= addr2line -Cfe \"" << (*loaded->l_name ? loaded->l_name : "/proc/$PPID/exe")
+          << "\" 0x" << std::hex << reinterpret_cast<uintptr_t>(kernel.address) - loaded->l_addr
+          << " 2>/dev/null";
+  std::string name;
+  if (FILE* output = popen(command.str().c_str(), "r")) {
+    for (int c; (c = std::fgetc(output)) != EOF && c != '\n';) name += char(c);
+    pclose(output);
+  }
+  return name.empty() || name[0] == '?' ? kernel.launch : name;
 }
 
 std::string text(dim3 d) {
@@ -86,8 +107,7 @@ std::string mask_text(unsigned mask) {
 
 void fail(int fiber, const std::string& what) {
   if (!failure.empty()) return;
-  failure = std::string(kernel_name) + ", block " + text(block_index) + ", thread " +
-            text(fibers[fiber].index) + ": " + what;
+  failure = "block " + text(block_index) + ", thread " + text(fibers[fiber].index) + ": " + what;
 }
 
 // Ends the thread and never comes back to it.
@@ -307,16 +327,15 @@ void wait_for_copies(unsigned batches_left) {
   });
 }
 
-void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard lock(one_grid_at_a_time);
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
   if (count == 0 || count > kMostThreads || grid.x == 0 || grid.y == 0 || grid.z == 0)
-    throw std::runtime_error(std::string(kernel) + ": a grid of " + text(grid) + " blocks of " + text(block) +
+    throw std::runtime_error(name_of(kernel) + ": a grid of " + text(grid) + " blocks of " + text(block) +
                              " threads cannot be launched");
   if (shared_bytes > kMostDynamicShared)
-    throw std::runtime_error(std::string(kernel) + ": " + std::to_string(shared_bytes) +
+    throw std::runtime_error(name_of(kernel) + ": " + std::to_string(shared_bytes) +
                              " bytes of dynamic shared memory are more than all cards have");
-  kernel_name = kernel;
   kernel_body = &body;
   block_size = block;
   grid_size = grid;
@@ -334,7 +353,7 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const s
         block_index = dim3(x, y, z);
         if (seed) std::shuffle(order.begin(), order.end(), random);
         run_block(order);
-        if (!failure.empty()) throw std::runtime_error(failure);
+        if (!failure.empty()) throw std::runtime_error(name_of(kernel) + ", " + failure);
       }
 }
 

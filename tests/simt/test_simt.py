@@ -175,6 +175,21 @@ def test_what_cuda_leaves_undefined_is_an_error_that_names_the_thread(
     assert "block (0, 0, 0), thread (" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ("divergent_barrier", "(anonymous namespace)::divergent_barrier(float const*, float*)"),
+        ("width_of_twelve", "void (anonymous namespace)::shuffle_down<12>(float const*, float*)"),
+        ("too_much_dynamic_shared", "(anonymous namespace)::shared_arrays(float const*, float*)"),
+    ],
+)
+def test_an_error_names_the_kernel(program: Path, tmp_path: Path, kernel: str, name: str) -> None:
+    assert run(program, kernel).stdout.startswith(f"error {name}")
+    stripped = tmp_path / "stripped"
+    subprocess.run(["strip", "-o", stripped, program], check=True)
+    assert run(stripped, kernel).stdout.startswith("error aigc::launch<const float*, float*")
+
+
 def test_a_launch_with_more_shared_memory_than_a_card_has_is_refused(program: Path) -> None:
     result = run(program, "too_much_dynamic_shared")
     assert result.returncode == 1
