@@ -46,7 +46,7 @@ struct Kernel {
 };
 
 // Runs the kernel's `body` for every thread of the grid. Throws std::runtime_error that names kernel, block
-// and thread where the kernel breaks the rules. AIGC_SIMT_SEED=n shuffles the order of the threads.
+// and thread where the kernel breaks the rules. AIGC_SIMT_SEED=n shuffles the order of blocks and threads.
 void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 // The rest is called by a kernel's threads.

@@ -330,7 +330,9 @@ void wait_for_copies(unsigned batches_left) {
 void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard lock(one_grid_at_a_time);
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
-  if (count == 0 || count > kMostThreads || grid.x == 0 || grid.y == 0 || grid.z == 0)
+  const bool too_large =
+      count > kMostThreads || block.z > 64 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535;
+  if (count == 0 || grid.x == 0 || grid.y == 0 || grid.z == 0 || too_large)
     throw std::runtime_error(name_of(kernel) + ": a grid of " + text(grid) + " blocks of " + text(block) +
                              " threads cannot be launched");
   if (shared_bytes > kMostDynamicShared)
@@ -344,17 +346,18 @@ void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::f
   dynamic_memory = std::make_unique<char[]>(shared_bytes);
   dynamic_bytes = shared_bytes;
   std::vector<int> order(count);
+  std::vector<uint64_t> blocks(uint64_t(grid.x) * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0);
+  std::iota(blocks.begin(), blocks.end(), 0);
   const char* seed = std::getenv("AIGC_SIMT_SEED");
   std::mt19937 random(seed ? std::strtoul(seed, nullptr, 10) : 0);
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        block_index = dim3(x, y, z);
-        if (seed) std::shuffle(order.begin(), order.end(), random);
-        run_block(order);
-        if (!failure.empty()) throw std::runtime_error(name_of(kernel) + ", " + failure);
-      }
+  if (seed) std::shuffle(blocks.begin(), blocks.end(), random);
+  for (const uint64_t i : blocks) {
+    block_index = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    if (seed) std::shuffle(order.begin(), order.end(), random);
+    run_block(order);
+    if (!failure.empty()) throw std::runtime_error(name_of(kernel) + ", " + failure);
+  }
 }
 
 }  // namespace simt

@@ -58,6 +58,7 @@ def values(result: subprocess.CompletedProcess[str]) -> list[float]:
 def test_right_kernels_are_right_in_any_order(program: Path, seed: int | None) -> None:
     assert values(run(program, "block_sum", seed))[:2] == [sum(range(64)), sum(range(64, 128))]
     assert values(run(program, "warp_sum", seed))[:2] == [sum(range(32)), sum(range(32, 64))]
+    assert values(run(program, "number_of_the_block", seed)) == [*range(64)]
     for kernel in ("shared_arrays", "shared_parts"):
         assert values(run(program, kernel, seed)) == [63.0 - i for i in range(64)]
 
@@ -114,6 +115,12 @@ def test_an_asynchronous_copy_that_is_not_waited_for_shows_as_nan(program: Path,
 def test_a_missing_barrier_shows_as_a_wrong_sum(program: Path) -> None:
     sums = [values(run(program, "missing_barrier", seed))[0] for seed in range(4)]
     assert any(s != sum(range(64)) for s in sums)
+
+
+def test_a_block_that_needs_another_first_shows_as_a_wrong_result(program: Path) -> None:
+    in_order, *shuffled = (values(run(program, "sum_of_the_blocks_before", seed)) for seed in (None, 1, 2))
+    assert in_order == [sum(range(i + 1)) for i in range(64)]
+    assert in_order not in shuffled
 
 
 @pytest.mark.parametrize(
@@ -190,10 +197,17 @@ def test_an_error_names_the_kernel(program: Path, tmp_path: Path, kernel: str, n
     assert run(stripped, kernel).stdout.startswith("error aigc::launch<const float*, float*")
 
 
-def test_a_launch_with_more_shared_memory_than_a_card_has_is_refused(program: Path) -> None:
-    result = run(program, "too_much_dynamic_shared")
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("too_much_dynamic_shared", "102400 bytes of dynamic shared memory are more than all cards have"),
+        ("too_high_a_grid", "a grid of (1, 65536, 1) blocks of (1, 1, 1) threads cannot be launched"),
+    ],
+)
+def test_a_launch_that_cuda_refuses_is_refused(program: Path, kernel: str, message: str) -> None:
+    result = run(program, kernel)
     assert result.returncode == 1
-    assert "102400 bytes of dynamic shared memory are more than all cards have" in result.stdout
+    assert message in result.stdout
 
 
 def test_kernels_declare_shared_memory_with_bounds() -> None:
