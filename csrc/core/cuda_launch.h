@@ -24,7 +24,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   std::apply(
       [&](auto&... value) {
 #if defined(AIGC_SIMT)
-        simt::run(__PRETTY_FUNCTION__, grid, block, shared_bytes, [&] { kernel(value...); });
+        const simt::Kernel named{reinterpret_cast<const void*>(kernel), __PRETTY_FUNCTION__};
+        simt::run(named, grid, block, shared_bytes, [&] { kernel(value...); });
         static_cast<void>(stream);
 #else
         void* pointers[] = {static_cast<void*>(&value)...};

@@ -17,6 +17,8 @@
 #define __host__
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __constant__
+#define __forceinline__ inline __attribute__((always_inline))
 // Filled with NaN bits and bounded only as a SharedArray (core/cuda_shared.h): nothing else is to be declared
 // so.
 #define __shared__ static
@@ -38,9 +40,14 @@ constexpr size_t kMostDynamicShared = 99 << 10;  // of the smallest of the cards
 
 extern dim3 thread_index, block_index, block_size, grid_size;
 
+struct Kernel {
+  const void* address;
+  const char* launch;  // a name that says less, for where the symbol table has none
+};
+
 // Runs the kernel's `body` for every thread of the grid. Throws std::runtime_error that names kernel, block
-// and thread where the kernel breaks the rules. AIGC_SIMT_SEED=n shuffles the order of the threads.
-void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+// and thread where the kernel breaks the rules. AIGC_SIMT_SEED=n shuffles the order of blocks and threads.
+void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 // The rest is called by a kernel's threads.
 
@@ -67,18 +74,13 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
 #define blockIdx ::simt::block_index
 #define blockDim ::simt::block_size
 #define gridDim ::simt::grid_size
+constexpr int warpSize = 32;
 
 inline void __syncthreads() { simt::block_barrier(); }
 
-template <class T>
-T atomicAdd(T* address, T value) {  // one fiber runs at a time
-  const T old = *address;
-  *address = old + value;
-  return old;
-}
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
+[[noreturn]] inline void __trap() { simt::refuse("__trap"); }
 
+#include "atomics.h"
 #include "collectives.h"
+#include "intrinsics.h"
+#include "vector_types.h"

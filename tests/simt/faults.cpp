@@ -31,6 +31,17 @@ __global__ void block_sum(const float* in, float* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = shared[0];
 }
 
+// Right only if the blocks run one after another, in the order of their numbers.
+__global__ void sum_of_the_blocks_before(const float* in, float* out) {
+  const int i = int((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
+  out[i] = in[i] + (i > 0 ? out[i - 1] : 0.0f);
+}
+// Right in any order.
+__global__ void number_of_the_block(const float* in, float* out) {
+  const int i = int((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
+  out[i] = in[i];
+}
+
 __global__ void warp_sum(const float* in, float* out) {
   float x = in[threadIdx.x];
   for (int step = 16; step > 0; step /= 2) x += __shfl_down_sync(0xffffffffu, x, step);
@@ -251,7 +262,7 @@ __global__ void misaligned_vector_load(const float* in, float* out) {
 int main(int argc, char** argv) {
   alignas(16) float in[128], out[128] = {};
   for (int i = 0; i < 128; ++i) in[i] = float(i);
-  const auto run = [&](void (*kernel)(const float*, float*), int grid, int block, size_t shared_bytes) {
+  const auto run = [&](void (*kernel)(const float*, float*), dim3 grid, int block, size_t shared_bytes) {
     return [=, input = static_cast<const float*>(in), output = static_cast<float*>(out)] {
       launch(kernel, grid, block, shared_bytes, nullptr, input, output);
     };
@@ -259,6 +270,9 @@ int main(int argc, char** argv) {
   const std::map<std::string, std::function<void()>> kernels = {
       {"block_sum", run(block_sum<true>, 2, 64, 0)},
       {"missing_barrier", run(block_sum<false>, 2, 64, 0)},
+      {"sum_of_the_blocks_before", run(sum_of_the_blocks_before, dim3(2, 4, 8), 1, 0)},
+      {"number_of_the_block", run(number_of_the_block, dim3(2, 4, 8), 1, 0)},
+      {"too_high_a_grid", run(number_of_the_block, dim3(1, 65536), 1, 0)},
       {"warp_sum", run(warp_sum, 1, 64, 0)},
       {"halves_of_a_warp", run(halves_of_a_warp, 1, 64, 0)},
       {"odd_and_even_lanes", run(odd_and_even_lanes, 1, 64, 0)},

@@ -1,3 +1,5 @@
+#include <dlfcn.h>
+#include <link.h>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -7,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -65,7 +68,6 @@ jmp_buf scheduler;
 int current;
 bool stopping;
 std::string failure;
-const char* kernel_name;
 const std::function<void()>* kernel_body;
 std::map<char*, size_t> static_arrays;  // of all kernels that have run
 // Of exactly the launch's size, so that a sanitizer sees what goes past it by a plain pointer.
@@ -78,6 +80,25 @@ char* stack_of(int fiber) {
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (stacks == MAP_FAILED) throw std::bad_alloc();
   return stacks + kStackBytes * fiber;
+}
+
+// With its template arguments, which only the symbol table knows; kernels have internal linkage, so that the
+// loader does not.
+std::string name_of(Kernel kernel) {
+  Dl_info info;
+  link_map* loaded = nullptr;
+  if (!dladdr1(kernel.address, &info, reinterpret_cast<void**>(&loaded), RTLD_DL_LINKMAP))
+    return kernel.launch;
+  std::ostringstream command;
+  command << "LD_PRELOAD= addr2line -Cfe \"" << (*loaded->l_name ? loaded->l_name : "/proc/$PPID/exe")
+          << "\" 0x" << std::hex << reinterpret_cast<uintptr_t>(kernel.address) - loaded->l_addr
+          << " 2>/dev/null";
+  std::string name;
+  if (FILE* output = popen(command.str().c_str(), "r")) {
+    for (int c; (c = std::fgetc(output)) != EOF && c != '\n';) name += char(c);
+    pclose(output);
+  }
+  return name.empty() || name[0] == '?' ? kernel.launch : name;
 }
 
 std::string text(dim3 d) {
@@ -94,8 +115,7 @@ std::string mask_text(unsigned mask) {
 
 void fail(int fiber, const std::string& what) {
   if (!failure.empty()) return;
-  failure = std::string(kernel_name) + ", block " + text(block_index) + ", thread " +
-            text(fibers[fiber].index) + ": " + what;
+  failure = "block " + text(block_index) + ", thread " + text(fibers[fiber].index) + ": " + what;
 }
 
 // AddressSanitizer must know which stack is in use: before and after each change of it.
@@ -121,14 +141,21 @@ void before_leaving(Fiber&) {}
 void after_leaving() {}
 #endif
 
-// Control moves by _longjmp, which only swaps registers: swapcontext also asks the kernel for the signal mask,
-// twice.
+// Control moves by _longjmp, which only swaps registers: swapcontext also asks the kernel for the signal
+// mask, twice.
 void leave(Fiber& self) {
   if (_setjmp(self.place) == 0) {
     before_leaving(self);
     _longjmp(scheduler, 1);
   }
   after_entering(self);
+}
+
+// Ends the thread and never comes back to it.
+[[noreturn]] void end(Fiber& self) {
+  self.state = State::done;
+  leave(self);
+  std::abort();
 }
 
 void enter() {
@@ -139,8 +166,7 @@ void enter() {
   } catch (const std::exception& error) {
     fail(current, error.what());
   }
-  fibers[current].state = State::done;
-  leave(fibers[current]);
+  end(fibers[current]);
 }
 
 void wait(State state, const char* what) {
@@ -350,16 +376,17 @@ void wait_for_copies(unsigned batches_left) {
   });
 }
 
-void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   const std::lock_guard lock(one_grid_at_a_time);
   const uint64_t count = uint64_t(block.x) * block.y * block.z;
-  if (count == 0 || count > kMostThreads || grid.x == 0 || grid.y == 0 || grid.z == 0)
-    throw std::runtime_error(std::string(kernel) + ": a grid of " + text(grid) + " blocks of " + text(block) +
+  const bool too_large =
+      count > kMostThreads || block.z > 64 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535;
+  if (count == 0 || grid.x == 0 || grid.y == 0 || grid.z == 0 || too_large)
+    throw std::runtime_error(name_of(kernel) + ": a grid of " + text(grid) + " blocks of " + text(block) +
                              " threads cannot be launched");
   if (shared_bytes > kMostDynamicShared)
-    throw std::runtime_error(std::string(kernel) + ": " + std::to_string(shared_bytes) +
+    throw std::runtime_error(name_of(kernel) + ": " + std::to_string(shared_bytes) +
                              " bytes of dynamic shared memory are more than all cards have");
-  kernel_name = kernel;
   kernel_body = &body;
   block_size = block;
   grid_size = grid;
@@ -368,17 +395,42 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const s
   dynamic_memory = std::make_unique<char[]>(shared_bytes);
   dynamic_bytes = shared_bytes;
   std::vector<int> order(count);
+  std::vector<uint64_t> blocks(uint64_t(grid.x) * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0);
+  std::iota(blocks.begin(), blocks.end(), 0);
   const char* seed = std::getenv("AIGC_SIMT_SEED");
   std::mt19937 random(seed ? std::strtoul(seed, nullptr, 10) : 0);
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        block_index = dim3(x, y, z);
-        if (seed) std::shuffle(order.begin(), order.end(), random);
-        run_block(order);
-        if (!failure.empty()) throw std::runtime_error(failure);
-      }
+  if (seed) std::shuffle(blocks.begin(), blocks.end(), random);
+  for (const uint64_t i : blocks) {
+    block_index = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    if (seed) std::shuffle(order.begin(), order.end(), random);
+    run_block(order);
+    if (!failure.empty()) throw std::runtime_error(name_of(kernel) + ", " + failure);
+  }
 }
 
 }  // namespace simt
+
+#if !defined(__SANITIZE_ADDRESS__)  // which brings handlers of its own
+
+namespace {
+struct Mismatch {  // the compiler's
+  const char* file;
+  uint32_t line, column;
+  const void* type;
+  uint8_t log_alignment, kind;
+};
+}  // namespace
+
+// x86 lets a misaligned access pass; on a GPU it is fatal. Kernels are compiled with -fsanitize=alignment,
+// whose checks end here. The thread is left where it is: it cannot be unwound from here.
+extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const Mismatch* where, uintptr_t address) {
+  std::ostringstream what;
+  what << "an access to address 0x" << std::hex << address << std::dec
+       << " that is misaligned: its type needs " << (1 << where->log_alignment) << " bytes (" << where->file
+       << ':' << where->line << ')';
+  simt::fail(simt::current, what.str());
+  simt::end(simt::fibers[simt::current]);
+}
+
+#endif

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from fractions import Fraction
 from functools import reduce
 from operator import and_, or_, xor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("simt") / "faults"
+def build(source: str, directory: Path) -> Path:
+    path = directory / source.removesuffix(".cpp")
     include = Path(torch.__file__).parent / "include"
     subprocess.run(
         [
             *("c++", "-std=c++20", "-O1", "-g", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"),
             *("-I", str(ROOT / "tests/simt"), "-I", str(ROOT / "csrc"), "-isystem", str(include)),
-            *("-Wno-unknown-pragmas", str(ROOT / "tests/simt/faults.cpp"), str(ROOT / "tests/simt/simt.cpp")),
+            *("-Wno-unknown-pragmas", str(ROOT / "tests/simt" / source), str(ROOT / "tests/simt/simt.cpp")),
             *("-o", str(path)),
         ],
         check=True,
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("faults.cpp", tmp_path_factory.mktemp("simt"))
+
+
+@pytest.fixture(scope="module")
+def arithmetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("arithmetic.cpp", tmp_path_factory.mktemp("simt"))
 
 
 def run(program: Path, kernel: str, seed: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -46,6 +58,7 @@ def values(result: subprocess.CompletedProcess[str]) -> list[float]:
 def test_right_kernels_are_right_in_any_order(program: Path, seed: int | None) -> None:
     assert values(run(program, "block_sum", seed))[:2] == [sum(range(64)), sum(range(64, 128))]
     assert values(run(program, "warp_sum", seed))[:2] == [sum(range(32)), sum(range(32, 64))]
+    assert values(run(program, "number_of_the_block", seed)) == [*range(64)]
     for kernel in ("shared_arrays", "shared_parts"):
         assert values(run(program, kernel, seed)) == [63.0 - i for i in range(64)]
 
@@ -104,6 +117,12 @@ def test_a_missing_barrier_shows_as_a_wrong_sum(program: Path) -> None:
     assert any(s != sum(range(64)) for s in sums)
 
 
+def test_a_block_that_needs_another_first_shows_as_a_wrong_result(program: Path) -> None:
+    in_order, *shuffled = (values(run(program, "sum_of_the_blocks_before", seed)) for seed in (None, 1, 2))
+    assert in_order == [sum(range(i + 1)) for i in range(64)]
+    assert in_order not in shuffled
+
+
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
@@ -141,6 +160,7 @@ def test_a_missing_barrier_shows_as_a_wrong_sum(program: Path) -> None:
             "for thread (1, 0, 0), which waits at __any_sync with mask 0xffffffff",
         ),
         ("width_of_twelve", "__shfl_down_sync: the width is 12, but must be 1, 2, 4, 8, 16 or 32"),
+        ("misaligned_vector_load", "that is misaligned: its type needs 16 bytes (/"),
         ("misaligned_copy", "__pipeline_memcpy_async: the source is not aligned to the size"),
         ("copy_of_a_wrong_size", "__pipeline_memcpy_async: the size must be 4, 8 or 16 bytes"),
         ("copy_to_global_memory", "__pipeline_memcpy_async: the destination is not in shared memory"),
@@ -162,10 +182,32 @@ def test_what_cuda_leaves_undefined_is_an_error_that_names_the_thread(
     assert "block (0, 0, 0), thread (" in result.stdout
 
 
-def test_a_launch_with_more_shared_memory_than_a_card_has_is_refused(program: Path) -> None:
-    result = run(program, "too_much_dynamic_shared")
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        ("divergent_barrier", "(anonymous namespace)::divergent_barrier(float const*, float*)"),
+        ("width_of_twelve", "void (anonymous namespace)::shuffle_down<12>(float const*, float*)"),
+        ("too_much_dynamic_shared", "(anonymous namespace)::shared_arrays(float const*, float*)"),
+    ],
+)
+def test_an_error_names_the_kernel(program: Path, tmp_path: Path, kernel: str, name: str) -> None:
+    assert run(program, kernel).stdout.startswith(f"error {name}")
+    stripped = tmp_path / "stripped"
+    subprocess.run(["strip", "-o", stripped, program], check=True)
+    assert run(stripped, kernel).stdout.startswith("error aigc::launch<const float*, float*")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("too_much_dynamic_shared", "102400 bytes of dynamic shared memory are more than all cards have"),
+        ("too_high_a_grid", "a grid of (1, 65536, 1) blocks of (1, 1, 1) threads cannot be launched"),
+    ],
+)
+def test_a_launch_that_cuda_refuses_is_refused(program: Path, kernel: str, message: str) -> None:
+    result = run(program, kernel)
     assert result.returncode == 1
-    assert "102400 bytes of dynamic shared memory are more than all cards have" in result.stdout
+    assert message in result.stdout
 
 
 def test_kernels_declare_shared_memory_with_bounds() -> None:
@@ -185,7 +227,88 @@ def test_shared_memory_that_nobody_wrote_is_nan(program: Path, kernel: str) -> N
     assert out[1:] == [62.0 - i for i in range(63)]
 
 
-def test_a_misaligned_vector_load_is_caught_by_the_sanitizer(program: Path) -> None:
-    result = run(program, "misaligned_vector_load")
-    assert result.returncode != 0
-    assert "misaligned" in result.stderr
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize("source", ["faults.cpp", "arithmetic.cpp"])
+def test_what_the_stand_in_has_cuda_has_too(source: str, tmp_path: Path) -> None:
+    command = ["nvcc", "-x", "cu", "-std=c++20", "-arch=sm_80", "--expt-relaxed-constexpr", "-c"]
+    files = ["-I", str(ROOT / "csrc"), str(ROOT / "tests/simt" / source), "-o", str(tmp_path / "kernels.o")]
+    result = subprocess.run([*command, *files], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_atomics(arithmetic: Path, seed: int | None) -> None:
+    # 64 threads; what each line is, is in the kernel.
+    assert values(run(arithmetic, "atomics", seed)) == [
+        *(64, -sum(range(64)), -40, 23, -1, reduce(xor, range(64)), 0, 128),
+        *(64 % 10, 10 - 64 % 10, 2**32 - 64, 2**32 - 9, 3, 64 * 2**40, 2**49, 1, 16, 64),
+    ]
+
+
+def test_functions_of_bits_and_vectors(arithmetic: Path) -> None:
+    assert values(run(arithmetic, "bits")) == [
+        *(8, 9, 32, 11, 23, 0, 5, 41, 0xC0000001, 0xFFFFFFFE, -1),
+        *(0x3F800000, -(2**31), float(np.float32(np.pi)), 1, 2**62, 2, 9.5, 1.25),
+    ]
+    assert values(run(arithmetic, "vectors")) == [43, 0.75, 4 + 6 + 10 + 14, 8, 43.75]
+
+
+def test_approximate_functions_are_as_far_off_as_cudas_may_be(arithmetic: Path) -> None:
+    out = values(run(arithmetic, "approximations"))
+    x, log, log2, root, root_rn, inverse, y, exp, power, quotient = np.array(out[:-3]).reshape(64, 10).T
+    half_unit = 2.0**-24
+
+    def error(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        return np.abs(value / truth - 1)
+
+    near_one = np.abs(log2 - np.log2(x))[(x > 0.5) & (x < 2)]
+    assert 2.0**-24 < near_one.max() <= 2.0**-22
+    assert np.abs(log - np.log(x)).max() <= 2.0**-21.41
+    assert 5 * half_unit < error(exp, np.exp(y)).max() <= (2 + np.abs(1.173 * y).max()) * 2 * half_unit
+    assert error(power, x**3).max() <= 2.0**-19
+    assert half_unit < error(quotient, y / x).max() <= 4 * half_unit
+    assert error(root, x**-0.5).max() <= 4 * half_unit
+    assert error(root_rn, x**-0.5).max() <= half_unit
+    assert error(inverse, 1 / x).max() <= half_unit
+    assert out[-3:] == [0, 0, 2.0**-24]
+
+
+def rounded(x: Fraction, bits: int, least: int, largest: int) -> float:
+    """To nearest even; 2**least is the smallest normal number, 2**largest the greatest power of two."""
+    if x == 0:
+        return 0.0
+    exponent = x.numerator.bit_length() - x.denominator.bit_length()  # or one more than it should be
+    exponent = max(exponent - (abs(x) < Fraction(2) ** exponent), least)
+    unit = Fraction(2) ** (exponent - bits + 1)
+    result = round(x / unit) * unit
+    return float(result) if abs(result) < 2 ** (largest + 1) else float("inf") * (1 if x > 0 else -1)
+
+
+@pytest.mark.parametrize(("name", "format_"), [("half", (11, -14, 15)), ("bfloat16", (8, -126, 127))])
+def test_half_types_round_once_an_operation(
+    arithmetic: Path, name: str, format_: tuple[int, int, int]
+) -> None:
+    def to(x: Fraction) -> float:
+        return rounded(x, *format_)
+
+    by_zero = {0: np.nan, 1: np.inf, -1: -np.inf}  # the patterns have +0 only
+    rows = np.array(values(run(arithmetic, name))).reshape(-1, 19)
+    assert len(rows) == 42 * 42
+    for row in rows:
+        a, b, c = (Fraction(x) for x in row[:3])
+        product = to(a * b)
+        in_place = product - c if np.isinf(product) else to(Fraction(product) - c)
+        expected = [
+            *(
+                to(a + b),
+                to(a - b),
+                product,
+                to(a / b) if b else by_zero[0 if a == 0 else np.sign(row[0])],
+                to(a * b + c),
+            ),
+            *(-row[0], abs(row[0]), max(row[0], row[1]), min(row[0], row[1]), in_place),
+            *(product, to(b * c), to(a * b + c), to(a + b), to(a * (1 + Fraction(2) ** -40))),
+        ]
+        assert np.array_equal(row[3:18], expected, equal_nan=True), (row, expected)
+        assert row[18] == (a < b) + 2 * (a <= b) + 4 * (a == b) + 8 * (a != b) + 16 * (a > b) + 32 * (a >= b)
+    assert values(run(arithmetic, "narrow_ties")) == [1025, 1025, 131, 131, 131, float("inf"), 1, 1]
