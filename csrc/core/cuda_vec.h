@@ -51,7 +51,13 @@ __device__ inline void store(T* p, int64_t n, const acc_t<T> (&in)[N]) {
     Pack<T, N> pack;
 #pragma unroll
     for (int i = 0; i < N; ++i) from_acc(&pack.element[i], in[i]);
-    *reinterpret_cast<Pack<T, N>*>(p) = pack;
+    if constexpr (sizeof(pack) == 16) {  // as an instruction of its own: nvcc splits some assignments
+      uint4 words;
+      memcpy(&words, &pack, sizeof(words));
+      __stwb(reinterpret_cast<uint4*>(p), words);
+    } else {
+      *reinterpret_cast<Pack<T, N>*>(p) = pack;
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i)

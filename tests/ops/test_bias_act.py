@@ -312,9 +312,7 @@ def test_gradient_of_clamp_on_its_boundary_is_one(act: str) -> None:
     x = torch.tensor([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0] * 3, requires_grad=True)
     y = ops.bias_act(x, act=act, alpha=1.0, gain=1.0, clamp=1.0)
     (ours,) = torch.autograd.grad(y.sum(), x)
-    (references,) = torch.autograd.grad(
-        ops.bias_act_ref(x, act=act, alpha=1.0, gain=1.0, clamp=1.0).sum(), x
-    )
+    (references,) = torch.autograd.grad(ops.bias_act_ref(x, act=act, alpha=1.0, gain=1.0, clamp=1.0).sum(), x)
     below = 0.0 if act == "relu" else 1.0
     expected = torch.tensor([0.0, below, below, 1.0, 1.0, 0.0] * 3)
     assert torch.equal(ours, expected)
