@@ -19,8 +19,8 @@ OUT_DIR ?= build/gpu-check
 demo: $(VENV)/installed
 	$(BIN)/aigc-ext train --preset mlp --data mnist5k --outdir runs --desc demo
 
-# One thread a process: the suite is run by as many processes as there are cores. Then the ops once more by their CUDA
-# kernels, on those, which the host compiler has built (tests/simt).
+# One thread a process: the suite is run by as many processes as there are cores. Then the ops once more, by their CUDA
+# kernels as the host compiler builds them (tests/simt).
 test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 	AIGC_EXT_BACKEND=simt AIGC_SIMT_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
