@@ -8,12 +8,13 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 SIMT := build/simt/libaigc_ops_simt.so
+SANITIZED := build/sanitize/libaigc_ops.so build/sanitize-simt/libaigc_ops_simt.so
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f -not -name '*.py*')
 
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint sanitize bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -25,6 +26,12 @@ test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 	AIGC_EXT_BACKEND=simt AIGC_SIMT_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
 	  tests/ops/test_properties.py tests/ops/test_adam_ema.py -k "not memory and not compile"
+
+# The ops of both backends under AddressSanitizer and UndefinedBehaviorSanitizer. What is left out has no memory of its
+# own to go wrong: torch.compile, opcheck, a leak's bytes.
+sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
+	$(BIN)/python -m tests.sanitize -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
+	  tests/ops/test_adam_ema.py -k "not memory and not compile and not opcheck and not threads"
 
 lint: $(VENV)/installed $(VENV)/lint-tools
 	$(BIN)/ruff check .
@@ -65,12 +72,13 @@ $(VENV)/installed: $(VENV)/torch $(NATIVE)
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(SIMT): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/simt/*.cpp)
-	@echo "Building the CUDA kernels for the CPU"
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/simt -G Ninja -DAIGC_SIMT=on -DAIGC_CUDA=off \
+$(SIMT) $(SANITIZED): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/simt/*.cpp tests/sanitize/*.cpp)
+	@echo "Building $@"
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(@D) -G Ninja -DAIGC_CUDA=off \
+	  -DAIGC_SIMT=$(if $(findstring simt,$(@D)),on,off) -DAIGC_SANITIZE=$(if $(findstring sanitize,$(@D)),on,off) \
 	  -DAIGC_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
 	  -DCMAKE_CXX_FLAGS_RELEASE=-O1 >/dev/null
-	$(BIN)/cmake --build build/simt --target aigc_ops_simt
+	$(BIN)/cmake --build $(@D) --target $(patsubst lib%.so,%,$(@F)) $(if $(findstring sanitize,$(@D)),aigc_planted_faults)
 	@touch $@
 
 $(VENV)/test-tools: $(VENV)/torch pyproject.toml

@@ -257,10 +257,35 @@ __global__ void misaligned_vector_load(const float* in, float* out) {
   out[threadIdx.x] = pack.element[0];
 }
 
+// By plain pointers, whose bounds only AddressSanitizer knows; after a barrier, when other threads have run.
+__device__ float sum4(const float* p) { return p[0] + p[1] + p[2] + p[3]; }
+__global__ void past_global_memory(const float* in, float* out) {
+  __syncthreads();
+  out[threadIdx.x] = sum4(in + threadIdx.x + 62);
+}
+__global__ void past_dynamic_shared_by_pointer(const float* in, float* out) {
+  const auto shared = dynamic_shared<float>();
+  shared[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = sum4(shared.data() + (threadIdx.x + 1) / 4 * 4);
+}
+__global__ void past_static_shared_by_pointer(const float* in, float* out) {
+  __shared__ SharedArray<float, 64> shared;
+  shared[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = sum4(shared.data() + (threadIdx.x + 1) / 4 * 4);
+}
+__global__ void past_a_local_array(const float* in, float* out) {
+  float local[64];
+  for (int i = 0; i < 64; ++i) local[i] = in[i];
+  __syncthreads();
+  out[threadIdx.x] = sum4(local + (threadIdx.x + 1) / 4 * 4);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  alignas(16) float in[128], out[128] = {};
+  alignas(16) static float in[128], out[128];
   for (int i = 0; i < 128; ++i) in[i] = float(i);
   const auto run = [&](void (*kernel)(const float*, float*), dim3 grid, int block, size_t shared_bytes) {
     return [=, input = static_cast<const float*>(in), output = static_cast<float*>(out)] {
@@ -311,6 +336,10 @@ int main(int argc, char** argv) {
       {"part_past_dynamic_shared", run(part_past_dynamic_shared, 1, 64, 256)},
       {"misaligned_dynamic_shared", run(misaligned_dynamic_shared, 1, 64, 256)},
       {"too_much_dynamic_shared", run(shared_arrays, 1, 64, 100 << 10)},
+      {"past_global_memory", run(past_global_memory, 1, 64, 0)},
+      {"past_dynamic_shared_by_pointer", run(past_dynamic_shared_by_pointer, 1, 64, 256)},
+      {"past_static_shared_by_pointer", run(past_static_shared_by_pointer, 1, 64, 0)},
+      {"past_a_local_array", run(past_a_local_array, 1, 64, 0)},
       {"misaligned_vector_load", run(misaligned_vector_load, 1, 32, 0)},
   };
   try {

@@ -17,12 +17,16 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def build(source: str, directory: Path) -> Path:
+ALIGNMENT = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
+ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+
+def build(source: str, directory: Path, sanitizer: tuple[str, ...] = ALIGNMENT) -> Path:
     path = directory / source.removesuffix(".cpp")
     include = Path(torch.__file__).parent / "include"
     subprocess.run(
         [
-            *("c++", "-std=c++20", "-O1", "-g", "-fsanitize=alignment", "-fno-sanitize-recover=alignment"),
+            *("c++", "-std=c++20", "-O1", "-g", *sanitizer),
             *("-I", str(ROOT / "tests/simt"), "-I", str(ROOT / "csrc"), "-isystem", str(include)),
             *("-Wno-unknown-pragmas", str(ROOT / "tests/simt" / source), str(ROOT / "tests/simt/simt.cpp")),
             *("-o", str(path)),
@@ -42,8 +46,14 @@ def arithmetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("arithmetic.cpp", tmp_path_factory.mktemp("simt"))
 
 
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("faults.cpp", tmp_path_factory.mktemp("simt"), ADDRESS)
+
+
 def run(program: Path, kernel: str, seed: int | None = None) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "AIGC_SIMT_SEED"}
+    environment["ASAN_OPTIONS"] = "detect_leaks=0"
     if seed is not None:
         environment["AIGC_SIMT_SEED"] = str(seed)
     return subprocess.run([program, kernel], capture_output=True, text=True, env=environment, timeout=60)
@@ -225,6 +235,40 @@ def test_shared_memory_that_nobody_wrote_is_nan(program: Path, kernel: str) -> N
     out = values(run(program, kernel))
     assert out[0] != out[0]
     assert out[1:] == [62.0 - i for i in range(63)]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "overflow"),
+    [
+        ("past_global_memory", "global-buffer-overflow"),
+        ("past_dynamic_shared_by_pointer", "heap-buffer-overflow"),
+        ("past_static_shared_by_pointer", "global-buffer-overflow"),
+        ("past_a_local_array", "stack-buffer-overflow"),
+    ],
+)
+def test_address_sanitizer_sees_what_threads_do_by_plain_pointers(
+    sanitized: Path, kernel: str, overflow: str
+) -> None:
+    result = run(sanitized, kernel)
+    assert result.returncode != 0
+    assert f"ERROR: AddressSanitizer: {overflow}" in result.stderr
+    assert f"in {kernel}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "kernel", ["block_sum", "odd_and_even_lanes", "pipeline", "shared_arrays", "reductions"]
+)
+def test_right_kernels_are_right_under_address_sanitizer(program: Path, sanitized: Path, kernel: str) -> None:
+    result = run(sanitized, kernel, seed=1)
+    assert values(result) == values(run(program, kernel))
+    assert "AddressSanitizer: " not in result.stderr  # it warns where it does not know a thread's stack
+
+
+def test_an_error_under_address_sanitizer_unwinds_every_thread(sanitized: Path) -> None:
+    result = run(sanitized, "divergent_barrier")
+    assert result.returncode == 1
+    assert "waits at __syncthreads, which not all threads reach" in result.stdout
+    assert "False positive error reports may follow" not in result.stderr
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
