@@ -11,6 +11,8 @@ from aigc_ext.ops.bias_act import bias_act as bias_act
 from aigc_ext.ops.bias_act import bias_act_ref as bias_act_ref
 from aigc_ext.ops.bias_act import noise_bias_act as noise_bias_act
 from aigc_ext.ops.bias_act import noise_bias_act_ref as noise_bias_act_ref
+from aigc_ext.ops.conv3x3 import conv3x3 as conv3x3
+from aigc_ext.ops.conv3x3 import conv3x3_ref as conv3x3_ref
 from aigc_ext.ops.fused_mlp import fused_mlp as fused_mlp
 from aigc_ext.ops.fused_mlp import fused_mlp_ref as fused_mlp_ref
 from aigc_ext.ops.gan_loss import LossStats as LossStats

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "core/numeric.h"
 
@@ -244,6 +245,34 @@ inline element_t<V> horizontal_sum(V v) {
   for (int half_width = n / 2; half_width > 0; half_width /= 2)
     for (int i = 0; i < half_width; ++i) lanes[i] += lanes[i + half_width];
   return lanes[0];
+}
+
+// ---- neighbouring lanes
+// ---------------------------------------------------------------------------------------------
+
+template <class V, size_t... i>
+inline void split_pairs(V a, V b, V& even, V& odd, std::index_sequence<i...>) {
+  even = __builtin_shufflevector(a, b, (2 * i)...);
+  odd = __builtin_shufflevector(a, b, (2 * i + 1)...);
+}
+
+template <class V, size_t... i>
+inline void join_pairs(V even, V odd, V& a, V& b, std::index_sequence<i...>) {
+  constexpr size_t n = sizeof...(i);
+  a = __builtin_shufflevector(even, odd, (i / 2 + i % 2 * n)...);
+  b = __builtin_shufflevector(even, odd, (n / 2 + i / 2 + i % 2 * n)...);
+}
+
+// The even and the odd lanes of a and b, which follow each other.
+template <class V>
+inline void split_pairs(V a, V b, V& even, V& odd) {
+  split_pairs(a, b, even, odd, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
+}
+
+// The inverse.
+template <class V>
+inline void join_pairs(V even, V odd, V& a, V& b) {
+  join_pairs(even, odd, a, b, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
 }
 
 // ---- masks as bits
