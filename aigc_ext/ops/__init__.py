@@ -11,6 +11,10 @@ from aigc_ext.ops.bias_act import bias_act as bias_act
 from aigc_ext.ops.bias_act import bias_act_ref as bias_act_ref
 from aigc_ext.ops.bias_act import noise_bias_act as noise_bias_act
 from aigc_ext.ops.bias_act import noise_bias_act_ref as noise_bias_act_ref
+from aigc_ext.ops.conv2d_act import conv2d_act as conv2d_act
+from aigc_ext.ops.conv2d_act import conv2d_act_ref as conv2d_act_ref
+from aigc_ext.ops.conv2d_act import conv_transpose2d_act as conv_transpose2d_act
+from aigc_ext.ops.conv2d_act import conv_transpose2d_act_ref as conv_transpose2d_act_ref
 from aigc_ext.ops.conv3x3 import conv3x3 as conv3x3
 from aigc_ext.ops.conv3x3 import conv3x3_ref as conv3x3_ref
 from aigc_ext.ops.fused_mlp import fused_mlp as fused_mlp

@@ -48,13 +48,18 @@ def conv3x3(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
         raise no_tensor("conv3x3", x=x, w=w)
     if decomposed() or not has_conv3x3(x):
         return conv3x3_ref(x, w, padding)
-    y: Tensor = (_conv3x3_eager if eager() else _conv3x3)(x, w, padding, padding, False)
-    return y
+    return conv3x3_padded(x, w, padding, padding, False)
 
 
 def conv3x3_ref(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
     """:func:`conv3x3` in plain PyTorch."""
     return F.conv2d(x, w, padding=padding)
+
+
+def conv3x3_padded(x: Tensor, w: Tensor, pad_y: int, pad_x: int, transposed: bool) -> Tensor:
+    """The op itself; with ``transposed`` it is the transpose of the one with padding ``2 - pad``."""
+    y: Tensor = (_conv3x3_eager if eager() else _conv3x3)(x, w, pad_y, pad_x, transposed)
+    return y
 
 
 def has_conv3x3(x: Tensor) -> bool:
@@ -115,11 +120,6 @@ def _(dy, x, pad_y, pad_x):  # type: ignore[no-untyped-def]
     return x.new_empty(out_channels, x.size(1), 3, 3)
 
 
-def _convolve(*arguments: Any) -> Tensor:
-    y: Tensor = (_conv3x3_eager if eager() else _conv3x3)(*arguments)
-    return y
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.arguments = inputs[2:]
@@ -131,7 +131,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     back_y, back_x = 2 - pad_y, 2 - pad_x
     dx = dw = None
     if ctx.needs_input_grad[0]:
-        dx = _convolve(dy, w, back_y, back_x, not transposed)
+        dx = conv3x3_padded(dy, w, back_y, back_x, not transposed)
     if ctx.needs_input_grad[1] and weight_gradients():
         gradient = _weight_gradient_eager if eager() else _weight_gradient
         dw = gradient(x, dy, back_y, back_x) if transposed else gradient(dy, x, pad_y, pad_x)
@@ -143,8 +143,8 @@ def _weight_gradient_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]
     pad_y, pad_x = ctx.arguments
     need_dy, need_x = ctx.needs_input_grad[:2]
     return (
-        _convolve(x, g, pad_y, pad_x, False) if need_dy else None,
-        _convolve(dy, g, 2 - pad_y, 2 - pad_x, True) if need_x else None,
+        conv3x3_padded(x, g, pad_y, pad_x, False) if need_dy else None,
+        conv3x3_padded(dy, g, 2 - pad_y, 2 - pad_x, True) if need_x else None,
         None,
         None,
     )

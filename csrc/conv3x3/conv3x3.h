@@ -2,7 +2,7 @@
 // Gray 2016, "Fast Algorithms for Convolutional Neural Networks"): a tile of 2x2 outputs costs 16 products
 // per pair of channels instead of 36. For the CPU alone; on a GPU cuDNN has it.
 //
-//     y[o] = A^T (sum over i of (G w[o,i] G^T) * (B^T x[i] B)) A          for every tile of 4x4 inputs x
+//     y[o] = A^T (sum over i of (G w[o,i] G^T) * (B^T x[i] B)) A + b[o]   for every tile of 4x4 inputs x
 //
 //           [1  0 -1  0]         [ 1    0    0 ]
 //     B^T = [0  1  1  0]     G = [1/2  1/2  1/2]     A^T = [1  1  1  0]
@@ -33,6 +33,7 @@ struct Conv3x3Params {
   int64_t pad_y = 0, pad_x = 0;  // before the image
   const void* x = nullptr;
   const void* w = nullptr;
+  const void* b = nullptr;  // [out_channels] or none
   const void* dy = nullptr;
   void* y = nullptr;            // or dw
   void* transformed = nullptr;  // acc_t: w's transform, or the chunks' sums of dw's

@@ -310,6 +310,7 @@ class Convolution {
 
   void write_planes(int64_t n, int64_t o, int64_t row, int64_t column, int64_t tiles, const S* m) const {
     T* y = static_cast<T*>(p_.y) + (n * p_.out_channels + o) * p_.out_height * p_.out_width;
+    const Vec<S> b = broadcast<Vec<S>>(p_.b ? load_scalar(static_cast<const T*>(p_.b) + o) : S(0));
     for (int64_t t = 0; t < tiles; t += W) {
       Vec<S> in[16], out[2][2];
       for (int ab = 0; ab < 16; ++ab) in[ab] = load(m + ab * kOuts * kBlock + t);
@@ -319,8 +320,8 @@ class Convolution {
         T* to = y + (2 * row + a) * p_.out_width + x;
         Vec<S> low, high;
         join_pairs(out[a][0], out[a][1], low, high);
-        store_upto(to, low, valid);
-        store_upto(to + W, high, valid - W);
+        store_upto(to, low + b, valid);
+        store_upto(to + W, high + b, valid - W);
       }
     }
   }

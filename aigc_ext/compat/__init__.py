@@ -1,0 +1,16 @@
+"""Existing projects on our ops, their files untouched.
+
+Each module here has ``install()`` and ``uninstall()`` for one family of call styles::
+
+    from aigc_ext import compat
+
+    print(compat.stylegan.install())   # before the project's own imports
+    import training.networks           # its `from torch_utils.ops import upfirdn2d` is ours
+
+``install()`` says what it replaces, and can be used as a context manager. Nothing is compiled.
+"""
+
+from aigc_ext.compat import basicsr as basicsr
+from aigc_ext.compat import mmcv as mmcv
+from aigc_ext.compat import rosinality as rosinality
+from aigc_ext.compat import stylegan as stylegan

@@ -1,0 +1,123 @@
+"""How the functions of another project's modules are replaced by ours, and put back."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType, TracebackType
+from typing import Any
+
+logger = logging.getLogger("aigc_ext")
+
+_MISSING = object()
+
+
+class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Modules by name, each with the names that it is to have.
+
+    While installed, a module that is imported is made of our names alone: its file is not run, so nothing is
+    compiled. A module that was imported before keeps what else it has; our names are put into it, and into
+    the packages above it where these had imported them.
+    """
+
+    def __init__(self, modules: Mapping[str, Mapping[str, Any]]) -> None:
+        self._modules = modules
+        self._changed: list[tuple[ModuleType, str, object]] | None = None  # module, name, value before
+
+    @property
+    def installed(self) -> bool:
+        return self._changed is not None
+
+    def install(self) -> Installation:
+        if self._changed is None:
+            self._changed = []
+            sys.meta_path.insert(0, self)
+            for name, ours in self._modules.items():
+                if (module := sys.modules.get(name)) is not None:
+                    self._put_into(module, ours)
+        in_place = [name for name in self._modules if name in sys.modules]
+        installation = Installation(self, tuple(self._modules), tuple(in_place))
+        logger.info("%s", installation)
+        return installation
+
+    def uninstall(self) -> None:
+        """Does nothing if it is not installed."""
+        if self._changed is None:
+            return
+        sys.meta_path.remove(self)
+        for module, name, before in reversed(self._changed):
+            if before is _MISSING:
+                delattr(module, name)
+            else:
+                setattr(module, name, before)
+        self._changed = None
+        for name in self._modules:  # modules that are all ours: the next import finds the project's own
+            module = sys.modules.get(name)
+            if module is not None and getattr(module, "__loader__", None) is self:
+                del sys.modules[name]
+                parent, _, last = name.rpartition(".")
+                if vars(sys.modules.get(parent, module)).get(last) is module:
+                    delattr(sys.modules[parent], last)
+
+    def _put_into(self, module: ModuleType, ours: Mapping[str, Any]) -> None:
+        for name, value in ours.items():
+            before = vars(module).get(name, _MISSING)
+            self._set(module, name, value, before)
+            package = module.__name__
+            while before is not _MISSING and (package := package.rpartition(".")[0]):
+                above = sys.modules.get(package)
+                if above is not None and vars(above).get(name) is before:
+                    self._set(above, name, value, before)
+
+    def _set(self, module: ModuleType, name: str, value: object, before: object) -> None:
+        assert self._changed is not None
+        self._changed.append((module, name, before))
+        setattr(module, name, value)
+
+    # ---- what the import system asks
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self._modules:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin="aigc_ext.compat")
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(self._modules[module.__name__])
+
+
+class Installation:
+    """What ``install()`` did; at the end of a ``with`` block it is undone.
+
+    Attributes:
+        modules: the modules whose names are ours, from their next import on.
+        in_place: those of them that were imported before, and changed. What other modules had taken out of
+            them by ``from ... import name`` is still the project's own.
+    """
+
+    def __init__(self, replacement: Replacement, modules: tuple[str, ...], in_place: tuple[str, ...]) -> None:
+        self._replacement = replacement
+        self.modules = modules
+        self.in_place = in_place
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._replacement.uninstall()
+
+    def __str__(self) -> str:
+        text = f"aigc_ext replaces {', '.join(self.modules)}"
+        return text + (f"; imported before: {', '.join(self.in_place)}" if self.in_place else "")

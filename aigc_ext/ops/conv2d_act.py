@@ -1,0 +1,379 @@
+"""A convolution with its bias and activation, and the transposed one.
+
+The convolution is PyTorch's, or on the CPU :func:`aigc_ext.ops.conv3x3` where that was measured to be faster
+(``benchmarks/conv3x3.py``); bias, activation, mask and bias gradient are one pass over the result. Inside
+:func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``, which PyTorch's own
+convolution would compute and throw away.
+
+A convolution, its transpose and the gradient of its filters are the three sides of one trilinear form: each
+one's derivatives are the other two, to every order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
+from aigc_ext.ops._autograd import eager, is_channels_last, register_autocast, register_autograd
+from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops.activations import resolve_activation
+from aigc_ext.ops.bias_act import bias_act, bias_act_ref
+from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
+
+_Pair = int | Sequence[int]
+
+
+def conv2d_act(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """``clamp(gain * act(conv2d(x, w) + b), -clamp, clamp)``.
+
+    Args:
+        x: ``[N, in_channels, H, W]``, contiguous or channels-last.
+        w: ``[out_channels, in_channels / groups, kH, kW]``, of x's dtype (under autocast all are cast, as for
+            ``F.conv2d``).
+        b: ``[out_channels]`` or None.
+        stride, padding, dilation: an integer, or ``[y, x]``.
+        groups: as in ``F.conv2d``.
+        act, alpha, gain, clamp: as for :func:`aigc_ext.ops.bias_act`.
+
+    Returns:
+        ``[N, out_channels, ...]``, channels-last if ``x`` is, else contiguous. Differentiable to every order
+        in x, w and b.
+
+    Raises:
+        ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
+        TypeError: a tensor is no tensor, a size no integer, or a number no Python number.
+        RuntimeError: shapes, dtypes or sizes do not fit together.
+    """
+    resolve_activation(act, alpha, gain, clamp)
+    if not (isinstance(x, Tensor) and isinstance(w, Tensor) and (b is None or isinstance(b, Tensor))):
+        raise no_tensor("conv2d_act", optional=("b",), x=x, w=w, b=b)
+    if decomposed():
+        return conv2d_act_ref(x, w, b, stride, padding, dilation, groups, act, alpha, gain, clamp)
+    op = "conv2d_act"
+    sizes = _pair(op, "stride", stride), _pair(op, "padding", padding), _pair(op, "dilation", dilation)
+    y = convolve(op, x, w, *sizes, [0, 0], groups, False)
+    return _epilogue(y, b, act, alpha, gain, clamp)
+
+
+def conv2d_act_ref(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """:func:`conv2d_act` in plain PyTorch."""
+    y = F.conv2d(x, w, b, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    return bias_act_ref(y, None, 1, act, alpha, gain, clamp)
+
+
+def conv_transpose2d_act(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    output_padding: _Pair = 0,
+    groups: int = 1,
+    dilation: _Pair = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """``clamp(gain * act(conv_transpose2d(x, w) + b), -clamp, clamp)``.
+
+    Args:
+        x: ``[N, in_channels, H, W]``, contiguous or channels-last.
+        w: ``[in_channels, out_channels / groups, kH, kW]``, of x's dtype.
+        output_padding: as in ``F.conv_transpose2d``: less than stride or dilation.
+
+    The rest is as for :func:`conv2d_act`.
+    """
+    resolve_activation(act, alpha, gain, clamp)
+    op = "conv_transpose2d_act"
+    if not (isinstance(x, Tensor) and isinstance(w, Tensor) and (b is None or isinstance(b, Tensor))):
+        raise no_tensor(op, optional=("b",), x=x, w=w, b=b)
+    if decomposed():
+        return conv_transpose2d_act_ref(
+            x, w, b, stride, padding, output_padding, groups, dilation, act, alpha, gain, clamp
+        )
+    sizes = _pair(op, "stride", stride), _pair(op, "padding", padding), _pair(op, "dilation", dilation)
+    y = convolve(op, x, w, *sizes, _pair(op, "output_padding", output_padding), groups, True)
+    return _epilogue(y, b, act, alpha, gain, clamp)
+
+
+def conv_transpose2d_act_ref(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    output_padding: _Pair = 0,
+    groups: int = 1,
+    dilation: _Pair = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """:func:`conv_transpose2d_act` in plain PyTorch."""
+    y = F.conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)  # type: ignore[arg-type]
+    return bias_act_ref(y, None, 1, act, alpha, gain, clamp)
+
+
+def convolve(
+    op: str,
+    x: Tensor,
+    w: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    output_padding: list[int],
+    groups: int,
+    transposed: bool,
+) -> Tensor:
+    """The convolution alone, for ``op``, by the form that suits device and shape."""
+    _output_size(op, x, w, stride, padding, dilation, output_padding, groups, transposed)
+    plain = stride == [1, 1] == dilation and output_padding == [0, 0] and groups == 1
+    if plain and _winograd_pays(x, w, transposed) and max(padding) <= 2:
+        if transposed:
+            padding = [2 - padding[0], 2 - padding[1]]
+        return conv3x3_padded(x, w, padding[0], padding[1], transposed)
+    call = _convolution_eager if eager() else _convolution
+    y: Tensor = call(x, w, stride, padding, dilation, output_padding, groups, transposed)
+    return y
+
+
+def _winograd_pays(x: Tensor, w: Tensor, transposed: bool) -> bool:
+    # Measured on one core with AVX2: from here on at least as fast, forward and backward together.
+    return (
+        w.shape[2:] == (3, 3)
+        and min(w.size(0), w.size(1)) >= 32
+        and x.size(0) * x.size(2) * x.size(3) >= 512
+        and has_conv3x3(x)
+        and w.dtype == x.dtype
+    )
+
+
+def _epilogue(
+    y: Tensor, b: Tensor | None, act: str, alpha: float | None, gain: float | None, clamp: float | None
+) -> Tensor:
+    if b is not None and b.dtype != y.dtype and torch._C._is_any_autocast_enabled():
+        b = b.to(y.dtype)  # as autocast does for a convolution's bias
+    if b is None and clamp is None and act == "linear" and gain in (None, 1):
+        return y
+    return bias_act(y, b, 1, act, alpha, gain, clamp)
+
+
+def _pair(op: str, name: str, value: _Pair) -> list[int]:
+    numbers = [value, value] if isinstance(value, (int, torch.SymInt)) else list(value)
+    if len(numbers) == 1:
+        numbers *= 2
+    if len(numbers) != 2 or not all(isinstance(n, (int, torch.SymInt)) for n in numbers):
+        raise TypeError(f"{op}: {name} is {value!r}, but must be an integer or two: [y, x]")
+    return numbers
+
+
+def _output_size(
+    op: str,
+    x: Tensor,
+    w: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    transposed: bool,
+) -> list[int]:
+    if x.dim() != 4 or min(x.shape[1:]) < 1:
+        raise RuntimeError(
+            f"{op}: x has shape {shape_of(x)}, but must be [N, C, H, W] with C, H and W of at least 1"
+        )
+    if w.dim() != 4 or min(w.shape) < 1:
+        order = "[in, out / groups, kH, kW]" if transposed else "[out, in / groups, kH, kW]"
+        raise RuntimeError(f"{op}: w has shape {shape_of(w)}, but must be {order}, each at least 1")
+    if groups < 1 or w.size(0) % groups != 0:
+        raise RuntimeError(f"{op}: groups is {groups}, but must divide {w.size(0)}, the first size of w")
+    in_channels = w.size(0) if transposed else w.size(1) * groups
+    if x.size(1) != in_channels:
+        raise RuntimeError(
+            f"{op}: x has shape {shape_of(x)}, but must have {in_channels} channels for a w of shape "
+            f"{shape_of(w)} and groups {groups}"
+        )
+    sizes = []
+    for d, axis in enumerate(("y", "x")):
+        if stride[d] < 1 or dilation[d] < 1 or padding[d] < 0:
+            raise RuntimeError(
+                f"{op}: along {axis}, stride is {stride[d]}, dilation {dilation[d]}, padding {padding[d]}, "
+                "but they must be at least 1, 1 and 0"
+            )
+        reach = dilation[d] * (w.size(2 + d) - 1)
+        if transposed:
+            if not 0 <= output_padding[d] < max(stride[d], dilation[d]):
+                raise RuntimeError(
+                    f"{op}: output_padding along {axis} is {output_padding[d]}, but must be from 0 to "
+                    f"{max(stride[d], dilation[d]) - 1}, less than stride or dilation"
+                )
+            size = (x.size(2 + d) - 1) * stride[d] - 2 * padding[d] + reach + output_padding[d] + 1
+        else:
+            size = (x.size(2 + d) + 2 * padding[d] - reach - 1) // stride[d] + 1
+        if size < 1:
+            raise RuntimeError(
+                f"{op}: x has shape {shape_of(x)}, but along {axis} nothing is left by a filter of "
+                f"{w.size(2 + d)} with dilation {dilation[d]} and padding {padding[d]}"
+            )
+        sizes.append(size)
+    return [x.size(0), w.size(1) * groups if transposed else w.size(0), *sizes]
+
+
+# ---- registration ------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("aigc", "FRAGMENT")
+_GEOMETRY = (
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, SymInt groups, "
+    "bool transposed"
+)
+_library.define(f"convolution(Tensor x, Tensor w, {_GEOMETRY}) -> Tensor")
+_library.define(f"convolution_weight_gradient(Tensor dy, Tensor x, SymInt[] size, {_GEOMETRY}) -> Tensor")
+_convolution = torch.ops.aigc.convolution.default
+_weight_gradient = torch.ops.aigc.convolution_weight_gradient.default
+
+
+def _like_images(x: Tensor, size: Sequence[int]) -> Tensor:
+    if is_channels_last(x):
+        return x.new_empty([size[0], *size[2:], size[1]]).permute(0, 3, 1, 2)
+    return x.new_empty(size)
+
+
+def _convolve_kernel(x: Tensor, w: Tensor, *geometry: Any) -> Tensor:
+    size = _output_size("convolution", x, w, *geometry)
+    check_fake("convolution", x=x, w=w)
+    stride, padding, dilation, output_padding, groups, transposed = geometry
+    channels_last = is_channels_last(x)
+    if x.size(0) == 0:
+        return _like_images(x, size)
+    y = torch.ops.aten.convolution.default(
+        x, w, None, stride, padding, dilation, transposed, output_padding, groups
+    )
+    # PyTorch's choice of a format is not always the images'.
+    if channels_last:
+        return y.movedim(1, -1).contiguous().movedim(-1, 1)
+    return y.contiguous()
+
+
+def _weight_gradient_kernel(dy: Tensor, x: Tensor, size: Sequence[int], *geometry: Any) -> Tensor:
+    stride, padding, dilation, output_padding, groups, transposed = geometry
+    w = x.new_empty(size)
+    _check_weight_gradient(dy, x, w, geometry)
+    if x.size(0) == 0:
+        return w.zero_()
+    mask = [False, True, False]
+    gradient: Tensor = torch.ops.aten.convolution_backward.default(
+        dy, x, w, None, stride, padding, dilation, transposed, output_padding, groups, mask
+    )[1]
+    return gradient.contiguous()
+
+
+def _check_weight_gradient(dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[Any]) -> None:
+    op = "convolution_weight_gradient"
+    check_fake(op, x=x, dy=dy)
+    size = _output_size(op, x, w, *geometry)
+    if list(dy.shape) != size:
+        raise RuntimeError(f"{op}: dy has shape {shape_of(dy)}, but must be {size}")
+
+
+_library.impl("convolution", _convolve_kernel, "CompositeExplicitAutograd")
+_library.impl("convolution_weight_gradient", _weight_gradient_kernel, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("aigc::convolution")
+def _(x, w, *geometry):  # type: ignore[no-untyped-def]
+    check_fake("convolution", x=x, w=w)
+    return _like_images(x, _output_size("convolution", x, w, *geometry))
+
+
+@torch.library.register_fake("aigc::convolution_weight_gradient")
+def _(dy, x, size, *geometry):  # type: ignore[no-untyped-def]
+    w = x.new_empty(size)
+    _check_weight_gradient(dy, x, w, geometry)
+    return w
+
+
+def _call(*arguments: Any) -> Tensor:
+    y: Tensor = (_convolution_eager if eager() else _convolution)(*arguments)
+    return y
+
+
+def _input_gradient(dy: Tensor, w: Tensor, x: Tensor, geometry: Sequence[Any]) -> Tensor:
+    stride, padding, dilation, _, groups, transposed = geometry
+    output_padding = [0, 0]
+    if not transposed:  # what the stride left over
+        for d in range(2):
+            reach = dilation[d] * (w.size(2 + d) - 1)
+            output_padding[d] = (x.size(2 + d) + 2 * padding[d] - reach - 1) % stride[d]
+    dx = _call(dy, w, stride, padding, dilation, output_padding, groups, not transposed)
+    # An output_padding as large as the stride makes room for pixels that x does not have.
+    return dx if dx.shape == x.shape else dx[:, :, : x.size(2), : x.size(3)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, *ctx.geometry = inputs
+    ctx.save_for_backward(x, w)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, w = ctx.saved_tensors
+    dx = dw = None
+    if ctx.needs_input_grad[0]:
+        dx = _input_gradient(dy, w, x, ctx.geometry)
+    if ctx.needs_input_grad[1] and weight_gradients():
+        gradient = _weight_gradient_eager if eager() else _weight_gradient
+        dw = gradient(dy, x, list(w.shape), *ctx.geometry)
+    return dx, dw, *(None,) * 6
+
+
+def _save_weight_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, x, _, *ctx.geometry = inputs
+    ctx.save_for_backward(dy, x)
+
+
+def _weight_gradient_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    dy, x = ctx.saved_tensors
+    need_dy, need_x = ctx.needs_input_grad[:2]
+    return (
+        _call(x, g, *ctx.geometry) if need_dy else None,
+        _input_gradient(dy, g, x, ctx.geometry) if need_x else None,
+        *(None,) * 7,
+    )
+
+
+_convolution_eager = register_autograd(_convolution, _gradients, _save)
+_weight_gradient_eager = register_autograd(
+    _weight_gradient, _weight_gradient_gradients, _save_weight_gradient
+)
+
+register_autocast(_convolution)
