@@ -20,7 +20,7 @@ from aigc_ext.ops._autograd import (
     reference_gradients,
     register_autograd,
 )
-from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._mode import decomposed, weight_gradients
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
 
 _bias_act = torch.ops.aigc.bias_act.default
@@ -260,6 +260,8 @@ def _forward_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | N
         return (None,) * 10
     x, b, noise, strength, mask = ctx.saved_tensors
     need_x, need_b, need_noise, need_strength = ctx.needs_input_grad[:4]
+    if not weight_gradients():
+        need_b = need_strength = False
     dx, db, dstrength = bias_act_backward(
         dy, x, b, noise, strength, mask, *ctx.arguments, ctx.channels_last, need_b, need_strength
     )
@@ -283,6 +285,8 @@ def _backward_gradients(
 ) -> tuple[Tensor | None, ...]:
     dy, x, b, noise, strength, mask = ctx.saved_tensors
     need_dy, need_x, need_b, need_noise, need_strength = ctx.needs_input_grad[:5]
+    if not weight_gradients():
+        need_b = need_strength = False
     dim, act = ctx.arguments[:2]
     # u is the cotangent of dz, of which dx is a copy and db and dstrength are sums.
     u = g_dx

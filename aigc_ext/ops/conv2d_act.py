@@ -26,6 +26,9 @@ from aigc_ext.ops.bias_act import bias_act, bias_act_ref
 from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
 
 _Pair = int | Sequence[int]
+# stride, padding, dilation, output_padding, groups, transposed
+_Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def conv2d_act(
@@ -68,8 +71,7 @@ def conv2d_act(
         return conv2d_act_ref(x, w, b, stride, padding, dilation, groups, act, alpha, gain, clamp)
     op = "conv2d_act"
     sizes = _pair(op, "stride", stride), _pair(op, "padding", padding), _pair(op, "dilation", dilation)
-    y = convolve(op, x, w, *sizes, [0, 0], groups, False)
-    return _epilogue(y, b, act, alpha, gain, clamp)
+    return _convolve_and_act(op, x, w, b, (*sizes, [0, 0], groups, False), act, alpha, gain, clamp)
 
 
 def conv2d_act_ref(
@@ -86,7 +88,7 @@ def conv2d_act_ref(
     clamp: float | None = None,
 ) -> Tensor:
     """:func:`conv2d_act` in plain PyTorch."""
-    y = F.conv2d(x, w, b, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    y = F.conv2d(x, w, b, stride, padding, dilation, groups)
     return bias_act_ref(y, None, 1, act, alpha, gain, clamp)
 
 
@@ -122,8 +124,8 @@ def conv_transpose2d_act(
             x, w, b, stride, padding, output_padding, groups, dilation, act, alpha, gain, clamp
         )
     sizes = _pair(op, "stride", stride), _pair(op, "padding", padding), _pair(op, "dilation", dilation)
-    y = convolve(op, x, w, *sizes, _pair(op, "output_padding", output_padding), groups, True)
-    return _epilogue(y, b, act, alpha, gain, clamp)
+    geometry = (*sizes, _pair(op, "output_padding", output_padding), groups, True)
+    return _convolve_and_act(op, x, w, b, geometry, act, alpha, gain, clamp)
 
 
 def conv_transpose2d_act_ref(
@@ -141,52 +143,48 @@ def conv_transpose2d_act_ref(
     clamp: float | None = None,
 ) -> Tensor:
     """:func:`conv_transpose2d_act` in plain PyTorch."""
-    y = F.conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)  # type: ignore[arg-type]
+    y = F.conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)
     return bias_act_ref(y, None, 1, act, alpha, gain, clamp)
 
 
-def convolve(
+def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
+    """The convolution with its bias alone, for ``op``, by the form that suits device and shape."""
+    _output_size(op, x, w, *geometry)
+    stride, padding, dilation, output_padding, groups, transposed = geometry
+    plain = stride == [1, 1] == dilation and output_padding == [0, 0] and groups == 1
+    if plain and max(padding) <= 2 and _winograd_pays(x, w):
+        if transposed:
+            padding = [2 - padding[0], 2 - padding[1]]
+        return conv3x3_padded(x, w, b, padding[0], padding[1], transposed)
+    return _call(x, w, b, *geometry)
+
+
+def _winograd_pays(x: Tensor, w: Tensor) -> bool:
+    if w.shape[2:] != (3, 3) or not has_conv3x3(x):
+        return False
+    if x.dtype in _HALF:  # PyTorch has no fast form for them on most CPUs
+        return True
+    # Measured on one core with AVX2: from here on at least as fast, forward and backward together.
+    return min(w.size(0), w.size(1)) >= 32 and x.size(0) * x.size(2) * x.size(3) >= 512
+
+
+def _convolve_and_act(
     op: str,
     x: Tensor,
     w: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    output_padding: list[int],
-    groups: int,
-    transposed: bool,
+    b: Tensor | None,
+    geometry: _Geometry,
+    act: str,
+    alpha: float | None,
+    gain: float | None,
+    clamp: float | None,
 ) -> Tensor:
-    """The convolution alone, for ``op``, by the form that suits device and shape."""
-    _output_size(op, x, w, stride, padding, dilation, output_padding, groups, transposed)
-    plain = stride == [1, 1] == dilation and output_padding == [0, 0] and groups == 1
-    if plain and _winograd_pays(x, w, transposed) and max(padding) <= 2:
-        if transposed:
-            padding = [2 - padding[0], 2 - padding[1]]
-        return conv3x3_padded(x, w, padding[0], padding[1], transposed)
-    call = _convolution_eager if eager() else _convolution
-    y: Tensor = call(x, w, stride, padding, dilation, output_padding, groups, transposed)
-    return y
-
-
-def _winograd_pays(x: Tensor, w: Tensor, transposed: bool) -> bool:
-    # Measured on one core with AVX2: from here on at least as fast, forward and backward together.
-    return (
-        w.shape[2:] == (3, 3)
-        and min(w.size(0), w.size(1)) >= 32
-        and x.size(0) * x.size(2) * x.size(3) >= 512
-        and has_conv3x3(x)
-        and w.dtype == x.dtype
-    )
-
-
-def _epilogue(
-    y: Tensor, b: Tensor | None, act: str, alpha: float | None, gain: float | None, clamp: float | None
-) -> Tensor:
-    if b is not None and b.dtype != y.dtype and torch._C._is_any_autocast_enabled():
-        b = b.to(y.dtype)  # as autocast does for a convolution's bias
-    if b is None and clamp is None and act == "linear" and gain in (None, 1):
-        return y
-    return bias_act(y, b, 1, act, alpha, gain, clamp)
+    identity = act == "linear" and gain in (None, 1) and clamp is None
+    if identity or x.dtype in _HALF or torch._C._is_any_autocast_enabled():
+        # A product that is stored in a half type is rounded; with the bias in it, its sign at least is right.
+        y = convolve(op, x, w, b, geometry)
+        return y if identity else bias_act(y, None, 1, act, alpha, gain, clamp)
+    return bias_act(convolve(op, x, w, None, geometry), b, 1, act, alpha, gain, clamp)
 
 
 def _pair(op: str, name: str, value: _Pair) -> list[int]:
@@ -257,7 +255,7 @@ _GEOMETRY = (
     "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, SymInt groups, "
     "bool transposed"
 )
-_library.define(f"convolution(Tensor x, Tensor w, {_GEOMETRY}) -> Tensor")
+_library.define(f"convolution(Tensor x, Tensor w, Tensor? b, {_GEOMETRY}) -> Tensor")
 _library.define(f"convolution_weight_gradient(Tensor dy, Tensor x, SymInt[] size, {_GEOMETRY}) -> Tensor")
 _convolution = torch.ops.aigc.convolution.default
 _weight_gradient = torch.ops.aigc.convolution_weight_gradient.default
@@ -269,16 +267,27 @@ def _like_images(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.new_empty(size)
 
 
-def _convolve_kernel(x: Tensor, w: Tensor, *geometry: Any) -> Tensor:
-    size = _output_size("convolution", x, w, *geometry)
-    check_fake("convolution", x=x, w=w)
-    stride, padding, dilation, output_padding, groups, transposed = geometry
-    channels_last = is_channels_last(x)
+def _widened(x: Tensor) -> bool:
+    """Half types on a CPU without instructions for them: there PyTorch's convolution takes 200 times as long
+    as in float32."""
+    if x.device.type != "cpu" or x.dtype not in _HALF:
+        return False
+    mkldnn = torch.ops.mkldnn
+    fast = mkldnn._is_mkldnn_bf16_supported if x.dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported
+    return not fast()
+
+
+def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
+    size = _check("convolution", x, w, b, geometry)
     if x.size(0) == 0:
         return _like_images(x, size)
+    stride, padding, dilation, output_padding, groups, transposed = geometry
+    channels_last, dtype = is_channels_last(x), x.dtype
+    if _widened(x):
+        x, w, b = x.float(), w.float(), None if b is None else b.float()
     y = torch.ops.aten.convolution.default(
-        x, w, None, stride, padding, dilation, transposed, output_padding, groups
-    )
+        x, w, b, stride, padding, dilation, transposed, output_padding, groups
+    ).to(dtype)
     # PyTorch's choice of a format is not always the images'.
     if channels_last:
         return y.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -286,16 +295,27 @@ def _convolve_kernel(x: Tensor, w: Tensor, *geometry: Any) -> Tensor:
 
 
 def _weight_gradient_kernel(dy: Tensor, x: Tensor, size: Sequence[int], *geometry: Any) -> Tensor:
-    stride, padding, dilation, output_padding, groups, transposed = geometry
     w = x.new_empty(size)
     _check_weight_gradient(dy, x, w, geometry)
     if x.size(0) == 0:
         return w.zero_()
+    stride, padding, dilation, output_padding, groups, transposed = geometry
+    dtype = x.dtype
+    if _widened(x):
+        dy, x, w = dy.float(), x.float(), w.float()
     mask = [False, True, False]
     gradient: Tensor = torch.ops.aten.convolution_backward.default(
         dy, x, w, None, stride, padding, dilation, transposed, output_padding, groups, mask
     )[1]
-    return gradient.contiguous()
+    return gradient.to(dtype).contiguous()
+
+
+def _check(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: Sequence[Any]) -> list[int]:
+    size = _output_size(op, x, w, *geometry)
+    check_fake(op, x=x, w=w, b=b)
+    if b is not None and (b.dim() != 1 or b.size(0) != size[1]):
+        raise RuntimeError(f"{op}: b has shape {shape_of(b)}, but must be [{size[1]}]")
+    return size
 
 
 def _check_weight_gradient(dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[Any]) -> None:
@@ -311,9 +331,8 @@ _library.impl("convolution_weight_gradient", _weight_gradient_kernel, "Composite
 
 
 @torch.library.register_fake("aigc::convolution")
-def _(x, w, *geometry):  # type: ignore[no-untyped-def]
-    check_fake("convolution", x=x, w=w)
-    return _like_images(x, _output_size("convolution", x, w, *geometry))
+def _(x, w, b, *geometry):  # type: ignore[no-untyped-def]
+    return _like_images(x, _check("convolution", x, w, b, geometry))
 
 
 @torch.library.register_fake("aigc::convolution_weight_gradient")
@@ -335,25 +354,27 @@ def _input_gradient(dy: Tensor, w: Tensor, x: Tensor, geometry: Sequence[Any]) -
         for d in range(2):
             reach = dilation[d] * (w.size(2 + d) - 1)
             output_padding[d] = (x.size(2 + d) + 2 * padding[d] - reach - 1) % stride[d]
-    dx = _call(dy, w, stride, padding, dilation, output_padding, groups, not transposed)
+    dx = _call(dy, w, None, stride, padding, dilation, output_padding, groups, not transposed)
     # An output_padding as large as the stride makes room for pixels that x does not have.
     return dx if dx.shape == x.shape else dx[:, :, : x.size(2), : x.size(3)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, *ctx.geometry = inputs
+    x, w, _, *ctx.geometry = inputs
     ctx.save_for_backward(x, w)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, w = ctx.saved_tensors
-    dx = dw = None
+    dx = dw = db = None
     if ctx.needs_input_grad[0]:
         dx = _input_gradient(dy, w, x, ctx.geometry)
     if ctx.needs_input_grad[1] and weight_gradients():
         gradient = _weight_gradient_eager if eager() else _weight_gradient
         dw = gradient(dy, x, list(w.shape), *ctx.geometry)
-    return dx, dw, *(None,) * 6
+    if ctx.needs_input_grad[2] and weight_gradients():
+        db = dy.sum((0, 2, 3))
+    return dx, dw, db, *(None,) * 6
 
 
 def _save_weight_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -365,7 +386,7 @@ def _weight_gradient_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]
     dy, x = ctx.saved_tensors
     need_dy, need_x = ctx.needs_input_grad[:2]
     return (
-        _call(x, g, *ctx.geometry) if need_dy else None,
+        _call(x, g, None, *ctx.geometry) if need_dy else None,
         _input_gradient(dy, g, x, ctx.geometry) if need_x else None,
         *(None,) * 7,
     )

@@ -48,7 +48,7 @@ def conv3x3(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
         raise no_tensor("conv3x3", x=x, w=w)
     if decomposed() or not has_conv3x3(x):
         return conv3x3_ref(x, w, padding)
-    return conv3x3_padded(x, w, padding, padding, False)
+    return conv3x3_padded(x, w, None, padding, padding, False)
 
 
 def conv3x3_ref(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
@@ -56,9 +56,11 @@ def conv3x3_ref(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
     return F.conv2d(x, w, padding=padding)
 
 
-def conv3x3_padded(x: Tensor, w: Tensor, pad_y: int, pad_x: int, transposed: bool) -> Tensor:
-    """The op itself; with ``transposed`` it is the transpose of the one with padding ``2 - pad``."""
-    y: Tensor = (_conv3x3_eager if eager() else _conv3x3)(x, w, pad_y, pad_x, transposed)
+def conv3x3_padded(
+    x: Tensor, w: Tensor, b: Tensor | None, pad_y: int, pad_x: int, transposed: bool
+) -> Tensor:
+    """The op itself, with a bias; ``transposed`` is the transpose of the one with padding ``2 - pad``."""
+    y: Tensor = (_conv3x3_eager if eager() else _conv3x3)(x, w, b, pad_y, pad_x, transposed)
     return y
 
 
@@ -90,8 +92,8 @@ def _new_images(op: str, x: Tensor, channels: int, pad_y: int, pad_x: int) -> Te
 
 
 @torch.library.register_fake("aigc::conv3x3")
-def _(x, w, pad_y, pad_x, transposed):  # type: ignore[no-untyped-def]
-    check_fake("conv3x3", x=x, w=w)
+def _(x, w, b, pad_y, pad_x, transposed):  # type: ignore[no-untyped-def]
+    check_fake("conv3x3", x=x, w=w, b=b)
     if w.dim() != 4 or min(w.shape[:2]) < 1 or tuple(w.shape[2:]) != (3, 3):
         raise RuntimeError(
             f"conv3x3: w has shape {shape_of(w)}, but must be [out_channels, in_channels, 3, 3]"
@@ -103,6 +105,8 @@ def _(x, w, pad_y, pad_x, transposed):  # type: ignore[no-untyped-def]
             f"conv3x3: x has shape {shape_of(x)}, but must have {in_channels} channels for a w of shape "
             f"{shape_of(w)}"
         )
+    if b is not None and (b.dim() != 1 or b.size(0) != out_channels):
+        raise RuntimeError(f"conv3x3: b has shape {shape_of(b)}, but must be [{out_channels}]")
     return y
 
 
@@ -121,21 +125,28 @@ def _(dy, x, pad_y, pad_x):  # type: ignore[no-untyped-def]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.arguments = inputs[2:]
+    x, w, _, *ctx.arguments = inputs
+    ctx.save_for_backward(x, w)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, w = ctx.saved_tensors
     pad_y, pad_x, transposed = ctx.arguments
     back_y, back_x = 2 - pad_y, 2 - pad_x
-    dx = dw = None
+    dx = dw = db = None
     if ctx.needs_input_grad[0]:
-        dx = conv3x3_padded(dy, w, back_y, back_x, not transposed)
+        dx = conv3x3_padded(dy, w, None, back_y, back_x, not transposed)
     if ctx.needs_input_grad[1] and weight_gradients():
         gradient = _weight_gradient_eager if eager() else _weight_gradient
         dw = gradient(x, dy, back_y, back_x) if transposed else gradient(dy, x, pad_y, pad_x)
-    return dx, dw, None, None, None
+    if ctx.needs_input_grad[2] and weight_gradients():
+        db = dy.sum((0, 2, 3))
+    return dx, dw, db, None, None, None
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, x, *ctx.arguments = inputs
+    ctx.save_for_backward(dy, x)
 
 
 def _weight_gradient_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -143,14 +154,14 @@ def _weight_gradient_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]
     pad_y, pad_x = ctx.arguments
     need_dy, need_x = ctx.needs_input_grad[:2]
     return (
-        conv3x3_padded(x, g, pad_y, pad_x, False) if need_dy else None,
-        conv3x3_padded(dy, g, 2 - pad_y, 2 - pad_x, True) if need_x else None,
+        conv3x3_padded(x, g, None, pad_y, pad_x, False) if need_dy else None,
+        conv3x3_padded(dy, g, None, 2 - pad_y, 2 - pad_x, True) if need_x else None,
         None,
         None,
     )
 
 
 _conv3x3_eager = register_autograd(_conv3x3, _gradients, _save)
-_weight_gradient_eager = register_autograd(_weight_gradient, _weight_gradient_gradients, _save)
+_weight_gradient_eager = register_autograd(_weight_gradient, _weight_gradient_gradients, _save_gradient)
 
 register_autocast(_conv3x3)

@@ -5,7 +5,7 @@
 namespace aigc {
 
 AIGC_OPS(m) {
-  m.def("conv3x3(Tensor x, Tensor w, int pad_y, int pad_x, bool transposed) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor w, Tensor? b, int pad_y, int pad_x, bool transposed) -> Tensor");
   m.def("conv3x3_weight_gradient(Tensor dy, Tensor x, int pad_y, int pad_x) -> Tensor");
 }
 
@@ -42,7 +42,8 @@ Tensor workspace(const Conv3x3Params& p, int64_t copies, const Tensor& x) {
                   p.dtype == DType::float64 ? ScalarType::Double : ScalarType::Float);
 }
 
-Tensor conv3x3(const Tensor& x, const Tensor& w_any, int64_t pad_y, int64_t pad_x, bool transposed) {
+Tensor conv3x3(const Tensor& x, const Tensor& w_any, const OptionalTensor& b_any, int64_t pad_y,
+               int64_t pad_x, bool transposed) {
   constexpr const char* op = "conv3x3";
   check_same_kind(w_any, "w", x, "x", op);
   AIGC_CHECK(
@@ -58,6 +59,14 @@ Tensor conv3x3(const Tensor& x, const Tensor& w_any, int64_t pad_y, int64_t pad_
   const int64_t strides[] = {p.out_channels * p.out_height * p.out_width, plane, p.out_width * pixel, pixel};
   const Tensor y = empty_strided(x, sizes, strides, x.scalar_type()), transformed = workspace(p, 1, x);
   p.transposed = transposed;
+  OptionalTensor b;
+  if (b_any) {
+    check_same_kind(*b_any, "b", x, "x", op);
+    AIGC_CHECK(b_any->dim() == 1 && b_any->size(0) == p.out_channels, op, ": b has shape ", shape(*b_any),
+               ", but must be [", p.out_channels, "]");
+    b = as_format(*b_any, false);
+    p.b = b->data_ptr();
+  }
   p.w = w.data_ptr();
   p.y = y.data_ptr();
   p.transformed = transformed.data_ptr();

@@ -372,10 +372,13 @@ class Convolution {
       Vec<S> in[16], out[2][2];
       for (int ab = 0; ab < 16; ++ab) in[ab] = load(m + ab * kBlock * kChannels + j);
       output_transform(in, out);
+      const int64_t valid = p_.out_channels - o - j;
+      if (valid <= 0) break;
+      const Vec<S> bias = p_.b ? load_upto(static_cast<const T*>(p_.b) + o + j, valid) : Vec<S>{};
       for (int64_t a = 0; a < min(2, p_.out_height - 2 * row); ++a)
         for (int64_t b = 0; b < min(2, p_.out_width - 2 * column); ++b)
-          store_upto(y + ((2 * row + a) * p_.out_width + 2 * column + b) * p_.out_channels + j, out[a][b],
-                     p_.out_channels - o - j);
+          store_upto(y + ((2 * row + a) * p_.out_width + 2 * column + b) * p_.out_channels + j,
+                     out[a][b] + bias, valid);
     }
   }
 

@@ -55,7 +55,7 @@ def test_the_fake_kernel_refuses_what_the_real_one_refuses(arguments: dict[str, 
     call = {**good, **arguments}
     x, w = call["x"].to("meta"), call["w"].to("meta")
     with pytest.raises(RuntimeError, match="conv3x3: "):
-        torch.ops.aigc.conv3x3(x, w, call["padding"], call["padding"], False)
+        torch.ops.aigc.conv3x3(x, w, None, call["padding"], call["padding"], False)
 
 
 def test_a_weight_gradient_needs_a_fitting_dy() -> None:

@@ -25,10 +25,12 @@ def convolutions(draw: st.DrawFn, transposed: bool, small: bool = False) -> Call
         least[d] = max(1, reach + 1 - 2 * padding[d])
     if transposed:
         least = [1, 1]
-        options["output_padding"] = [draw(st.integers(0, max(stride[d], dilation[d]) - 1)) for d in range(2)]
+        # PyTorch's own second derivative fails with an output_padding: see test_conv2d_act.py.
+        most = [1, 1] if small else [max(stride[d], dilation[d]) for d in range(2)]
+        options["output_padding"] = [draw(st.integers(0, most[d] - 1)) for d in range(2)]
     options["padding"] = padding
     height, width = (least[d] + draw(st.integers(0, 2 if small else 9)) for d in range(2))
-    n = draw(st.integers(1 if small else 0, 2))
+    n = draw(st.integers(1, 2) if small else st.sampled_from([2, 1, 0, 3]))
     seed = draw(seeds)
     weight = (i, o // groups, *kernel) if transposed else (o, i // groups, *kernel)
     act = draw(st.sampled_from(["lrelu", "linear", "swish", "tanh"]))
@@ -62,13 +64,14 @@ def native() -> list[tuple]:
     geometry = ([2, 1], [1, 1], [1, 2], [0, 0], 1)
     x = torch.randn(2, 3, 7, 9, requires_grad=True)
     channels_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    b = torch.randn(4, requires_grad=True)
     w, v = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(3, 4, 3, 3, requires_grad=True)
     calls: list[tuple] = []
     for t in (x, channels_last):
         for weight, transposed in ((w, False), (v, True)):
-            calls.append((convolution, (t, weight, *geometry, transposed)))
+            calls.append((convolution, (t, weight, b, *geometry, transposed)))
             dy = torch.randn_like(
-                convolution(t.detach(), weight.detach(), *geometry, transposed)
+                convolution(t.detach(), weight.detach(), None, *geometry, transposed)
             ).requires_grad_()
             calls.append((gradient, (dy, t, list(weight.shape), *geometry, transposed)))
     return calls

@@ -29,12 +29,13 @@ def native() -> list[tuple]:
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
     channels_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     w, dy = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(2, 4, 4, 3, requires_grad=True)
+    b = torch.randn(4, requires_grad=True)
     conv3x3, gradient = torch.ops.aigc.conv3x3.default, torch.ops.aigc.conv3x3_weight_gradient.default
     calls: list[tuple] = []
     for t in (x, channels_last):
-        calls.append((conv3x3, (t, w, 1, 0, False)))
+        calls.append((conv3x3, (t, w, b, 1, 0, False)))
         calls.append((gradient, (dy, t, 1, 0)))
-        calls.append((conv3x3, (t, w.detach().transpose(0, 1).requires_grad_(), 0, 2, True)))
+        calls.append((conv3x3, (t, w.detach().transpose(0, 1).requires_grad_(), None, 0, 2, True)))
     return calls
 
 
