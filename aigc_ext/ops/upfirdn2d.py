@@ -1,0 +1,393 @@
+"""Upsampling, filtering by a finite impulse response and downsampling of images in one pass, as the generators
+and discriminators of StyleGAN have it (Karras et al. 2020, "Analyzing and Improving the Image Quality of
+StyleGAN", and 2021, "Alias-Free Generative Adversarial Networks").
+
+The map is linear in x, and its transpose is the same op with other arguments; in a two-dimensional filter it is
+linear too. So two kernels, upfirdn2d and the filter's gradient, are each other's derivatives to every order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aigc_ext.ops._arguments import no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._autograd import eager, is_channels_last, register_autograd
+from aigc_ext.ops._mode import decomposed, weight_gradients
+
+_upfirdn2d = torch.ops.aigc.upfirdn2d.default
+_filter_gradient = torch.ops.aigc.upfirdn2d_filter_gradient.default
+
+_MOST_FACTOR = 1 << 16
+_SEPARABLE_TAPS = 8  # from so many on setup_filter keeps a filter one-dimensional
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Pads, upsamples, filters and downsamples a batch of images.
+
+    For each channel: ``up - 1`` zeros are inserted after every pixel; the result is padded with zeros, or
+    cropped; it is convolved with ``f``; every ``down``-th pixel from the first is kept and multiplied with
+    ``gain``. A side of W becomes ``(W * up + x0 + x1 - taps + down) // down``.
+
+    Args:
+        x: ``[N, C, H, W]``, contiguous or channels-last without a copy; float64, float32, float16 or bfloat16
+            (half types are computed in float32). N and C may be 0, H and W not.
+        f: the filter: ``[taps]``, which is used along both axes, or ``[taps_y, taps_x]``, or None for no filter.
+            Of any floating-point dtype; float32 is what the computation is done in, float64 if ``x`` is.
+            :func:`setup_filter` makes one.
+        up, down: an integer from 1 on, or ``[x, y]``.
+        padding: of the upsampled image: an integer, ``[x, y]`` or ``[x0, x1, y0, y1]`` (before, after).
+            Negative numbers crop.
+        flip_filter: correlate instead of convolving, which reverses the filter.
+        gain: finite.
+
+    Returns:
+        A tensor of x's dtype, channels-last if ``x`` is, else contiguous; ``x`` itself is never returned.
+        Differentiable to every order in ``x`` and ``f``. Under autocast the dtype is x's.
+
+    Raises:
+        TypeError: ``x`` or ``f`` is no tensor, or a factor, padding or gain no number.
+        ValueError: a factor, a padding or the gain out of range, or of a wrong length.
+        RuntimeError: ``x`` or ``f`` has a wrong shape, dtype or device, or the padded image is smaller than the
+            filter.
+    """
+    if not (isinstance(x, Tensor) and (f is None or isinstance(f, Tensor))):
+        raise no_tensor("upfirdn2d", optional=("f",), x=x, f=f)
+    if decomposed():
+        return upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
+    factors = *_factors("up", up), *_factors("down", down)
+    return _call(x, f, *factors, *_padding(padding), bool(flip_filter), _gain(gain))
+
+
+def upfirdn2d_ref(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """:func:`upfirdn2d` in plain PyTorch."""
+    (up_x, up_y), (down_x, down_y) = _factors("up", up), _factors("down", down)
+    x0, x1, y0, y1 = _padding(padding)
+    gain = _gain(gain)
+    _output_size("upfirdn2d", x, *_taps("upfirdn2d", f), up_x, up_y, down_x, down_y, x0, x1, y0, y1)
+    n, c, h, w = x.shape
+    z = F.pad(x.reshape(n * c, h, 1, w, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
+    z = z.reshape(n * c, 1, h * up_y, w * up_x)
+    z = F.pad(z, [max(x0, 0), max(x1, 0), max(y0, 0), max(y1, 0)])
+    z = z[:, :, max(-y0, 0) : z.size(2) - max(-y1, 0), max(-x0, 0) : z.size(3) - max(-x1, 0)]
+    if f is not None:
+        f = f.to(x.dtype)
+        f = f if flip_filter else f.flip(list(range(f.dim())))
+        for kernel in (f[None, :], f[:, None]) if f.dim() == 1 else (f,):
+            z = F.conv2d(z, kernel[None, None])
+    z = z[:, :, ::down_y, ::down_x] * gain
+    return z.reshape(n, c, z.size(2), z.size(3))
+
+
+def setup_filter(
+    f: Tensor | Sequence[Any] | float | None,
+    device: torch.device | str | None = None,
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> Tensor:
+    """A float32 filter for :func:`upfirdn2d` and the functions made from it.
+
+    Args:
+        f: its taps: a number, ``[taps]``, ``[taps_y, taps_x]`` (a tensor or nested lists), or None for ``1``.
+        device: where it is to be; by default where ``f`` is.
+        normalize: divide it by its sum, so that it keeps the brightness of an image.
+        flip_filter: reverse it.
+        gain: what images are multiplied with: the filter by ``gain ** (dimensions / 2)``, as one of one
+            dimension is used twice.
+        separable: keep ``[taps]`` as it is. Otherwise it becomes the outer product with itself. By default from
+            8 taps on.
+
+    Raises:
+        ValueError: ``f`` has no taps or more than two dimensions; has two, but is to be separable; has a sum of
+            0, but is to be normalised.
+    """
+    taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
+    if taps.dim() == 0:
+        taps = taps[None]
+    if taps.dim() > 2 or taps.numel() == 0:
+        raise ValueError(
+            f"setup_filter: f has shape {shape_of(taps)}, but must have one or two dimensions and taps"
+        )
+    if separable is None:
+        separable = taps.dim() == 1 and taps.numel() >= _SEPARABLE_TAPS
+    if separable and taps.dim() == 2:
+        raise ValueError(f"setup_filter: f has shape {shape_of(taps)}, but a separable one has one dimension")
+    if taps.dim() == 1 and not separable:
+        taps = taps[:, None] * taps
+    if normalize:
+        total = taps.sum()
+        if total == 0:
+            raise ValueError("setup_filter: normalize is True, but the sum of f is 0")
+        taps = taps / total
+    if flip_filter:
+        taps = taps.flip(list(range(taps.dim())))
+    return taps * _gain(gain, "setup_filter") ** (taps.dim() / 2)
+
+
+def filter2d(
+    x: Tensor,
+    f: Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Filters images and keeps their size, but for the ``padding`` that is added to the one this needs.
+
+    Arguments, result and errors are those of :func:`upfirdn2d`.
+    """
+    taps_x, taps_y = _taps("filter2d", f)
+    x0, x1, y0, y1 = _padding(padding, "filter2d")
+    around = [x0 + taps_x // 2, x1 + (taps_x - 1) // 2, y0 + taps_y // 2, y1 + (taps_y - 1) // 2]
+    return upfirdn2d(x, f, padding=around, flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Makes images ``up`` times as large, and larger still by ``padding``.
+
+    A filter of sum 1 keeps the brightness: the gain is multiplied with ``up`` of both axes, for the zeros that
+    were inserted. Arguments, result and errors are those of :func:`upfirdn2d`.
+    """
+    taps_x, taps_y = _taps("upsample2d", f)
+    up_x, up_y = _factors("up", up, "upsample2d")
+    x0, x1, y0, y1 = _padding(padding, "upsample2d")
+    around = [
+        *(x0 + (taps_x + up_x - 1) // 2, x1 + (taps_x - up_x) // 2),
+        *(y0 + (taps_y + up_y - 1) // 2, y1 + (taps_y - up_y) // 2),
+    ]
+    return upfirdn2d(
+        x, f, [up_x, up_y], padding=around, flip_filter=flip_filter, gain=_gain(gain, "upsample2d") * up_x * up_y
+    )
+
+
+def downsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Makes images ``down`` times as small; ``padding`` is added before.
+
+    Arguments, result and errors are those of :func:`upfirdn2d`.
+    """
+    taps_x, taps_y = _taps("downsample2d", f)
+    down_x, down_y = _factors("down", down, "downsample2d")
+    x0, x1, y0, y1 = _padding(padding, "downsample2d")
+    around = [
+        *(x0 + (taps_x - down_x + 1) // 2, x1 + (taps_x - down_x) // 2),
+        *(y0 + (taps_y - down_y + 1) // 2, y1 + (taps_y - down_y) // 2),
+    ]
+    return upfirdn2d(x, f, down=[down_x, down_y], padding=around, flip_filter=flip_filter, gain=gain)
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------
+
+
+def _integers(op: str, name: str, value: int | Sequence[int], lengths: tuple[int, ...]) -> list[int]:
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return [value]
+    allowed = f"an integer or a list of {' or '.join(map(str, lengths))} integers"
+    if not isinstance(value, (list, tuple, torch.Size)):
+        raise TypeError(f"{op}: {name} is {value!r} ({type(value).__name__}), but must be {allowed}")
+    for item in value:
+        if not isinstance(item, (int, torch.SymInt)) or isinstance(item, bool):
+            raise TypeError(f"{op}: {name} is {value!r}, but must be {allowed}")
+    if len(value) not in lengths:
+        raise ValueError(f"{op}: {name} is {value!r}, but must be {allowed}")
+    return list(value)
+
+
+def _factors(name: str, value: int | Sequence[int], op: str = "upfirdn2d") -> tuple[int, int]:
+    """Along x and y."""
+    numbers = _integers(op, name, value, (2,))
+    for number in numbers:
+        if not 1 <= number <= _MOST_FACTOR:
+            raise ValueError(f"{op}: {name} is {value!r}, but must be from 1 to {_MOST_FACTOR}")
+    return numbers[0], numbers[-1]
+
+
+def _padding(value: int | Sequence[int], op: str = "upfirdn2d") -> tuple[int, int, int, int]:
+    """x0, x1, y0, y1."""
+    numbers = _integers(op, "padding", value, (2, 4))
+    if len(numbers) == 4:
+        return numbers[0], numbers[1], numbers[2], numbers[3]
+    return numbers[0], numbers[0], numbers[-1], numbers[-1]
+
+
+def _gain(value: float, op: str = "upfirdn2d") -> float:
+    try:
+        number = math.nan if isinstance(value, (str, Tensor)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    kind = ValueError if isinstance(value, (int, float)) else TypeError
+    raise kind(f"{op}: gain is {value!r}, but must be a finite number")
+
+
+def _taps(op: str, f: Tensor | None) -> tuple[int, int]:
+    """Along x and y."""
+    if f is None:
+        return 1, 1
+    if not isinstance(f, Tensor):
+        raise no_tensor(op, optional=("f",), f=f)
+    if not 1 <= f.dim() <= 2 or f.numel() == 0:
+        raise RuntimeError(
+            f"{op}: f has shape {shape_of(f)}, but must have one or two dimensions and at least one tap"
+        )
+    return f.size(-1), f.size(0)
+
+
+# The arguments of the native op after its tensors: up_x, up_y, down_x, down_y, x0, x1, y0, y1, flip, gain.
+
+
+def _output_size(op: str, x: Tensor, taps_x: int, taps_y: int, *numbers: int) -> tuple[int, int]:
+    """Height and width."""
+    up_x, up_y, down_x, down_y, x0, x1, y0, y1 = numbers
+    promoted_dtype(op, x=x)
+    if x.dim() != 4 or x.size(2) == 0 or x.size(3) == 0:
+        raise RuntimeError(
+            f"{op}: x has shape {shape_of(x)}, but must be [N, C, H, W] with at least one row and column"
+        )
+
+    def size(axis: str, size: int, taps: int, up: int, down: int, before: int, after: int) -> int:
+        padded = size * up + before + after
+        if padded < taps:
+            raise RuntimeError(
+                f"{op}: along {axis}, size {size} times up {up} with padding [{before}, {after}] is {padded}, "
+                f"but the filter has {taps} taps and needs as many"
+            )
+        return (padded - taps) // down + 1
+
+    return (
+        size("y", x.size(2), taps_y, up_y, down_y, y0, y1),
+        size("x", x.size(3), taps_x, up_x, down_x, x0, x1),
+    )
+
+
+def _transposed(height: int, width: int, out: Tensor, taps: tuple[int, int], arguments: Sequence[Any]) -> Any:
+    """The arguments of the transposed map: from images of out's size to those of height x width."""
+    up_x, up_y, down_x, down_y, x0, _, y0, _, flip_filter, gain = arguments
+    taps_x, taps_y = taps
+    return (
+        *(down_x, down_y, up_x, up_y),
+        *(taps_x - 1 - x0, width * up_x - out.size(3) * down_x + x0 - up_x + 1),
+        *(taps_y - 1 - y0, height * up_y - out.size(2) * down_y + y0 - up_y + 1),
+        not flip_filter,
+        gain,
+    )
+
+
+def _filter_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _call(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
+    if f is not None and f.dtype != _filter_dtype(x) and f.is_floating_point():
+        f = f.to(_filter_dtype(x))
+    y: Tensor = (_upfirdn2d_eager if eager() else _upfirdn2d)(x, f, *arguments)
+    return y
+
+
+# ---- registration ------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("aigc::upfirdn2d")
+def _(x, f, *arguments):  # type: ignore[no-untyped-def]
+    height, width = _output_size("upfirdn2d", x, *_taps("upfirdn2d", f), *arguments[:8])
+    if f is not None and (f.dtype != _filter_dtype(x) or f.device != x.device):
+        raise RuntimeError(
+            f"upfirdn2d: f is {f.dtype} on {f.device}, but must be {_filter_dtype(x)} on {x.device} for an x of "
+            f"{x.dtype}"
+        )
+    if is_channels_last(x):
+        return x.new_empty([x.size(0), height, width, x.size(1)]).movedim(-1, 1)
+    return x.new_empty([x.size(0), x.size(1), height, width])
+
+
+@torch.library.register_fake("aigc::upfirdn2d_filter_gradient")
+def _(dy, x, taps_x, taps_y, *arguments):  # type: ignore[no-untyped-def]
+    op = "upfirdn2d_filter_gradient"
+    height, width = _output_size(op, x, taps_x, taps_y, *arguments[:8])
+    if dy.dtype != x.dtype or dy.device != x.device or dy.shape != (*x.shape[:2], height, width):
+        raise RuntimeError(
+            f"{op}: dy is {dy.dtype} of shape {shape_of(dy)} on {dy.device}, but must be {x.dtype} of shape "
+            f"{[*x.shape[:2], height, width]} on {x.device}"
+        )
+    return x.new_empty([taps_y, taps_x], dtype=_filter_dtype(x))
+
+
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, f, *ctx.arguments = inputs
+    ctx.size = x.shape[2:]
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, f)
+
+
+def _forward_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, f = ctx.saved_tensors
+    need_x, need_f = ctx.needs_input_grad[:2]
+    taps = _taps("upfirdn2d", f)
+    dx = df = None
+    if need_x:
+        dx = _call(dy, f, *_transposed(*ctx.size, dy, taps, ctx.arguments))
+    if need_f and weight_gradients():
+        df = _gradient(dy, x, *taps, *ctx.arguments)
+        if f.dim() == 1:  # it was used twice, as an outer product with itself
+            df = ((df + df.t()) * f).sum(1)
+    return dx, df, *(None,) * 10
+
+
+def _setup_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, x, *ctx.arguments = inputs
+    ctx.save_for_backward(dy, x)
+
+
+def _gradient_gradients(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+    dy, x = ctx.saved_tensors
+    need_dy, need_x = ctx.needs_input_grad[:2]
+    taps_x, taps_y, *arguments = ctx.arguments
+    return (
+        _call(x, u, *arguments) if need_dy else None,
+        _call(dy, u, *_transposed(*x.shape[2:], dy, (taps_x, taps_y), arguments)) if need_x else None,
+        *(None,) * 12,
+    )
+
+
+_upfirdn2d_eager = register_autograd(_upfirdn2d, _forward_gradients, _setup_forward)
+_filter_gradient_eager = register_autograd(_filter_gradient, _gradient_gradients, _setup_gradient)
+
+
+def _gradient(*arguments: Any) -> Tensor:
+    df: Tensor = (_filter_gradient_eager if eager() else _filter_gradient)(*arguments)
+    return df

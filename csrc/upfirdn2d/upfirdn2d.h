@@ -1,0 +1,83 @@
+// Resampling by a finite impulse response: along each axis up - 1 zeros are inserted after every pixel, the
+// result is padded (or cropped), convolved with the filter, and every down-th pixel of that is kept:
+//
+//     y[o] = gain * sum over k < taps of w[k] * z[o * down - pad + k],   z[i * up] = x[i], else 0
+//
+// with w the filter reversed (a convolution), or as it is (flip_filter). Polyphase form, as all kernels here
+// compute it: only every up-th k meets a pixel, so that with first = ceil((o * down - pad) / up) and
+// tap = first * up - (o * down - pad), which takes up / gcd(up, down) values in turn,
+//
+//     y[o] = gain * sum over t of w[tap + t * up] * x[first + t].
+//
+// The map is linear in x. Its transpose is of the same form: up and down swapped, the filter reversed, and
+// pad' = taps - 1 - pad. It is linear in a two-dimensional f as well, with the gradient
+//     df[ky, kx] = gain * sum over n, c, o of dy[o] * z[oy * down_y - pad_y + ky, ox * down_x - pad_x + kx]
+// (indices of w). Of that, derivatives are upfirdn2d again: the set is closed.
+//
+// Traffic of the map: x once, y once.
+#pragma once
+
+#include "core/isa.h"
+#include "core/numeric.h"
+
+namespace aigc {
+
+// One axis of the map.
+struct FirAxis {
+  int64_t up = 1, down = 1, pad = 0, taps = 1, in = 0, out = 0;
+
+  static constexpr int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
+  constexpr int64_t origin(int64_t o) const { return o * down - pad; }
+  // The first pixel that output o meets, which may lie outside of the image, and its tap.
+  constexpr int64_t first(int64_t o) const { return -floor_div(-origin(o), up); }
+  constexpr int64_t tap(int64_t o) const { return first(o) * up - origin(o); }
+  // How many it meets.
+  constexpr int64_t count(int64_t o) const { return (taps - tap(o) + up - 1) / up; }
+  constexpr int64_t gcd() const {
+    int64_t a = up, b = down;
+    while (b != 0) {
+      const int64_t rest = a % b;
+      a = b;
+      b = rest;
+    }
+    return a;
+  }
+};
+
+struct Upfirdn2dParams {
+  DType dtype = DType::float32;
+  bool channels_last = false;  // of x, y and dy
+  bool separable = false;      // f is [taps] and used along both axes; else [y.taps, x.taps], or null for 1
+  bool flip_filter = false;
+  int64_t batch = 0, channels = 0;
+  FirAxis x_axis, y_axis;
+  double gain = 1;
+  const void* x = nullptr;
+  const void* f = nullptr;  // acc_t
+  const void* dy = nullptr;
+  void* y = nullptr;             // df, in acc_t, of the gradient
+  double* partials = nullptr;    // [gradient_items, y.taps * x.taps]
+};
+
+// An item of the forward: this many rows of y, of a plane or (channels last) of an image. The kernels may
+// begin up to kMostShift rows before the first.
+constexpr int64_t kFirRows = 16, kMostShift = 3;
+inline int64_t fir_planes(const Upfirdn2dParams& p) { return p.channels_last ? p.batch : p.batch * p.channels; }
+inline int64_t fir_bands(const Upfirdn2dParams& p) {
+  return (p.y_axis.out + kMostShift + kFirRows - 1) / kFirRows;
+}
+
+// An item of the gradient's first step: this many rows of dy, of a plane.
+constexpr int64_t kGradientRows = 64;
+inline int64_t gradient_bands(const Upfirdn2dParams& p) {
+  return (p.y_axis.out + kGradientRows - 1) / kGradientRows;
+}
+inline int64_t gradient_items(const Upfirdn2dParams& p) {
+  return p.batch * p.channels * gradient_bands(p);
+}
+
+}  // namespace aigc
+
+AIGC_KERNEL(upfirdn2d_forward, Upfirdn2dParams)            // y
+AIGC_KERNEL(upfirdn2d_filter_partials, Upfirdn2dParams)    // partials; f and y are not looked at
+AIGC_KERNEL(upfirdn2d_filter_reduce, Upfirdn2dParams)      // y = df, an item for each tap

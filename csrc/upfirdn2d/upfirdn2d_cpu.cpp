@@ -1,0 +1,493 @@
+// The vertical pass adds rows of x into a few rows of a buffer that stays in cache, which has zeros where the
+// image is padded; the horizontal pass makes rows of y from these. Four rows go through both at a time: a
+// pixel is loaded, and converted, once for all rows that it adds to.
+//
+// Where pixels lie side by side (NCHW), output j * phases + phase reads the buffer at offsets that are the
+// same for all j, if every step-th of its columns lie side by side: then all loads are of whole vectors. Where
+// channels do (NHWC), vectors run along these.
+//
+// A two-dimensional filter that is an outer product, as setup_filter makes them, is taken apart.
+#include "upfirdn2d/upfirdn2d.h"
+
+#include <stdlib.h>
+
+#include <new>
+#include <utility>
+
+#include "core/simd.h"
+
+namespace aigc {
+inline namespace AIGC_ISA {
+namespace {
+
+constexpr int kRows = 4;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Zeros, on the boundary of a vector.
+template <class T>
+class Zeros {
+ public:
+  Zeros() = default;
+  Zeros(const Zeros&) = delete;
+  Zeros& operator=(const Zeros&) = delete;
+  ~Zeros() { free(data_); }
+
+  void allocate(int64_t size) {
+    constexpr int64_t kLine = 64;
+    const size_t bytes = size_t(ceil_div(max(size, 1) * int64_t(sizeof(T)), kLine) * kLine);
+    data_ = static_cast<T*>(aligned_alloc(kLine, bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    memset(data_, 0, bytes);
+  }
+  T* get() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+template <class V, size_t... i>
+inline void split_pairs(V a, V b, V& even, V& odd, std::index_sequence<i...>) {
+  even = __builtin_shufflevector(a, b, (2 * i)...);
+  odd = __builtin_shufflevector(a, b, (2 * i + 1)...);
+}
+template <class V, size_t... i>
+inline void join_pairs(V even, V odd, V& a, V& b, std::index_sequence<i...>) {
+  constexpr int n = sizeof...(i);
+  a = __builtin_shufflevector(even, odd, (i / 2 + i % 2 * n)...);
+  b = __builtin_shufflevector(even, odd, (n / 2 + i / 2 + i % 2 * n)...);
+}
+
+template <class T>
+class Filter {
+ public:
+  using S = acc_t<T>;
+  static constexpr int W = kWidth<T>;
+
+  explicit Filter(const Upfirdn2dParams& p) : p_(p), x_(p.x_axis), y_(p.y_axis) {
+    inner_ = p.channels_last ? p.channels : 1;
+    phases_ = x_.up / x_.gcd();
+    step_ = x_.down / x_.gcd();
+    make_weights();
+    make_buffers();
+    make_tables();
+    choose();
+  }
+
+  void band(int64_t item) const {
+    const int64_t bands = fir_bands(p_), plane = item / bands, begin = start_ + item % bands * kFirRows;
+    const T* x = static_cast<const T*>(p_.x) + plane * y_.in * x_.in * inner_;
+    T* y = static_cast<T*>(p_.y) + plane * y_.out * x_.out * inner_;
+    const int64_t end = min(begin + kFirRows, y_.out);
+    if (direct_) {
+      for (int64_t o = max(begin, 0); o < end; ++o) {
+        gather(x, o);
+        (this->*horizontal_)(y, o);
+      }
+    } else {
+      for (int64_t o = begin; o < end; o += kRows) {
+        (this->*vertical_)(x, o, split_ > 1 ? line_.get() : buffer_.get());
+        if (split_ > 1)
+          for (int r = 0; r < kRows; ++r) split(line_.get() + r * row_, buffer_.get() + r * row_);
+        (this->*horizontal_)(y, o);
+      }
+    }
+  }
+
+ private:
+  // ---- preparation, once for many items
+
+  // f as the taps that pixels are multiplied with: w_y x w_x, or w of two dimensions. The gain is in w_y or w.
+  void make_weights() {
+    const S* f = static_cast<const S*>(p_.f);
+    w_x_.allocate(x_.taps);
+    w_y_.allocate(y_.taps);
+    S* w_x = w_x_.get();
+    S* w_y = w_y_.get();
+    if (f == nullptr) {
+      w_x[0] = w_y[0] = 1;
+    } else if (p_.separable) {
+      for (int64_t k = 0; k < x_.taps; ++k) w_x[k] = w_y[k] = f[k];
+    } else {
+      direct_ = !is_outer_product(f);
+    }
+    if (direct_) {
+      w_.allocate(x_.taps * y_.taps);
+      for (int64_t k = 0; k < x_.taps * y_.taps; ++k)
+        w_.get()[k] = S(p_.gain) * f[p_.flip_filter ? k : x_.taps * y_.taps - 1 - k];
+    } else {
+      if (!p_.flip_filter) {
+        reverse(w_x, x_.taps);
+        reverse(w_y, y_.taps);
+      }
+      for (int64_t k = 0; k < y_.taps; ++k) w_y[k] *= S(p_.gain);
+    }
+  }
+
+  static void reverse(S* w, int64_t n) {
+    for (int64_t k = 0; k < n / 2; ++k) {
+      const S other = w[n - 1 - k];
+      w[n - 1 - k] = w[k];
+      w[k] = other;
+    }
+  }
+
+  // Is every tap the product of w_y and w_x, which it then writes, up to the roundings that an outer product
+  // of this type has? Not for NaN.
+  bool is_outer_product(const S* f) {
+    const auto magnitude = [](S v) { return v < 0 ? -v : v; };
+    constexpr S kRoundings = sizeof(S) == 4 ? S(0x1p-22) : S(0x1p-51);
+    int64_t pivot = 0;
+    for (int64_t k = 0; k < x_.taps * y_.taps; ++k)
+      if (magnitude(f[k]) > magnitude(f[pivot])) pivot = k;
+    const int64_t row = pivot / x_.taps, column = pivot % x_.taps;
+    S* w_x = w_x_.get();
+    S* w_y = w_y_.get();
+    for (int64_t k = 0; k < x_.taps; ++k) w_x[k] = f[row * x_.taps + k] / f[pivot];
+    for (int64_t k = 0; k < y_.taps; ++k) w_y[k] = f[k * x_.taps + column];
+    for (int64_t a = 0; a < y_.taps; ++a)
+      for (int64_t b = 0; b < x_.taps; ++b) {
+        const S tap = f[a * x_.taps + b];
+        if (!(magnitude(w_y[a] * w_x[b] - tap) <= kRoundings * magnitude(tap))) return false;
+      }
+    return true;
+  }
+
+  // A row of the buffer has the columns from first_ on that some output reads, those of a last, partial
+  // vector included, and room for a vector that is stored where only a part of it counts.
+  void make_buffers() {
+    const int64_t vectors = ceil_div(x_.out, phases_ * W);
+    const int64_t outputs = inner_ == 1 ? vectors * W * phases_ : x_.out;
+    first_ = x_.first(0);
+    const int64_t last = FirAxis::floor_div(x_.origin(outputs - 1) + x_.taps - 1, x_.up);
+    split_ = inner_ == 1 ? step_ : 1;
+    lane_ = max(1, ceil_div(last - first_ + 1, split_));
+    row_ = ceil_div(lane_ * split_ * inner_ + W, 16) * 16;
+    x_begin_ = max(0, first_);
+    x_end_ = max(x_begin_, min(x_.in, last + 1));
+    buffer_.allocate(row_ * (direct_ ? ceil_div(y_.taps, y_.up) : kRows));
+    if (split_ > 1) line_.allocate(row_ * kRows);
+    zeros_.allocate((x_end_ - x_begin_) * inner_);
+  }
+
+  // For each phase of the outputs of a row: where in the buffer output 0 * phases + phase reads, and the taps.
+  void make_tables() {
+    most_taps_ = ceil_div(x_.taps, x_.up) * (direct_ ? ceil_div(y_.taps, y_.up) : 1);
+    counts_.allocate(phases_);
+    offsets_.allocate(phases_ * most_taps_);
+    weights_.allocate(phases_ * most_taps_);
+    if (direct_) return;  // row by row
+    for (int64_t phase = 0; phase < phases_; ++phase) add_taps(phase, 0, w_x_.get());
+  }
+
+  void add_taps(int64_t phase, int64_t buffer_row, const S* w) const {
+    const int64_t first = x_.first(phase) - first_, tap = x_.tap(phase), count = x_.count(phase);
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t at = phase * most_taps_ + counts_.get()[phase]++, column = first + t;
+      offsets_.get()[at] = buffer_row * row_ + (column % split_ * lane_ + column / split_) * inner_;
+      weights_.get()[at] = w[tap + t * x_.up];
+    }
+  }
+
+  void choose() {
+    const int64_t taps = direct_ || x_.taps % x_.up != 0 ? 0 : x_.taps / x_.up;
+    if (direct_) {
+      horizontal_ = choose_horizontal<1>(taps);
+      return;
+    }
+    horizontal_ = choose_horizontal<kRows>(taps);
+    vertical_ = &Filter::vertical_any;
+    choose_vertical<1, 1>();
+    choose_vertical<2, 1>();
+    choose_vertical<4, 1>();
+    choose_vertical<1, 2>();
+    choose_vertical<1, 4>();
+  }
+
+  using Horizontal = void (Filter::*)(T*, int64_t) const;
+  template <int kRowCount>
+  Horizontal choose_horizontal(int64_t taps) const {
+    if (inner_ > 1) {
+      if constexpr (kRowCount > 1) switch (taps) {
+          case 2:
+            return &Filter::pixels<kRowCount, 2>;
+          case 4:
+            return &Filter::pixels<kRowCount, 4>;
+          case 12:
+            return &Filter::pixels<kRowCount, 12>;
+        }
+      return &Filter::pixels<kRowCount, 0>;
+    }
+    if constexpr (kRowCount > 1) switch (phases_ * 100 + taps) {
+        case 104:
+          return &Filter::columns<kRowCount, 1, 4>;
+        case 112:
+          return &Filter::columns<kRowCount, 1, 12>;
+        case 202:
+          return &Filter::columns<kRowCount, 2, 2>;
+        case 206:
+          return &Filter::columns<kRowCount, 2, 6>;
+        case 401:
+          return &Filter::columns<kRowCount, 4, 1>;
+        case 403:
+          return &Filter::columns<kRowCount, 4, 3>;
+      }
+    switch (phases_) {
+      case 1:
+        return &Filter::columns<kRowCount, 1, 0>;
+      case 2:
+        return &Filter::columns<kRowCount, 2, 0>;
+      case 4:
+        return &Filter::columns<kRowCount, 4, 0>;
+    }
+    return &Filter::columns<kRowCount, 0, 0>;
+  }
+
+  // For these factors, four rows from start_ + 4 * i on have the same taps for all i.
+  template <int kUp, int kDown>
+  void choose_vertical() {
+    if (y_.up != kUp || y_.down != kDown || (y_.taps != 4 && y_.taps != 12)) return;
+    start_ = y_.origin(0) - FirAxis::floor_div(y_.origin(0), kUp) * kUp;  // a row's distance from the last
+    start_ = kDown == 1 ? -start_ : 0;                                    // with tap 0
+    vertical_ = y_.taps == 4 ? &Filter::vertical<kUp, kDown, 4> : &Filter::vertical<kUp, kDown, 12>;
+  }
+
+  // ---- vertical: rows o to o + kRows - 1 of the output, columns of x
+
+  // f(i) for a first column of every vector of a row; the last two may overlap.
+  template <class F>
+  void for_row(F&& f) const {
+    const int64_t n = (x_end_ - x_begin_) * inner_;
+    if (n >= W) {
+      for (int64_t i = 0; i + W <= n; i += W) f(i, std::true_type());
+      if (n % W != 0) f(n - W, std::true_type());
+    } else if (n > 0) {
+      f(0, std::false_type());
+    }
+  }
+
+  const T* row_of(const T* x, int64_t i) const {
+    return i >= 0 && i < y_.in ? x + (i * x_.in + x_begin_) * inner_ : zeros_.get();
+  }
+
+  template <int kUp, int kDown, int kTaps>
+  void vertical(const T* x, int64_t o, S* rows) const {
+    constexpr auto first = [](int r) { return (r * kDown + kUp - 1) / kUp; };
+    constexpr int kInputs = first(kRows - 1) + kTaps / kUp;
+    const int64_t n = (x_end_ - x_begin_) * inner_, top = y_.first(o);
+    const T* input[kInputs];
+    for (int i = 0; i < kInputs; ++i) input[i] = row_of(x, top + i);
+    S w[kTaps];
+    for (int k = 0; k < kTaps; ++k) w[k] = w_y_.get()[k];
+    rows += (x_begin_ - first_) * inner_;
+    for_row([&](int64_t at, auto whole) {
+      Vec<T> sum[kRows] = {};
+#pragma GCC unroll 32
+      for (int i = 0; i < kInputs; ++i) {
+        const Vec<T> v = load_lanes(input[i] + at, n, whole);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const int t = i - first(r);
+          if (t >= 0 && t < kTaps / kUp) sum[r] += w[first(r) * kUp - r * kDown + t * kUp] * v;
+        }
+      }
+      for (int r = 0; r < kRows; ++r) store(rows + r * row_ + at, sum[r]);
+    });
+  }
+
+  void vertical_any(const T* x, int64_t o, S* rows) const {
+    const int64_t n = (x_end_ - x_begin_) * inner_;
+    rows += (x_begin_ - first_) * inner_;
+    for (int64_t r = 0; r < kRows && o + r < y_.out; ++r) {
+      const int64_t top = y_.first(o + r), begin = max(0, -top), end = min(y_.count(o + r), y_.in - top);
+      const S* w = w_y_.get() + y_.tap(o + r);
+      for_row([&](int64_t at, auto whole) {
+        Vec<T> sum = {};
+        for (int64_t t = begin; t < end; ++t)
+          sum += w[t * y_.up] * load_lanes(row_of(x, top + t) + at, n, whole);
+        store(rows + r * row_ + at, sum);
+      });
+    }
+  }
+
+  // The rows that output row o meets, in the buffer, and their taps in the tables.
+  void gather(const T* x, int64_t o) const {
+    for (int64_t phase = 0; phase < phases_; ++phase) counts_.get()[phase] = 0;
+    const int64_t n = (x_end_ - x_begin_) * inner_, top = y_.first(o), count = y_.count(o);
+    for (int64_t t = 0; t < count; ++t) {
+      if (top + t < 0 || top + t >= y_.in) continue;
+      S* row = buffer_.get() + t * row_;
+      S* line = (split_ > 1 ? line_.get() : row) + (x_begin_ - first_) * inner_;
+      const T* input = row_of(x, top + t);
+      for_row([&](int64_t at, auto whole) { store(line + at, load_lanes(input + at, n, whole)); });
+      if (split_ > 1) split(line_.get(), row);
+      for (int64_t phase = 0; phase < phases_; ++phase)
+        add_taps(phase, t, w_.get() + (y_.tap(o) + t * y_.up) * x_.taps);
+    }
+  }
+
+  // Every split_-th column side by side.
+  void split(const S* line, S* row) const {
+    if (split_ == 2) {
+      int64_t i = 0;
+      for (; i + W <= lane_; i += W) {
+        Vec<T> even, odd;
+        split_pairs(load(line + 2 * i), load(line + 2 * i + W), even, odd, std::make_index_sequence<W>());
+        store(row + i, even);
+        store(row + lane_ + i, odd);
+      }
+      for (; i < lane_; ++i) {
+        row[i] = line[2 * i];
+        row[lane_ + i] = line[2 * i + 1];
+      }
+    } else {
+      for (int64_t i = 0; i < lane_; ++i)
+        for (int64_t s = 0; s < split_; ++s) row[s * lane_ + i] = line[i * split_ + s];
+    }
+  }
+
+  // ---- horizontal: rows o to o + kRowCount - 1 of the output, from as many rows of the buffer
+
+  template <int kRowCount, int kTaps>
+  void add(int64_t phase, const S* at, Vec<T> (&sum)[kRowCount]) const {
+    const int64_t taps = kTaps > 0 ? kTaps : counts_.get()[phase];
+    const int64_t* offset = offsets_.get() + phase * most_taps_;
+    const S* w = weights_.get() + phase * most_taps_;
+    for (int r = 0; r < kRowCount; ++r) sum[r] = Vec<T>{};
+#pragma GCC unroll 12
+    for (int64_t t = 0; t < taps; ++t)
+      for (int r = 0; r < kRowCount; ++r) sum[r] += w[t] * load(at + offset[t] + r * row_);
+  }
+
+  template <int kRowCount, int kPhases, int kTaps>
+  void columns(T* y, int64_t o) const {
+    const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), n = x_.out;
+    constexpr auto kLanes = std::make_index_sequence<W>();
+    y += o * n;
+    for (int64_t j = 0; j * phases_ < n; j += W) {
+      if constexpr (kPhases == 0) {
+        for (int64_t phase = 0; phase < phases_; ++phase) {
+          Vec<T> sum[kRowCount];
+          add<kRowCount, kTaps>(phase, buffer_.get() + j, sum);
+          for (int64_t r = row_begin; r < row_end; ++r) {
+            T lanes[W];
+            store(lanes, sum[r]);
+            for (int i = 0; i < W && (j + i) * phases_ + phase < n; ++i)
+              y[r * n + (j + i) * phases_ + phase] = lanes[i];
+          }
+        }
+      } else {
+        Vec<T> sum[kPhases][kRowCount];
+        for (int phase = 0; phase < kPhases; ++phase)
+          add<kRowCount, kTaps>(phase, buffer_.get() + j, sum[phase]);
+        for (int64_t r = row_begin; r < row_end; ++r) {
+          Vec<T> out[kPhases];
+          if constexpr (kPhases == 1) {
+            out[0] = sum[0][r];
+          } else if constexpr (kPhases == 2) {
+            join_pairs(sum[0][r], sum[1][r], out[0], out[1], kLanes);
+          } else {
+            Vec<T> even[2], odd[2];
+            join_pairs(sum[0][r], sum[2][r], even[0], even[1], kLanes);
+            join_pairs(sum[1][r], sum[3][r], odd[0], odd[1], kLanes);
+            for (int i = 0; i < 2; ++i) join_pairs(even[i], odd[i], out[2 * i], out[2 * i + 1], kLanes);
+          }
+          for (int i = 0; i < kPhases; ++i) {
+            const int64_t at = j * kPhases + i * W;
+            store_upto(y + r * n + at, out[i], n - at);
+          }
+        }
+      }
+    }
+  }
+
+  template <int kRowCount, int kTaps>
+  void pixels(T* y, int64_t o) const {
+    const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), row = x_.out * inner_;
+    const bool one_run = phases_ == 1 && step_ == 1;  // neighbours read as far apart as they are written
+    const int64_t n = one_run ? row : inner_;
+    y += o * row;
+    for (int64_t pixel = 0; pixel * n < row; ++pixel) {
+      const S* at = buffer_.get() + pixel / phases_ * step_ * inner_;
+      for (int64_t i = 0; i < n; i += W) {
+        Vec<T> sum[kRowCount];
+        add<kRowCount, kTaps>(pixel % phases_, at + i, sum);
+        for (int64_t r = row_begin; r < row_end; ++r) store_upto(y + r * row + pixel * n + i, sum[r], n - i);
+      }
+    }
+  }
+
+  const Upfirdn2dParams& p_;
+  const FirAxis x_, y_;
+  int64_t inner_, phases_, step_;  // elements of a pixel; output o + phases reads step columns further right
+  bool direct_ = false;
+  int64_t first_, split_, lane_, row_, x_begin_, x_end_, most_taps_, start_ = 0;
+  Zeros<S> w_x_, w_y_, w_, buffer_, line_, weights_;
+  Zeros<int64_t> counts_, offsets_;
+  Zeros<T> zeros_;
+  void (Filter::*vertical_)(const T*, int64_t, S*) const = nullptr;
+  Horizontal horizontal_ = nullptr;
+};
+
+// Sums over one plane's band of rows, tap by tap.
+template <class T>
+void gradient_item(const Upfirdn2dParams& p, int64_t item) {
+  const int64_t bands = gradient_bands(p), plane = item / bands;
+  const FirAxis &x_axis = p.x_axis, &y_axis = p.y_axis;
+  const int64_t pixel = p.channels_last ? p.channels : 1;
+  const auto plane_of = [&](const void* data, const FirAxis& rows, const FirAxis& columns, bool in) {
+    const int64_t size = in ? rows.in * columns.in : rows.out * columns.out;
+    const int64_t at = p.channels_last ? plane / p.channels * p.channels * size + plane % p.channels : plane * size;
+    return static_cast<const T*>(data) + at;
+  };
+  const T* x = plane_of(p.x, y_axis, x_axis, true);
+  const T* dy = plane_of(p.dy, y_axis, x_axis, false);
+  double* partial = p.partials + item * y_axis.taps * x_axis.taps;
+  for (int64_t k = 0; k < y_axis.taps * x_axis.taps; ++k) partial[k] = 0;
+  const int64_t begin = item % bands * kGradientRows, end = min(begin + kGradientRows, y_axis.out);
+  for (int64_t oy = begin; oy < end; ++oy)
+    for (int64_t ty = max(0, -y_axis.first(oy)); ty < min(y_axis.count(oy), y_axis.in - y_axis.first(oy)); ++ty) {
+      double* of_row = partial + (y_axis.tap(oy) + ty * y_axis.up) * x_axis.taps;
+      const T* x_row = x + (y_axis.first(oy) + ty) * x_axis.in * pixel;
+      for (int64_t ox = 0; ox < x_axis.out; ++ox) {
+        const int64_t first = x_axis.first(ox), tap = x_axis.tap(ox);
+        const double slope = load_scalar(dy + (oy * x_axis.out + ox) * pixel);
+        for (int64_t t = max(0, -first); t < min(x_axis.count(ox), x_axis.in - first); ++t)
+          of_row[tap + t * x_axis.up] += slope * load_scalar(x_row + (first + t) * pixel);
+      }
+    }
+}
+
+}  // namespace
+
+void upfirdn2d_forward(const Upfirdn2dParams& p, int64_t begin, int64_t end) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    const Filter<T> filter(p);
+    for (int64_t item = begin; item < end; ++item) filter.band(item);
+  });
+}
+
+void upfirdn2d_filter_partials(const Upfirdn2dParams& p, int64_t begin, int64_t end) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    for (int64_t item = begin; item < end; ++item) gradient_item<T>(p, item);
+  });
+}
+
+void upfirdn2d_filter_reduce(const Upfirdn2dParams& p, int64_t begin, int64_t end) {
+  const int64_t taps = p.x_axis.taps * p.y_axis.taps, items = gradient_items(p);
+  for (int64_t k = begin; k < end; ++k) {
+    double sum = 0;
+    for (int64_t item = 0; item < items; ++item) sum += p.partials[item * taps + k];
+    sum *= p.gain;
+    const int64_t at = p.flip_filter ? k : taps - 1 - k;
+    if (p.dtype == DType::float64)
+      static_cast<double*>(p.y)[at] = sum;
+    else
+      static_cast<float*>(p.y)[at] = float(sum);
+  }
+}
+
+}  // namespace AIGC_ISA
+}  // namespace aigc
