@@ -55,11 +55,11 @@ class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 setattr(module, name, before)
         self._changed = None
         for name in self._modules:  # modules that are all ours: the next import finds the project's own
-            module = sys.modules.get(name)
-            if module is not None and getattr(module, "__loader__", None) is self:
+            made = sys.modules.get(name)
+            if made is not None and getattr(made, "__loader__", None) is self:
                 del sys.modules[name]
                 parent, _, last = name.rpartition(".")
-                if vars(sys.modules.get(parent, module)).get(last) is module:
+                if vars(sys.modules.get(parent, made)).get(last) is made:
                     delattr(sys.modules[parent], last)
 
     def _put_into(self, module: ModuleType, ours: Mapping[str, Any]) -> None:

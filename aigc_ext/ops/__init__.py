@@ -15,6 +15,8 @@ from aigc_ext.ops.conv2d_act import conv2d_act as conv2d_act
 from aigc_ext.ops.conv2d_act import conv2d_act_ref as conv2d_act_ref
 from aigc_ext.ops.conv2d_act import conv_transpose2d_act as conv_transpose2d_act
 from aigc_ext.ops.conv2d_act import conv_transpose2d_act_ref as conv_transpose2d_act_ref
+from aigc_ext.ops.conv2d_resample import conv2d_resample as conv2d_resample
+from aigc_ext.ops.conv2d_resample import conv2d_resample_ref as conv2d_resample_ref
 from aigc_ext.ops.conv3x3 import conv3x3 as conv3x3
 from aigc_ext.ops.conv3x3 import conv3x3_ref as conv3x3_ref
 from aigc_ext.ops.fused_mlp import fused_mlp as fused_mlp
@@ -32,6 +34,8 @@ from aigc_ext.ops.gated_act import gated_act as gated_act
 from aigc_ext.ops.gated_act import gated_act_ref as gated_act_ref
 from aigc_ext.ops.linear_act import linear_act as linear_act
 from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref
+from aigc_ext.ops.modulated_conv2d import modulated_conv2d as modulated_conv2d
+from aigc_ext.ops.modulated_conv2d import modulated_conv2d_ref as modulated_conv2d_ref
 from aigc_ext.ops.pixel_norm import pixel_norm as pixel_norm
 from aigc_ext.ops.pixel_norm import pixel_norm_ref as pixel_norm_ref
 from aigc_ext.ops.sample_sqnorm import sample_sqnorm as sample_sqnorm

@@ -267,7 +267,7 @@ def _like_images(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.new_empty(size)
 
 
-def _widened(x: Tensor) -> bool:
+def widened(x: Tensor) -> bool:
     """Half types on a CPU without instructions for them: there PyTorch's convolution takes 200 times as long
     as in float32."""
     if x.device.type != "cpu" or x.dtype not in _HALF:
@@ -283,7 +283,7 @@ def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> 
         return _like_images(x, size)
     stride, padding, dilation, output_padding, groups, transposed = geometry
     channels_last, dtype = is_channels_last(x), x.dtype
-    if _widened(x):
+    if widened(x):
         x, w, b = x.float(), w.float(), None if b is None else b.float()
     y = torch.ops.aten.convolution.default(
         x, w, b, stride, padding, dilation, transposed, output_padding, groups
@@ -301,7 +301,7 @@ def _weight_gradient_kernel(dy: Tensor, x: Tensor, size: Sequence[int], *geometr
         return w.zero_()
     stride, padding, dilation, output_padding, groups, transposed = geometry
     dtype = x.dtype
-    if _widened(x):
+    if widened(x):
         dy, x, w = dy.float(), x.float(), w.float()
     mask = [False, True, False]
     gradient: Tensor = torch.ops.aten.convolution_backward.default(

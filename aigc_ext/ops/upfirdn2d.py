@@ -1,9 +1,10 @@
-"""Upsampling, filtering by a finite impulse response and downsampling of images in one pass, as the generators
-and discriminators of StyleGAN have it (Karras et al. 2020, "Analyzing and Improving the Image Quality of
-StyleGAN", and 2021, "Alias-Free Generative Adversarial Networks").
+"""Upsampling, filtering by a finite impulse response and downsampling of images in one pass, as the
+generators and discriminators of StyleGAN have it (Karras et al. 2020, "Analyzing and Improving the Image
+Quality of StyleGAN", and 2021, "Alias-Free Generative Adversarial Networks").
 
-The map is linear in x, and its transpose is the same op with other arguments; in a two-dimensional filter it is
-linear too. So two kernels, upfirdn2d and the filter's gradient, are each other's derivatives to every order.
+The map is linear in x, and its transpose is the same op with other arguments; in a two-dimensional filter it
+is linear too. So two kernels, upfirdn2d and the filter's gradient, are each other's derivatives to every
+order.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def upfirdn2d(
     ``gain``. A side of W becomes ``(W * up + x0 + x1 - taps + down) // down``.
 
     Args:
-        x: ``[N, C, H, W]``, contiguous or channels-last without a copy; float64, float32, float16 or bfloat16
-            (half types are computed in float32). N and C may be 0, H and W not.
-        f: the filter: ``[taps]``, which is used along both axes, or ``[taps_y, taps_x]``, or None for no filter.
-            Of any floating-point dtype; float32 is what the computation is done in, float64 if ``x`` is.
-            :func:`setup_filter` makes one.
+        x: ``[N, C, H, W]``, contiguous or channels-last without a copy; float64, float32, float16 or
+            bfloat16 (half types are computed in float32). N and C may be 0, H and W not.
+        f: the filter: ``[taps]``, which is used along both axes, or ``[taps_y, taps_x]``, or None for no
+            filter. Of any floating-point dtype; float32 is what the computation is done in, float64 if ``x``
+            is. :func:`setup_filter` makes one.
         up, down: an integer from 1 on, or ``[x, y]``.
         padding: of the upsampled image: an integer, ``[x, y]`` or ``[x0, x1, y0, y1]`` (before, after).
             Negative numbers crop.
@@ -61,15 +62,15 @@ def upfirdn2d(
     Raises:
         TypeError: ``x`` or ``f`` is no tensor, or a factor, padding or gain no number.
         ValueError: a factor, a padding or the gain out of range, or of a wrong length.
-        RuntimeError: ``x`` or ``f`` has a wrong shape, dtype or device, or the padded image is smaller than the
-            filter.
+        RuntimeError: ``x`` or ``f`` has a wrong shape, dtype or device, or the padded image is smaller than
+            the filter.
     """
     if not (isinstance(x, Tensor) and (f is None or isinstance(f, Tensor))):
         raise no_tensor("upfirdn2d", optional=("f",), x=x, f=f)
     if decomposed():
         return upfirdn2d_ref(x, f, up, down, padding, flip_filter, gain)
     factors = *_factors("up", up), *_factors("down", down)
-    return _call(x, f, *factors, *_padding(padding), bool(flip_filter), _gain(gain))
+    return _call(x, f, *factors, *four_paddings(padding), bool(flip_filter), _gain(gain))
 
 
 def upfirdn2d_ref(
@@ -83,9 +84,9 @@ def upfirdn2d_ref(
 ) -> Tensor:
     """:func:`upfirdn2d` in plain PyTorch."""
     (up_x, up_y), (down_x, down_y) = _factors("up", up), _factors("down", down)
-    x0, x1, y0, y1 = _padding(padding)
+    x0, x1, y0, y1 = four_paddings(padding)
     gain = _gain(gain)
-    _output_size("upfirdn2d", x, *_taps("upfirdn2d", f), up_x, up_y, down_x, down_y, x0, x1, y0, y1)
+    _output_size("upfirdn2d", x, *number_of_taps("upfirdn2d", f), up_x, up_y, down_x, down_y, x0, x1, y0, y1)
     n, c, h, w = x.shape
     z = F.pad(x.reshape(n * c, h, 1, w, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
     z = z.reshape(n * c, 1, h * up_y, w * up_x)
@@ -117,12 +118,12 @@ def setup_filter(
         flip_filter: reverse it.
         gain: what images are multiplied with: the filter by ``gain ** (dimensions / 2)``, as one of one
             dimension is used twice.
-        separable: keep ``[taps]`` as it is. Otherwise it becomes the outer product with itself. By default from
-            8 taps on.
+        separable: keep ``[taps]`` as it is. Otherwise it becomes the outer product with itself. By default
+            from 8 taps on.
 
     Raises:
-        ValueError: ``f`` has no taps or more than two dimensions; has two, but is to be separable; has a sum of
-            0, but is to be normalised.
+        ValueError: ``f`` has no taps or more than two dimensions; has two, but is to be separable; has a sum
+            of 0, but is to be normalised.
     """
     taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
     if taps.dim() == 0:
@@ -158,8 +159,8 @@ def filter2d(
 
     Arguments, result and errors are those of :func:`upfirdn2d`.
     """
-    taps_x, taps_y = _taps("filter2d", f)
-    x0, x1, y0, y1 = _padding(padding, "filter2d")
+    taps_x, taps_y = number_of_taps("filter2d", f)
+    x0, x1, y0, y1 = four_paddings(padding, "filter2d")
     around = [x0 + taps_x // 2, x1 + (taps_x - 1) // 2, y0 + taps_y // 2, y1 + (taps_y - 1) // 2]
     return upfirdn2d(x, f, padding=around, flip_filter=flip_filter, gain=gain)
 
@@ -174,18 +175,23 @@ def upsample2d(
 ) -> Tensor:
     """Makes images ``up`` times as large, and larger still by ``padding``.
 
-    A filter of sum 1 keeps the brightness: the gain is multiplied with ``up`` of both axes, for the zeros that
-    were inserted. Arguments, result and errors are those of :func:`upfirdn2d`.
+    A filter of sum 1 keeps the brightness: the gain is multiplied with ``up`` of both axes, for the zeros
+    that were inserted. Arguments, result and errors are those of :func:`upfirdn2d`.
     """
-    taps_x, taps_y = _taps("upsample2d", f)
+    taps_x, taps_y = number_of_taps("upsample2d", f)
     up_x, up_y = _factors("up", up, "upsample2d")
-    x0, x1, y0, y1 = _padding(padding, "upsample2d")
+    x0, x1, y0, y1 = four_paddings(padding, "upsample2d")
     around = [
         *(x0 + (taps_x + up_x - 1) // 2, x1 + (taps_x - up_x) // 2),
         *(y0 + (taps_y + up_y - 1) // 2, y1 + (taps_y - up_y) // 2),
     ]
     return upfirdn2d(
-        x, f, [up_x, up_y], padding=around, flip_filter=flip_filter, gain=_gain(gain, "upsample2d") * up_x * up_y
+        x,
+        f,
+        [up_x, up_y],
+        padding=around,
+        flip_filter=flip_filter,
+        gain=_gain(gain, "upsample2d") * up_x * up_y,
     )
 
 
@@ -201,9 +207,9 @@ def downsample2d(
 
     Arguments, result and errors are those of :func:`upfirdn2d`.
     """
-    taps_x, taps_y = _taps("downsample2d", f)
+    taps_x, taps_y = number_of_taps("downsample2d", f)
     down_x, down_y = _factors("down", down, "downsample2d")
-    x0, x1, y0, y1 = _padding(padding, "downsample2d")
+    x0, x1, y0, y1 = four_paddings(padding, "downsample2d")
     around = [
         *(x0 + (taps_x - down_x + 1) // 2, x1 + (taps_x - down_x) // 2),
         *(y0 + (taps_y - down_y + 1) // 2, y1 + (taps_y - down_y) // 2),
@@ -237,7 +243,7 @@ def _factors(name: str, value: int | Sequence[int], op: str = "upfirdn2d") -> tu
     return numbers[0], numbers[-1]
 
 
-def _padding(value: int | Sequence[int], op: str = "upfirdn2d") -> tuple[int, int, int, int]:
+def four_paddings(value: int | Sequence[int], op: str = "upfirdn2d") -> tuple[int, int, int, int]:
     """x0, x1, y0, y1."""
     numbers = _integers(op, "padding", value, (2, 4))
     if len(numbers) == 4:
@@ -256,7 +262,7 @@ def _gain(value: float, op: str = "upfirdn2d") -> float:
     raise kind(f"{op}: gain is {value!r}, but must be a finite number")
 
 
-def _taps(op: str, f: Tensor | None) -> tuple[int, int]:
+def number_of_taps(op: str, f: Tensor | None) -> tuple[int, int]:
     """Along x and y."""
     if f is None:
         return 1, 1
@@ -285,8 +291,8 @@ def _output_size(op: str, x: Tensor, taps_x: int, taps_y: int, *numbers: int) ->
         padded = size * up + before + after
         if padded < taps:
             raise RuntimeError(
-                f"{op}: along {axis}, size {size} times up {up} with padding [{before}, {after}] is {padded}, "
-                f"but the filter has {taps} taps and needs as many"
+                f"{op}: along {axis}, size {size} times up {up} with padding [{before}, {after}] is "
+                f"{padded}, but the filter has {taps} taps and needs as many"
             )
         return (padded - taps) // down + 1
 
@@ -296,8 +302,9 @@ def _output_size(op: str, x: Tensor, taps_x: int, taps_y: int, *numbers: int) ->
     )
 
 
-def _transposed(height: int, width: int, out: Tensor, taps: tuple[int, int], arguments: Sequence[Any]) -> Any:
-    """The arguments of the transposed map: from images of out's size to those of height x width."""
+def _transposed(size: Sequence[int], out: Tensor, taps: tuple[int, int], arguments: Sequence[Any]) -> Any:
+    """The arguments of the transposed map: from images of out's size to those of ``size``."""
+    height, width = size
     up_x, up_y, down_x, down_y, x0, _, y0, _, flip_filter, gain = arguments
     taps_x, taps_y = taps
     return (
@@ -325,11 +332,11 @@ def _call(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
 
 @torch.library.register_fake("aigc::upfirdn2d")
 def _(x, f, *arguments):  # type: ignore[no-untyped-def]
-    height, width = _output_size("upfirdn2d", x, *_taps("upfirdn2d", f), *arguments[:8])
+    height, width = _output_size("upfirdn2d", x, *number_of_taps("upfirdn2d", f), *arguments[:8])
     if f is not None and (f.dtype != _filter_dtype(x) or f.device != x.device):
         raise RuntimeError(
-            f"upfirdn2d: f is {f.dtype} on {f.device}, but must be {_filter_dtype(x)} on {x.device} for an x of "
-            f"{x.dtype}"
+            f"upfirdn2d: f is {f.dtype} on {f.device}, but must be {_filter_dtype(x)} on {x.device} for an x "
+            f"of {x.dtype}"
         )
     if is_channels_last(x):
         return x.new_empty([x.size(0), height, width, x.size(1)]).movedim(-1, 1)
@@ -357,10 +364,10 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _forward_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, f = ctx.saved_tensors
     need_x, need_f = ctx.needs_input_grad[:2]
-    taps = _taps("upfirdn2d", f)
+    taps = number_of_taps("upfirdn2d", f)
     dx = df = None
     if need_x:
-        dx = _call(dy, f, *_transposed(*ctx.size, dy, taps, ctx.arguments))
+        dx = _call(dy, f, *_transposed(ctx.size, dy, taps, ctx.arguments))
     if need_f and weight_gradients():
         df = _gradient(dy, x, *taps, *ctx.arguments)
         if f.dim() == 1:  # it was used twice, as an outer product with itself
@@ -379,7 +386,7 @@ def _gradient_gradients(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
     taps_x, taps_y, *arguments = ctx.arguments
     return (
         _call(x, u, *arguments) if need_dy else None,
-        _call(dy, u, *_transposed(*x.shape[2:], dy, (taps_x, taps_y), arguments)) if need_x else None,
+        _call(dy, u, *_transposed(x.shape[2:], dy, (taps_x, taps_y), arguments)) if need_x else None,
         *(None,) * 12,
     )
 

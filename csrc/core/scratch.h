@@ -17,17 +17,18 @@ inline namespace AIGC_ISA {
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count = 0) { allocate(count); }
+  Scratch() = default;
+  explicit Scratch(int64_t count) { allocate(count); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(data_); }
 
   void allocate(int64_t count) {
     std::free(data_);
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    data_ = bytes > 0 ? static_cast<T*>(std::aligned_alloc(64, bytes)) : nullptr;
-    if (bytes > 0 && data_ == nullptr) throw std::bad_alloc();
-    if (bytes > 0) std::memset(static_cast<void*>(data_), 0, bytes);
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T) / 64 * 64 + 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(data_), 0, bytes);
   }
   T* get() const { return data_; }
 

@@ -68,7 +68,8 @@ Tensor empty_image(const Upfirdn2dParams& p, const Tensor& like) {
   const int64_t h = p.y_axis.out, w = p.x_axis.out, c = std::max<int64_t>(p.channels, 1);  // as torch has it
   const int64_t sizes[] = {p.batch, p.channels, h, w};
   const int64_t contiguous[] = {c * h * w, h * w, w, 1}, channels_last[] = {c * h * w, 1, w * c, c};
-  return empty_strided(like, {sizes, 4}, {p.channels_last ? channels_last : contiguous, 4}, like.scalar_type());
+  return empty_strided(like, {sizes, 4}, {p.channels_last ? channels_last : contiguous, 4},
+                       like.scalar_type());
 }
 
 Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, int64_t up_x, int64_t up_y, int64_t down_x,
@@ -79,8 +80,8 @@ Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, int64_t up_x, int64_t
   if (f) {
     AIGC_CHECK((f->dim() == 1 || f->dim() == 2) && f->numel() > 0, op, ": f has shape ", shape(*f),
                ", but must have one or two dimensions and at least one tap");
-    AIGC_CHECK(f->scalar_type() == filter_dtype(x), op, ": f is ", dtype_name(f->scalar_type()), ", but must be ",
-               dtype_name(filter_dtype(x)), " for an x of ", dtype_name(x.scalar_type()));
+    AIGC_CHECK(f->scalar_type() == filter_dtype(x), op, ": f is ", dtype_name(f->scalar_type()),
+               ", but must be ", dtype_name(filter_dtype(x)), " for an x of ", dtype_name(x.scalar_type()));
     AIGC_CHECK(f->is_cpu() == x.is_cpu() && (x.is_cpu() || f->get_device_index() == x.get_device_index()), op,
                ": f is on ", device_name(*f), ", but must be on ", device_name(x), ", as x is");
     taps_y = f->size(0);
@@ -105,7 +106,8 @@ Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, int64_t up_x, int64_t
 // The gradient of sum(dy * upfirdn2d(x, f)) with respect to a two-dimensional f of [taps_y, taps_x].
 Tensor upfirdn2d_filter_gradient(const Tensor& dy_any, const Tensor& x, int64_t taps_x, int64_t taps_y,
                                  int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y, int64_t pad_x0,
-                                 int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter, double gain) {
+                                 int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip_filter,
+                                 double gain) {
   constexpr const char* op = "upfirdn2d_filter_gradient";
   AIGC_CHECK(taps_x >= 1 && taps_y >= 1, op, ": the filter's shape is [", taps_y, ", ", taps_x,
              "], but it must have at least one tap");
@@ -139,7 +141,8 @@ AIGC_OPS(m) {
       "upfirdn2d(Tensor x, Tensor? f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, "
       "int pad_y0, int pad_y1, bool flip_filter, float gain) -> Tensor");
   m.def(
-      "upfirdn2d_filter_gradient(Tensor dy, Tensor x, int taps_x, int taps_y, int up_x, int up_y, int down_x, "
+      "upfirdn2d_filter_gradient(Tensor dy, Tensor x, int taps_x, int taps_y, int up_x, int up_y, int "
+      "down_x, "
       "int down_y, int pad_x0, int pad_x1, int pad_y0, int pad_y1, bool flip_filter, float gain) -> Tensor");
 }
 

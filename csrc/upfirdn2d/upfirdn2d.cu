@@ -1,10 +1,10 @@
-// A block makes a tile of y from a tile of x in shared memory, which has zeros where the image is padded: first
-// down the columns, then along the rows, and through shared memory again, so that global memory is read and
-// written 16 bytes at a time. Neighbouring threads have neighbouring columns (NCHW) or channels (NHWC); a block
-// takes several planes where they are small. Factors and taps are constants in the common cases.
+// A block makes a tile of y from a tile of x in shared memory, which has zeros where the image is padded:
+// first down the columns, then along the rows, and through shared memory again, so that global memory is read
+// and written 16 bytes at a time. Neighbouring threads have neighbouring columns (NCHW) or channels (NHWC); a
+// block takes several planes where they are small. Factors and taps are constants in the common cases.
 //
-// The filter is read from global memory once a block. There a two-dimensional one that is an outer product, as
-// setup_filter makes them, is taken apart. Any other is applied as it is.
+// The filter is read from global memory once a block. There a two-dimensional one that is an outer product,
+// as setup_filter makes them, is taken apart. Any other is applied as it is.
 //
 // A filter too large for that has a thread for each output, which reads global memory.
 #include "core/cuda_launch.h"
@@ -17,10 +17,10 @@ namespace aigc {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRows = 4;             // of y that a thread makes at a time in the first pass
-constexpr int kTileOutputs = 2048;   // wanted of a tile
-constexpr int kMostChannels = 32;    // of a tile, where channels lie innermost
-constexpr int kMostProduct = 256;    // taps of a filter that is looked at for being a product
+constexpr int kRows = 4;            // of y that a thread makes at a time in the first pass
+constexpr int kTileOutputs = 2048;  // wanted of a tile
+constexpr int kMostChannels = 32;   // of a tile, where channels lie innermost
+constexpr int kMostProduct = 256;   // taps of a filter that is looked at for being a product
 constexpr size_t kMostShared = 96 << 10;
 
 template <class T>
@@ -128,8 +128,8 @@ __device__ bool is_outer_product(const SharedSpan<S>& w, int taps_y, int taps_x,
   return true;
 }
 
-// The taps as pixels are multiplied with them: w_y x w_x, or w with both. Says whether they are separate. Every
-// thread of the block must call it.
+// The taps as pixels are multiplied with them: w_y x w_x, or w with both. Says whether they are separate.
+// Every thread of the block must call it.
 template <class S>
 __device__ bool load_filter(const Upfirdn2dParams& p, const SharedSpan<S>& w_x, const SharedSpan<S>& w_y,
                             const SharedSpan<S>& w) {
@@ -159,7 +159,8 @@ __device__ bool load_filter(const Upfirdn2dParams& p, const SharedSpan<S>& w_x, 
 }
 
 template <class T, int kUp, int kDown, int kTaps>
-__global__ void __launch_bounds__(kThreads) tile_kernel(const Upfirdn2dParams p, const Tile tile, int64_t tiles) {
+__global__ void __launch_bounds__(kThreads)
+    tile_kernel(const Upfirdn2dParams p, const Tile tile, int64_t tiles) {
   using S = acc_t<T>;
   constexpr int N = kPack<T>;
   const auto first_buffer = dynamic_shared<S>(0, tile.first_buffer());
@@ -291,7 +292,8 @@ __global__ void __launch_bounds__(kThreads) any_kernel(const Upfirdn2dParams p, 
   const S* f = static_cast<const S*>(p.f);
   const T* x = static_cast<const T*>(p.x);
   const auto at = [&](int64_t k, int64_t n) { return p.flip_filter ? k : n - 1 - k; };
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < outputs; i += int64_t(gridDim.x) * kThreads) {
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < outputs;
+       i += int64_t(gridDim.x) * kThreads) {
     const int64_t channel = i % channels, ox = i / channels % x_axis.out;
     const int64_t oy = i / channels / x_axis.out % y_axis.out, plane = i / channels / x_axis.out / y_axis.out;
     const int64_t left = x_axis.first(ox), top = y_axis.first(oy);
@@ -304,7 +306,8 @@ __global__ void __launch_bounds__(kThreads) any_kernel(const Upfirdn2dParams p, 
         const S v = to_acc(x[((plane * y_axis.in + top + ty) * x_axis.in + left + tx) * channels + channel]);
         S tap = 1;
         if (f != nullptr)
-          tap = p.separable ? f[at(kx, x_axis.taps)] : f[at(ky * x_axis.taps + kx, x_axis.taps * y_axis.taps)];
+          tap =
+              p.separable ? f[at(kx, x_axis.taps)] : f[at(ky * x_axis.taps + kx, x_axis.taps * y_axis.taps)];
         of_row += tap * v;
       }
       sum += (p.separable ? f[at(ky, y_axis.taps)] : S(1)) * of_row;
@@ -335,7 +338,8 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(const Upfirdn2dParam
         if (zy < 0 || zx < 0 || zy % y_axis.up != 0 || zx % x_axis.up != 0) continue;
         const int64_t iy = zy / y_axis.up, ix = zx / x_axis.up;
         if (iy < y_axis.in && ix < x_axis.in)
-          sum += double(to_acc(dy[(oy * x_axis.out + ox) * pixel])) * to_acc(x[(iy * x_axis.in + ix) * pixel]);
+          sum +=
+              double(to_acc(dy[(oy * x_axis.out + ox) * pixel])) * to_acc(x[(iy * x_axis.in + ix) * pixel]);
       }
       sum = block_sum<kThreads>(sum);
       if (threadIdx.x == 0) p.partials[item * taps + k] = sum;
@@ -348,7 +352,9 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(const Upfirdn2dParams 
   const int64_t taps = p.x_axis.taps * p.y_axis.taps;
   sum_rows<kThreads>(
       taps, width, items, [&](int64_t item, int64_t k) { return p.partials[item * taps + k]; },
-      [&](int64_t k, double sum) { static_cast<S*>(p.y)[p.flip_filter ? k : taps - 1 - k] = S(p.gain * sum); });
+      [&](int64_t k, double sum) {
+        static_cast<S*>(p.y)[p.flip_filter ? k : taps - 1 - k] = S(p.gain * sum);
+      });
 }
 
 template <class T>
@@ -367,7 +373,9 @@ void run(const Upfirdn2dParams& p, cudaStream_t stream) {
     launch(kernel, grid_size(tiles), kThreads, bytes, stream, p, tile, tiles);
   };
   const bool same = x.up == y.up && x.down == y.down && x.taps == y.taps;
-  const auto is = [&](int up, int down, int taps) { return same && x.up == up && x.down == down && x.taps == taps; };
+  const auto is = [&](int up, int down, int taps) {
+    return same && x.up == up && x.down == down && x.taps == taps;
+  };
   if (is(1, 1, 4)) return run_tiles(tile_kernel<T, 1, 1, 4>);
   if (is(2, 1, 4)) return run_tiles(tile_kernel<T, 2, 1, 4>);
   if (is(1, 2, 4)) return run_tiles(tile_kernel<T, 1, 2, 4>);

@@ -55,29 +55,29 @@ struct Upfirdn2dParams {
   const void* x = nullptr;
   const void* f = nullptr;  // acc_t
   const void* dy = nullptr;
-  void* y = nullptr;             // df, in acc_t, of the gradient
-  double* partials = nullptr;    // [gradient_items, y.taps * x.taps]
+  void* y = nullptr;           // df, in acc_t, of the gradient
+  double* partials = nullptr;  // [gradient_items, y.taps * x.taps]
 };
 
 // An item of the forward: this many rows of y, of a plane or (channels last) of an image. The kernels may
 // begin up to kMostShift rows before the first.
 constexpr int64_t kFirRows = 16, kMostShift = 3;
-inline int64_t fir_planes(const Upfirdn2dParams& p) { return p.channels_last ? p.batch : p.batch * p.channels; }
-inline int64_t fir_bands(const Upfirdn2dParams& p) {
+constexpr int64_t fir_planes(const Upfirdn2dParams& p) {
+  return p.channels_last ? p.batch : p.batch * p.channels;
+}
+constexpr int64_t fir_bands(const Upfirdn2dParams& p) {
   return (p.y_axis.out + kMostShift + kFirRows - 1) / kFirRows;
 }
 
 // An item of the gradient's first step: this many rows of dy, of a plane.
 constexpr int64_t kGradientRows = 64;
-inline int64_t gradient_bands(const Upfirdn2dParams& p) {
+constexpr int64_t gradient_bands(const Upfirdn2dParams& p) {
   return (p.y_axis.out + kGradientRows - 1) / kGradientRows;
 }
-inline int64_t gradient_items(const Upfirdn2dParams& p) {
-  return p.batch * p.channels * gradient_bands(p);
-}
+constexpr int64_t gradient_items(const Upfirdn2dParams& p) { return p.batch * p.channels * gradient_bands(p); }
 
 }  // namespace aigc
 
-AIGC_KERNEL(upfirdn2d_forward, Upfirdn2dParams)            // y
-AIGC_KERNEL(upfirdn2d_filter_partials, Upfirdn2dParams)    // partials; f and y are not looked at
-AIGC_KERNEL(upfirdn2d_filter_reduce, Upfirdn2dParams)      // y = df, an item for each tap
+AIGC_KERNEL(upfirdn2d_forward, Upfirdn2dParams)          // y
+AIGC_KERNEL(upfirdn2d_filter_partials, Upfirdn2dParams)  // partials; f and y are not looked at
+AIGC_KERNEL(upfirdn2d_filter_reduce, Upfirdn2dParams)    // y = df, an item for each tap

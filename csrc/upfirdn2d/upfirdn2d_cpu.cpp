@@ -3,17 +3,13 @@
 // pixel is loaded, and converted, once for all rows that it adds to.
 //
 // Where pixels lie side by side (NCHW), output j * phases + phase reads the buffer at offsets that are the
-// same for all j, if every step-th of its columns lie side by side: then all loads are of whole vectors. Where
-// channels do (NHWC), vectors run along these.
+// same for all j, if every step-th of its columns lie side by side: then all loads are of whole vectors.
+// Where channels do (NHWC), vectors run along these.
 //
 // A two-dimensional filter that is an outer product, as setup_filter makes them, is taken apart.
 #include "upfirdn2d/upfirdn2d.h"
 
-#include <stdlib.h>
-
-#include <new>
-#include <utility>
-
+#include "core/scratch.h"
 #include "core/simd.h"
 
 namespace aigc {
@@ -25,40 +21,6 @@ constexpr int kRows = 4;
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Zeros, on the boundary of a vector.
-template <class T>
-class Zeros {
- public:
-  Zeros() = default;
-  Zeros(const Zeros&) = delete;
-  Zeros& operator=(const Zeros&) = delete;
-  ~Zeros() { free(data_); }
-
-  void allocate(int64_t size) {
-    constexpr int64_t kLine = 64;
-    const size_t bytes = size_t(ceil_div(max(size, 1) * int64_t(sizeof(T)), kLine) * kLine);
-    data_ = static_cast<T*>(aligned_alloc(kLine, bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-    memset(data_, 0, bytes);
-  }
-  T* get() const { return data_; }
-
- private:
-  T* data_ = nullptr;
-};
-
-template <class V, size_t... i>
-inline void split_pairs(V a, V b, V& even, V& odd, std::index_sequence<i...>) {
-  even = __builtin_shufflevector(a, b, (2 * i)...);
-  odd = __builtin_shufflevector(a, b, (2 * i + 1)...);
-}
-template <class V, size_t... i>
-inline void join_pairs(V even, V odd, V& a, V& b, std::index_sequence<i...>) {
-  constexpr int n = sizeof...(i);
-  a = __builtin_shufflevector(even, odd, (i / 2 + i % 2 * n)...);
-  b = __builtin_shufflevector(even, odd, (n / 2 + i / 2 + i % 2 * n)...);
-}
 
 template <class T>
 class Filter {
@@ -99,7 +61,8 @@ class Filter {
  private:
   // ---- preparation, once for many items
 
-  // f as the taps that pixels are multiplied with: w_y x w_x, or w of two dimensions. The gain is in w_y or w.
+  // f as the taps that pixels are multiplied with: w_y x w_x, or w of two dimensions. The gain is in w_y or
+  // w.
   void make_weights() {
     const S* f = static_cast<const S*>(p_.f);
     w_x_.allocate(x_.taps);
@@ -172,7 +135,8 @@ class Filter {
     zeros_.allocate((x_end_ - x_begin_) * inner_);
   }
 
-  // For each phase of the outputs of a row: where in the buffer output 0 * phases + phase reads, and the taps.
+  // For each phase of the outputs of a row: where in the buffer output 0 * phases + phase reads, and the
+  // taps.
   void make_tables() {
     most_taps_ = ceil_div(x_.taps, x_.up) * (direct_ ? ceil_div(y_.taps, y_.up) : 1);
     counts_.allocate(phases_);
@@ -334,7 +298,7 @@ class Filter {
       int64_t i = 0;
       for (; i + W <= lane_; i += W) {
         Vec<T> even, odd;
-        split_pairs(load(line + 2 * i), load(line + 2 * i + W), even, odd, std::make_index_sequence<W>());
+        split_pairs(load(line + 2 * i), load(line + 2 * i + W), even, odd);
         store(row + i, even);
         store(row + lane_ + i, odd);
       }
@@ -364,7 +328,6 @@ class Filter {
   template <int kRowCount, int kPhases, int kTaps>
   void columns(T* y, int64_t o) const {
     const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), n = x_.out;
-    constexpr auto kLanes = std::make_index_sequence<W>();
     y += o * n;
     for (int64_t j = 0; j * phases_ < n; j += W) {
       if constexpr (kPhases == 0) {
@@ -387,12 +350,12 @@ class Filter {
           if constexpr (kPhases == 1) {
             out[0] = sum[0][r];
           } else if constexpr (kPhases == 2) {
-            join_pairs(sum[0][r], sum[1][r], out[0], out[1], kLanes);
+            join_pairs(sum[0][r], sum[1][r], out[0], out[1]);
           } else {
             Vec<T> even[2], odd[2];
-            join_pairs(sum[0][r], sum[2][r], even[0], even[1], kLanes);
-            join_pairs(sum[1][r], sum[3][r], odd[0], odd[1], kLanes);
-            for (int i = 0; i < 2; ++i) join_pairs(even[i], odd[i], out[2 * i], out[2 * i + 1], kLanes);
+            join_pairs(sum[0][r], sum[2][r], even[0], even[1]);
+            join_pairs(sum[1][r], sum[3][r], odd[0], odd[1]);
+            for (int i = 0; i < 2; ++i) join_pairs(even[i], odd[i], out[2 * i], out[2 * i + 1]);
           }
           for (int i = 0; i < kPhases; ++i) {
             const int64_t at = j * kPhases + i * W;
@@ -424,9 +387,9 @@ class Filter {
   int64_t inner_, phases_, step_;  // elements of a pixel; output o + phases reads step columns further right
   bool direct_ = false;
   int64_t first_, split_, lane_, row_, x_begin_, x_end_, most_taps_, start_ = 0;
-  Zeros<S> w_x_, w_y_, w_, buffer_, line_, weights_;
-  Zeros<int64_t> counts_, offsets_;
-  Zeros<T> zeros_;
+  Scratch<S> w_x_, w_y_, w_, buffer_, line_, weights_;
+  Scratch<int64_t> counts_, offsets_;
+  Scratch<T> zeros_;
   void (Filter::*vertical_)(const T*, int64_t, S*) const = nullptr;
   Horizontal horizontal_ = nullptr;
 };
@@ -439,7 +402,8 @@ void gradient_item(const Upfirdn2dParams& p, int64_t item) {
   const int64_t pixel = p.channels_last ? p.channels : 1;
   const auto plane_of = [&](const void* data, const FirAxis& rows, const FirAxis& columns, bool in) {
     const int64_t size = in ? rows.in * columns.in : rows.out * columns.out;
-    const int64_t at = p.channels_last ? plane / p.channels * p.channels * size + plane % p.channels : plane * size;
+    const int64_t at =
+        p.channels_last ? plane / p.channels * p.channels * size + plane % p.channels : plane * size;
     return static_cast<const T*>(data) + at;
   };
   const T* x = plane_of(p.x, y_axis, x_axis, true);
@@ -448,7 +412,8 @@ void gradient_item(const Upfirdn2dParams& p, int64_t item) {
   for (int64_t k = 0; k < y_axis.taps * x_axis.taps; ++k) partial[k] = 0;
   const int64_t begin = item % bands * kGradientRows, end = min(begin + kGradientRows, y_axis.out);
   for (int64_t oy = begin; oy < end; ++oy)
-    for (int64_t ty = max(0, -y_axis.first(oy)); ty < min(y_axis.count(oy), y_axis.in - y_axis.first(oy)); ++ty) {
+    for (int64_t ty = max(0, -y_axis.first(oy)); ty < min(y_axis.count(oy), y_axis.in - y_axis.first(oy));
+         ++ty) {
       double* of_row = partial + (y_axis.tap(oy) + ty * y_axis.up) * x_axis.taps;
       const T* x_row = x + (y_axis.first(oy) + ty) * x_axis.in * pixel;
       for (int64_t ox = 0; ox < x_axis.out; ++ox) {

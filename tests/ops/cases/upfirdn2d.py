@@ -86,7 +86,6 @@ CASES = [
         small_calls=upfirdn_calls(dims, small=True),
         large_call=partial(large_call, filter_shape, options),
         native=native,
-        keeps_format=False,
     )
     for name, dims, filter_shape, options in (
         ("2-D", (0, 2), (4, 4), {"padding": [2, 1, 2, 1]}),
