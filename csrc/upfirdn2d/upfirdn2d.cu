@@ -68,7 +68,8 @@ Tile make_tile(const Upfirdn2dParams& p) {
   };
   if (p.channels_last)
     tile.channels = kPack<T> * power_of_two(parts(p.channels, kPack<T>), kMostChannels / kPack<T>);
-  tile.columns = power_of_two(p.x_axis.out, p.channels_last ? 8 : 64);
+  const int least_columns = p.channels_last ? 1 : kPack<T>;  // which are stored at once
+  tile.columns = max(least_columns, power_of_two(p.x_axis.out, p.channels_last ? 8 : 64));
   tile.rows = max(kRows, power_of_two(p.y_axis.out, p.channels_last ? 8 : 32));
   if (!p.channels_last)
     tile.planes = power_of_two(p.batch * p.channels, int(max(1, kTileOutputs / (tile.columns * tile.rows))));
@@ -77,11 +78,11 @@ Tile make_tile(const Upfirdn2dParams& p) {
       tile.planes /= 2;
     else if (tile.channels > kPack<T>)
       tile.channels /= 2;
-    else if (tile.columns > tile.rows)
+    else if (tile.columns > max(tile.rows, least_columns))
       tile.columns /= 2;
     else if (tile.rows > kRows)
       tile.rows /= 2;
-    else if (tile.columns > 1)
+    else if (tile.columns > least_columns)
       tile.columns /= 2;
     else
       break;
