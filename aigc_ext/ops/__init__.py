@@ -19,6 +19,8 @@ from aigc_ext.ops.conv2d_resample import conv2d_resample as conv2d_resample
 from aigc_ext.ops.conv2d_resample import conv2d_resample_ref as conv2d_resample_ref
 from aigc_ext.ops.conv3x3 import conv3x3 as conv3x3
 from aigc_ext.ops.conv3x3 import conv3x3_ref as conv3x3_ref
+from aigc_ext.ops.filtered_lrelu import filtered_lrelu as filtered_lrelu
+from aigc_ext.ops.filtered_lrelu import filtered_lrelu_ref as filtered_lrelu_ref
 from aigc_ext.ops.fused_mlp import fused_mlp as fused_mlp
 from aigc_ext.ops.fused_mlp import fused_mlp_ref as fused_mlp_ref
 from aigc_ext.ops.gan_loss import LossStats as LossStats
@@ -34,6 +36,7 @@ from aigc_ext.ops.gated_act import gated_act as gated_act
 from aigc_ext.ops.gated_act import gated_act_ref as gated_act_ref
 from aigc_ext.ops.linear_act import linear_act as linear_act
 from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref
+from aigc_ext.ops.minibatch_stddev import minibatch_stddev as minibatch_stddev
 from aigc_ext.ops.modulated_conv2d import modulated_conv2d as modulated_conv2d
 from aigc_ext.ops.modulated_conv2d import modulated_conv2d_ref as modulated_conv2d_ref
 from aigc_ext.ops.pixel_norm import pixel_norm as pixel_norm

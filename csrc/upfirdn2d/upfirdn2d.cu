@@ -242,6 +242,7 @@ __global__ void __launch_bounds__(kThreads)
               sum[r] += w_y[tap + t * y_axis.up()] * first_buffer[from + (top + t) * pixels];
           }
         }
+#pragma unroll
         for (int r = 0; r < kRows; ++r)
           second_buffer[(plane * tile.rows + row + r) * pixels + column] = sum[r];
       }

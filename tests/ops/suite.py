@@ -43,8 +43,8 @@ class OpCase:
     ]  # a few elements, nothing on a corner of f: for numeric differentiation
     # large_call(): enough elements for several threads; large_call(scale): that many times as many
     large_call: Callable[..., Call]
-    # (overload, arguments) of every native op behind the function, for opcheck
-    native: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]]
+    # (overload, arguments) of every native op behind the function, for opcheck; None if they are other ops'
+    native: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]] | None
     constant: tuple[str, ...] = ()  # inputs that have no gradient
     twice_differentiable: bool = True
     keeps_format: bool = True  # the first output has the memory format of the input `x`

@@ -57,6 +57,9 @@ def heap_in_use() -> Iterator[Callable[[], int]]:
 
 # Indirect: the fixture `case` (tests/conftest.py) puts it on the device.
 per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name, indirect=True)
+per_native_case = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.native], ids=lambda case: case.name, indirect=True
+)
 
 
 def draw_example(strategy: st.SearchStrategy, filter_=lambda call: True):  # type: ignore[no-untyped-def]
@@ -129,7 +132,7 @@ def test_third_derivative_is_the_references(case: OpCase) -> None:
         check()
 
 
-@per_case
+@per_native_case
 def test_opcheck(case: OpCase) -> None:
     with case.device:
         calls = case.native()
@@ -138,7 +141,7 @@ def test_opcheck(case: OpCase) -> None:
         torch.library.opcheck(overload, arguments)
 
 
-@per_case
+@per_native_case
 def test_calls_leave_no_memory_behind(case: OpCase, heap_in_use: Callable[[], int]) -> None:
     call = draw_example(case.small_calls)
     inputs = prepare(call, case, torch.float32)
