@@ -1,6 +1,32 @@
 """Drop-in modules over the fused ops, and `fuse_`, which makes an existing model use them."""
 
+from aigc_ext.nn.convolutions import (
+    Conv2d,
+    ConvTranspose2d,
+    Downsample2d,
+    Filter2d,
+    FilteredLReLU,
+    MinibatchStddev,
+    ModulatedConv2d,
+    Upsample2d,
+)
 from aigc_ext.nn.fuse import FusedRun, FusionReport, SkippedRun, fuse_, unfuse_
 from aigc_ext.nn.layers import BiasAct, Linear
 
-__all__ = ["BiasAct", "FusedRun", "FusionReport", "Linear", "SkippedRun", "fuse_", "unfuse_"]
+__all__ = [
+    "BiasAct",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Downsample2d",
+    "Filter2d",
+    "FilteredLReLU",
+    "FusedRun",
+    "FusionReport",
+    "Linear",
+    "MinibatchStddev",
+    "ModulatedConv2d",
+    "SkippedRun",
+    "Upsample2d",
+    "fuse_",
+    "unfuse_",
+]
