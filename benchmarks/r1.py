@@ -1,10 +1,11 @@
-"""What does R1 through a residual convolutional discriminator cost? 64x64, batch 8, and no gradient of a weight
-that is thrown away: the penalty and its gradient with respect to all parameters, against plain PyTorch in eager
-mode and with the whole step compiled (torch.func inside)."""
+"""What does R1 through a residual convolutional discriminator cost? 64x64, batch 8, and no gradient of a
+weight that is thrown away: the penalty and its gradient with respect to all parameters, against plain PyTorch in
+eager mode and with the whole step compiled (torch.func inside)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ def parameters(setting: Setting) -> dict[str, Tensor]:
     torch.manual_seed(0)
     widths = (4, 4) if setting.quick else WIDTHS
     sizes: dict[str, tuple[int, ...]] = {"first": (widths[0], 3, 1, 1), "last": (1, widths[-1], 4, 4)}
-    for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (i, o) in enumerate(pairwise(widths)):
         sizes |= {f"a{k}": (i, i, 3, 3), f"b{k}": (o, i, 3, 3), f"skip{k}": (o, i, 1, 1)}
     result = {}
     for name, size in sizes.items():
@@ -55,16 +56,16 @@ def cases(setting: Setting) -> Iterable[Case]:
     x = x.to(setting.device)
     plain, ours = discriminator(ops.conv2d_act_ref), discriminator(ops.conv2d_act)
 
-    def eager(run: Callable[..., Tensor]) -> list[Tensor]:
+    def eager(run: Callable[..., Tensor]) -> dict[str, Tensor]:
         leaf = x.clone().requires_grad_()
         (slope,) = torch.autograd.grad(run(p, leaf).sum(), leaf, create_graph=True)
         return gradients(slope.square().sum() / len(x))
 
-    def gradients(value: Tensor) -> list[Tensor]:
+    def gradients(value: Tensor) -> dict[str, Tensor]:
         found = torch.autograd.grad(value, list(p.values()), allow_unused=True)
-        return [g for g in found if g is not None]
+        return {name: g for name, g in zip(p, found, strict=True) if g is not None}  # none of biases
 
-    def fused() -> list[Tensor]:
+    def fused() -> dict[str, Tensor]:
         leaf = x.clone().requires_grad_()
         with no_weight_gradients():
             (slope,) = torch.autograd.grad(ours(p, leaf).sum(), leaf, create_graph=True)
@@ -83,7 +84,7 @@ def cases(setting: Setting) -> Iterable[Case]:
             "compile of the whole step": lambda: whole({k: v.detach() for k, v in p.items()}),
             "aigc_ext": fused,
         },
-        outputs=lambda result: result["a0"] if isinstance(result, dict) else result[2],
+        outputs=lambda result: [result[name] for name in ("first", "a0", "last")],
         rtol=1e-3,
         atol=1e-3,
     )

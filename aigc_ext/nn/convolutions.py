@@ -125,7 +125,7 @@ class ConvTranspose2d(nn.ConvTranspose2d, _Activated):
                 groups,
                 bias,
                 dilation,
-            ),  # type: ignore[arg-type]
+            ),
             device=device,
             dtype=dtype,
         )

@@ -74,7 +74,9 @@ constexpr int64_t kGradientRows = 64;
 constexpr int64_t gradient_bands(const Upfirdn2dParams& p) {
   return (p.y_axis.out + kGradientRows - 1) / kGradientRows;
 }
-constexpr int64_t gradient_items(const Upfirdn2dParams& p) { return p.batch * p.channels * gradient_bands(p); }
+constexpr int64_t gradient_items(const Upfirdn2dParams& p) {
+  return p.batch * p.channels * gradient_bands(p);
+}
 
 }  // namespace aigc
 
