@@ -1,6 +1,6 @@
 """StyleGAN2's layer with its epilogue, at the widths and resolutions of its synthesis network: ours against
-the plain formulation (a grouped convolution, a group for each sample) and the plain form of ours (scaled inputs
-and outputs). From these figures modulated_conv2d chooses between weights of each sample's own and shared ones."""
+the plain formulation (a grouped convolution, a group for each sample) and the plain form of ours (scaled
+inputs and outputs). From these figures modulated_conv2d chooses between own weights and shared ones."""
 
 from __future__ import annotations
 

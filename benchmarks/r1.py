@@ -1,6 +1,6 @@
 """What does R1 through a residual convolutional discriminator cost? 64x64, batch 8, and no gradient of a
-weight that is thrown away: the penalty and its gradient with respect to all parameters, against plain PyTorch in
-eager mode and with the whole step compiled (torch.func inside)."""
+weight that is thrown away: the penalty and its gradient with respect to all parameters, against plain PyTorch
+in eager mode and with the whole step compiled (torch.func inside)."""
 
 from __future__ import annotations
 

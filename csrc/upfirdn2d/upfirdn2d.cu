@@ -160,7 +160,7 @@ __device__ bool load_filter(const Upfirdn2dParams& p, const SharedSpan<S>& w_x, 
 }
 
 template <class T, int kUp, int kDown, int kTaps>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     tile_kernel(const Upfirdn2dParams p, const Tile tile, int64_t tiles) {
   using S = acc_t<T>;
   constexpr int N = kPack<T>;
