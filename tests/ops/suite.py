@@ -49,6 +49,7 @@ class OpCase:
     twice_differentiable: bool = True
     keeps_format: bool = True  # the first output has the memory format of the input `x`
     own_sums: bool = True  # no product of PyTorch's in it, whose bits depend on the number of threads
+    cpu_only: bool = False  # elsewhere the function is PyTorch's own
     dtypes: tuple[torch.dtype, ...] = DTYPES
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 

@@ -49,5 +49,6 @@ CASES = [
         small_calls=conv3x3_calls(small=True),
         large_call=large_call,
         native=native,
+        cpu_only=True,
     )
 ] * has_conv3x3(torch.empty(0))
