@@ -89,7 +89,9 @@ def _backends() -> dict[str, tuple[str, ...]]:
     names = sorted(
         schema.name
         for schema in torch._C._jit_get_all_schemas()
-        if schema.name.startswith("aigc::") and schema.arguments
+        if schema.name.startswith("aigc::")
+        and schema.arguments
+        and not has_kernel(schema.name, "CompositeExplicitAutograd")  # made of PyTorch's own ops
     )
     return {
         name.removeprefix("aigc::"): tuple(kind for kind in ("CPU", "CUDA") if has_kernel(name, kind))

@@ -314,26 +314,59 @@ class Filter {
 
   // ---- horizontal: rows o to o + kRowCount - 1 of the output, from as many rows of the buffer
 
-  template <int kRowCount, int kTaps>
-  void add(int64_t phase, const S* at, Vec<T> (&sum)[kRowCount]) const {
-    const int64_t taps = kTaps > 0 ? kTaps : counts_.get()[phase];
+  // The taps of one phase: few in memory that no store can change, which the compiler keeps in registers.
+  template <int kTaps>
+  struct FewTaps {
+    int64_t offset[kTaps];
+    S w[kTaps];
+    static constexpr int64_t count = kTaps;
+  };
+  template <int kTaps>
+  struct ManyTaps {
+    const int64_t* offset;
+    const S* w;
+    static constexpr int64_t count = kTaps;
+  };
+  struct AnyTaps {
+    const int64_t* offset;
+    const S* w;
+    int64_t count;
+  };
+
+  template <int kTaps>
+  auto taps_of(int64_t phase) const {
     const int64_t* offset = offsets_.get() + phase * most_taps_;
     const S* w = weights_.get() + phase * most_taps_;
+    if constexpr (kTaps == 0) {
+      return AnyTaps{offset, w, counts_.get()[phase]};
+    } else if constexpr (kTaps > 4) {
+      return ManyTaps<kTaps>{offset, w};
+    } else {
+      FewTaps<kTaps> taps;
+      for (int t = 0; t < kTaps; ++t) taps.offset[t] = offset[t];
+      for (int t = 0; t < kTaps; ++t) taps.w[t] = w[t];
+      return taps;
+    }
+  }
+
+  template <int kRowCount, class Taps>
+  void add(const Taps& taps, const S* at, Vec<T> (&sum)[kRowCount]) const {
     for (int r = 0; r < kRowCount; ++r) sum[r] = Vec<T>{};
 #pragma GCC unroll 12
-    for (int64_t t = 0; t < taps; ++t)
-      for (int r = 0; r < kRowCount; ++r) sum[r] += w[t] * load(at + offset[t] + r * row_);
+    for (int64_t t = 0; t < taps.count; ++t)
+      for (int r = 0; r < kRowCount; ++r) sum[r] += taps.w[t] * load(at + taps.offset[t] + r * row_);
   }
 
   template <int kRowCount, int kPhases, int kTaps>
   void columns(T* y, int64_t o) const {
     const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), n = x_.out;
     y += o * n;
-    for (int64_t j = 0; j * phases_ < n; j += W) {
-      if constexpr (kPhases == 0) {
-        for (int64_t phase = 0; phase < phases_; ++phase) {
+    if constexpr (kPhases == 0) {
+      for (int64_t phase = 0; phase < phases_; ++phase) {
+        const auto taps = taps_of<kTaps>(phase);
+        for (int64_t j = 0; j * phases_ < n; j += W) {
           Vec<T> sum[kRowCount];
-          add<kRowCount, kTaps>(phase, buffer_.get() + j, sum);
+          add(taps, buffer_.get() + j, sum);
           for (int64_t r = row_begin; r < row_end; ++r) {
             T lanes[W];
             store(lanes, sum[r]);
@@ -341,11 +374,14 @@ class Filter {
               y[r * n + (j + i) * phases_ + phase] = lanes[i];
           }
         }
-      } else {
+      }
+    } else {
+      decltype(taps_of<kTaps>(0)) taps[kPhases];
+      for (int phase = 0; phase < kPhases; ++phase) taps[phase] = taps_of<kTaps>(phase);
+      for (int64_t j = 0; j * kPhases < n; j += W) {
         Vec<T> sum[kPhases][kRowCount];
-        for (int phase = 0; phase < kPhases; ++phase)
-          add<kRowCount, kTaps>(phase, buffer_.get() + j, sum[phase]);
-        for (int64_t r = row_begin; r < row_end; ++r) {
+        for (int phase = 0; phase < kPhases; ++phase) add(taps[phase], buffer_.get() + j, sum[phase]);
+        const auto put = [&](int64_t r) {
           Vec<T> out[kPhases];
           if constexpr (kPhases == 1) {
             out[0] = sum[0][r];
@@ -361,6 +397,13 @@ class Filter {
             const int64_t at = j * kPhases + i * W;
             store_upto(y + r * n + at, out[i], n - at);
           }
+        };
+        if constexpr (kTaps > 0 && kTaps <= 4) {  // unrolled, so that the sums stay in registers
+#pragma GCC unroll 4
+          for (int r = 0; r < kRowCount; ++r)
+            if (r >= row_begin && r < row_end) put(r);
+        } else {
+          for (int64_t r = row_begin; r < row_end; ++r) put(r);
         }
       }
     }
@@ -374,10 +417,13 @@ class Filter {
     y += o * row;
     for (int64_t pixel = 0; pixel * n < row; ++pixel) {
       const S* at = buffer_.get() + pixel / phases_ * step_ * inner_;
+      const auto taps = taps_of<kTaps>(pixel % phases_);
       for (int64_t i = 0; i < n; i += W) {
         Vec<T> sum[kRowCount];
-        add<kRowCount, kTaps>(pixel % phases_, at + i, sum);
-        for (int64_t r = row_begin; r < row_end; ++r) store_upto(y + r * row + pixel * n + i, sum[r], n - i);
+        add(taps, at + i, sum);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRowCount; ++r)
+          if (r >= row_begin && r < row_end) store_upto(y + r * row + pixel * n + i, sum[r], n - i);
       }
     }
   }
