@@ -27,7 +27,8 @@ def filtered_lrelu_calls(draw: st.DrawFn, small: bool = False) -> Call:
     ]
     options = {"up": up, "down": down, "padding": pads, "flip_filter": draw(st.booleans())}
     options |= {"clamp": draw(st.sampled_from([None, 0.9])), "slope": draw(st.sampled_from([0.2, 0.0]))}
-    b = seeded((c,), seed + 3) if draw(st.booleans()) else None
+    # Its gradient, a sum of few pixels, may cancel: so only in float64 and in the large call.
+    b = seeded((c,), seed + 3) if small and draw(st.booleans()) else None
     return Call({"x": seeded((n, c, height, width), seed), "fu": f[0], "fd": f[1], "b": b}, options)
 
 
