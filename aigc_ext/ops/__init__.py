@@ -7,6 +7,8 @@ from aigc_ext.ops.adam_ema import adam_ema_ as adam_ema_
 from aigc_ext.ops.adam_ema import adam_ema_ref as adam_ema_ref
 from aigc_ext.ops.adam_ema import any_nonfinite as any_nonfinite
 from aigc_ext.ops.adam_ema import any_nonfinite_ref as any_nonfinite_ref
+from aigc_ext.ops.batch_norm_act import batch_norm_act as batch_norm_act
+from aigc_ext.ops.batch_norm_act import batch_norm_act_ref as batch_norm_act_ref
 from aigc_ext.ops.bias_act import bias_act as bias_act
 from aigc_ext.ops.bias_act import bias_act_ref as bias_act_ref
 from aigc_ext.ops.bias_act import noise_bias_act as noise_bias_act

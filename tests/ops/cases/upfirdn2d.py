@@ -53,10 +53,12 @@ def upfirdn_calls(draw: st.DrawFn, dims: tuple[int, ...], small: bool = False) -
     return Call({"x": seeded([batch, channels, height, width], seed), "f": f}, options)
 
 
-def large_call(filter_shape: tuple[int, ...], options: dict[str, Any], scale: int = 1) -> Call:
+def large_call(
+    filter_shape: tuple[int, ...], options: dict[str, Any], side: int = 61, scale: int = 1
+) -> Call:
     taps = [seeded([size], 4 + d) for d, size in enumerate(filter_shape)]
     f = taps[0] if len(taps) == 1 else taps[0][:, None] * taps[1]
-    return Call({"x": seeded((3 * scale, 6, 61, 67), 3), "f": f}, options)
+    return Call({"x": seeded((3 * scale, 6, side, side + 6), 3), "f": f}, options)
 
 
 def native() -> list[tuple]:
@@ -84,7 +86,7 @@ CASES = [
         reference=ops.upfirdn2d_ref,
         calls=upfirdn_calls(dims),
         small_calls=upfirdn_calls(dims, small=True),
-        large_call=partial(large_call, filter_shape, options),
+        large_call=partial(large_call, filter_shape, options, 61 // options.get("up", 1)),
         native=native,
     )
     for name, dims, filter_shape, options in (

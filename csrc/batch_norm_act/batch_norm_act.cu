@@ -1,0 +1,471 @@
+// A block sums a part of one channel (NCHW), or of all channels that lie side by side (NHWC, NC), where a
+// thread has eight neighbouring ones. The second pass over a part, for the squares, finds it in the cache.
+// The passes over the elements keep a channel's factors in registers while they walk: along a row of the
+// channel, or down the rows of the part.
+#include "batch_norm_act/batch_norm_act.h"
+#include "core/cuda_launch.h"
+#include "core/cuda_reduce.h"
+#include "core/cuda_vec.h"
+
+namespace aigc {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kColumns = kThreads * 8;
+constexpr int kSumBlock = 64;  // additions in acc_t, then on in float64
+
+template <class T>
+constexpr int kBlocks =
+    sizeof(acc_t<T>) == 4 ? 3 : 1;  // of a multiprocessor, that registers must suffice for
+
+__device__ inline double number(const void* values, DType dtype, int64_t at) {
+  switch (dtype) {
+    case DType::float64:
+      return static_cast<const double*>(values)[at];
+    case DType::float32:
+      return to_acc(static_cast<const float*>(values)[at]);
+    case DType::float16:
+      return to_acc(static_cast<const half*>(values)[at]);
+    default:
+      return to_acc(static_cast<const bfloat16*>(values)[at]);
+  }
+}
+
+__device__ inline void put_number(void* values, DType dtype, int64_t at, double value) {
+  switch (dtype) {
+    case DType::float64:
+      return from_acc(static_cast<double*>(values) + at, value);
+    case DType::float32:
+      return from_acc(static_cast<float*>(values) + at, float(value));
+    case DType::float16:
+      return from_acc(static_cast<half*>(values) + at, float(value));
+    default:
+      return from_acc(static_cast<bfloat16*>(values) + at, float(value));
+  }
+}
+
+// A sum in acc_t, passed on to float64 now and then.
+template <class S, int N>
+struct Sums {
+  S block[N] = {};
+  double total[N] = {};
+  int added = 0;
+
+  __device__ void added_one() {
+    if (++added < kSumBlock) return;
+    flush();
+  }
+  __device__ void flush() {
+    added = 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) total[j] += block[j], block[j] = 0;
+  }
+};
+
+// A channel's factors, or those of eight neighbouring channels.
+template <class S, int N>
+struct Factors {
+  S value[kFactors][N];
+
+  __device__ Factors(const BatchNormParams& p, int64_t channel, int count) {
+#pragma unroll
+    for (int f = 0; f < count; ++f)
+#pragma unroll
+      for (int j = 0; j < N; ++j)
+        value[f][j] =
+            channel + j < p.channels ? static_cast<const S*>(p.factors)[f * p.channels + channel + j] : S(0);
+  }
+  __device__ S get(int f, int j) const { return value[f][N == 1 ? 0 : j]; }
+};
+
+template <class T, Act A, int N>
+__device__ void gradient(const BatchNormParams& p, const Factors<acc_t<T>, N>& factors, int64_t at, int64_t n,
+                         acc_t<T> (&centred)[8], acc_t<T> (&dz)[8]) {
+  using S = acc_t<T>;
+  const S alpha = S(p.alpha), gain = S(p.gain), clamp = S(p.clamp);
+  load<8>(static_cast<const T*>(p.x) + at, n, centred);
+  load<8>(static_cast<const T*>(p.dy) + at, n, dz);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    centred[j] -= factors.get(kMean, j);
+    const S z = centred[j] * factors.get(kScale, j) + factors.get(kBias, j);
+    if constexpr (A == Act::linear) {
+      dz[j] *= gain;
+    } else if constexpr (A == Act::relu) {
+      dz[j] = z <= 0 ? S(0) : dz[j] * gain;  // zero whatever dy holds
+    } else if constexpr (A == Act::lrelu) {
+      dz[j] *= z <= 0 ? gain * alpha : gain;
+    } else {
+      dz[j] *= gain * activation_derivative<A>(z);
+    }
+    if (p.clamp >= 0) {
+      const S y = gain * activation<A>(z, alpha);
+      if (!(y <= clamp && y >= -clamp)) dz[j] = 0;
+    }
+  }
+}
+
+template <class T, Act A, bool kBackward, int N>
+__device__ void elements(const BatchNormParams& p, const Factors<acc_t<T>, N>& factors, int64_t at,
+                         int64_t n) {
+  using S = acc_t<T>;
+  S v[8], centred[8];
+  if constexpr (kBackward) {
+    gradient<T, A>(p, factors, at, n, centred, v);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      v[j] *= factors.get(kScale, j);
+      if (p.of_batch) v[j] = v[j] - factors.get(kConstant, j) - centred[j] * factors.get(kSlope, j);
+    }
+  } else {
+    const S gain = S(p.gain), clamp = S(p.clamp);
+    load<8>(static_cast<const T*>(p.x) + at, n, v);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const S z = (v[j] - factors.get(kMean, j)) * factors.get(kScale, j) + factors.get(kBias, j);
+      S y = gain * activation<A>(z, S(p.alpha));
+      if (p.clamp >= 0) y = y > clamp ? clamp : y < -clamp ? -clamp : y;
+      v[j] = y;
+    }
+  }
+  store<8>(static_cast<T*>(p.y) + at, n, v);
+}
+
+// ---- sums over a part -----------------------------------------------------------------------------------
+
+// f(first element, how many up to eight) for a thread's share of the part that `channel` has; `width` threads
+// share a run.
+template <class F>
+__device__ void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t channel, int width,
+                         F&& f) {
+  const int lane = int(threadIdx.x) % width, group = int(threadIdx.x) / width, groups = kThreads / width;
+  for (int64_t o = part.first_outer + group; o < part.last_outer; o += groups) {
+    const int64_t row = (o * p.channels + channel) * p.inner;
+    for (int64_t i = part.first_inner + lane * 8; i < part.last_inner; i += width * 8)
+      f(row + i, part.last_inner - i);
+  }
+}
+
+// f(first element) for a thread's rows of the part.
+template <class F>
+__device__ void for_rows(const BatchNormParams& p, const BatchNormPart& part, int64_t channel, int width,
+                         F&& f) {
+  if (channel >= p.channels) return;
+  const int group = int(threadIdx.x) / width, groups = kThreads / width;
+  for (int64_t o = part.first_outer + group; o < part.last_outer; o += groups) f(o * p.channels + channel);
+}
+
+// Where column_sums puts what it has summed.
+struct Partials {
+  double* out;
+  double count;  // what to divide by
+  __device__ void operator()(int c, double sum) const { out[c] = sum / count; }
+};
+
+template <class T>
+__device__ void statistics_of_columns(const BatchNormParams& p, int64_t item, int width) {
+  using S = acc_t<T>;
+  const BatchNormPart part = part_at(p, item);
+  double* partials = p.partials + item * 2 * p.channels;
+  for (int64_t left = 0; left < p.channels; left += kColumns) {
+    const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
+    const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
+    Sums<S, 8> sums;
+    for_rows(p, part, channel, width, [&](int64_t at) {
+      S v[8];
+      load<8>(static_cast<const T*>(p.x) + at, n, v);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sums.block[j] += v[j];
+      sums.added_one();
+    });
+    sums.flush();
+    const Partials means{partials + left, double(part.last_outer - part.first_outer)};
+    column_sums<kThreads>(sums.total, width, columns, columns, means);
+    S mean[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) mean[j] = j < n ? S(partials[channel + j]) : S(0);
+    Sums<S, 8> squares;
+    for_rows(p, part, channel, width, [&](int64_t at) {
+      S v[8];
+      load<8>(static_cast<const T*>(p.x) + at, n, v);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) squares.block[j] += (v[j] - mean[j]) * (v[j] - mean[j]);
+      squares.added_one();
+    });
+    squares.flush();
+    column_sums<kThreads>(squares.total, width, columns, columns, Partials{partials + p.channels + left, 1});
+  }
+}
+
+template <class T>
+__device__ void statistics_of_runs(const BatchNormParams& p, int64_t item, int width) {
+  using S = acc_t<T>;
+  const int64_t index = item / p.channels, channel = item - index * p.channels;
+  const BatchNormPart part = part_at(p, index);
+  double* partials = p.partials + index * 2 * p.channels + channel;
+  Sums<S, 1> sum;
+  for_part(p, part, channel, width, [&](int64_t at, int64_t n) {
+    S v[8], eight = 0;
+    load<8>(static_cast<const T*>(p.x) + at, n, v);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) eight += v[j];
+    sum.total[0] += eight;
+  });
+  const int64_t count = (part.last_outer - part.first_outer) * (part.last_inner - part.first_inner);
+  const double mean = block_sum<kThreads>(sum.total[0]) / double(count);
+  double squares = 0;
+  for_part(p, part, channel, width, [&](int64_t at, int64_t n) {
+    S v[8], eight = 0;
+    load<8>(static_cast<const T*>(p.x) + at, n, v);
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      if (j < n) eight += (v[j] - S(mean)) * (v[j] - S(mean));
+    squares += eight;
+  });
+  squares = block_sum<kThreads>(squares);
+  if (threadIdx.x == 0) {
+    partials[0] = mean;
+    partials[p.channels] = squares;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    statistics_kernel(const BatchNormParams p, int64_t items, int width) {
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x)
+    channels_inside(p) ? statistics_of_columns<T>(p, item, width) : statistics_of_runs<T>(p, item, width);
+}
+
+template <class T, Act A>
+__device__ void gradient_sums_of_columns(const BatchNormParams& p, int64_t item, int width) {
+  using S = acc_t<T>;
+  const BatchNormPart part = part_at(p, item);
+  double* partials = p.partials + item * 2 * p.channels;
+  for (int64_t left = 0; left < p.channels; left += kColumns) {
+    const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
+    const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
+    const Factors<S, 8> factors(p, channel, kConstant);
+    Sums<S, 8> sums, products;
+    for_rows(p, part, channel, width, [&](int64_t at) {
+      S centred[8], dz[8];
+      gradient<T, A>(p, factors, at, n, centred, dz);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        sums.block[j] += dz[j];
+        products.block[j] += dz[j] * centred[j];
+      }
+      sums.added_one();
+      products.added_one();
+    });
+    sums.flush();
+    products.flush();
+    column_sums<kThreads>(sums.total, width, columns, columns, Partials{partials + left, 1});
+    column_sums<kThreads>(products.total, width, columns, columns, Partials{partials + p.channels + left, 1});
+  }
+}
+
+template <class T, Act A>
+__device__ void gradient_sums_of_runs(const BatchNormParams& p, int64_t item, int width) {
+  using S = acc_t<T>;
+  const int64_t index = item / p.channels, channel = item - index * p.channels;
+  double* partials = p.partials + index * 2 * p.channels + channel;
+  const Factors<S, 1> factors(p, channel, kConstant);
+  double sum = 0, product = 0;
+  for_part(p, part_at(p, index), channel, width, [&](int64_t at, int64_t n) {
+    S centred[8], dz[8], eight = 0, eight_products = 0;
+    gradient<T, A>(p, factors, at, n, centred, dz);
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      if (j < n) {
+        eight += dz[j];
+        eight_products += dz[j] * centred[j];
+      }
+    sum += eight;
+    product += eight_products;
+  });
+  sum = block_sum<kThreads>(sum);
+  product = block_sum<kThreads>(product);
+  if (threadIdx.x == 0) {
+    partials[0] = sum;
+    partials[p.channels] = product;
+  }
+}
+
+template <class T, Act A>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    gradient_sums_kernel(const BatchNormParams p, int64_t items, int width) {
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x)
+    channels_inside(p) ? gradient_sums_of_columns<T, A>(p, item, width)
+                       : gradient_sums_of_runs<T, A>(p, item, width);
+}
+
+// ---- channels -------------------------------------------------------------------------------------------
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    join_statistics_kernel(const BatchNormParams p, int64_t parts, int width) {
+  if (p.batch_mean) {
+    const auto elements = [&](int64_t index) {
+      const BatchNormPart part = part_at(p, index);
+      return double((part.last_outer - part.first_outer) * (part.last_inner - part.first_inner));
+    };
+    const double count = double(p.outer * p.inner);
+    sum_rows<kThreads>(
+        p.channels, width, parts,
+        [&](int64_t i, int64_t channel) { return elements(i) * p.partials[i * 2 * p.channels + channel]; },
+        [&](int64_t channel, double sum) { p.batch_mean[channel] = sum / count; });
+    // The same threads of the block have the same channels: the mean is there.
+    sum_rows<kThreads>(
+        p.channels, width, parts,
+        [&](int64_t i, int64_t channel) {
+          const double* partial = p.partials + i * 2 * p.channels + channel;
+          const double distance = partial[0] - p.batch_mean[channel];
+          return partial[p.channels] + elements(i) * distance * distance;
+        },
+        [&](int64_t channel, double sum) { p.batch_var[channel] = sum / count; });
+  }
+  auto* factors = static_cast<acc_t<T>*>(p.factors);
+  const int lane = int(threadIdx.x) % width;
+  for (int64_t left = int64_t(blockIdx.x) * width; left < p.channels; left += int64_t(gridDim.x) * width) {
+    const int64_t channel = left + lane;
+    if (int(threadIdx.x) >= width || channel >= p.channels) continue;
+    const double mean = p.batch_mean ? p.batch_mean[channel] : number(p.mean, p.statistics_dtype, channel);
+    const double var = p.batch_mean ? p.batch_var[channel] : number(p.var, p.statistics_dtype, channel);
+    const double weight = p.weight ? number(p.weight, p.weight_dtype, channel) : 1;
+    using S = acc_t<T>;
+    factors[kMean * p.channels + channel] = S(mean);
+    factors[kScale * p.channels + channel] = S(weight / ::sqrt(var + p.eps));
+    factors[kBias * p.channels + channel] = S(p.bias ? number(p.bias, p.bias_dtype, channel) : 0);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    join_gradients_kernel(const BatchNormParams p, int64_t parts, int width) {
+  using S = acc_t<T>;
+  auto* factors = static_cast<S*>(p.factors);
+  const double count = double(p.outer * p.inner);
+  const auto r_of = [&](int64_t channel) {
+    return 1 / ::sqrt(number(p.var, p.statistics_dtype, channel) + p.eps);
+  };
+  const auto share_of = [&](int64_t channel, double r) {
+    return (p.weight ? number(p.weight, p.weight_dtype, channel) : 1) * r / count;
+  };
+  sum_rows<kThreads>(
+      p.channels, width, parts,
+      [&](int64_t i, int64_t channel) { return p.partials[i * 2 * p.channels + channel]; },
+      [&](int64_t channel, double sum) {
+        if (p.dbias) put_number(p.dbias, p.bias_dtype, channel, sum);
+        if (p.of_batch) factors[kConstant * p.channels + channel] = S(share_of(channel, r_of(channel)) * sum);
+      });
+  sum_rows<kThreads>(
+      p.channels, width, parts,
+      [&](int64_t i, int64_t channel) { return p.partials[(i * 2 + 1) * p.channels + channel]; },
+      [&](int64_t channel, double product) {
+        const double r = r_of(channel);
+        if (p.dweight) put_number(p.dweight, p.weight_dtype, channel, product * r);
+        if (p.of_batch) factors[kSlope * p.channels + channel] = S(share_of(channel, r) * product * r * r);
+      });
+}
+
+// ---- elements -------------------------------------------------------------------------------------------
+
+// blockIdx.y is the piece of the rows; `width` threads share it.
+template <class T, Act A, bool kBackward>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    runs_kernel(const BatchNormParams p, int64_t rows, int width) {
+  const int lane = int(threadIdx.x) % width, group = int(threadIdx.x) / width, groups = kThreads / width;
+  const int64_t step = int64_t(gridDim.x) * groups, channels_step = step % p.channels;
+  const int64_t first = int64_t(blockIdx.y) * kPieceLength;
+  const int64_t last = first + kPieceLength < p.inner ? first + kPieceLength : p.inner;
+  int64_t row = int64_t(blockIdx.x) * groups + group, channel = row % p.channels;  // no division in the loop
+  for (; row < rows; row += step) {
+    const Factors<acc_t<T>, 1> factors(p, channel, kBackward ? kFactors : kConstant);
+    for (int64_t i = first + lane * 8; i < last; i += width * 8)
+      elements<T, A, kBackward>(p, factors, row * p.inner + i, last - i);
+    channel += channels_step;
+    if (channel >= p.channels) channel -= p.channels;
+  }
+}
+
+template <class T, Act A, bool kBackward>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    columns_kernel(const BatchNormParams p, int64_t parts, int width) {
+  for (int64_t item = blockIdx.x; item < parts; item += gridDim.x) {
+    const BatchNormPart part = part_at(p, item);
+    for (int64_t left = 0; left < p.channels; left += kColumns) {
+      const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
+      const Factors<acc_t<T>, 8> factors(p, channel, kBackward ? kFactors : kConstant);
+      for_rows(p, part, channel, width, [&](int64_t at) { elements<T, A, kBackward>(p, factors, at, n); });
+    }
+  }
+}
+
+template <bool kBackward>
+void run_elements(const BatchNormParams& p, void* stream_) {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    dispatch_act(p.act, [&]<Act A>(ActTag<A>) {
+      if (channels_inside(p)) {
+        const int width = power_of_two((p.channels + 7) / 8, kThreads);
+        launch(columns_kernel<T, A, kBackward>, grid_size(part_count(p)), kThreads, 0, stream, p,
+               part_count(p), width);
+      } else {
+        const int64_t rows = p.outer * p.channels, pieces = piece_count(p);
+        const int width = power_of_two((p.inner + 7) / 8, kThreads), groups = kThreads / width;
+        const dim3 grid(grid_size((rows + groups - 1) / groups), unsigned(pieces));
+        launch(runs_kernel<T, A, kBackward>, grid, kThreads, 0, stream, p, rows, width);
+      }
+    });
+  });
+}
+
+int sum_width(const BatchNormParams& p) {
+  return power_of_two(((channels_inside(p) ? p.channels : p.inner_per_part) + 7) / 8, kThreads);
+}
+
+}  // namespace
+
+namespace cuda {
+
+void batch_norm_statistics(const BatchNormParams& p, int64_t items, void* stream) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    launch(statistics_kernel<T>, grid_size(items), kThreads, 0, static_cast<cudaStream_t>(stream), p, items,
+           sum_width(p));
+  });
+}
+
+void batch_norm_gradient_sums(const BatchNormParams& p, int64_t items, void* stream) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    dispatch_act(p.act, [&]<Act A>(ActTag<A>) {
+      launch(gradient_sums_kernel<T, A>, grid_size(items), kThreads, 0, static_cast<cudaStream_t>(stream), p,
+             items, sum_width(p));
+    });
+  });
+}
+
+void batch_norm_join_statistics(const BatchNormParams& p, int64_t channels, void* stream) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    const int width = power_of_two(channels, 32);
+    launch(join_statistics_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+           static_cast<cudaStream_t>(stream), p, part_count(p), width);
+  });
+}
+
+void batch_norm_join_gradients(const BatchNormParams& p, int64_t channels, void* stream) {
+  dispatch_dtype(p.dtype, [&]<class T>(T*) {
+    const int width = power_of_two(channels, 32);
+    launch(join_gradients_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+           static_cast<cudaStream_t>(stream), p, part_count(p), width);
+  });
+}
+
+void batch_norm_act_forward(const BatchNormParams& p, int64_t, void* stream) {
+  run_elements<false>(p, stream);
+}
+void batch_norm_act_backward(const BatchNormParams& p, int64_t, void* stream) {
+  run_elements<true>(p, stream);
+}
+
+}  // namespace cuda
+}  // namespace aigc

@@ -1,0 +1,88 @@
+// y = clamp(gain * act(z)),  z = (x - mean) * r * weight + bias,  r = 1 / sqrt(var + eps), per channel.
+//
+// mean and var are given, or those of the batch (var biased: over the channel's n elements). Derivatives,
+// with dz the gradient of z and h = (x - mean) * r:
+//     dbias = sum dz     dweight = sum dz*h
+//     dx = weight*r*dz, and if mean and var are the batch's, less weight*r/n * (dbias + h * dweight)
+// z is computed again from x: there is no mask to keep.
+//
+// The variance is never a difference of large numbers: each part of a channel is small enough for a cache and
+// is read twice, for its mean and for the squares of the deviations from it; the parts are then joined (Chan,
+// Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance").
+//
+// Traffic (e = element size): forward 2e, of a batch 3e; backward 3e, of a batch or with parameters 5e.
+#pragma once
+
+#include "core/activation.h"
+#include "core/isa.h"
+#include "core/numeric.h"
+
+namespace aigc {
+
+// Per channel, in acc_t: what the kernels multiply by. dx = scale * dz - constant - (x - mean) * slope.
+enum BatchNormFactor { kMean, kScale, kBias, kConstant, kSlope, kFactors };
+
+struct BatchNormParams {
+  DType dtype = DType::float32;
+  Act act = Act::linear;
+  double alpha = 0, gain = 1, clamp = -1;  // clamp < 0: none
+  double eps = 0;
+  bool of_batch = false;  // mean and var are the batch's
+
+  int64_t outer = 0, channels = 0, inner = 0;  // element = (outer * channels + channel) * inner + i
+  int64_t outer_per_part = 1, inner_per_part = 1;
+
+  const void* x = nullptr;
+  const void* dy = nullptr;
+  void* y = nullptr;  // or dx
+
+  // [channels], or null; they need not be of x's dtype
+  DType weight_dtype = DType::float32, bias_dtype = DType::float32, statistics_dtype = DType::float64;
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  const void* mean = nullptr;
+  const void* var = nullptr;
+  void* dweight = nullptr;
+  void* dbias = nullptr;
+
+  double* batch_mean = nullptr;  // [channels], to be written
+  double* batch_var = nullptr;
+  void* factors = nullptr;     // [kFactors][channels]
+  double* partials = nullptr;  // [parts][2][channels]: mean and squares, or the sums of dz and dz*(x - mean)
+};
+
+inline int64_t inner_parts(const BatchNormParams& p) {
+  return (p.inner + p.inner_per_part - 1) / p.inner_per_part;
+}
+inline int64_t part_count(const BatchNormParams& p) {
+  return (p.outer + p.outer_per_part - 1) / p.outer_per_part * inner_parts(p);
+}
+
+// Where a pixel's channels lie side by side (NHWC, NC), a row is a pixel; else it is a channel of a sample,
+// in pieces that are long enough for a block of threads.
+inline bool channels_inside(const BatchNormParams& p) { return p.inner == 1; }
+constexpr int64_t kPieceLength = 8192;
+inline int64_t piece_count(const BatchNormParams& p) { return (p.inner + kPieceLength - 1) / kPieceLength; }
+
+// The elements that a part has of each channel.
+struct BatchNormPart {
+  int64_t first_outer, last_outer, first_inner, last_inner;
+};
+AIGC_HOST_DEVICE inline BatchNormPart part_at(const BatchNormParams& p, int64_t index) {
+  const int64_t in_row = (p.inner + p.inner_per_part - 1) / p.inner_per_part;
+  const int64_t o = index / in_row * p.outer_per_part, i = index % in_row * p.inner_per_part;
+  const int64_t last_o = o + p.outer_per_part, last_i = i + p.inner_per_part;
+  return {o, last_o < p.outer ? last_o : p.outer, i, last_i < p.inner ? last_i : p.inner};
+}
+
+}  // namespace aigc
+
+// Items are parts where channels are inside, else parts times channels:
+AIGC_KERNEL(batch_norm_statistics, BatchNormParams)     // partials of mean and squares
+AIGC_KERNEL(batch_norm_gradient_sums, BatchNormParams)  // partials of dz and dz*(x - mean)
+// Items are channels:
+AIGC_KERNEL(batch_norm_join_statistics, BatchNormParams)  // batch_mean and _var if of_batch; factors to kBias
+AIGC_KERNEL(batch_norm_join_gradients, BatchNormParams)   // dweight, dbias; if of_batch the other factors
+// Items are rows where channels are inside, else pieces of rows:
+AIGC_KERNEL(batch_norm_act_forward, BatchNormParams)
+AIGC_KERNEL(batch_norm_act_backward, BatchNormParams)

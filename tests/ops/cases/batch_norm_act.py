@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from functools import partial
+
+import hypothesis.strategies as st
+import torch
+
+from aigc_ext import ops
+from aigc_ext.ops.activations import ACTIVATIONS
+from tests.ops.cases.bias_act import seeds
+from tests.ops.suite import Call, OpCase, seeded
+
+
+def inputs(shape: tuple[int, ...], seed: int, training: bool, affine: tuple[bool, bool]) -> dict:
+    """Given statistics that are not x's, or none."""
+    channels = shape[1]
+    weight, bias = (
+        seeded((channels,), seed + 1 + i) * 0.5 + 1 if wanted else None for i, wanted in enumerate(affine)
+    )
+    mean, var = None, None
+    if not training:
+        mean, var = seeded((channels,), seed + 3), seeded((channels,), seed + 4).square() + 0.5
+    x = seeded(shape, seed) * 1.5 + seeded((channels,), seed + 5).reshape([1, -1] + [1] * (len(shape) - 2))
+    return {"x": x, "running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+
+
+@st.composite
+def batch_norm_calls(draw: st.DrawFn, training: bool, small: bool = False) -> Call:
+    # Of a batch with few elements the normalisation is a step function, whose derivative cancels to next to
+    # nothing: no two roundings of that agree.
+    sides = [
+        draw(st.integers(4, 5) if small else st.sampled_from([0, 16, 19, 40])),
+        draw(st.integers(1, 3) if small else st.sampled_from([0, 1, 3, 8, 17, 33])),
+        *draw(
+            st.sampled_from(
+                [(), (2,), (1, 2)] if small else [(), (1,), (5,), (1, 1), (3, 5), (4, 4), (1, 33), (2, 3, 4)]
+            )
+        ),
+    ]
+    affine = draw(st.sampled_from([(True, True), (True, True), (False, True), (True, False), (False, False)]))
+    seed = 2**31 + draw(seeds)
+    act = draw(st.sampled_from(["linear", "relu", "lrelu", "tanh", "swish"] if small else list(ACTIVATIONS)))
+    options = {"training": training, "act": act, "eps": draw(st.sampled_from([1e-5, 0.1]))}
+    if draw(st.booleans()):
+        options |= {"clamp": 1.1, "gain": 0.9}
+    return Call(inputs(tuple(sides), seed, training, affine), options)
+
+
+def large_call(shape: tuple[int, ...], training: bool, scale: int = 1) -> Call:
+    shape = (shape[0] * scale, *shape[1:])
+    return Call(inputs(shape, 3, training, (True, True)), {"training": training, "act": "lrelu"})
+
+
+def native(training: bool) -> list[tuple]:
+    x = torch.randn(6, 3, 4, 5, requires_grad=True)
+    channels_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    half = torch.randn(6, 3, dtype=torch.bfloat16, requires_grad=True)
+    weight, bias = (torch.randn(3, requires_grad=True) for _ in range(2))
+    mean, var = torch.randn(3), torch.rand(3) + 0.5
+    calls: list[tuple] = []
+    for t in (x, channels_last, half):
+        for w, b in ((weight, bias), (weight, None)):
+            rest = (1e-5, "lrelu", 0.2, 1.3, 0.9)
+            statistics = (None, None) if training else (mean, var)
+            calls.append((torch.ops.aigc.batch_norm_act.default, (t, w, b, *statistics, *rest)))
+            dy = torch.randn_like(t).requires_grad_()
+            given = (*(s.double() for s in (mean, var)), True) if training else (mean, var, False)
+            calls.append(
+                (
+                    torch.ops.aigc.batch_norm_act_backward.default,
+                    (dy, t, w, b, *given, *rest, True, b is not None),
+                )
+            )
+    return calls
+
+
+CASES = [
+    OpCase(
+        name=f"batch_norm_act[{name}]",
+        function=ops.batch_norm_act,
+        reference=ops.batch_norm_act_ref,
+        calls=batch_norm_calls(training),
+        small_calls=batch_norm_calls(training, small=True),
+        large_call=partial(large_call, shape, training),
+        native=partial(native, training),
+        constant=("running_mean", "running_var"),
+    )
+    for name, training, shape in (("batch", True, (21, 70, 15, 17)), ("running", False, (3, 5, 130, 131)))
+]
