@@ -45,6 +45,9 @@ HOT = (
     Hot("sample_sqnorm", rf"dot_kernel<{TYPES}>", stores=False),
     Hot("sample_sqnorm", rf"scale_kernel<{TYPES}>"),
     Hot("gan_loss", rf"terms_kernel<{TYPES}, ", loads=False, stores=False),  # a logit to a thread
+    Hot("batch_norm_act", rf"(?<!join_)statistics_kernel<{TYPES}>", stores=False),
+    Hot("batch_norm_act", rf"gradient_sums_kernel<{TYPES}, ", stores=False),
+    Hot("batch_norm_act", rf"(runs|columns)_kernel<{TYPES}, "),
     Hot("upfirdn2d", rf"tile_kernel<{TYPES}, [12], [12], (4|12)>"),
     Hot("adam_ema", r"update_kernel<"),
 )

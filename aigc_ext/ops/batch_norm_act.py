@@ -209,14 +209,21 @@ def _backward_gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor 
     def reference(
         dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor
     ) -> tuple[Tensor, ...]:
-        x, weight, bias = (
-            t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (x, weight, bias)
-        )
-        statistics = (None, None) if ctx.of_batch else (mean, var)  # the batch's are functions of x
+        def leaf(t: Tensor) -> Tensor:
+            return t if t.requires_grad else t.detach().requires_grad_()
+
+        x = leaf(x)
+        weight, bias = (None if t is None else leaf(t) for t in (weight, bias))
+        running_mean, running_var = (None, None) if ctx.of_batch else (mean, var)  # the batch's depend on x
         y = batch_norm_act_ref(
-            x, *statistics, weight, bias, ctx.of_batch, 0.0, ctx.eps, ctx.act, ctx.alpha, ctx.gain, ctx.clamp
+            *(x, running_mean, running_var, weight, bias, ctx.of_batch, 0.0),
+            *(ctx.eps, ctx.act, ctx.alpha, ctx.gain, ctx.clamp),
         )
-        leaves = [t for t, has in ((x, True), (weight, ctx.has_w), (bias, ctx.has_b)) if has]
+        leaves = [x]
+        if ctx.has_w and weight is not None:
+            leaves.append(weight)
+        if ctx.has_b and bias is not None:
+            leaves.append(bias)
         gradients = list(torch.autograd.grad(y, leaves, dy, create_graph=True))
         empty = x.new_empty(0)
         dx = gradients.pop(0)

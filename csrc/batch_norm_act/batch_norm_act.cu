@@ -12,11 +12,10 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kColumns = kThreads * 8;
-constexpr int kSumBlock = 64;  // additions in acc_t, then on in float64
 
 template <class T>
 constexpr int kBlocks =
-    sizeof(acc_t<T>) == 4 ? 3 : 1;  // of a multiprocessor, that registers must suffice for
+    sizeof(acc_t<T>) == 4 ? 2 : 1;  // of a multiprocessor, that registers must suffice for
 
 __device__ inline double number(const void* values, DType dtype, int64_t at) {
   switch (dtype) {
@@ -43,24 +42,6 @@ __device__ inline void put_number(void* values, DType dtype, int64_t at, double 
       return from_acc(static_cast<bfloat16*>(values) + at, float(value));
   }
 }
-
-// A sum in acc_t, passed on to float64 now and then.
-template <class S, int N>
-struct Sums {
-  S block[N] = {};
-  double total[N] = {};
-  int added = 0;
-
-  __device__ void added_one() {
-    if (++added < kSumBlock) return;
-    flush();
-  }
-  __device__ void flush() {
-    added = 0;
-#pragma unroll
-    for (int j = 0; j < N; ++j) total[j] += block[j], block[j] = 0;
-  }
-};
 
 // A channel's factors, or those of eight neighbouring channels.
 template <class S, int N>
@@ -162,6 +143,14 @@ struct Partials {
   __device__ void operator()(int c, double sum) const { out[c] = sum / count; }
 };
 
+template <class S>
+__device__ void sum_columns(const S (&own)[8], int width, int columns, const Partials& partials) {
+  double wide[8];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) wide[j] = own[j];
+  column_sums<kThreads>(wide, width, columns, columns, partials);
+}
+
 template <class T>
 __device__ void statistics_of_columns(const BatchNormParams& p, int64_t item, int width) {
   using S = acc_t<T>;
@@ -170,30 +159,26 @@ __device__ void statistics_of_columns(const BatchNormParams& p, int64_t item, in
   for (int64_t left = 0; left < p.channels; left += kColumns) {
     const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
     const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
-    Sums<S, 8> sums;
+    S sums[8] = {};  // of a part, a thread has few rows
     for_rows(p, part, channel, width, [&](int64_t at) {
       S v[8];
       load<8>(static_cast<const T*>(p.x) + at, n, v);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) sums.block[j] += v[j];
-      sums.added_one();
+      for (int j = 0; j < 8; ++j) sums[j] += v[j];
     });
-    sums.flush();
     const Partials means{partials + left, double(part.last_outer - part.first_outer)};
-    column_sums<kThreads>(sums.total, width, columns, columns, means);
+    sum_columns(sums, width, columns, means);
     S mean[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) mean[j] = j < n ? S(partials[channel + j]) : S(0);
-    Sums<S, 8> squares;
+    S squares[8] = {};
     for_rows(p, part, channel, width, [&](int64_t at) {
       S v[8];
       load<8>(static_cast<const T*>(p.x) + at, n, v);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) squares.block[j] += (v[j] - mean[j]) * (v[j] - mean[j]);
-      squares.added_one();
+      for (int j = 0; j < 8; ++j) squares[j] += (v[j] - mean[j]) * (v[j] - mean[j]);
     });
-    squares.flush();
-    column_sums<kThreads>(squares.total, width, columns, columns, Partials{partials + p.channels + left, 1});
+    sum_columns(squares, width, columns, Partials{partials + p.channels + left, 1});
   }
 }
 
@@ -203,16 +188,16 @@ __device__ void statistics_of_runs(const BatchNormParams& p, int64_t item, int w
   const int64_t index = item / p.channels, channel = item - index * p.channels;
   const BatchNormPart part = part_at(p, index);
   double* partials = p.partials + index * 2 * p.channels + channel;
-  Sums<S, 1> sum;
+  double sum = 0;
   for_part(p, part, channel, width, [&](int64_t at, int64_t n) {
     S v[8], eight = 0;
     load<8>(static_cast<const T*>(p.x) + at, n, v);
 #pragma unroll
     for (int j = 0; j < 8; ++j) eight += v[j];
-    sum.total[0] += eight;
+    sum += eight;
   });
   const int64_t count = (part.last_outer - part.first_outer) * (part.last_inner - part.first_inner);
-  const double mean = block_sum<kThreads>(sum.total[0]) / double(count);
+  const double mean = block_sum<kThreads>(sum) / double(count);
   double squares = 0;
   for_part(p, part, channel, width, [&](int64_t at, int64_t n) {
     S v[8], eight = 0;
@@ -245,22 +230,18 @@ __device__ void gradient_sums_of_columns(const BatchNormParams& p, int64_t item,
     const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
     const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
     const Factors<S, 8> factors(p, channel, kConstant);
-    Sums<S, 8> sums, products;
+    S sums[8] = {}, products[8] = {};  // of a part, a thread has few rows
     for_rows(p, part, channel, width, [&](int64_t at) {
       S centred[8], dz[8];
       gradient<T, A>(p, factors, at, n, centred, dz);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        sums.block[j] += dz[j];
-        products.block[j] += dz[j] * centred[j];
+        sums[j] += dz[j];
+        products[j] += dz[j] * centred[j];
       }
-      sums.added_one();
-      products.added_one();
     });
-    sums.flush();
-    products.flush();
-    column_sums<kThreads>(sums.total, width, columns, columns, Partials{partials + left, 1});
-    column_sums<kThreads>(products.total, width, columns, columns, Partials{partials + p.channels + left, 1});
+    sum_columns(sums, width, columns, Partials{partials + left, 1});
+    sum_columns(products, width, columns, Partials{partials + p.channels + left, 1});
   }
 }
 

@@ -60,7 +60,7 @@ inline int64_t part_count(const BatchNormParams& p) {
 
 // Where a pixel's channels lie side by side (NHWC, NC), a row is a pixel; else it is a channel of a sample,
 // in pieces that are long enough for a block of threads.
-inline bool channels_inside(const BatchNormParams& p) { return p.inner == 1; }
+AIGC_HOST_DEVICE inline bool channels_inside(const BatchNormParams& p) { return p.inner == 1; }
 constexpr int64_t kPieceLength = 8192;
 inline int64_t piece_count(const BatchNormParams& p) { return (p.inner + kPieceLength - 1) / kPieceLength; }
 

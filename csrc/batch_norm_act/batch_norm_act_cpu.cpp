@@ -1,7 +1,10 @@
 #include "batch_norm_act/batch_norm_act.h"
 
+#include <algorithm>
+
 #include "core/math.h"
 #include "core/reduce.h"
+#include "core/scratch.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -98,37 +101,35 @@ void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t chann
   }
 }
 
-// f(channel, number of vectors, whole) for all channels: several vectors of neighbouring ones at a time.
-template <class T>
-constexpr int kColumns = 2;
-
-template <class T, class F>
-void for_columns(const BatchNormParams& p, F&& f) {
-  int64_t channel = 0;
-  for (; channel + kColumns<T> * kWidth<T> <= p.channels; channel += kColumns<T> * kWidth<T>)
-    f(channel, std::integral_constant<int, kColumns<T>>(), std::true_type());
-  for_vectors<T>(channel, p.channels,
-                 [&](int64_t at, auto whole) { f(at, std::integral_constant<int, 1>(), whole); });
-}
-
-// Sums the vectors that term(row's first element, column, sums) adds, over the rows of the part, in acc_t
-// over kSumBlock rows and then on in float64; hands them to result(sum, channel, value).
-template <class T, int kSums, int kVectors, class Term, class Result>
-void sum_down(const BatchNormParams& p, const BatchNormPart& part, int64_t channel, Term&& term,
-              Result&& result) {
-  double totals[kSums][kVectors][kWidth<T>] = {};
+// Sums what term(element, channel, n, whole, sums) adds for the vector at that element, over the rows of the
+// part, into totals[kSums][channels]: in acc_t over kSumBlock rows, then on in float64. The rows are read as
+// they lie in memory, a few at a time.
+template <class T, int kSums, class Term>
+void sum_down(const BatchNormParams& p, const BatchNormPart& part, double* totals, Term&& term) {
+  using S = acc_t<T>;
+  constexpr int64_t kRows = 4;
+  const int64_t stride = (p.channels + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
+  const Scratch<S> block(kSums * stride);
+  const auto add_rows = [&](int64_t o, auto rows) {
+    for_vectors<T>(0, p.channels, [&](int64_t i, auto whole) {
+      Vec<T> sums[kSums];
+      for (int s = 0; s < kSums; ++s) sums[s] = load_bytes<Vec<T>>(block.get() + s * stride + i);
+      for (int64_t row = 0; row < decltype(rows)::value; ++row)
+        term((o + row) * p.channels + i, i, p.channels - i, whole, sums);
+      for (int s = 0; s < kSums; ++s) std::memcpy(block.get() + s * stride + i, &sums[s], sizeof(Vec<T>));
+    });
+  };
+  std::fill_n(totals, kSums * p.channels, 0.0);
   for (int64_t o = part.first_outer; o < part.last_outer;) {
-    const int64_t block_end = o + kSumBlock < part.last_outer ? o + kSumBlock : part.last_outer;
-    Vec<T> sums[kSums][kVectors] = {};
-    for (; o < block_end; ++o) term(o * p.channels + channel, sums);
+    const int64_t end = o + kSumBlock < part.last_outer ? o + kSumBlock : part.last_outer;
+    for (; o + kRows <= end; o += kRows) add_rows(o, std::integral_constant<int64_t, kRows>());
+    for (; o < end; ++o) add_rows(o, std::integral_constant<int64_t, 1>());
     for (int s = 0; s < kSums; ++s)
-      for (int v = 0; v < kVectors; ++v)
-        for (int j = 0; j < kWidth<T>; ++j) totals[s][v][j] += sums[s][v][j];
+      for (int64_t c = 0; c < p.channels; ++c) {
+        totals[s * p.channels + c] += block.get()[s * stride + c];
+        block.get()[s * stride + c] = 0;
+      }
   }
-  for (int s = 0; s < kSums; ++s)
-    for (int v = 0; v < kVectors; ++v)
-      for (int j = 0; j < kWidth<T>; ++j)
-        if (const int64_t c = channel + v * kWidth<T> + j; c < p.channels) result(s, c, totals[s][v][j]);
 }
 
 template <class T>
@@ -136,31 +137,20 @@ void statistics_of_columns(const BatchNormParams& p, int64_t item) {
   const auto* x = static_cast<const T*>(p.x);
   const BatchNormPart part = part_at(p, item);
   double* partials = p.partials + item * 2 * p.channels;
-  const double count = double(part.last_outer - part.first_outer);
-  for_columns<T>(p, [&](int64_t channel, auto vectors, auto whole) {
-    constexpr int kVectors = decltype(vectors)::value;
-    const int64_t n = p.channels - channel;
-    acc_t<T> mean[kVectors * kWidth<T>] = {};
-    sum_down<T, 1, kVectors>(
-        p, part, channel,
-        [&](int64_t at, Vec<T>(&sums)[1][kVectors]) {
-          for (int v = 0; v < kVectors; ++v) sums[0][v] += load_lanes(x + at + v * kWidth<T>, n, whole);
-        },
-        [&](int, int64_t c, double sum) {
-          mean[c - channel] = acc_t<T>(sum / count);
-          partials[c] = sum / count;
-        });
-    sum_down<T, 1, kVectors>(
-        p, part, channel,
-        [&](int64_t at, Vec<T>(&sums)[1][kVectors]) {
-          for (int v = 0; v < kVectors; ++v) {
-            const Vec<T> d =
-                load_lanes(x + at + v * kWidth<T>, n, whole) - load_bytes<Vec<T>>(mean + v * kWidth<T>);
-            sums[0][v] += d * d;
-          }
-        },
-        [&](int, int64_t c, double sum) { partials[p.channels + c] = sum; });
+  sum_down<T, 1>(p, part, partials, [&](int64_t at, int64_t, int64_t n, auto whole, Vec<T>(&sums)[1]) {
+    sums[0] += load_lanes(x + at, n, whole);
   });
+  const Scratch<acc_t<T>> means(p.channels);
+  for (int64_t c = 0; c < p.channels; ++c) {
+    partials[c] /= double(part.last_outer - part.first_outer);
+    means.get()[c] = acc_t<T>(partials[c]);
+  }
+  sum_down<T, 1>(p, part, partials + p.channels,
+                 [&](int64_t at, int64_t channel, int64_t n, auto whole, Vec<T>(&sums)[1]) {
+                   const Vec<T> d =
+                       load_lanes(x + at, n, whole) - load_lanes(means.get() + channel, n, whole);
+                   sums[0] += d * d;
+                 });
 }
 
 template <class T>
@@ -211,22 +201,13 @@ template <class T, Act A>
 void gradient_sums_of_columns(const BatchNormParams& p, int64_t item) {
   const Row<T, true, A> row(p);
   const BatchNormPart part = part_at(p, item);
-  double* partials = p.partials + item * 2 * p.channels;
-  for_columns<T>(p, [&](int64_t channel, auto vectors, auto whole) {
-    constexpr int kVectors = decltype(vectors)::value;
-    const int64_t n = p.channels - channel;
-    sum_down<T, 2, kVectors>(
-        p, part, channel,
-        [&](int64_t at, Vec<T>(&sums)[2][kVectors]) {
-          for (int v = 0; v < kVectors; ++v) {
-            Vec<T> centred, dz;
-            row.gradient(at + v * kWidth<T>, channel + v * kWidth<T>, n, whole, centred, dz);
-            sums[0][v] += dz;
-            sums[1][v] += dz * centred;
-          }
-        },
-        [&](int s, int64_t c, double sum) { partials[s * p.channels + c] = sum; });
-  });
+  sum_down<T, 2>(p, part, p.partials + item * 2 * p.channels,
+                 [&](int64_t at, int64_t channel, int64_t n, auto whole, Vec<T>(&sums)[2]) {
+                   Vec<T> centred, dz;
+                   row.gradient(at, channel, n, whole, centred, dz);
+                   sums[0] += dz;
+                   sums[1] += dz * centred;
+                 });
 }
 
 template <class T, Act A>
@@ -302,11 +283,12 @@ void rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   const Row<T, kInside, A> row(p);
   auto* y = static_cast<T*>(p.y);
   const int64_t pieces = kInside ? 1 : piece_count(p), length = kInside ? p.channels : p.inner;
+  int64_t index = begin / pieces, piece = begin % pieces, channel_of_row = index % p.channels;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t index = item / pieces, from = item % pieces * kPieceLength;
+    const int64_t from = piece * kPieceLength;
     const int64_t to = !kInside && from + kPieceLength < length ? from + kPieceLength : length;
     for_vectors<T>(kInside ? 0 : from, to, [&](int64_t i, auto whole) {
-      const int64_t at = index * length + i, n = to - i, channel = kInside ? i : index % p.channels;
+      const int64_t at = index * length + i, n = to - i, channel = kInside ? i : channel_of_row;
       Vec<T> centred, result;
       if constexpr (kBackward) {
         Vec<T> dz;
@@ -322,6 +304,11 @@ void rows(const BatchNormParams& p, int64_t begin, int64_t end) {
       }
       store_lanes(y + at, result, n, whole);
     });
+    if (++piece == pieces) {
+      piece = 0;
+      ++index;
+      if (++channel_of_row == p.channels) channel_of_row = 0;
+    }
   }
 }
 

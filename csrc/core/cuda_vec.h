@@ -51,10 +51,11 @@ __device__ inline void store(T* p, int64_t n, const acc_t<T> (&in)[N]) {
     Pack<T, N> pack;
 #pragma unroll
     for (int i = 0; i < N; ++i) from_acc(&pack.element[i], in[i]);
-    if constexpr (sizeof(pack) == 16) {  // as an instruction of its own: nvcc splits some assignments
-      uint4 words;
-      memcpy(&words, &pack, sizeof(words));
-      __stwb(reinterpret_cast<uint4*>(p), words);
+    if constexpr (sizeof(pack) % 16 == 0) {  // as instructions of their own: nvcc splits some assignments
+      uint4 words[sizeof(pack) / 16];
+      memcpy(words, &pack, sizeof(words));
+#pragma unroll
+      for (int i = 0; i < int(sizeof(pack) / 16); ++i) __stwb(reinterpret_cast<uint4*>(p) + i, words[i]);
     } else {
       *reinterpret_cast<Pack<T, N>*>(p) = pack;
     }
