@@ -12,8 +12,11 @@ from aigc_ext.nn.convolutions import (
 )
 from aigc_ext.nn.fuse import FusedRun, FusionReport, SkippedRun, fuse_, unfuse_
 from aigc_ext.nn.layers import BiasAct, Linear
+from aigc_ext.nn.normalization import BatchNormAct1d, BatchNormAct2d
 
 __all__ = [
+    "BatchNormAct1d",
+    "BatchNormAct2d",
     "BiasAct",
     "Conv2d",
     "ConvTranspose2d",

@@ -25,6 +25,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from aigc_ext import ops
+from aigc_ext.nn.normalization import batch_norm_act
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class SkippedRun:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What `fuse_` did: every linear and convolution layer below the module is in one of the two lists."""
+    """What `fuse_` did: every linear, convolution and batch norm layer below the module is in a list."""
 
     fused: list[FusedRun]
     skipped: list[SkippedRun]
@@ -68,17 +69,17 @@ class FusionReport:
 
 
 def fuse_(module: nn.Module) -> FusionReport:
-    """Makes every linear or convolution layer run as one op with the activation that follows it.
+    """Makes every linear, convolution or batch norm layer run as one op with the activation that follows it.
 
     The module computes what it computed before, up to rounding, to every order of derivative, with the same
     parameter objects: an optimizer made before keeps working. Nothing else about it changes; how that is
     done is at the top of this file. Calling it again changes nothing and reports the state of that moment.
     To fuse only a part, or to find by bisection the part that makes a difference, pass that part.
 
-    Fused are `Linear`, `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d`, parametrized or not, directly followed in
-    a `Sequential` by `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha 1), `SELU`, `Softplus` (beta 1,
-    threshold >= 20) or `SiLU`, `inplace` or not. Subclasses of these are not, since nobody knows what they
-    do, nor are modules with hooks, which would be bypassed: the hook-based `torch.nn.utils.weight_norm` and
+    Fused are `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` and `BatchNorm1d/2d/3d`, parametrized or not,
+    directly followed in a `Sequential` by `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha 1), `SELU`,
+    `Softplus` (beta 1, threshold >= 20) or `SiLU`, `inplace` or not. Subclasses of these are not, since
+    nobody knows what they do, nor are modules with hooks, which would be bypassed: the hook-based `torch.nn.utils.weight_norm` and
     `spectral_norm` are such, those of `torch.nn.utils.parametrizations` are not. `Softplus` runs by itself
     under autocast, where PyTorch may compute it in float32.
 
@@ -218,6 +219,10 @@ def _bias_act(module: Any, y: Tensor, act: str, alpha: float | None) -> Tensor:
     return ops.bias_act(y, bias, dim=channels, act=act, alpha=alpha, gain=1.0)
 
 
+def _batch_norm(module: Any, x: Tensor, act: str, alpha: float | None) -> Tensor:
+    return batch_norm_act(module, x, act, alpha, gain=1.0)
+
+
 _Layer = Callable[[Any, Tensor, str, "float | None"], Tensor]
 _LAYERS: dict[type[nn.Module], _Layer] = {
     nn.Linear: _linear,
@@ -227,6 +232,9 @@ _LAYERS: dict[type[nn.Module], _Layer] = {
     nn.ConvTranspose1d: _conv_transpose,
     nn.ConvTranspose2d: _conv_transpose,
     nn.ConvTranspose3d: _conv_transpose,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
 }
 
 
@@ -262,7 +270,7 @@ _DEVICES = tuple(
     for key in ("CPU", "CUDA", "Meta")
     if all(
         torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, key)
-        for op in ("aigc::linear_act", "aigc::bias_act")
+        for op in ("aigc::linear_act", "aigc::bias_act", "aigc::batch_norm_act")
     )
 )
 
