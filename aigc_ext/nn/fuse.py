@@ -56,7 +56,7 @@ class SkippedRun:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What `fuse_` did: every linear, convolution and batch norm layer below the module is in a list."""
+    """What `fuse_` did: each linear, convolution or batch norm layer is in one of the two lists."""
 
     fused: list[FusedRun]
     skipped: list[SkippedRun]
@@ -79,9 +79,9 @@ def fuse_(module: nn.Module) -> FusionReport:
     Fused are `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` and `BatchNorm1d/2d/3d`, parametrized or not,
     directly followed in a `Sequential` by `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha 1), `SELU`,
     `Softplus` (beta 1, threshold >= 20) or `SiLU`, `inplace` or not. Subclasses of these are not, since
-    nobody knows what they do, nor are modules with hooks, which would be bypassed: the hook-based `torch.nn.utils.weight_norm` and
-    `spectral_norm` are such, those of `torch.nn.utils.parametrizations` are not. `Softplus` runs by itself
-    under autocast, where PyTorch may compute it in float32.
+    nobody knows what they do, nor are modules with hooks, which would be bypassed: the hook-based
+    `torch.nn.utils.weight_norm` and `spectral_norm` are such, those of `torch.nn.utils.parametrizations` are
+    not. `Softplus` runs by itself under autocast, where PyTorch may compute it in float32.
 
     A fused module that was pickled or given to `torch.save` can be read only where aigc_ext is installed,
     and exporters that do not know its ops (ONNX) cannot write it: call `unfuse_` first, or save the
