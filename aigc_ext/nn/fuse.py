@@ -204,6 +204,20 @@ def _conv(module: Any, x: Tensor, act: str, alpha: float | None) -> Tensor:
     return _bias_act(module, module._conv_forward(x, module.weight, None), act, alpha)
 
 
+def _conv2d(module: nn.Conv2d, x: Tensor, act: str, alpha: float | None) -> Tensor:
+    if x.ndim != 4 or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return _conv(module, x, act, alpha)
+    geometry: Any = module.stride, module.padding, module.dilation, module.groups
+    return ops.conv2d_act(x, module.weight, module.bias, *geometry, act, alpha, 1.0)
+
+
+def _conv_transpose2d(module: nn.ConvTranspose2d, x: Tensor, act: str, alpha: float | None) -> Tensor:
+    if x.ndim != 4:
+        return _conv_transpose(module, x, act, alpha)
+    geometry: Any = module.stride, module.padding, module.output_padding, module.groups, module.dilation
+    return ops.conv_transpose2d_act(x, module.weight, module.bias, *geometry, act, alpha, 1.0)
+
+
 def _conv_transpose(module: Any, x: Tensor, act: str, alpha: float | None) -> Tensor:
     convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(module.kernel_size) - 1]
     geometry = module.stride, module.padding, module.output_padding, module.groups, module.dilation
@@ -227,10 +241,10 @@ _Layer = Callable[[Any, Tensor, str, "float | None"], Tensor]
 _LAYERS: dict[type[nn.Module], _Layer] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
+    nn.Conv2d: _conv2d,
     nn.Conv3d: _conv,
     nn.ConvTranspose1d: _conv_transpose,
-    nn.ConvTranspose2d: _conv_transpose,
+    nn.ConvTranspose2d: _conv_transpose2d,
     nn.ConvTranspose3d: _conv_transpose,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def op_calls(monkeypatch):
     """The names of the fused ops that run, in order."""
     calls = []
-    for name in ("linear_act", "bias_act"):
+    for name in ("linear_act", "conv2d_act", "conv_transpose2d_act", "batch_norm_act", "bias_act"):
         op = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, op=op, name=name, **k: calls.append(name) or op(*a, **k))
     return calls
@@ -80,6 +80,7 @@ LAYERS = {
     "conv2d without bias": (nn.Conv2d(2, 4, 3, bias=False), (2, 2, 5, 6)),
     "conv2d without batch": (nn.Conv2d(2, 4, 3), (2, 5, 6)),
     "conv2d reflect": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (2, 2, 5, 6)),
+    "conv2d same": (nn.Conv2d(2, 4, 3, padding="same"), (2, 2, 5, 6)),
     "conv3d": (nn.Conv3d(2, 3, 2), (2, 2, 3, 3, 3)),
     "conv_transpose1d": (nn.ConvTranspose1d(2, 4, 3, stride=2), (2, 2, 5)),
     "conv_transpose2d": (
@@ -88,6 +89,9 @@ LAYERS = {
     ),
     "conv_transpose2d without batch": (nn.ConvTranspose2d(2, 4, 3), (2, 5, 6)),
     "conv_transpose3d": (nn.ConvTranspose3d(2, 3, 2), (1, 2, 2, 2, 2)),
+    "batch_norm1d": (nn.BatchNorm1d(3), (4, 3)),
+    "batch_norm2d": (nn.BatchNorm2d(3), (4, 3, 2, 5)),
+    "batch_norm3d": (nn.BatchNorm3d(3), (4, 3, 2, 3, 2)),
 }
 
 
@@ -109,7 +113,11 @@ def test_every_layer_is_the_users(name, op_calls):
     layer, shape = LAYERS[name]
     reference = copy.deepcopy(nn.Sequential(layer, nn.Sigmoid())).double()
     assert_same(fused_copy(reference), reference, torch.randn(shape, dtype=torch.float64))
-    assert op_calls == ["linear_act" if "linear" in name else "bias_act"]
+    ops_of = {"linear": "linear_act", "batch_norm": "batch_norm_act"}
+    ops_of |= {
+        name: f"{name.split()[0]}_act" for name in ("conv2d", "conv2d without bias", "conv_transpose2d")
+    }
+    assert op_calls == [ops_of.get(name, ops_of.get(name.split()[0].rstrip("123d"), "bias_act"))]
 
 
 @pytest.mark.parametrize(
