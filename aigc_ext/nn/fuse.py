@@ -207,15 +207,20 @@ def _conv(module: Any, x: Tensor, act: str, alpha: float | None) -> Tensor:
 def _conv2d(module: nn.Conv2d, x: Tensor, act: str, alpha: float | None) -> Tensor:
     if x.ndim != 4 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return _conv(module, x, act, alpha)
-    geometry: Any = module.stride, module.padding, module.dilation, module.groups
-    return ops.conv2d_act(x, module.weight, module.bias, *geometry, act, alpha, 1.0)
+    stride, padding, dilation = module.stride, module.padding, module.dilation
+    return ops.conv2d_act(
+        x, module.weight, module.bias, stride, padding, dilation, module.groups, act, alpha, gain=1.0
+    )
 
 
 def _conv_transpose2d(module: nn.ConvTranspose2d, x: Tensor, act: str, alpha: float | None) -> Tensor:
     if x.ndim != 4:
         return _conv_transpose(module, x, act, alpha)
-    geometry: Any = module.stride, module.padding, module.output_padding, module.groups, module.dilation
-    return ops.conv_transpose2d_act(x, module.weight, module.bias, *geometry, act, alpha, 1.0)
+    stride, padding, dilation = module.stride, module.padding, module.dilation
+    return ops.conv_transpose2d_act(
+        *(x, module.weight, module.bias, stride, padding, module.output_padding),
+        *(module.groups, dilation, act, alpha, 1.0),
+    )
 
 
 def _conv_transpose(module: Any, x: Tensor, act: str, alpha: float | None) -> Tensor:
