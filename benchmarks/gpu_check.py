@@ -34,7 +34,7 @@ NATIVE = ROOT / "build" / "gpu-native"
 PACKAGE = ROOT / "aigc_ext"
 BENCHMARKS = (
     *("bias_act", "gan_loss", "adam_ema", "mlp_gan_step"),
-    *("upfirdn2d", "filtered_lrelu", "modulated_conv2d", "r1"),
+    *("batch_norm_act", "upfirdn2d", "filtered_lrelu", "modulated_conv2d", "r1"),
 )
 # Without initcheck: it knows only of memory that checked kernels wrote, and PyTorch's are not checked.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")

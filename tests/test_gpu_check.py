@@ -25,7 +25,7 @@ def test_the_dry_run_is_sound(tmp_path: Path) -> None:
     assert files == {"summary.txt", "info.txt", "log.txt", "tests.xml", "benchmarks.csv"}
     with (tmp_path / "out" / "benchmarks.csv").open() as file:
         ops = {row["op"] for row in csv.DictReader(file)}
-    of_layers = {"bias_act", "upfirdn2d", "filtered_lrelu", "modulated_conv2d"}
+    of_layers = {"bias_act", "batch_norm_act", "upfirdn2d", "filtered_lrelu", "modulated_conv2d"}
     assert ops == of_layers | {"discriminator_loss", "adam_ema", "MLP GAN step", "r1"}
     assert f"torch: {torch.__version__}" in (tmp_path / "out" / "info.txt").read_text()
 

@@ -218,8 +218,13 @@ def _conv_transpose2d(module: nn.ConvTranspose2d, x: Tensor, act: str, alpha: fl
         return _conv_transpose(module, x, act, alpha)
     stride, padding, dilation = module.stride, module.padding, module.dilation
     return ops.conv_transpose2d_act(
-        *(x, module.weight, module.bias, stride, padding, module.output_padding),
-        *(module.groups, dilation, act, alpha, 1.0),
+        *(x, module.weight, module.bias, stride, padding),
+        output_padding=module.output_padding,
+        groups=module.groups,
+        dilation=dilation,
+        act=act,
+        alpha=alpha,
+        gain=1.0,
     )
 
 
