@@ -216,15 +216,16 @@ def _conv2d(module: nn.Conv2d, x: Tensor, act: str, alpha: float | None) -> Tens
 def _conv_transpose2d(module: nn.ConvTranspose2d, x: Tensor, act: str, alpha: float | None) -> Tensor:
     if x.ndim != 4:
         return _conv_transpose(module, x, act, alpha)
-    stride, padding, dilation = module.stride, module.padding, module.dilation
+    padding: Any = module.padding  # a tuple of numbers
+    geometry = {"stride": module.stride, "padding": padding, "dilation": module.dilation}
     return ops.conv_transpose2d_act(
-        *(x, module.weight, module.bias, stride, padding),
+        *(x, module.weight, module.bias),
         output_padding=module.output_padding,
         groups=module.groups,
-        dilation=dilation,
         act=act,
         alpha=alpha,
         gain=1.0,
+        **geometry,
     )
 
 
