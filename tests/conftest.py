@@ -65,6 +65,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("cuda")]
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """A test draws the same numbers whatever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def device() -> torch.device:
     """Where the property suite runs; tests/cuda has another one."""
