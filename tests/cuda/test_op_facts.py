@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.nn.test_normalization import (  # noqa: F401
+    test_the_variance_of_numbers_far_from_zero,
+)
 from tests.ops.test_adam_ema import (  # noqa: F401
     test_any_nonfinite,
     test_autograd_refuses_a_graph_that_is_out_of_date,
@@ -38,6 +41,10 @@ from tests.ops.test_bias_act import (  # noqa: F401
     test_no_mask_is_kept_without_a_gradient,
     test_noise_and_strength_are_promoted_too,
 )
+from tests.ops.test_conv2d_act import (  # noqa: F401
+    test_output_padding_has_a_second_derivative,
+    test_r1_through_a_discriminator_is_plain_pytorchs,
+)
 from tests.ops.test_gan_loss import (  # noqa: F401
     test_batches_of_different_sizes_have_their_own_means,
     test_empty_batches,
@@ -52,6 +59,10 @@ from tests.ops.test_gan_loss import (  # noqa: F401
     test_weight_multiplies_losses_and_means_divide_by_the_count,
 )
 from tests.ops.test_linear_act import test_not_finite_inputs_as_in_pytorch  # noqa: F401
+from tests.ops.test_minibatch_stddev import test_it_is_its_definition  # noqa: F401
+from tests.ops.test_modulated_conv2d import (  # noqa: F401
+    test_large_weights_and_styles_do_not_overflow_in_half_precision,
+)
 from tests.ops.test_pixel_ops import (  # noqa: F401
     test_a_long_sum_has_the_error_of_a_short_one,
     test_backward_ops_check_their_arguments,
