@@ -13,12 +13,20 @@ from typing import Any
 
 from torch import nn
 
+from aigc_ext.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from aigc_ext.models.mlp import MLPDiscriminator, MLPGenerator
 
-__all__ = ["MLPDiscriminator", "MLPGenerator", "build_discriminator", "build_generator"]
+__all__ = [
+    "DCGANDiscriminator",
+    "DCGANGenerator",
+    "MLPDiscriminator",
+    "MLPGenerator",
+    "build_discriminator",
+    "build_generator",
+]
 
-_GENERATORS: dict[str, type[nn.Module]] = {"mlp": MLPGenerator}
-_DISCRIMINATORS: dict[str, type[nn.Module]] = {"mlp": MLPDiscriminator}
+_GENERATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANGenerator, "mlp": MLPGenerator}
+_DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANDiscriminator, "mlp": MLPDiscriminator}
 
 
 def build_generator(config: Mapping[str, Any]) -> nn.Module:

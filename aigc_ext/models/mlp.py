@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aigc_ext.models.checks import check_images, check_input, check_labels
 from aigc_ext.nn import Linear
 from aigc_ext.nn.layers import run_linears
 
@@ -47,7 +48,8 @@ class MLPGenerator(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(image_shape, hidden, num_classes)
+        check_images(image_shape, num_classes)
+        _check_hidden(hidden)
         if z_dim < 1:
             raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
         self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
@@ -81,8 +83,8 @@ class MLPGenerator(nn.Module):
             ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
                 given in vain.
         """
-        _check_input("z", z, (self.z_dim,), self.head.weight)
-        _check_labels(c, z.shape[0], self.num_classes)
+        check_input("z", z, (self.z_dim,), self.head.weight)
+        check_labels(c, z.shape[0], self.num_classes)
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(c)], dim=1)
         return run_linears([*self.layers, self.head], z).unflatten(1, self.image_shape)
@@ -109,7 +111,8 @@ class MLPDiscriminator(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(image_shape, hidden, num_classes)
+        check_images(image_shape, num_classes)
+        _check_hidden(hidden)
         self.image_shape, self.num_classes = tuple(image_shape), num_classes
         self.hidden = tuple(hidden)
         self.layers = nn.ModuleList(_hidden_layers(math.prod(image_shape), hidden))
@@ -140,8 +143,8 @@ class MLPDiscriminator(nn.Module):
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
                 given in vain.
         """
-        _check_input("images", images, self.image_shape, self.head.weight)
-        _check_labels(c, images.shape[0], self.num_classes)
+        check_input("images", images, self.image_shape, self.head.weight)
+        check_labels(c, images.shape[0], self.num_classes)
         if self.embedding is None:
             return run_linears([*self.layers, self.head], images.flatten(1))
         features = run_linears([*self.layers], images.flatten(1))
@@ -154,43 +157,6 @@ def _hidden_layers(in_features: int, hidden: Sequence[int]) -> list[Linear]:
     return [Linear(*size, act=act, gain=1.0) for size, act in zip(pairwise(sizes), acts, strict=True)]
 
 
-def _check_sizes(image_shape: Sequence[int], hidden: Sequence[int], num_classes: int) -> None:
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape is {tuple(image_shape)}, but must be (C, H, W), each at least 1")
+def _check_hidden(hidden: Sequence[int]) -> None:
     if not hidden or min(hidden) < 1:
         raise ValueError(f"hidden is {tuple(hidden)}, but must be at least one width, each at least 1")
-    if num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes}, but must be at least 0")
-
-
-def _check_input(name: str, x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
-    if x.ndim != 1 + len(shape) or x.shape[1:] != shape:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, but must be (N, {', '.join(map(str, shape))})")
-    if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-        raise ValueError(f"{name} is {x.dtype}, but must be {weight.dtype}, like the weights")
-
-
-def _check_labels(c: Tensor | None, batch: int, num_classes: int) -> None:
-    """Refuses labels that are missing, not used, or wrong.
-
-    The range is looked at only where that needs no device synchronisation and no graph break: on the CPU,
-    outside torch.compile. On CUDA the embedding's own device-side assertion stops a label out of range.
-    """
-    if num_classes == 0:
-        if c is not None:
-            raise ValueError("c was given, but this network is unconditional (num_classes is 0): pass c=None")
-        return
-    if c is None:
-        raise ValueError(
-            f"c is None, but this network is conditional: pass labels from 0 to {num_classes - 1}"
-        )
-    if c.shape != (batch,):
-        raise ValueError(f"c has shape {tuple(c.shape)}, but must be ({batch},)")
-    if c.dtype != torch.int64:
-        raise ValueError(f"c is {c.dtype}, but must be torch.int64")
-    if c.device.type == "cpu" and c.numel() and not torch.compiler.is_compiling():
-        low, high = int(c.min()), int(c.max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"c has labels from {low} to {high}, but they must be from 0 to {num_classes - 1}"
-            )

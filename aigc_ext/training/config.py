@@ -58,6 +58,8 @@ def _check(key: str, value: Any, hint: Any) -> Any:
                 raise ConfigError(f"{key} is {value}, but must be {rule}")
         return value
     if origin in (Union, types.UnionType):
+        if isinstance(args[0], type) and issubclass(args[0], _Config):
+            return value if isinstance(value, args) else _check(key, value, _of_family(key, value, args))
         if value is None:
             return None
         (inner,) = (arg for arg in args if arg is not type(None))
@@ -92,6 +94,18 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
+def _of_family(key: str, value: Any, families: tuple[Any, ...]) -> Any:
+    """The one of several classes of configs that an object's "family" names; without it, the first."""
+    named = value.get("family") if isinstance(value, Mapping) else None
+    by_name = {family.family: family for family in families}
+    if named is None:
+        return families[0]
+    if named not in by_name:
+        names = ", ".join(map(repr, by_name))
+        raise ConfigError(f"{key}.family is {named!r}, but must be one of {names}")
+    return by_name[named]
+
+
 @dataclass(frozen=True)
 class _Config:
     """A frozen dataclass that checks its fields against their annotations, however it is made."""
@@ -112,7 +126,11 @@ class _Config:
             if name not in hints:
                 raise ConfigError(_unknown(f"{prefix}{name}", name, list(hints)))
             inherited = getattr(base, name, None)
-            if isinstance(inherited, _Config) and isinstance(value, Mapping):
+            changes_family = isinstance(value, Mapping) and value.get("family") not in (
+                None,
+                getattr(inherited, "family", None),
+            )
+            if isinstance(inherited, _Config) and isinstance(value, Mapping) and not changes_family:
                 checked[name] = inherited.from_dict(value, base=inherited, prefix=f"{prefix}{name}.")
             else:
                 checked[name] = _check(f"{prefix}{name}", value, hints[name])
@@ -138,16 +156,31 @@ class DataConfig(_Config):
 
 
 @dataclass(frozen=True)
-class GeneratorConfig(_Config):
+class MLPGeneratorConfig(_Config):
     family: Literal["mlp"] = "mlp"
     z_dim: Count = 100
     hidden: tuple[Count, ...] = (256, 128, 64)
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig(_Config):
+class MLPDiscriminatorConfig(_Config):
     family: Literal["mlp"] = "mlp"
     hidden: tuple[Count, ...] = (128, 64)
+
+
+@dataclass(frozen=True)
+class DCGANGeneratorConfig(_Config):
+    family: Literal["dcgan"] = "dcgan"
+    z_dim: Count = 100
+    channels: Count = 64
+    """Of the finest hidden images; twice as many for each halving of the sides."""
+
+
+@dataclass(frozen=True)
+class DCGANDiscriminatorConfig(_Config):
+    family: Literal["dcgan"] = "dcgan"
+    channels: Count = 64
+    """Of the first hidden layer; twice as many for each halving of the sides."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +232,10 @@ class TrainConfig(_Config):
     preset: str = "mlp"
     seed: Annotated[int, Range(ge=0, lt=2**63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    generator: MLPGeneratorConfig | DCGANGeneratorConfig = field(default_factory=MLPGeneratorConfig)
+    discriminator: MLPDiscriminatorConfig | DCGANDiscriminatorConfig = field(
+        default_factory=MLPDiscriminatorConfig
+    )
     loss: LossConfig = field(default_factory=LossConfig)
     g_optim: AdamConfig = field(default_factory=AdamConfig)
     d_optim: AdamConfig = field(default_factory=AdamConfig)
@@ -295,5 +330,14 @@ PRESETS: dict[str, TrainConfig] = {
         tick=16.0,
         snap=16,
         threads=1,
-    )
+    ),
+    # The paper's optimiser and batch size.
+    "dcgan": TrainConfig(
+        preset="dcgan",
+        generator=DCGANGeneratorConfig(),
+        discriminator=DCGANDiscriminatorConfig(),
+        g_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
+        d_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
+        batch=128,
+    ),
 }

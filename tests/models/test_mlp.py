@@ -139,10 +139,13 @@ def test_autocast_takes_the_narrow_images_of_the_generator():
         (lambda: MLPGenerator(num_classes=-1), "num_classes is -1, but must be at least 0"),
         (lambda: MLPDiscriminator(num_classes=-1), "num_classes is -1, but must be at least 0"),
         (
-            lambda: models.build_generator({"family": "dcgan"}),
-            "generator family is 'dcgan', but must be one of mlp",
+            lambda: models.build_generator({"family": "vae"}),
+            "generator family is 'vae', but must be one of dcgan, mlp",
         ),
-        (lambda: models.build_discriminator({}), "discriminator family is None, but must be one of mlp"),
+        (
+            lambda: models.build_discriminator({}),
+            "discriminator family is None, but must be one of dcgan, mlp",
+        ),
     ],
 )
 def test_wrong_configurations_are_named(make, message):

@@ -42,6 +42,13 @@ VARIANTS = {
         "loss__label_smoothing": 0.1,
         "workers": 2,
     },
+    "dcgan": {
+        "generator": {"family": "dcgan", "z_dim": 8, "channels": 6},
+        "discriminator": {"family": "dcgan", "channels": 6},
+        "loss__gamma": 0.1,
+        "loss__r1_interval": 3,
+        "data__cond": True,
+    },
 }
 
 

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from aigc_ext.training.config import PRESETS, AdamConfig, ConfigError, EMAConfig, TrainConfig, parse_setting
+from aigc_ext.training.config import (
+    PRESETS,
+    AdamConfig,
+    ConfigError,
+    DCGANGeneratorConfig,
+    EMAConfig,
+    TrainConfig,
+    parse_setting,
+)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -87,6 +95,17 @@ def test_wrong_values_are_named(key, value, message):
     with pytest.raises(ConfigError) as error:
         TrainConfig().override(key, value)
     assert message in str(error.value)
+
+
+def test_another_family_starts_from_its_own_defaults():
+    config = TrainConfig().override("generator.z_dim", 7).override("generator", {"family": "dcgan"})
+    assert config.generator == DCGANGeneratorConfig()
+    assert config.override("generator.channels", 5).generator == DCGANGeneratorConfig(channels=5)
+    back = config.override("generator", {"family": "mlp", "z_dim": 9})
+    assert back.generator == TrainConfig().override("generator.z_dim", 9).generator
+    with pytest.raises(ConfigError, match=r"unknown key generator.hidden; .*known here: family, z_dim, ch"):
+        config.override("generator.hidden", [3])
+    assert TrainConfig.from_dict(json.loads(config.to_json())) == config
 
 
 def test_a_config_made_directly_is_checked_too():

@@ -1,0 +1,48 @@
+"""What every network checks of its arguments and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_images(image_shape: Sequence[int], num_classes: int) -> None:
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape is {tuple(image_shape)}, but must be (C, H, W), each at least 1")
+    if num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes}, but must be at least 0")
+
+
+def check_input(name: str, x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
+    if x.ndim != 1 + len(shape) or x.shape[1:] != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, but must be (N, {', '.join(map(str, shape))})")
+    if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        raise ValueError(f"{name} is {x.dtype}, but must be {weight.dtype}, like the weights")
+
+
+def check_labels(c: Tensor | None, batch: int, num_classes: int) -> None:
+    """Refuses labels that are missing, not used, or wrong.
+
+    The range is looked at only where that needs no device synchronisation and no graph break: on the CPU,
+    outside torch.compile. On CUDA the embedding's own device-side assertion stops a label out of range.
+    """
+    if num_classes == 0:
+        if c is not None:
+            raise ValueError("c was given, but this network is unconditional (num_classes is 0): pass c=None")
+        return
+    if c is None:
+        raise ValueError(
+            f"c is None, but this network is conditional: pass labels from 0 to {num_classes - 1}"
+        )
+    if c.shape != (batch,):
+        raise ValueError(f"c has shape {tuple(c.shape)}, but must be ({batch},)")
+    if c.dtype != torch.int64:
+        raise ValueError(f"c is {c.dtype}, but must be torch.int64")
+    if c.device.type == "cpu" and c.numel() and not torch.compiler.is_compiling():
+        low, high = int(c.min()), int(c.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"c has labels from {low} to {high}, but they must be from 0 to {num_classes - 1}"
+            )
