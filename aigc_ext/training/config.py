@@ -241,6 +241,8 @@ class TrainConfig(_Config):
     d_optim: AdamConfig = field(default_factory=AdamConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     batch: Count = 64
+    n_dis: Count = 1
+    """The generator learns in every n_dis-th step only, the discriminator in each."""
     kimg: Positive = 1000.0
     """Length of the run in thousands of images, rounded up to whole batches."""
     tick: Positive = 10.0

@@ -260,9 +260,11 @@ class Trainer:
         real = normalize(images.to(self.device, non_blocking=True), self._sampler.value_range)
         condition = labels.to(self.device, non_blocking=True) if self._classes else None
         z = torch.randn(config.batch, self._sampler.z_dim, generator=state.latents, device=self.device)
-        state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, config.batch)
+        train_generator = (state.step + 1) % config.n_dis == 0
+        images_per_update = config.batch * config.n_dis
+        state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, images_per_update)
         penalize = config.loss.gamma > 0 and state.step % config.loss.r1_interval == 0
-        statistics = self._take_step(real, z, condition, penalize=penalize)
+        statistics = self._take_step(real, z, condition, penalize=penalize, train_generator=train_generator)
         state.means.add(statistics)
         state.step += 1
         state.nimg += config.batch
@@ -348,7 +350,7 @@ class Trainer:
             **state.means.read(),
             "skipped_d": skipped[0],
             "skipped_g": skipped[1],
-            "ema_decay": self.config.ema.decay(state.nimg, self.config.batch),
+            "ema_decay": self.config.ema.decay(state.nimg, self.config.batch * self.config.n_dis),
             "seconds": round(state.seconds, 3),
             "img_per_sec": round(images_per_second, 1),
             "memory_gb": round(peak_memory_gb(self.device), 3),

@@ -104,20 +104,30 @@ class AdversarialStep:
         self.inputs: StepInputs | None = None
 
     def __call__(
-        self, real: Tensor, z: Tensor, labels: Tensor | None = None, *, penalize: bool = False
+        self,
+        real: Tensor,
+        z: Tensor,
+        labels: Tensor | None = None,
+        *,
+        penalize: bool = False,
+        train_generator: bool = True,
     ) -> Tensor:
-        """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if any.
+        """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if any;
+        without `train_generator` the discriminator alone learns.
 
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
         self.inputs = None  # frees the last images before these need memory
-        fake = with_labels(self._generator, labels)(z)
+        with torch.set_grad_enabled(train_generator):
+            fake = with_labels(self._generator, labels)(z)
         self.inputs = StepInputs(real, fake.detach(), z, labels, penalize)
 
         _clear(self._d_parameters)
         loss_d, stats, r1 = self._objective.discriminator_backward(self.inputs)
         _spoil_unless_finite(self._d_parameters, loss_d)
         self._d_optimizer.step()
+        if not train_generator:
+            return torch.stack((loss_d, torch.full_like(loss_d, torch.nan), *stats, r1))
 
         _clear(self._g_parameters)
         for parameter in self._d_parameters:

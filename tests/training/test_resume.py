@@ -41,6 +41,7 @@ VARIANTS = {
         "loss__r1_interval": 3,
         "loss__label_smoothing": 0.1,
         "workers": 2,
+        "n_dis": 3,
     },
     "dcgan": {
         "generator": {"family": "dcgan", "z_dim": 8, "channels": 6},

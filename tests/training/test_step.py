@@ -35,6 +35,20 @@ def weights(*modules):
     return [p.detach().clone() for module in modules for p in module.parameters()]
 
 
+def test_the_discriminator_alone():
+    generator, discriminator = make_pair()
+    others = copy.deepcopy((generator, discriminator))
+    before = weights(generator)
+    real, z = batch()
+    statistics = make_step(generator, discriminator)(real, z, train_generator=False)
+    both = make_step(*others)(real, z)
+    torch.testing.assert_close(weights(generator), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in generator.parameters())
+    torch.testing.assert_close(weights(discriminator), weights(others[1]), rtol=0, atol=0)
+    assert statistics[1].isnan()
+    torch.testing.assert_close(statistics[[0, 2, 3, 4, 5]], both[[0, 2, 3, 4, 5]], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["logistic", "relativistic"])
 @pytest.mark.parametrize("penalize", [False, True])
 def test_it_is_the_textbook_step(kind, penalize):
