@@ -15,18 +15,29 @@ from torch import nn
 
 from aigc_ext.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from aigc_ext.models.mlp import MLPDiscriminator, MLPGenerator
+from aigc_ext.models.sngan import SNGANDiscriminator, SNGANGenerator
 
 __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "MLPDiscriminator",
     "MLPGenerator",
+    "SNGANDiscriminator",
+    "SNGANGenerator",
     "build_discriminator",
     "build_generator",
 ]
 
-_GENERATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANGenerator, "mlp": MLPGenerator}
-_DISCRIMINATORS: dict[str, type[nn.Module]] = {"dcgan": DCGANDiscriminator, "mlp": MLPDiscriminator}
+_GENERATORS: dict[str, type[nn.Module]] = {
+    "dcgan": DCGANGenerator,
+    "mlp": MLPGenerator,
+    "sngan": SNGANGenerator,
+}
+_DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "dcgan": DCGANDiscriminator,
+    "mlp": MLPDiscriminator,
+    "sngan": SNGANDiscriminator,
+}
 
 
 def build_generator(config: Mapping[str, Any]) -> nn.Module:

@@ -7,12 +7,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_COARSEST = 4  # pixels, at least
+
 
 def check_images(image_shape: Sequence[int], num_classes: int) -> None:
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape is {tuple(image_shape)}, but must be (C, H, W), each at least 1")
     if num_classes < 0:
         raise ValueError(f"num_classes is {num_classes}, but must be at least 0")
+
+
+def halvings_of(image_shape: Sequence[int], channels: int, num_classes: int) -> int:
+    """How often the sides can be halved and still be 4 pixels at least. Checks the arguments too."""
+    check_images(image_shape, num_classes)
+    if channels < 1:
+        raise ValueError(f"channels is {channels}, but must be at least 1")
+    height, width = image_shape[1:]
+    halvings = 0
+    while height % 2 == width % 2 == 0 and min(height, width) >= 2 * _COARSEST:
+        height, width, halvings = height // 2, width // 2, halvings + 1
+    if halvings == 0:
+        raise ValueError(
+            f"image_shape is {tuple(image_shape)}, but height and width must be even and at least "
+            f"{2 * _COARSEST}"
+        )
+    return halvings
 
 
 def check_input(name: str, x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:

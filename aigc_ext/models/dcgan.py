@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models.checks import check_images, check_input, check_labels
+from aigc_ext.models.checks import check_input, check_labels, halvings_of
 from aigc_ext.nn import BatchNormAct2d, Conv2d, ConvTranspose2d
-
-_COARSEST = 4  # pixels, at least
 
 
 class DCGANGenerator(nn.Module):
@@ -44,7 +42,7 @@ class DCGANGenerator(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        halvings = _halvings(image_shape, channels, num_classes)
+        halvings = halvings_of(image_shape, channels, num_classes)
         if z_dim < 1:
             raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
         self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
@@ -116,7 +114,7 @@ class DCGANDiscriminator(nn.Module):
         self, image_shape: Sequence[int] = (3, 64, 64), channels: int = 64, num_classes: int = 0
     ) -> None:
         super().__init__()
-        halvings = _halvings(image_shape, channels, num_classes)
+        halvings = halvings_of(image_shape, channels, num_classes)
         self.image_shape, self.channels, self.num_classes = tuple(image_shape), channels, num_classes
         layers: list[nn.Module] = [
             Conv2d(image_shape[0], channels, 4, stride=2, padding=1, act="lrelu", gain=1.0)
@@ -164,22 +162,6 @@ class DCGANDiscriminator(nn.Module):
         if self.embedding is not None:
             logits = logits + (self.embedding(c) * features.mean((2, 3))).sum(1, keepdim=True)
         return logits
-
-
-def _halvings(image_shape: Sequence[int], channels: int, num_classes: int) -> int:
-    check_images(image_shape, num_classes)
-    if channels < 1:
-        raise ValueError(f"channels is {channels}, but must be at least 1")
-    height, width = image_shape[1:]
-    halvings = 0
-    while height % 2 == width % 2 == 0 and min(height, width) >= 2 * _COARSEST:
-        height, width, halvings = height // 2, width // 2, halvings + 1
-    if halvings == 0:
-        raise ValueError(
-            f"image_shape is {tuple(image_shape)}, but height and width must be even and at least "
-            f"{2 * _COARSEST}"
-        )
-    return halvings
 
 
 def _initialise(module: nn.Module) -> None:

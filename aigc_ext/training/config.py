@@ -184,6 +184,19 @@ class DCGANDiscriminatorConfig(_Config):
 
 
 @dataclass(frozen=True)
+class SNGANGeneratorConfig(_Config):
+    family: Literal["sngan"] = "sngan"
+    z_dim: Count = 128
+    channels: Count = 256
+
+
+@dataclass(frozen=True)
+class SNGANDiscriminatorConfig(_Config):
+    family: Literal["sngan"] = "sngan"
+    channels: Count = 128
+
+
+@dataclass(frozen=True)
 class LossConfig(_Config):
     kind: Literal["logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg"] = (
         "logistic"
@@ -232,8 +245,10 @@ class TrainConfig(_Config):
     preset: str = "mlp"
     seed: Annotated[int, Range(ge=0, lt=2**63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
-    generator: MLPGeneratorConfig | DCGANGeneratorConfig = field(default_factory=MLPGeneratorConfig)
-    discriminator: MLPDiscriminatorConfig | DCGANDiscriminatorConfig = field(
+    generator: MLPGeneratorConfig | DCGANGeneratorConfig | SNGANGeneratorConfig = field(
+        default_factory=MLPGeneratorConfig
+    )
+    discriminator: MLPDiscriminatorConfig | DCGANDiscriminatorConfig | SNGANDiscriminatorConfig = field(
         default_factory=MLPDiscriminatorConfig
     )
     loss: LossConfig = field(default_factory=LossConfig)
@@ -341,5 +356,16 @@ PRESETS: dict[str, TrainConfig] = {
         g_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
         d_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
         batch=128,
+    ),
+    # The paper's for its residual networks.
+    "sngan": TrainConfig(
+        preset="sngan",
+        generator=SNGANGeneratorConfig(),
+        discriminator=SNGANDiscriminatorConfig(),
+        loss=LossConfig(kind="hinge"),
+        g_optim=AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9),
+        d_optim=AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9),
+        batch=64,
+        n_dis=5,
     ),
 }

@@ -50,6 +50,12 @@ VARIANTS = {
         "loss__r1_interval": 3,
         "data__cond": True,
     },
+    "sngan": {
+        "generator": {"family": "sngan", "z_dim": 8, "channels": 6},
+        "discriminator": {"family": "sngan", "channels": 6},
+        "loss__kind": "hinge",
+        "n_dis": 2,
+    },
 }
 
 

@@ -1,0 +1,212 @@
+"""SNGAN: residual networks, the discriminator's layers of spectral norm 1 (Miyato, Kataoka, Koyama, Yoshida
+2018, https://arxiv.org/abs/1802.05957, tables 3 to 6).
+
+The coarsest images are those of `models.dcgan`. Spectral normalisation is PyTorch's, one power iteration a
+forward pass. The conditional forms are those of `models.mlp`: the generator concatenates an embedding of the
+label to z, the discriminator adds a projection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from aigc_ext import ops
+from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.nn import BatchNormAct2d, Conv2d
+
+
+class SNGANGenerator(nn.Module):
+    """From z to an image: a linear layer, residual blocks that double the sides, batch norm and ReLU before
+    every convolution, and tanh for the pixels.
+
+    Args:
+        image_shape: (C, H, W) of the images; H and W even and at least 8.
+        z_dim: length of the latent vector, which is drawn from N(0, 1).
+        channels: of all hidden images.
+        num_classes: number of labels, 0 for an unconditional generator.
+
+    Raises:
+        ValueError: a size is not positive (`num_classes`: is negative), or the sides cannot be halved.
+    """
+
+    value_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (3, 32, 32),
+        z_dim: int = 128,
+        channels: int = 256,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        halvings = halvings_of(image_shape, channels, num_classes)
+        if z_dim < 1:
+            raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
+        self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
+        self.channels = channels
+        self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
+        self._coarsest = (channels, image_shape[1] >> halvings, image_shape[2] >> halvings)
+        inputs = 2 * z_dim if num_classes else z_dim
+        self.linear = _initialised(nn.Linear(inputs, math.prod(self._coarsest)))
+        self.blocks = nn.Sequential(*(_UpBlock(channels) for _ in range(halvings)))
+        self.norm = BatchNormAct2d(channels, act="relu", gain=1.0)
+        self.head = _initialised(Conv2d(channels, image_shape[0], 3, padding=1, act="tanh"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_generator` makes the same architecture."""
+        return {
+            "family": "sngan",
+            "image_shape": list(self.image_shape),
+            "z_dim": self.z_dim,
+            "channels": self.channels,
+            "num_classes": self.num_classes,
+        }
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1].
+
+        Args:
+            z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+
+        Returns:
+            (N, C, H, W), in the dtype of z.
+
+        Raises:
+            ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
+                given in vain.
+        """
+        check_input("z", z, (self.z_dim,), self.linear.weight)
+        check_labels(c, z.shape[0], self.num_classes)
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(c)], dim=1)
+        coarse = self.linear(z).unflatten(1, self._coarsest)
+        images: Tensor = self.head(self.norm(self.blocks(coarse)))
+        return images
+
+
+class SNGANDiscriminator(nn.Module):
+    """From an image to a logit: residual blocks that halve the sides and two more that do not, ReLU, and a
+    linear layer on the sums over the image.
+
+    Args:
+        image_shape: (C, H, W) of the images; H and W even and at least 8.
+        channels: of all hidden images.
+        num_classes: number of labels, 0 for an unconditional discriminator.
+
+    Raises:
+        ValueError: a size is not positive (`num_classes`: is negative), or the sides cannot be halved.
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int] = (3, 32, 32), channels: int = 128, num_classes: int = 0
+    ) -> None:
+        super().__init__()
+        # The paper halves 32x32 images twice, to 8x8.
+        halvings = max(1, halvings_of(image_shape, channels, num_classes) - 1)
+        self.image_shape, self.channels, self.num_classes = tuple(image_shape), channels, num_classes
+        blocks = [_DownBlock(image_shape[0], channels, down=True, first=True)]
+        blocks += [_DownBlock(channels, channels, down=i < halvings - 1) for i in range(halvings + 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.head = spectral_norm(_initialised(nn.Linear(channels, 1)))
+        self.embedding = (
+            spectral_norm(_initialised(nn.Embedding(num_classes, channels))) if num_classes else None
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_discriminator` makes the same architecture."""
+        return {
+            "family": "sngan",
+            "image_shape": list(self.image_shape),
+            "channels": self.channels,
+            "num_classes": self.num_classes,
+        }
+
+    def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
+        """Logits, positive for real.
+
+        Args:
+            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+
+        Returns:
+            (N, 1), in the dtype of `images`.
+
+        Raises:
+            ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
+                given in vain.
+        """
+        weight: Any = self.head.weight
+        check_input("images", images, self.image_shape, weight)
+        check_labels(c, images.shape[0], self.num_classes)
+        features = _relu(self.blocks(images)).sum((2, 3))
+        logits: Tensor = self.head(features)
+        if self.embedding is not None:
+            logits = logits + (self.embedding(c) * features).sum(1, keepdim=True)
+        return logits
+
+
+class _UpBlock(nn.Module):
+    """Batch norm, ReLU, nearest-neighbour upsampling and convolution; batch norm, ReLU and convolution;
+    beside it a 1x1 convolution, which is the same before the upsampling as after it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = BatchNormAct2d(channels, act="relu", gain=1.0)
+        self.conv1 = _initialised(Conv2d(channels, channels, 3, padding=1, bias=False), math.sqrt(2))
+        self.norm2 = BatchNormAct2d(channels, act="relu", gain=1.0)
+        self.conv2 = _initialised(Conv2d(channels, channels, 3, padding=1), math.sqrt(2))
+        self.shortcut = _initialised(Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(self.norm2(self.conv1(_twice(self.norm1(x)))))
+        return y + _twice(self.shortcut(x))
+
+
+class _DownBlock(nn.Module):
+    """ReLU, convolution, ReLU, convolution and averages of 2x2 pixels; beside it a 1x1 convolution, which is
+    the same behind the averages as before them. The first block has no ReLU before its first convolution."""
+
+    def __init__(self, inputs: int, channels: int, down: bool, first: bool = False) -> None:
+        super().__init__()
+        self.down, self.first = down, first
+        conv1 = Conv2d(inputs, channels, 3, padding=1, act="relu", gain=1.0)
+        self.conv1 = spectral_norm(_initialised(conv1, math.sqrt(2)))
+        self.conv2 = spectral_norm(_initialised(Conv2d(channels, channels, 3, padding=1), math.sqrt(2)))
+        has_shortcut = down or inputs != channels
+        self.shortcut = spectral_norm(_initialised(Conv2d(inputs, channels, 1))) if has_shortcut else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(self.conv1(x if self.first else _relu(x)))
+        if self.down:
+            y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+def _relu(x: Tensor) -> Tensor:
+    return ops.bias_act(x, act="relu", gain=1.0)
+
+
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+_Layer = TypeVar("_Layer", bound="nn.Linear | nn.Conv2d | nn.Embedding")
+
+
+def _initialised(layer: _Layer, gain: float = 1.0) -> _Layer:
+    """Glorot's weights and no bias."""
+    nn.init.xavier_uniform_(layer.weight, gain)
+    bias = getattr(layer, "bias", None)
+    if bias is not None:
+        nn.init.zeros_(bias)
+    return layer
