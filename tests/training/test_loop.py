@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -442,7 +443,8 @@ for expected in (1, 0):
     libc.free(block)
     runpy.run_path({str(module)!r})["keep_freed_memory"]()
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    untold = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=untold)
 
 
 def test_the_malloc_option_is_used(tmp_path, monkeypatch):
