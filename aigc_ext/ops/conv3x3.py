@@ -26,8 +26,8 @@ def conv3x3(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
 
     On the CPU by Winograd's F(2x2, 3x3): 16 products instead of 36 for every 2x2 outputs (Lavin and Gray
     2016, "Fast Algorithms for Convolutional Neural Networks"). On other devices it is ``conv2d`` itself. With
-    many channels it is faster than that on the CPU (``benchmarks/conv3x3.py``), and in float32 more accurate.
-    A NaN or an infinity may reach one pixel further than the 3x3 neighbours.
+    many channels it is faster than that on the CPU (``benchmarks/conv3x3.py``). A NaN or an infinity may
+    reach one pixel further than the 3x3 neighbours.
 
     Args:
         x: ``[N, in_channels, H, W]``, contiguous or channels-last without a copy. N may be 0.

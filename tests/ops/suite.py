@@ -49,6 +49,12 @@ class OpCase:
     twice_differentiable: bool = True
     keeps_format: bool = True  # the first output has the memory format of the input `x`
     own_sums: bool = True  # no product of PyTorch's in it, whose bits depend on the number of threads
+    # Inputs whose gradient is a short vector of long sums, of numbers that PyTorch's convolution rounded: how
+    # far two such sums cancel is luck, and another on each processor. Their budget is held in float64 here,
+    # and in every dtype by the cases of the ops that do the summing.
+    luck: tuple[str, ...] = ()
+    # In the place of the 2 in half types, where function and reference round intermediates at other places.
+    half_factor: float = 2.0
     cpu_only: bool = False  # elsewhere the function is PyTorch's own
     dtypes: tuple[torch.dtype, ...] = DTYPES
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
@@ -160,8 +166,10 @@ FLOOR = {
 }
 
 
-def check_budget(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, what: str) -> None:
-    """``error(ours) <= 2 * error(plain) + floor(dtype)``; NaN in the same places; shape and dtype of
+def check_budget(
+    ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, what: str, factor: float = 2.0
+) -> None:
+    """``error(ours) <= factor * error(plain) + floor(dtype)``; NaN in the same places; shape and dtype of
     ``plain``."""
     assert ours.shape == truth.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
     assert ours.dtype == plain.dtype, f"{what}: {ours.dtype}, but the reference gives {plain.dtype}"
@@ -175,7 +183,7 @@ def check_budget(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype,
         size, error, plain_error = (
             torch.linalg.vector_norm(t, order).item() for t in (truth, ours - truth, plain - truth)
         )
-        allowed = 2 * plain_error + FLOOR[dtype] * size + TRUTH_ERROR * max(size, 1)
+        allowed = factor * plain_error + FLOOR[dtype] * size + TRUTH_ERROR * max(size, 1)
         assert error <= allowed, (
             f"{what}: {norm} error {error:.3g} > {allowed:.3g} (plain: {plain_error:.3g})"
         )
@@ -197,4 +205,8 @@ def check_call(case: OpCase, call: Call, dtype: torch.dtype, layout: str, seed: 
     )
     assert ours.keys() == plain.keys(), f"{case.name}: {sorted(ours)} instead of {sorted(plain)}"
     for name in truth:
-        check_budget(ours[name], plain[name], truth[name], dtype, f"{case.name}, {dtype}, {layout}, {name}")
+        if dtype != torch.float64 and name.removeprefix("gradient of ") in case.luck:
+            continue
+        what = f"{case.name}, {dtype}, {layout}, {name}"
+        factor = case.half_factor if dtype.itemsize == 2 else 2.0
+        check_budget(ours[name], plain[name], truth[name], dtype, what, factor)

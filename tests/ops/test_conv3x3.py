@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aigc_ext import no_weight_gradients, ops
 from aigc_ext.ops.conv3x3 import has_conv3x3
-from tests.ops.suite import case_id
+from tests.ops.suite import case_id, check_budget
 
 pytestmark = pytest.mark.skipif(
     not has_conv3x3(torch.empty(0)), reason="this backend has no kernel: conv3x3 is PyTorch's"
@@ -113,9 +113,9 @@ def test_nan_reaches_its_neighbours_and_no_tile_farther() -> None:
         assert not farther.any()
 
 
-def test_sums_of_many_products_are_more_accurate_than_conv2d_s() -> None:
+def test_sums_of_many_products_are_within_the_error_budget() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(2, 256, 16, 16), torch.randn(32, 256, 3, 3)
     truth = F.conv2d(x.double(), w.double(), padding=1)
-    ours, plain = ((f(x, w, padding=1) - truth).abs().max() for f in (ops.conv3x3, F.conv2d))
-    assert ours < plain
+    ours, plain = (f(x, w, padding=1) for f in (ops.conv3x3, F.conv2d))
+    check_budget(ours, plain, truth, torch.float32, "conv3x3, 2304 products")

@@ -176,7 +176,8 @@ def test_result_does_not_depend_on_the_number_of_threads(case: OpCase) -> None:
                 if case.own_sums:
                     assert torch.equal(one, other), f"{threads} threads"
                 else:
-                    torch.testing.assert_close(one, other)
+                    scale = one.abs().max().item()  # the smallest are what is left of sums of large ones
+                    torch.testing.assert_close(one, other, rtol=1.3e-6, atol=1e-6 * scale)
     finally:
         torch.set_num_threads(before)
 

@@ -93,6 +93,7 @@ def case(
     large_call: Callable[..., Call],
     function: Callable[..., torch.Tensor],
     reference: Callable[..., torch.Tensor],
+    luck: tuple[str, ...],
 ) -> OpCase:
     return OpCase(
         name=name,
@@ -103,12 +104,19 @@ def case(
         large_call=large_call,
         native=None,
         own_sums=False,
+        luck=luck,
+        half_factor=4.0,  # the reference resamples first, and multiplies the weights by the styles
     )
 
 
 CASES = [
     case(
-        "conv2d_resample", resample_calls, large_resample_call, ops.conv2d_resample, ops.conv2d_resample_ref
+        "conv2d_resample",
+        resample_calls,
+        large_resample_call,
+        ops.conv2d_resample,
+        ops.conv2d_resample_ref,
+        luck=("f",),
     ),
     case(
         "modulated_conv2d",
@@ -116,5 +124,6 @@ CASES = [
         large_modulated_call,
         ops.modulated_conv2d,
         ops.modulated_conv2d_ref,
+        luck=("f", "strength"),
     ),
 ]
