@@ -2,6 +2,7 @@
 
 from aigc_ext.losses.adversarial import AdversarialLoss as AdversarialLoss
 from aigc_ext.losses.penalties import dragan as dragan
+from aigc_ext.losses.penalties import path_length as path_length
 from aigc_ext.losses.penalties import r1_of_logits as r1_of_logits
 from aigc_ext.losses.penalties import r1_penalty as r1_penalty
 from aigc_ext.losses.penalties import r2_penalty as r2_penalty

@@ -135,6 +135,53 @@ def dragan(
     return _unit_slope_penalty(D, x, finite_difference, sigma, generator)
 
 
+def path_length(synthesis: Callable[[Tensor], Tensor], w: Tensor, noise: Tensor | None = None) -> Tensor:
+    """How far images move when their latents do: ``||J^T y||`` of each sample, for the Jacobian J of the
+    images in w and y ~ N(0, I) / sqrt(H * W) (Karras et al. 2020, "Analyzing and Improving the Image Quality
+    of StyleGAN", section 3.2). The regulariser is ``mean((lengths - a)^2)`` with their running mean ``a``.
+
+    Args:
+        synthesis: latents to images ``[N, C, H, W]``; the generator behind its mapping network.
+        w: ``[N, w_dim]`` or ``[N, layers, w_dim]``; with layers the square is their mean. It may have a
+            graph, through which the lengths are differentiable too.
+        noise: in the place of N(0, I), of the images' shape.
+
+    Returns:
+        ``[N]``, float64 for float64 latents and else float32, differentiable in the parameters of
+        ``synthesis``.
+
+    Raises:
+        ValueError: ``w`` has another number of dimensions, or the images do not depend on it.
+    """
+    if w.dim() not in (2, 3) or not w.is_floating_point():
+        raise ValueError(
+            f"w is {w.dtype} of shape {list(w.shape)}, but must be floating point and [N, w_dim] or "
+            "[N, layers, w_dim]"
+        )
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not w.requires_grad:
+            w = w.detach().requires_grad_()
+        images = synthesis(w)
+        if noise is None:
+            noise = torch.randn_like(images)
+        gradient = None
+        if images.requires_grad:
+            with ops.no_weight_gradients():
+                (gradient,) = torch.autograd.grad(
+                    images,
+                    w,
+                    noise.to(images.dtype) / math.sqrt(math.prod(images.shape[2:])),
+                    create_graph=differentiable,
+                    allow_unused=True,
+                )
+        if gradient is None:
+            raise ValueError("the images do not depend on w: their path length would be 0")
+        # The smallest normal number, so that the root has a slope where the gradient is exactly 0.
+        square = ops.sample_sqnorm(gradient) / (w.size(1) if w.dim() == 3 else 1)
+        return (square + torch.finfo(square.dtype).tiny).sqrt()
+
+
 def _unit_slope_penalty(
     D: Callable[[Tensor], Tensor],
     x: Tensor,

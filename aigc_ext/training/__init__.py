@@ -1,9 +1,10 @@
 """Training: configuration, the adversarial step, the loop around it, and checkpoints that resume exactly."""
 
 from aigc_ext.training.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, read_checkpoint
-from aigc_ext.training.config import PRESETS, ConfigError, TrainConfig
+from aigc_ext.training.config import ConfigError, TrainConfig
 from aigc_ext.training.loop import Trainer, TrainResult
 from aigc_ext.training.nonfinite import NonFiniteError, Replay, replay
+from aigc_ext.training.presets import PRESETS
 from aigc_ext.training.run import ResumePoint, RunError, find_resume_point
 from aigc_ext.training.step import STATISTICS, AdversarialStep, Objective
 

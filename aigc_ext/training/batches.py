@@ -15,15 +15,24 @@ _AHEAD = 2
 
 
 def batches(
-    data: ImageDataset, batch: int, seed: int, *, mirror: bool, position: int, workers: int
+    data: ImageDataset,
+    batch: int,
+    seed: int,
+    *,
+    mirror: bool,
+    position: int,
+    workers: int,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Endless (uint8 images, labels) from `position` images on.
 
     Args:
+        batch: images of all processes together; this one, `rank` of `processes`, gets its share.
         workers: threads that read and decode ahead, two batches each; 0 reads in the calling thread.
     """
     if workers == 0:
-        stream = BatchStream(data, batch, seed, mirror=mirror)
+        stream = BatchStream(data, batch, seed, mirror, rank, processes)
         stream.position = position
         yield from stream
         return
@@ -32,7 +41,7 @@ def batches(
 
     def read(start: int) -> tuple[Tensor, Tensor]:
         if not hasattr(streams, "own"):
-            streams.own = BatchStream(data, batch, seed, mirror=mirror)
+            streams.own = BatchStream(data, batch, seed, mirror, rank, processes)
         streams.own.position = start
         return next(streams.own)
 

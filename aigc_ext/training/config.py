@@ -197,16 +197,83 @@ class SNGANDiscriminatorConfig(_Config):
 
 
 @dataclass(frozen=True)
+class StyleGAN2GeneratorConfig(_Config):
+    family: Literal["stylegan2"] = "stylegan2"
+    z_dim: Count = 512
+    w_dim: Count = 512
+    mapping_layers: Count = 8
+    channel_base: Count = 32768
+    """Channels at a resolution are this number divided by its larger side..."""
+    channel_max: Count = 512
+    """... but not more than this."""
+
+
+@dataclass(frozen=True)
+class StyleGAN2DiscriminatorConfig(_Config):
+    family: Literal["stylegan2"] = "stylegan2"
+    channel_base: Count = 32768
+    channel_max: Count = 512
+    group_size: Count = 4
+    """Images whose standard deviation is shown to the last layers."""
+
+
+@dataclass(frozen=True)
+class StyleGAN3GeneratorConfig(_Config):
+    family: Literal["stylegan3"] = "stylegan3"
+    variant: Literal["t", "r"] = "t"
+    """Equivariant to translation, or to rotation too."""
+    z_dim: Count = 512
+    w_dim: Count = 512
+    mapping_layers: Count = 2
+    channel_base: Count = 32768
+    channel_max: Count = 512
+    num_layers: Count = 14
+
+
+@dataclass(frozen=True)
+class R3GANGeneratorConfig(_Config):
+    family: Literal["r3gan"] = "r3gan"
+    z_dim: Count = 64
+    channels: tuple[Count, ...] = (384, 384, 384, 384)
+    """Of the hidden images, from the coarsest on; the last number goes on to the finest."""
+    blocks: Count = 2
+    """Residual blocks at each resolution."""
+
+
+@dataclass(frozen=True)
+class R3GANDiscriminatorConfig(_Config):
+    family: Literal["r3gan"] = "r3gan"
+    channels: tuple[Count, ...] = (384, 384, 384, 384)
+    """Of the hidden images, from the coarsest on; the last number goes on to the finest."""
+    blocks: Count = 2
+
+
+@dataclass(frozen=True)
 class LossConfig(_Config):
     kind: Literal["logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg"] = (
         "logistic"
     )
     label_smoothing: Fraction = 0.0
     l2_weight: NonNegative = 0.0
-    gamma: NonNegative = 0.0
-    """Weight of R1: the discriminator's loss gets gamma/2 times the mean of |dD/dx|^2. 0 turns it off."""
+    gamma: NonNegative | None = 0.0
+    """Weight of R1: the discriminator's loss gets gamma/2 times the mean of |dD/dx|^2. 0 turns it off; null
+    is 0.0002 * pixels / batch."""
+    gamma_end: NonNegative | None = None
+    """What gamma becomes by the end of the ramp; null: it stays."""
     r1_interval: Count = 16
     """R1 is taken every so many steps, times this number (lazy regularisation)."""
+    r2: bool = False
+    """Take the penalty at the generated images too, at the same steps and with the same weight."""
+    path_weight: NonNegative = 0.0
+    """Weight of the path length regulariser (generators with a mapping network); 0 turns it off."""
+    path_interval: Count = 4
+    """It is taken every so many of the generator's steps, times this number..."""
+    path_every: Count = 2
+    """... on every so manieth sample..."""
+    path_decay: Annotated[float, Range(gt=0, le=1)] = 0.01
+    """... with a running mean that moves by this share of the way."""
+    mixing: Annotated[float, Range(ge=0, le=1)] = 0.0
+    """Share of the samples that get styles of two latents (generators with a mapping network)."""
 
 
 @dataclass(frozen=True)
@@ -216,23 +283,56 @@ class AdamConfig(_Config):
     beta2: Fraction = 0.999
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
+    lr_end: Positive | None = None
+    """What lr becomes by the end of the ramp; null: it stays."""
+    beta2_end: Fraction | None = None
+    """What beta2 becomes by the end of the ramp; null: it stays."""
 
 
 @dataclass(frozen=True)
 class EMAConfig(_Config):
     """The averaged generator. A half-life in images, unlike a decay, means the same for every batch size."""
 
-    kimg: NonNegative = 10.0
-    """Half-life in thousands of images; 0 makes the average equal to the generator."""
+    kimg: NonNegative | None = 10.0
+    """Half-life in thousands of images; 0 makes the average equal to the generator; null is 10/32 of the
+    batch size."""
+    kimg_start: NonNegative | None = None
+    """What the half-life is at the start of the ramp; null: the same."""
     rampup: Annotated[float, Range(gt=0)] | None = 0.05
     """The half-life is at most this share of the images seen so far, to forget the start; null is off."""
 
-    def decay(self, nimg: int, batch: int) -> float:
-        """The EMA decay of the step that ends at `nimg` images seen."""
-        half_life = self.kimg * 1000
+    def decay(self, nimg: int, batch: int, ramp: float = 1.0) -> float:
+        """The EMA decay of the step that ends at `nimg` images seen, at a point of the ramp from 0 to 1."""
+        assert self.kimg is not None, "recipe.complete has not been called"
+        start = self.kimg if self.kimg_start is None else self.kimg_start
+        half_life = 1000 * (start + ramp * (self.kimg - start))
         if self.rampup is not None:
             half_life = min(half_life, nimg * self.rampup)
         return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class AugmentConfig(_Config):
+    """What the discriminator sees in the place of an image; see `training.augment`."""
+
+    kind: Literal["noaug", "ada", "fixed", "diffaug"] = "noaug"
+    """ada: with a probability that follows how sure D is of real images; fixed: with a given one; diffaug:
+    always."""
+    p: Annotated[float, Range(ge=0, le=1)] = 0.2
+    """The probability of `fixed`."""
+    p_start: Annotated[float, Range(ge=0, le=1)] | None = None
+    """What it is at the start of the ramp; null: the same."""
+    target: Annotated[float, Range(gt=0, lt=1)] = 0.6
+    """ada holds the mean of sign(D(real)) here."""
+    interval: Count = 4
+    """ada looks every so many steps..."""
+    kimg: Positive = 500.0
+    """... and could go from 0 to 1 in so many thousands of images."""
+    blit: bool = True
+    geometric: bool = True
+    color: bool = True
+    policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
+    """Of diffaug."""
 
 
 @dataclass(frozen=True)
@@ -245,17 +345,33 @@ class TrainConfig(_Config):
     preset: str = "mlp"
     seed: Annotated[int, Range(ge=0, lt=2**63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
-    generator: MLPGeneratorConfig | DCGANGeneratorConfig | SNGANGeneratorConfig = field(
-        default_factory=MLPGeneratorConfig
-    )
-    discriminator: MLPDiscriminatorConfig | DCGANDiscriminatorConfig | SNGANDiscriminatorConfig = field(
-        default_factory=MLPDiscriminatorConfig
-    )
+    generator: (
+        MLPGeneratorConfig
+        | DCGANGeneratorConfig
+        | SNGANGeneratorConfig
+        | StyleGAN2GeneratorConfig
+        | StyleGAN3GeneratorConfig
+        | R3GANGeneratorConfig
+    ) = field(default_factory=MLPGeneratorConfig)
+    discriminator: (
+        MLPDiscriminatorConfig
+        | DCGANDiscriminatorConfig
+        | SNGANDiscriminatorConfig
+        | StyleGAN2DiscriminatorConfig
+        | R3GANDiscriminatorConfig
+    ) = field(default_factory=MLPDiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     g_optim: AdamConfig = field(default_factory=AdamConfig)
     d_optim: AdamConfig = field(default_factory=AdamConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    ramp_kimg: NonNegative = 0.0
+    """Thousands of images over which the values with an `_end` or `_start` go there along half a cosine."""
     batch: Count = 64
+    """Images of a step, over all processes."""
+    batch_gpu: Count | None = None
+    """Images that a process computes at once: gradients of several such parts are added up. null: its share
+    of the batch."""
     n_dis: Count = 1
     """The generator learns in every n_dis-th step only, the discriminator in each."""
     kimg: Positive = 1000.0
@@ -270,6 +386,14 @@ class TrainConfig(_Config):
     """Columns and rows of the sample grids."""
     nonfinite_limit: Count = 100
     """After so many steps in a row without a finite gradient the run stops with a dump."""
+    metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] = ()
+    """Taken at every snapshot; see `aigc_ext.metrics`."""
+    metric_images: Annotated[int, Range(ge=2)] = 5000
+    """How many generated images they are taken of."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic (autocast); weights and losses are float32."""
+    channels_last: bool = False
+    """Memory format of images and convolutions."""
     workers: Annotated[int, Range(ge=0)] = 0
     """Threads that read images ahead; 0 suits data that is held in memory."""
     device: str = "auto"
@@ -328,44 +452,3 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return key.strip(), json.loads(text)
     except ValueError:
         return key.strip(), text
-
-
-# mlp: the reference text's recipe (Adam 1e-4, betas 0.9 and 0.999, no penalty) does not learn MNIST's 5,000
-# digits in 25,000 steps: it ends in no or one class. Measured instead: momentum 0.5 and a light R1 keep all
-# ten, and the higher rate makes them legible within 16,000 steps; a shorter memory of squares and a longer
-# average of weights make more samples recognisable (docs/reference.md has the figures). One thread,
-# because the layers are so small that each of a step's operations would wait for a second one: on busy cores
-# that takes five times as long.
-PRESETS: dict[str, TrainConfig] = {
-    "mlp": TrainConfig(
-        preset="mlp",
-        loss=LossConfig(gamma=0.1, r1_interval=4),
-        g_optim=AdamConfig(lr=2e-3, beta1=0.5, beta2=0.99),
-        d_optim=AdamConfig(lr=2e-3, beta1=0.5, beta2=0.99),
-        ema=EMAConfig(kimg=100.0, rampup=0.1),
-        kimg=1024.0,
-        tick=16.0,
-        snap=16,
-        threads=1,
-    ),
-    # The paper's optimiser and batch size.
-    "dcgan": TrainConfig(
-        preset="dcgan",
-        generator=DCGANGeneratorConfig(),
-        discriminator=DCGANDiscriminatorConfig(),
-        g_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
-        d_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
-        batch=128,
-    ),
-    # The paper's for its residual networks.
-    "sngan": TrainConfig(
-        preset="sngan",
-        generator=SNGANGeneratorConfig(),
-        discriminator=SNGANDiscriminatorConfig(),
-        loss=LossConfig(kind="hinge"),
-        g_optim=AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9),
-        d_optim=AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9),
-        batch=64,
-        n_dis=5,
-    ),
-}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from aigc_ext import _files
 from aigc_ext.data import ImageDataset, normalize, open_dataset
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
+from aigc_ext.sampling.sampler import attribute
+from aigc_ext.training import recipe
+from aigc_ext.training.augment import AdaAugment
 from aigc_ext.training.batches import batches
 from aigc_ext.training.checkpoint import (
     CheckpointError,
@@ -27,6 +32,7 @@ from aigc_ext.training.checkpoint import (
     write_checkpoint,
 )
 from aigc_ext.training.config import ConfigError, TrainConfig
+from aigc_ext.training.distributed import Processes, process_group
 from aigc_ext.training.malloc import keep_freed_memory
 from aigc_ext.training.nonfinite import NonFiniteError, make_objective
 from aigc_ext.training.progress import ProgressLine, peak_memory_gb
@@ -40,10 +46,11 @@ from aigc_ext.training.run import (
     check_resumable,
     create_run,
     open_run,
+    watched_run,
 )
 from aigc_ext.training.runtime import StopSignals, resolve_device, torch_settings
 from aigc_ext.training.state import TrainingState, architecture, derive_seed
-from aigc_ext.training.step import STATISTICS, AdversarialStep
+from aigc_ext.training.step import STATISTICS, AdversarialStep, Mixing
 
 _STEPS_PER_CUDA_CHECK = 50
 
@@ -110,12 +117,21 @@ class Trainer:
     ) -> None:
         if config.data.cond and not data.num_classes:
             raise ConfigError(f"data.cond is true, but {data.name} has no labels")
-        self.config = config
+        self.config = config = recipe.complete(config, data.image_shape)
         self.data = data
         self.device = resolve_device(config.device)
         generator = generator.to(self.device).train()
         discriminator = discriminator.to(self.device).train()
-        self.state = TrainingState(generator, discriminator, config, self.device)
+        if config.channels_last:
+            for network in (generator, discriminator):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.loss.path_weight or config.loss.mixing:
+            _check_has_mapping(generator, config)
+        value_range = attribute(generator, "value_range", value_range)
+        augment = recipe.make_augment(config.augment, value_range)
+        if augment is not None:
+            augment.to(self.device)
+        self.state = TrainingState(generator, discriminator, config, self.device, augment)
         self.run_dir: Path | None = None
 
         self._classes = data.num_classes if config.data.cond else 0
@@ -129,19 +145,15 @@ class Trainer:
                 f"the generator makes images of {made[0]}x{made[1]} pixels with {made[2]} channels, "
                 f"but those of {data.name} have {height}x{width} with {channels}"
             )
-        self._take_step = AdversarialStep(
-            generator,
-            discriminator,
-            make_objective(discriminator, config.loss),
-            self.state.g_optimizer,
-            self.state.d_optimizer,
-        )
+        self._processes = Processes()
+        self._take_step = self._make_step()
         self._outdir = Path(outdir)
         self._desc = desc
         self._resumed: ResumePoint | None = None
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
         self._skipped_checked = self._skipped_logged = (0, 0)
         self._steps_unchecked = 0
+        self._stretched = False  # did the last step take path lengths?
 
     @classmethod
     def from_config(cls, config: TrainConfig, *, outdir: str | Path = "runs", desc: str = "") -> Trainer:
@@ -156,6 +168,19 @@ class Trainer:
             generator = build_generator({**config.generator.to_dict(), **shared})
             discriminator = build_discriminator({**config.discriminator.to_dict(), **shared})
         return cls(generator, discriminator, data, config, outdir=outdir, desc=desc)
+
+    def _make_step(self) -> AdversarialStep:
+        state, config = self.state, self.config
+        return AdversarialStep(
+            *(state.generator, state.discriminator),
+            make_objective(state.discriminator, config, state.augment),
+            *(state.g_optimizer, state.d_optimizer),
+            part_size=recipe.part_size(config, self._processes.count),
+            processes=self._processes,
+            path_mean=state.path_mean,
+            path_decay=config.loss.path_decay,
+            path_every=config.loss.path_every,
+        )
 
     def restore(self, point: ResumePoint) -> None:
         """Takes over the state at a resume point; `fit` then goes on from it.
@@ -193,15 +218,20 @@ class Trainer:
         """
         if self.config.malloc == "keep":
             keep_freed_memory()
-        if self.run_dir is None:
-            self.run_dir = create_run(self._outdir, self.config, self.data.name, self._desc)
         with ExitStack() as stack:
-            run = stack.enter_context(open_run(self.run_dir))
+            self._processes = stack.enter_context(process_group(self.device))
+            self._take_step = self._make_step()
+            run = stack.enter_context(self._open_run())
             stack.enter_context(torch_settings(self.config))
-            stack.enter_context(self.state.own_module_rng())
+            stack.enter_context(_own_random_numbers(self.device))
             stop = stack.enter_context(StopSignals())
             self._prepare(run)
-            line = ProgressLine(self.state.nimg, self.config.total_images, self.device, enabled=progress)
+            line = ProgressLine(
+                self.state.nimg,
+                self.config.total_images,
+                self.device,
+                enabled=progress and self._processes.main,
+            )
             with line:
                 name = self._train(run, stop, line)
             run.log.info(
@@ -221,6 +251,16 @@ class Trainer:
             signal=stop.received,
         )
 
+    def _open_run(self) -> AbstractContextManager[Run]:
+        """The main process makes and holds the run directory, and writes there; the others know its name."""
+        if self._processes.main:
+            if self.run_dir is None:
+                self.run_dir = create_run(self._outdir, self.config, self.data.name, self._desc)
+            self._processes.broadcast_text(str(self.run_dir))
+            return open_run(self.run_dir)
+        self.run_dir = Path(self._processes.broadcast_text(""))
+        return nullcontext(watched_run(self.run_dir))
+
     def _train(self, run: Run, stop: StopSignals, line: ProgressLine) -> str:
         """Steps to the end or a signal; returns the name of the checkpoint of the last step."""
         config, state = self.config, self.state
@@ -234,9 +274,11 @@ class Trainer:
             mirror=config.data.mirror,
             position=state.nimg,
             workers=config.workers,
+            rank=self._processes.rank,
+            processes=self._processes.count,
         )
         with closing(stream):
-            while state.nimg < config.total_images and stop.received is None:
+            while state.nimg < config.total_images and not self._stopped(stop):
                 before = state.nimg
                 statistics = self._one_step(*next(stream))
                 self._check_finite(statistics, run)
@@ -255,20 +297,70 @@ class Trainer:
             return self._saved[1]
         return self._snapshot(run)
 
+    def _stopped(self, stop: StopSignals) -> bool:
+        """Has any process received a signal? Then each acts as if it had."""
+        number = self._processes.agreed_maximum(stop.received or 0)
+        if number:
+            stop.received = signal.Signals(number)
+        return number > 0
+
     def _one_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        config, state = self.config, self.state
+        config, state, step = self.config, self.state, self._take_step
         real = normalize(images.to(self.device, non_blocking=True), self._sampler.value_range)
+        if config.channels_last:
+            real = real.contiguous(memory_format=torch.channels_last)
         condition = labels.to(self.device, non_blocking=True) if self._classes else None
-        z = torch.randn(config.batch, self._sampler.z_dim, generator=state.latents, device=self.device)
         train_generator = (state.step + 1) % config.n_dis == 0
+        z, mixing = self._draw_latents()
+
+        position = recipe.ramp(config, state.nimg)
+        assert config.loss.gamma is not None
+        step.objective.gamma = recipe.between(config.loss.gamma, config.loss.gamma_end, position)
+        recipe.set_rates(state.g_optimizer, config.g_optim, position)
+        recipe.set_rates(state.d_optimizer, config.d_optim, position)
         images_per_update = config.batch * config.n_dis
-        state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, images_per_update)
-        penalize = config.loss.gamma > 0 and state.step % config.loss.r1_interval == 0
-        statistics = self._take_step(real, z, condition, penalize=penalize, train_generator=train_generator)
+        state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, images_per_update, position)
+
+        self._stretched = train_generator and self._stretches()
+        statistics = step(
+            *(real, z, condition),
+            penalize=step.objective.gamma > 0 and state.step % config.loss.r1_interval == 0,
+            train_generator=train_generator,
+            stretch=self._stretched,
+            mixing=mixing,
+            seed=derive_seed(config.seed, f"step {state.step}"),
+        )
         state.means.add(statistics)
+        if isinstance(state.augment, AdaAugment):
+            acc_real = statistics[STATISTICS.index("acc_real")]
+            recipe.adjust_augment(state.augment, config, state.step, position, acc_real)
         state.step += 1
         state.nimg += config.batch
         return statistics
+
+    def _stretches(self) -> bool:
+        """Does this step of the generator take path lengths?"""
+        config = self.config
+        interval = config.loss.path_interval * config.n_dis
+        return config.loss.path_weight > 0 and self.state.step % interval == config.n_dis - 1
+
+    def _draw_latents(self) -> tuple[Tensor, Mixing | None]:
+        """This process's share of the step's latents. Each process draws them all, so that they do not depend
+        on how many share them."""
+        config, rng = self.config, self.state.latents
+        share = config.batch // self._processes.count
+        rows = slice(self._processes.rank * share, (self._processes.rank + 1) * share)
+
+        def normal() -> Tensor:
+            return torch.randn(config.batch, self._sampler.z_dim, generator=rng, device=self.device)[rows]
+
+        z = normal()
+        if config.loss.mixing == 0:
+            return z, None
+        other, layers = normal(), int(self.state.generator.num_ws)  # type: ignore[arg-type]
+        draws = torch.rand(2, config.batch, generator=rng, device=self.device)[:, rows]
+        cutoff = (1 + draws[1] * (layers - 1)).to(torch.int64)
+        return z, Mixing(other, torch.where(draws[0] < config.loss.mixing, cutoff, layers))
 
     def _check_finite(self, statistics: Tensor, run: Run) -> None:
         """Ends the run when an optimiser has refused every step of a long streak."""
@@ -291,6 +383,8 @@ class Trainer:
     def _prepare(self, run: Run) -> None:
         """Brings the directory to the state of the last step, whatever a dead process left behind."""
         point, self._resumed = self._resumed, None
+        if not self._processes.main:
+            return
         for directory in (run.path, run.path / "checkpoints", run.model):
             _files.remove_temporaries(directory)
         history = run.stats
@@ -335,6 +429,10 @@ class Trainer:
 
     def _write_row(self, run: Run, images_per_second: float) -> None:
         state = self.state
+        if not self._processes.main:
+            state.rows += 1
+            state.means.reset()
+            return
         skipped = state.skipped
         if skipped != self._skipped_logged:
             run.log.warning(
@@ -350,7 +448,10 @@ class Trainer:
             **state.means.read(),
             "skipped_d": skipped[0],
             "skipped_g": skipped[1],
-            "ema_decay": self.config.ema.decay(state.nimg, self.config.batch * self.config.n_dis),
+            "ema_decay": state.g_optimizer.ema_decay,
+            "gamma": self._take_step.objective.gamma,
+            "lr_g": state.g_optimizer.param_groups[0]["lr"],
+            "augment_p": state.augment.p.item() if isinstance(state.augment, AdaAugment) else None,
             "seconds": round(state.seconds, 3),
             "img_per_sec": round(images_per_second, 1),
             "memory_gb": round(peak_memory_gb(self.device), 3),
@@ -365,6 +466,10 @@ class Trainer:
         Returns its name.
         """
         state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
+        self._processes.check_equal((state.generator, state.discriminator, state.ema))
+        self._saved = (state.nimg, name)
+        if not self._processes.main:
+            return name
         files = state.files()
         self._save_fakes(run.grid(name), files["ema"])
         facts = self._facts()
@@ -372,7 +477,6 @@ class Trainer:
             save_pretrained(run.model, facts["generator"], files["ema"])
         run.stats.sync()
         write_checkpoint(run.checkpoint(name), files, facts)
-        self._saved = (state.nimg, name)
         prune_checkpoints(run.path, self.config.keep)
         return name
 
@@ -383,12 +487,24 @@ class Trainer:
         tensors = {"real": inputs.real, "fake": inputs.fake, "z": inputs.z}
         if inputs.labels is not None:
             tensors["labels"] = inputs.labels
+        if inputs.mixing is not None:
+            tensors |= {"mixing_z": inputs.mixing.z, "mixing_cutoff": inputs.mixing.cutoff}
         path = run.path / f"nonfinite-{checkpoint_name(self.state.nimg, self.config.batch)}"
+        if not self._processes.main:
+            return path
         if path.exists():  # the run was resumed, and failed at the same step
             shutil.rmtree(path)
         facts = {
             **self._facts(),
-            "penalize": inputs.penalize,
+            "failed_step": {
+                "penalize": inputs.penalize,
+                "stretch": self._stretched,
+                "gamma": self._take_step.objective.gamma,
+                "seed": inputs.seed,
+                "start": inputs.start,
+                "total": inputs.total,
+                "value_range": list(self._sampler.value_range),
+            },
             # As strings, since JSON has no NaN.
             "statistics": dict(zip(STATISTICS, map(str, statistics.tolist()), strict=True)),
             "last_checkpoint": self._saved[1] if self._saved else None,
@@ -422,6 +538,26 @@ class Trainer:
             "truncation": 1.0,
         }
         save_grid(images, path, columns=columns, scale=scale, provenance=provenance)
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Inside, PyTorch's global generators are seeded by each step; afterwards they are the caller's again.
+
+    The networks' own random numbers, such as a dropout's, come from them.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _check_has_mapping(generator: nn.Module, config: TrainConfig) -> None:
+    missing = [name for name in ("mapping", "synthesis", "num_ws") if not hasattr(generator, name)]
+    if missing:
+        key = "mixing" if config.loss.mixing else "path_weight"
+        raise ConfigError(
+            f"loss.{key} is {getattr(config.loss, key)}, but must be 0: {type(generator).__name__} has no "
+            f"{missing[0]}, as a generator with a mapping network has"
+        )
 
 
 def _describe(data: ImageDataset) -> dict[str, Any]:

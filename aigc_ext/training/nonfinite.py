@@ -2,7 +2,7 @@
 
     runs/00000-mlp-mnist5k/nonfinite-000050-320/
         (a checkpoint, see `training.checkpoint`, of the networks as the failing step left them)
-        inputs.safetensors      real, fake, z and labels of that step
+        inputs.safetensors      real, fake, z, labels, mixing of that step, or of its part that failed
 
 A step whose gradients are not finite changes no weight of its network, so the networks in the dump are the
 ones that failed.
@@ -20,8 +20,9 @@ from torch import nn
 from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.training.checkpoint import CheckpointError, load_weights, read_checkpoint
-from aigc_ext.training.config import LossConfig, TrainConfig
-from aigc_ext.training.step import Objective, StepInputs, with_labels
+from aigc_ext.training.config import TrainConfig
+from aigc_ext.training.recipe import make_augment
+from aigc_ext.training.step import Mixing, Objective, StepInputs
 
 
 class NonFiniteError(RuntimeError):
@@ -55,9 +56,22 @@ class Replay:
         )
 
 
-def make_objective(discriminator: nn.Module, config: LossConfig) -> Objective:
-    loss = AdversarialLoss(config.kind, label_smoothing=config.label_smoothing, l2_weight=config.l2_weight)
-    return Objective(discriminator, loss, gamma=config.gamma, r1_interval=config.r1_interval)
+def make_objective(
+    discriminator: nn.Module, config: TrainConfig, augment: nn.Module | None = None
+) -> Objective:
+    """The objective that a completed config (`recipe.complete`) describes."""
+    loss = config.loss
+    assert loss.gamma is not None
+    return Objective(
+        discriminator,
+        AdversarialLoss(loss.kind, label_smoothing=loss.label_smoothing, l2_weight=loss.l2_weight),
+        gamma=loss.gamma,
+        r1_interval=loss.r1_interval,
+        r2=loss.r2,
+        path_weight=loss.path_weight * loss.path_interval,
+        augment=augment,
+        autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+    )
 
 
 def replay(
@@ -89,16 +103,29 @@ def replay(
         built[role] = network.train()
 
     config = TrainConfig.from_dict(checkpoint.state["config"])
-    tensors = checkpoint.tensors["inputs"]
+    tensors, step = checkpoint.tensors["inputs"], checkpoint.state["failed_step"]
+    mixing = Mixing(tensors["mixing_z"], tensors["mixing_cutoff"]) if "mixing_z" in tensors else None
     inputs = StepInputs(
-        tensors["real"], tensors["fake"], tensors["z"], tensors.get("labels"), checkpoint.state["penalize"]
+        *(tensors["real"], tensors["fake"], tensors["z"], tensors.get("labels"), step["penalize"], mixing),
+        *(step["seed"], step["start"], step["total"]),
     )
-    objective = make_objective(built["discriminator"], config.loss)
-    loss_d, _, _ = objective.discriminator_backward(inputs)
+    rest = checkpoint.tensors["training_state"]
+    augment = make_augment(config.augment, step["value_range"])
+    if augment is not None:
+        buffers = {k.removeprefix("augment."): v for k, v in rest.items() if k.startswith("augment.")}
+        augment.load_state_dict(buffers)
+    objective = make_objective(built["discriminator"], config, augment)
+    objective.gamma = step["gamma"]
+    loss_d, *_ = objective.discriminator_backward(inputs)
     bad_d = _not_finite(built["discriminator"])
     built["discriminator"].requires_grad_(False)
-    fake = with_labels(built["generator"], inputs.labels)(inputs.z)
+    fake = objective.generate(built["generator"], inputs)
     loss_g = objective.generator_backward(fake, inputs)
+    if step["stretch"]:
+        stretched, _ = objective.path_length_backward(
+            built["generator"], inputs, rest["path.mean"], config.loss.path_every
+        )
+        loss_g = loss_g + stretched
     return Replay(loss_d.item(), loss_g.item(), bad_d, _not_finite(built["generator"]))
 
 

@@ -199,6 +199,14 @@ def open_run(path: Path) -> Iterator[Run]:
             handler.close()
 
 
+def watched_run(path: Path) -> Run:
+    """A run directory that another process writes to: what is logged here goes nowhere."""
+    log = logging.getLogger(f"{__package__}.{path.name}.watched")
+    log.propagate = False
+    log.addHandler(logging.NullHandler())
+    return Run(path, StatsLog(path / STATS_FILE), log)
+
+
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Holds a run for one process. The system releases the lock when the process dies, however it dies."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,6 +33,8 @@ class TrainingState:
     Attributes:
         ema: the averaged generator, in eval mode.
         latents: the generator of the latents.
+        augment: what the discriminator's images go through; its buffers are part of the state.
+        path_mean: the running mean of path lengths.
         means: of the statistics since the last row of figures.
         step: steps taken.
         nimg: real images shown to the discriminator.
@@ -43,7 +44,12 @@ class TrainingState:
     """
 
     def __init__(
-        self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, device: torch.device
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        config: TrainConfig,
+        device: torch.device,
+        augment: nn.Module | None = None,
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
@@ -58,32 +64,13 @@ class TrainingState:
         self.seconds = 0.0
         self.streak = 0
         self._device = device
-        self._seed = config.seed
-        self._module_rng: dict[str, Tensor] | None = None
+        self.path_mean = torch.zeros((), device=device)
+        self.augment = augment
 
     @property
     def skipped(self) -> tuple[int, int]:
         """Steps that the discriminator's and the generator's optimiser refused. Waits for the device."""
         return int(self.d_optimizer.skipped), int(self.g_optimizer.skipped)
-
-    @contextmanager
-    def own_module_rng(self) -> Iterator[None]:
-        """Inside, PyTorch's global generators are the run's own; afterwards they are the caller's again.
-
-        Modules such as dropout draw from them.
-        """
-        cuda = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            if self._module_rng is None:
-                torch.manual_seed(derive_seed(self._seed, "modules"))
-            else:
-                torch.set_rng_state(self._module_rng["cpu"])
-                if cuda:
-                    torch.cuda.set_rng_state(self._module_rng["cuda"], self._device)
-            try:
-                yield
-            finally:
-                self._module_rng = self._global_rng()
 
     @torch.no_grad()
     def copy_buffers(self) -> None:
@@ -92,12 +79,14 @@ class TrainingState:
             average.copy_(current)
 
     def files(self) -> dict[str, bytes]:
-        """The tensors as the safetensors files of a checkpoint, by stem. Inside `own_module_rng` only."""
+        """The tensors as the safetensors files of a checkpoint, by stem."""
         self.copy_buffers()
         rest = {
             **_prefixed("g_optimizer", optimizer_tensors(self.g_optimizer)),
             **_prefixed("d_optimizer", optimizer_tensors(self.d_optimizer)),
-            **_prefixed("rng", {"latents": self.latents.get_state(), **self._global_rng()}),
+            **_prefixed("rng", {"latents": self.latents.get_state()}),
+            **_prefixed("path", {"mean": self.path_mean}),
+            **_prefixed("augment", self.augment.state_dict() if self.augment else {}),
             **_prefixed("means", {"sums": self.means.sums, "counts": self.means.counts}),
         }
         return {
@@ -138,20 +127,16 @@ class TrainingState:
         load_weights(checkpoint, "ema", self.ema)
         load_optimizer(self.g_optimizer, _under("g_optimizer", rest))
         load_optimizer(self.d_optimizer, _under("d_optimizer", rest))
-        self._module_rng = _under("rng", rest)
-        self.latents.set_state(self._module_rng.pop("latents"))
+        self.latents.set_state(rest["rng.latents"])
+        self.path_mean.copy_(rest["path.mean"])
+        if self.augment is not None and (saved := _under("augment", rest)):  # none, if it was off so far
+            self.augment.load_state_dict(saved)
         self.means.sums.copy_(rest["means.sums"])
         self.means.counts.copy_(rest["means.counts"])
         self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
         self.seconds, self.streak = counters["seconds"], counters["streak"]
         for optimizer, skipped in zip((self.d_optimizer, self.g_optimizer), counters["skipped"], strict=True):
             optimizer.skipped.fill_(skipped)
-
-    def _global_rng(self) -> dict[str, Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._device)
-        return states
 
 
 def architecture(network: nn.Module) -> dict[str, Any] | None:

@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.losses import AdversarialLoss, LossStats, r1_of_logits
+from aigc_ext.losses import AdversarialLoss, LossStats, path_length, r1_of_logits
+from aigc_ext.nn.split_batch import batch_randn, split_batch
+from aigc_ext.training.distributed import Processes
 
-STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1")
+STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
 """The entries of the vector that a step returns. See `losses.LossStats`."""
 
 
+class Mixing(NamedTuple):
+    """Style mixing (Karras et al., 2019, section 3.1): from layer `cutoff` on, a sample has the styles of
+    other latents.
+
+    Attributes:
+        z: (N, z_dim).
+        cutoff: (N,), int64; the number of layers or more is no mixing.
+    """
+
+    z: Tensor
+    cutoff: Tensor
+
+
 class StepInputs(NamedTuple):
-    """What the two losses of a step are computed from."""
+    """What the two losses of a step, or of a part of it, are computed from.
+
+    Attributes:
+        seed: of the step's random numbers, in the networks and the augmentation; None for PyTorch's own.
+        start, total: which rows of the step's batch these are.
+    """
 
     real: Tensor
     fake: Tensor
     z: Tensor
     labels: Tensor | None
     penalize: bool
+    mixing: Mixing | None = None
+    seed: int | None = None
+    start: int = 0
+    total: int | None = None
+
+    @contextmanager
+    def random(self, purpose: int) -> Iterator[None]:
+        """Inside, a part has the random numbers of its rows of the whole batch, other ones for each
+        purpose."""
+        if self.seed is not None:
+            # Not torch.manual_seed, which looks for every kind of device first.
+            torch.default_generator.manual_seed(self.seed + purpose)
+            if self.z.device.type == "cuda":
+                torch.cuda.manual_seed(self.seed + purpose)
+        with split_batch(len(self.z) if self.total is None else self.total, self.start):
+            yield
+
+
+_GENERATE, _DISCRIMINATE, _JUDGE, _STRETCH = range(4)
+PURPOSES = 4
 
 
 class Objective:
@@ -30,51 +71,124 @@ class Objective:
     Args:
         discriminator: maps (N, C, H, W) images, and (N,) int64 labels if there are any, to logits.
         loss: the adversarial loss.
-        gamma: weight of R1; D's loss gets `gamma / 2 * mean |dD/dx|^2` (Mescheder et al., 2018).
+        gamma: weight of R1; D's loss gets `gamma / 2 * mean |dD/dx|^2` (Mescheder et al., 2018). May be set
+            between steps.
         r1_interval: R1 is multiplied by this number, for callers who ask for it only every so many steps
             (lazy regularisation; Karras et al., 2020).
+        r2: take the penalty at the generated images too.
+        path_weight: weight of the path length regulariser of G.
+        augment: is applied to all images that D sees; R1 and R2 are taken through it.
+        autocast: the dtype of both networks' arithmetic under autocast, or None.
     """
 
     def __init__(
-        self, discriminator: nn.Module, loss: AdversarialLoss, *, gamma: float = 0.0, r1_interval: int = 1
+        self,
+        discriminator: nn.Module,
+        loss: AdversarialLoss,
+        *,
+        gamma: float = 0.0,
+        r1_interval: int = 1,
+        r2: bool = False,
+        path_weight: float = 0.0,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        self.gamma = gamma
         self._discriminator = discriminator
         self._loss = loss
-        self._r1_weight = gamma / 2 * r1_interval
-        self._not_measured = torch.full((), torch.nan, device=next(discriminator.parameters()).device)
+        self._interval = r1_interval
+        self._r2 = r2
+        self._path_weight = path_weight
+        self._augment = augment
+        self._autocast = autocast
+        self._device = next(discriminator.parameters()).device
+        self._not_measured = torch.full((), torch.nan, device=self._device)
 
-    def discriminator_backward(self, inputs: StepInputs) -> tuple[Tensor, LossStats, Tensor]:
-        """Adds the gradient of D's loss; returns the loss, its statistics, and R1 (NaN if not taken)."""
-        logits = with_labels(self._discriminator, inputs.labels)
-        if not (inputs.penalize and self._r1_weight):
-            loss, stats = self._loss.discriminator_backward(logits(inputs.real), logits(inputs.fake))
-            return loss, stats, self._not_measured
-        real = inputs.real.detach().requires_grad_()
-        real_logits = logits(real)
-        r1 = r1_of_logits(real_logits, real)
-        # Gradients of the parameters alone: nobody reads the images'.
-        loss, stats = self._loss.discriminator_backward(
-            real_logits,
-            logits(inputs.fake),
-            penalty=self._r1_weight * r1,
-            inputs=_trained(self._discriminator),
-        )
-        return loss, stats, r1.detach()
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._autocast)
+
+    def discriminator_backward(self, inputs: StepInputs) -> tuple[Tensor, LossStats, Tensor, Tensor]:
+        """Adds the gradient of D's loss; returns the loss, its statistics, R1 and R2 (NaN if not taken)."""
+        with inputs.random(_DISCRIMINATE):
+            if not (inputs.penalize and self.gamma):
+                loss, stats = self._loss.discriminator_backward(
+                    self._logits(inputs.real, inputs), self._logits(inputs.fake, inputs)
+                )
+                return loss, stats, self._not_measured, self._not_measured
+            real = inputs.real.detach().requires_grad_()
+            fake = inputs.fake.detach().requires_grad_(self._r2)
+            real_logits, fake_logits = self._logits(real, inputs), self._logits(fake, inputs)
+            penalty = r1 = r1_of_logits(real_logits, real)
+            r2 = self._not_measured
+            if self._r2:
+                r2 = r1_of_logits(fake_logits, fake)
+                penalty = r1 + r2
+            # Gradients of the parameters alone: nobody reads the images'.
+            loss, stats = self._loss.discriminator_backward(
+                real_logits,
+                fake_logits,
+                penalty=self.gamma / 2 * self._interval * penalty,
+                inputs=_trained(self._discriminator),
+            )
+            return loss, stats, r1.detach(), r2.detach()
 
     def generator_backward(self, fake: Tensor, inputs: StepInputs) -> Tensor:
         """Adds the gradient of G's loss on `fake`, the images with G's graph; returns the loss."""
-        logits = with_labels(self._discriminator, inputs.labels)
-        real_logits = None
-        if self._loss.relativistic:
-            with torch.no_grad():
-                real_logits = logits(inputs.real)
-        return self._loss.generator_backward(logits(fake), real_logits, images=fake)
+        with inputs.random(_JUDGE):
+            real_logits = None
+            if self._loss.relativistic:
+                with torch.no_grad():
+                    real_logits = self._logits(inputs.real, inputs)
+            return self._loss.generator_backward(self._logits(fake, inputs), real_logits, images=fake)
+
+    def generate(self, generator: Any, inputs: StepInputs) -> Tensor:
+        """G(z), in float32 or what G computes in without autocast."""
+        with inputs.random(_GENERATE), self.arithmetic():
+            if inputs.mixing is None:
+                images = with_labels(generator, inputs.labels)(inputs.z)
+            else:
+                images = generator.synthesis(_styles(generator, inputs))
+        return images.float() if self._autocast else images
+
+    def path_length_backward(
+        self, generator: Any, inputs: StepInputs, mean: Tensor, every: int
+    ) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of `path_weight * mean((|J^T y| - mean)^2)` over every `every`-th sample; returns
+        the regulariser and the mean length, of which a part that has none of these samples has 0."""
+        total = inputs.total or len(inputs.z)
+        # The samples 0, every, 2 * every, ... of the whole batch, of which these are this part's.
+        count, first = -(-total // every), -(-inputs.start // every)
+        rows = slice(first * every - inputs.start, None, every)
+        z, labels = inputs.z[rows], None if inputs.labels is None else inputs.labels[rows]
+        mixing = inputs.mixing and Mixing(inputs.mixing.z[rows], inputs.mixing.cutoff[rows])
+        if not len(z):
+            zero = torch.zeros((), device=z.device)
+            return zero, zero
+        chosen = inputs._replace(z=z, labels=labels, mixing=mixing, start=first, total=count)
+        with chosen.random(_STRETCH):
+            with self.arithmetic(), _unmoved_buffers(generator):
+                y = batch_randn(len(z), *inputs.fake.shape[1:], device=z.device)
+                lengths = path_length(generator.synthesis, _styles(generator, chosen), y)
+            # The mean over the whole batch's samples is then the mean of what the parts return.
+            share = total / len(inputs.z) / count
+            loss = self._path_weight * (lengths - mean).square().sum() * share
+            loss.backward()
+        return loss.detach(), lengths.detach().sum() * share
+
+    def _logits(self, images: Tensor, inputs: StepInputs) -> Tensor:
+        if self._augment is not None:
+            images = self._augment(images)
+        with self.arithmetic():
+            return with_labels(self._discriminator, inputs.labels)(images)
 
 
 class AdversarialStep:
     """Updates a discriminator and then a generator, once per call.
 
-    1. `fake = G(z)`; D's loss on `real` and on the detached `fake`, plus R1 when asked; D's optimiser steps.
+    1. `fake = G(z)`; D's loss on `real` and on the detached `fake`, plus the penalties when asked; D's
+       optimiser steps.
     2. G's loss on D(fake) by the updated D, whose parameters are frozen meanwhile, so that no weight gradient
        of D is computed and thrown away; G's optimiser steps, which averages the weights too if it is an
        `AdamEMA`.
@@ -83,8 +197,19 @@ class AdversarialStep:
     statistics come back as one tensor. If a loss is not finite, so is a gradient; `AdamEMA` refuses these,
     and neither weights nor moments change.
 
-    Attributes:
-        inputs: what the last call computed from, so that a failing step can be written down.
+    A batch may be computed in several parts, one after another (`part_size`) and in several processes
+    (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet
+    inside a network, as they do in batch norm and in a minibatch's standard deviation. Between the parts G's
+    graph is not kept, so that it runs forward twice. Buffers, such as a running mean, become the mean of what
+    each part makes of them.
+
+    Args:
+        generator, discriminator, objective, g_optimizer, d_optimizer: of the pair. For mixing and path
+            lengths the generator has `mapping(z, c) -> w (N, layers, w_dim)` and `synthesis(w) -> images`.
+        part_size: images of a part; None for all that a call gets.
+        processes: who shares the batch.
+        path_mean: 0-d tensor, the running mean of path lengths, which moves by `path_decay` of the way.
+        path_every: path lengths are those of every so manieth sample.
     """
 
     def __init__(
@@ -94,14 +219,38 @@ class AdversarialStep:
         objective: Objective,
         g_optimizer: torch.optim.Optimizer,
         d_optimizer: torch.optim.Optimizer,
+        *,
+        part_size: int | None = None,
+        processes: Processes | None = None,
+        path_mean: Tensor | None = None,
+        path_decay: float = 0.01,
+        path_every: int = 2,
     ) -> None:
+        self.objective = objective
+        if path_mean is None:
+            path_mean = torch.zeros((), device=next(generator.parameters()).device)
+        self.path_mean = path_mean
         self._generator = generator
-        self._objective = objective
+        self._discriminator = discriminator
         self._g_optimizer = g_optimizer
         self._d_optimizer = d_optimizer
         self._g_parameters = _trained(generator)
         self._d_parameters = _trained(discriminator)
-        self.inputs: StepInputs | None = None
+        self._part_size = part_size
+        self._processes = processes or Processes()
+        self._path_decay = path_decay
+        self._path_every = path_every
+        self._parts_done: list[StepInputs] = []
+        self._losses_done: list[Tensor] = []
+
+    @property
+    def inputs(self) -> StepInputs | None:
+        """What the last call computed from, so that a failing step can be written down; of several parts the
+        first with a loss that is not finite, or the last. None if that call failed."""
+        for part, losses in zip(self._parts_done, zip(*self._losses_done, strict=False), strict=False):
+            if not all(loss.isfinite() for loss in losses):
+                return part
+        return self._parts_done[-1] if self._parts_done else None
 
     def __call__(
         self,
@@ -111,36 +260,142 @@ class AdversarialStep:
         *,
         penalize: bool = False,
         train_generator: bool = True,
+        stretch: bool = False,
+        mixing: Mixing | None = None,
+        seed: int | None = None,
     ) -> Tensor:
-        """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if any;
-        without `train_generator` the discriminator alone learns.
+        """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if any.
+
+        Args:
+            real, z, labels, mixing: this process's share of the batch; the shares have one size.
+            penalize: take R1, and R2 if it is on.
+            train_generator: False if the discriminator alone learns.
+            stretch: take the path length regulariser.
+            seed: of the networks' random numbers; needed if the batch has parts.
 
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
-        self.inputs = None  # frees the last images before these need memory
-        with torch.set_grad_enabled(train_generator):
-            fake = with_labels(self._generator, labels)(z)
-        self.inputs = StepInputs(real, fake.detach(), z, labels, penalize)
+        self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
+        parts = self._parts(StepInputs(real, z, z, labels, penalize, mixing, seed))
+        whole = len(parts) == 1
+        keep_graph = whole and train_generator
 
         _clear(self._d_parameters)
-        loss_d, stats, r1 = self._objective.discriminator_backward(self.inputs)
-        _spoil_unless_finite(self._d_parameters, loss_d)
+        figures = []
+        made: list[StepInputs] = []
+        with self._averaged_buffers(len(parts), restore_generator=train_generator and not whole) as next_part:
+            for part in parts:
+                next_part()
+                with torch.set_grad_enabled(keep_graph):
+                    fake = self.objective.generate(self._generator, part)
+                inputs = part._replace(fake=fake.detach())
+                loss, stats, r1, r2 = self.objective.discriminator_backward(inputs)
+                figures.append(torch.stack((loss, torch.full_like(loss, torch.nan), *stats, r1, r2)))
+                made.append(inputs)
+        self._parts_done, self._losses_done = made, [torch.stack([f[0] for f in figures])]
+        statistics = self._finish(self._d_parameters, figures)
+        _spoil_unless_finite(self._d_parameters, statistics[0])
         self._d_optimizer.step()
+        not_measured = torch.full_like(statistics[:1], torch.nan)
         if not train_generator:
-            return torch.stack((loss_d, torch.full_like(loss_d, torch.nan), *stats, r1))
+            return torch.cat((statistics, not_measured))
 
         _clear(self._g_parameters)
+        losses = []
         for parameter in self._d_parameters:
             parameter.requires_grad_(False)
         try:
-            loss_g = self._objective.generator_backward(fake, self.inputs)
+            with self._averaged_buffers(len(parts)) as next_part:
+                for inputs in made:
+                    next_part()
+                    if not whole:
+                        fake = self.objective.generate(self._generator, inputs)
+                    loss = self.objective.generator_backward(fake, inputs)
+                    length = not_measured[0]
+                    if stretch:
+                        extra, length = self.objective.path_length_backward(
+                            self._generator, inputs, self.path_mean, self._path_every
+                        )
+                        loss = loss + extra
+                    losses.append(torch.stack((loss, length)))
         finally:
             for parameter in self._d_parameters:
                 parameter.requires_grad_(True)
+        self._losses_done.append(torch.stack([f[0] for f in losses]))
+        loss_g, length = self._finish(self._g_parameters, losses)
         _spoil_unless_finite(self._g_parameters, loss_g)
         self._g_optimizer.step()
+        if stretch:
+            moved = self.path_mean.lerp(length.to(self.path_mean.dtype), self._path_decay)
+            self.path_mean.copy_(torch.where(length.isfinite(), moved, self.path_mean))
 
-        return torch.stack((loss_d, loss_g, *stats, r1))
+        return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
+
+    def _parts(self, share: StepInputs) -> list[StepInputs]:
+        size = len(share.z)
+        step = self._part_size or size
+        if size % step:
+            raise ValueError(f"part_size is {step}, but must divide the {size} samples of a process")
+        count, total = size // step, size * self._processes.count
+        if size == total and count == 1:
+            return [share]
+        if share.seed is None:
+            raise ValueError("seed is None, but must be given: the batch is computed in parts")
+        first = size * self._processes.rank
+        parts = []
+        for start in range(0, size, step):
+            rows = slice(start, start + step)
+            mixing = share.mixing and Mixing(share.mixing.z[rows], share.mixing.cutoff[rows])
+            labels = None if share.labels is None else share.labels[rows]
+            z = share.z[rows]
+            part = StepInputs(share.real[rows], z, z, labels, share.penalize, mixing, share.seed)
+            parts.append(part._replace(start=first + start, total=total))
+        return parts
+
+    def _finish(self, parameters: list[Tensor], figures: list[Tensor]) -> Tensor:
+        """Makes the sums of the parts' gradients their mean over all processes; returns the figures' mean."""
+        mean = figures[0] if len(figures) == 1 else torch.stack(figures).mean(0)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if len(figures) > 1:
+            torch._foreach_div_(gradients, len(figures))
+        self._processes.average([*gradients, mean])
+        return mean
+
+    @contextmanager
+    def _averaged_buffers(
+        self, parts: int, *, restore_generator: bool = False
+    ) -> Iterator[Callable[[], None]]:
+        """Gives a function to call before each part; afterwards every buffer is the mean of what the parts
+        made of it, and G's are as before with `restore_generator`."""
+        if parts * self._processes.count == 1:
+            yield lambda: None
+            return
+        mine = [b for b in self._discriminator.buffers() if b.is_floating_point()]
+        others = [b for b in self._generator.buffers() if b.is_floating_point()]
+        buffers = mine + others
+        before = [buffer.clone() for buffer in buffers]
+        changes = [torch.zeros_like(buffer) for buffer in buffers]
+        begun = False
+
+        @torch.no_grad()
+        def next_part() -> None:
+            nonlocal begun
+            if begun:
+                for buffer, old, change in zip(buffers, before, changes, strict=True):
+                    change += buffer - old
+                    buffer.data.copy_(old)
+            begun = True
+
+        yield next_part
+        next_part()
+        with torch.no_grad():
+            if changes:
+                torch._foreach_div_(changes, parts)
+            self._processes.average(changes)
+            # As old + change, so that a constant keeps its bits; by .data, since G's graph may still hold it.
+            for i, (buffer, old, change) in enumerate(zip(buffers, before, changes, strict=True)):
+                if not restore_generator or i < len(mine):
+                    buffer.data.copy_(old + change)
 
 
 def with_labels(network: nn.Module, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -148,6 +403,26 @@ def with_labels(network: nn.Module, labels: Tensor | None) -> Callable[[Tensor],
     if labels is None:
         return network
     return lambda x: network(x, labels)
+
+
+@contextmanager
+def _unmoved_buffers(network: nn.Module) -> Iterator[None]:
+    """Afterwards running means are as they were: these few samples are not to count."""
+    buffers = list(network.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.data.copy_(old)  # .data, since the graph may hold a constant among them
+
+
+def _styles(generator: Any, inputs: StepInputs) -> Tensor:
+    """The styles of each layer, (N, num_ws, w_dim), mixed if asked."""
+    w: Tensor = generator.mapping(inputs.z, inputs.labels)
+    if inputs.mixing is None:
+        return w
+    others = generator.mapping(inputs.mixing.z, inputs.labels)
+    layers = torch.arange(w.size(1), device=w.device)
+    return torch.where((layers >= inputs.mixing.cutoff[:, None])[:, :, None], others, w)
 
 
 def _trained(network: nn.Module) -> list[Tensor]:

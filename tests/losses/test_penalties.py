@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aigc_ext import ops
-from aigc_ext.losses import AdversarialLoss, dragan, r1_of_logits, r1_penalty, r2_penalty, wgan_gp
+from aigc_ext import decompose, ops
+from aigc_ext.losses import (
+    AdversarialLoss,
+    dragan,
+    path_length,
+    r1_of_logits,
+    r1_penalty,
+    r2_penalty,
+    wgan_gp,
+)
 
 ACTIVATIONS = (("lrelu", "tanh"), ("swish", "softplus"))
 
@@ -329,3 +337,60 @@ def test_r1_of_logits_refuses_images_that_need_no_gradient() -> None:
     x = torch.randn(5, 4)
     with pytest.raises(ValueError, match="does not depend on x"):
         r1_of_logits(D(x), x)
+
+
+@pytest.mark.parametrize("layers", [None, 3])
+def test_path_length_is_the_norm_of_the_jacobian_times_noise(layers: int | None) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 2 * 3 * 5, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(6, *([layers] if layers else []), 4, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(6, 2, 3, 5, dtype=torch.float64)
+
+    def synthesis(w: Tensor) -> Tensor:
+        return torch.sin((w if layers is None else w.sum(1)) @ weight).unflatten(1, (2, 3, 5))
+
+    lengths = path_length(synthesis, w, y)
+    for i in range(6):
+        jacobian = torch.autograd.functional.jacobian(lambda v: synthesis(v[None])[0], w[i]).flatten(0, 2)
+        product = (jacobian.flatten(1).T @ y[i].flatten()) / math.sqrt(15)
+        expected = product.square().sum().div(layers or 1).sqrt()
+        torch.testing.assert_close(lengths[i], expected)
+
+    def penalty(weight_: Tensor, w_: Tensor) -> Tensor:
+        def synthesis_(v: Tensor) -> Tensor:
+            return torch.sin((v if layers is None else v.sum(1)) @ weight_).unflatten(1, (2, 3, 5))
+
+        return (path_length(synthesis_, w_, y) - 0.3).square().mean()
+
+    assert torch.autograd.gradcheck(penalty, (weight, w))
+
+
+def test_path_length_of_our_layers_is_that_of_plain_pytorch() -> None:
+    torch.manual_seed(0)
+    linear = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
+    conv = torch.randn(3, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(2, 4, dtype=torch.float64)
+    y = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+
+    def penalty() -> list[Tensor]:
+        def synthesis(w: Tensor) -> Tensor:
+            x = ops.linear_act(w, linear, act="softplus")[:, :, None, None].expand(-1, -1, 4, 4)
+            return ops.conv2d_act(x, conv, padding=1, act="tanh")
+
+        loss = (path_length(synthesis, w, y) - 1).square().mean()
+        return [loss, *torch.autograd.grad(loss, (linear, conv))]
+
+    ours = penalty()
+    with decompose():
+        plain = penalty()
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_path_length_refuses_what_has_none() -> None:
+    with pytest.raises(ValueError, match=r"w is torch.float32 of shape \[3\]"):
+        path_length(lambda w: w, torch.zeros(3))
+    with pytest.raises(ValueError, match="the images do not depend on w"):
+        path_length(lambda w: torch.zeros(2, 1, 4, 4), torch.zeros(2, 3))
+    zero = path_length(lambda w: (0 * w).unflatten(1, (1, 2, 2)), torch.ones(2, 4))
+    assert torch.equal(zero, torch.zeros(2)) or zero.abs().max() < 1e-18

@@ -369,7 +369,7 @@ def test_running_means_leave_out_what_is_not_finite():
     means.add(torch.where(row == 3, torch.inf, torch.nan))
     read = means.read()
     assert list(read) == list(STATISTICS)
-    assert list(read.values()) == [1.0, 2.0, 2.0, 4.0, 5.0, 6.0, 7.0]
+    assert list(read.values()) == [1.0, 2.0, 2.0, *(i + 1.0 for i in range(3, len(STATISTICS)))]
     means.reset()
     assert set(means.read().values()) == {None}
 

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from aigc_ext.training.config import (
-    PRESETS,
     AdamConfig,
     ConfigError,
     DCGANGeneratorConfig,
@@ -13,6 +12,7 @@ from aigc_ext.training.config import (
     TrainConfig,
     parse_setting,
 )
+from aigc_ext.training.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

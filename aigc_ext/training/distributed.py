@@ -1,0 +1,126 @@
+"""Several processes that train one pair of networks: each computes a part of every batch.
+
+`torchrun --nproc-per-node=2 -m aigc_ext.cli train ...` starts them. Gradients are added up after the
+backward, all in one tensor, not by hooks during it: a penalty's double backward would run these twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from aigc_ext.training.config import ConfigError
+
+
+class Processes:
+    """The processes of a run, or the one there is.
+
+    Attributes:
+        rank: number of this one, from 0 on; 0 alone writes files.
+        count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        active = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if active else 0
+        self.count = dist.get_world_size() if active else 1
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Puts the mean over all processes into `tensors`, by one sum over all of them."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat(
+            [tensor.reshape(-1).to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+        )
+        dist.all_reduce(flat)
+        flat /= self.count
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def any(self, flag: bool) -> bool:
+        """Is it true in any process?"""
+        return self.agreed_maximum(int(flag)) > 0
+
+    def agreed_maximum(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        if self.count == 1:
+            return number
+        value = torch.tensor(number, device=_device())
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
+    def broadcast_text(self, text: str) -> str:
+        """What the main process says."""
+        if self.count == 1:
+            return text
+        # Not broadcast_object_list, which pickles.
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
+        size = torch.tensor(data.numel(), device=_device())
+        dist.broadcast(size, 0)
+        if not self.main:
+            data = torch.empty(int(size), dtype=torch.uint8, device=_device())
+        dist.broadcast(data, 0)
+        return bytes(data.tolist()).decode()
+
+    def barrier(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+    def check_equal(self, networks: Iterable[nn.Module]) -> None:
+        """Raises RuntimeError, in every process, if the networks' weights are not the same everywhere."""
+        if self.count == 1:
+            return
+        sums = torch.stack([_checksum(network) for network in networks])
+        lowest, highest = sums.clone(), sums.clone()
+        dist.all_reduce(lowest, dist.ReduceOp.MIN)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        if not torch.equal(lowest, highest):
+            raise RuntimeError(
+                f"the weights of the {self.count} processes have come apart; is their data or code different?"
+            )
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Processes]:
+    """Joins the processes that torchrun started, if it started this one; gloo on the CPU, NCCL on CUDA.
+
+    Raises:
+        ConfigError: torchrun's processes share a CUDA device.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        yield Processes()
+        return
+    if device.type == "cuda":
+        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= found:
+            raise ConfigError(f"process {local} of this machine has no CUDA device: there are {found}")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes()
+    finally:
+        dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _checksum(network: nn.Module) -> Tensor:
+    """A number that the bits of the parameters decide: equal weights have equal ones."""
+    total = torch.zeros((), dtype=torch.int64, device=next(network.parameters()).device)
+    for i, parameter in enumerate(network.parameters(), 1):
+        words = parameter.detach().contiguous().view(torch.uint8).to(torch.int64)
+        places = torch.arange(1, words.numel() + 1, device=words.device).view_as(words)
+        total += (words * (places * 2_654_435_761 % 1_000_003)).sum() * i
+    return total

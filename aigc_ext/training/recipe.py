@@ -1,0 +1,98 @@
+"""What a recipe leaves to be computed: from the data, from the processes, and from how far a run has come."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext.training.augment import AdaAugment, DiffAugment
+from aigc_ext.training.config import AdamConfig, AugmentConfig, ConfigError, TrainConfig
+
+
+def complete(config: TrainConfig, image_shape: Sequence[int]) -> TrainConfig:
+    """The config with a number in the place of every null that depends on the data.
+
+    R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
+    Limited Data", appendix C); the average's half-life is 10/32 of the batch size in thousands of images.
+    """
+    loss, ema = config.loss, config.ema
+    if loss.gamma is None:
+        gamma = 0.0002 * image_shape[1] * image_shape[2] / config.batch
+        loss = dataclasses.replace(loss, gamma=gamma)
+    if ema.kimg is None:
+        ema = dataclasses.replace(ema, kimg=config.batch * 10 / 32)
+    return dataclasses.replace(config, loss=loss, ema=ema)
+
+
+def part_size(config: TrainConfig, processes: int) -> int:
+    """Images that a process computes at once.
+
+    Raises:
+        ConfigError: the batch cannot be split evenly.
+    """
+    if config.batch % processes:
+        raise ConfigError(f"batch is {config.batch}, but must be a multiple of the {processes} processes")
+    share = config.batch // processes
+    size = share if config.batch_gpu is None else config.batch_gpu
+    if share % size:
+        raise ConfigError(
+            f"batch_gpu is {size}, but must divide the {share} images of a process ({config.batch} in all)"
+        )
+    return size
+
+
+def ramp(config: TrainConfig, nimg: int) -> float:
+    """How far the ramp has come after `nimg` images: from 0 to 1 along half a cosine; 1 if there is none."""
+    if nimg >= config.ramp_kimg * 1000:
+        return 1.0
+    return (1 - math.cos(math.pi * nimg / (config.ramp_kimg * 1000))) / 2
+
+
+def between(start: float, end: float | None, position: float) -> float:
+    """`start`, or a point on the way from there to `end`, if there is one."""
+    return start if end is None else start + position * (end - start)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, config: AdamConfig, position: float) -> None:
+    """Learning rate and beta2 at a point of the ramp."""
+    for group in optimizer.param_groups:
+        group["lr"] = between(config.lr, config.lr_end, position)
+        group["betas"] = (config.beta1, between(config.beta2, config.beta2_end, position))
+
+
+def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.Module | None:
+    """What D's images go through, if anything."""
+    if config.kind == "noaug":
+        return None
+    if config.kind == "diffaug":
+        return DiffAugment(
+            **{name: name in config.policy for name in ("color", "translation", "cutout")},
+            value_range=value_range,
+        )
+    p = config.p if config.kind == "fixed" else 0.0
+    return AdaAugment(p, config.blit, config.geometric, config.color, value_range)
+
+
+@torch.no_grad()
+def adjust_augment(
+    augment: AdaAugment, config: TrainConfig, step: int, position: float, acc_real: Tensor
+) -> None:
+    """Moves the probability of augmentation behind a step: by the ramp, or by how sure D was of real images.
+
+    Args:
+        acc_real: the share of real images that D took for real; NaN counts for nothing.
+    """
+    settings = config.augment
+    if settings.kind == "fixed":
+        if settings.p_start is not None:
+            augment.p.fill_(between(settings.p_start, settings.p, position))
+        return
+    known = acc_real.isfinite()
+    augment.sum += torch.where(known, 2 * acc_real - 1, 0) * config.batch
+    augment.count += known * config.batch
+    if (step + 1) % settings.interval == 0:
+        augment.adjust(config.batch * settings.interval, settings.target, settings.kimg)
