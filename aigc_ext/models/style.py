@@ -277,7 +277,8 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 def in_format_of(weight: Tensor, x: Tensor) -> Tensor:
     """`x` in the memory format of `weight`: channels-last after `network.to(memory_format=...)`."""
-    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    # A 1x1 weight is contiguous in both formats; its strides tell what it was put to.
+    last = weight.stride(1) == 1 and weight.stride(3) == weight.shape[1] > 1
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

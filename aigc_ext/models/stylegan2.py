@@ -214,8 +214,9 @@ class StyleGAN2Discriminator(nn.Module):
             features = self.conv(self._with_deviation(features))
             logits: Tensor = self.head(self.linear(features.flatten(1)))
             if self.label_mapping is not None:
-                label = ops.pixel_norm(self.label_mapping(None, c))
-                logits = (logits * label).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
+                logits = (logits * self.label_mapping(None, c)).sum(1, keepdim=True) / math.sqrt(
+                    self.cmap_dim
+                )
             return logits
 
     def _with_deviation(self, x: Tensor) -> Tensor:
