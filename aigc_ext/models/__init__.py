@@ -16,6 +16,8 @@ from torch import nn
 from aigc_ext.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from aigc_ext.models.mlp import MLPDiscriminator, MLPGenerator
 from aigc_ext.models.sngan import SNGANDiscriminator, SNGANGenerator
+from aigc_ext.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from aigc_ext.models.stylegan3 import StyleGAN3Generator
 
 __all__ = [
     "DCGANDiscriminator",
@@ -24,6 +26,9 @@ __all__ = [
     "MLPGenerator",
     "SNGANDiscriminator",
     "SNGANGenerator",
+    "StyleGAN2Discriminator",
+    "StyleGAN2Generator",
+    "StyleGAN3Generator",
     "build_discriminator",
     "build_generator",
 ]
@@ -32,11 +37,14 @@ _GENERATORS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANGenerator,
     "mlp": MLPGenerator,
     "sngan": SNGANGenerator,
+    "stylegan2": StyleGAN2Generator,
+    "stylegan3": StyleGAN3Generator,
 }
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANDiscriminator,
     "mlp": MLPDiscriminator,
     "sngan": SNGANDiscriminator,
+    "stylegan2": StyleGAN2Discriminator,
 }
 
 

@@ -1,13 +1,12 @@
-"""Random numbers of a batch that is computed in parts, by one process after another or by several.
+"""Noise that belongs to a sample, whatever the part of the batch it is computed in.
 
-A layer that draws noise for each sample calls :func:`batch_randn`. Inside :func:`split_batch` each part of a
-batch then gets the very rows that the whole batch would have got, if every part starts from the same state of
-PyTorch's generator: the whole batch's noise is drawn, and the part's rows are kept.
+A batch may be computed in parts: one after the other (gradient accumulation) or in several processes. What a
+network draws inside, like the noise of StyleGAN's synthesis, is to be the same as for the whole batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,48 +18,41 @@ _part: tuple[int, int] | None = None
 
 @contextmanager
 def split_batch(total: int, start: int) -> Iterator[None]:
-    """Inside, a batch of n samples is the rows from ``start`` to ``start + n`` of one of ``total``.
+    """Inside, :func:`batch_randn` takes its samples to be rows of a batch of `total`, from `start` on.
+
+    For the same noise the random number generator must be in the same state before each part: in every
+    process, or set back by the caller before the next part. It moves on as for the whole batch. Process-wide;
+    when nested, the inner one holds.
 
     Raises:
-        ValueError: ``start`` is not a row of the batch.
+        ValueError: `start` is negative or beyond `total`.
     """
+    if not 0 <= start <= total:
+        raise ValueError(f"start is {start}, but must be from 0 to total, {total}")
     global _part
-    if not 0 <= start < max(total, 1):
-        raise ValueError(f"start is {start}, but must be from 0 to {total - 1}")
-    before, _part = _part, (total, start)
+    outside, _part = _part, (total, start)
     try:
         yield
     finally:
-        _part = before
+        _part = outside
 
 
 def batch_randn(
     n: int, *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """``torch.randn(n, *shape)``, of which the first dimension is the batch.
+    """(n, *shape) from N(0, 1), of PyTorch's global random number generator.
+
+    Inside :func:`split_batch` these are n rows of the (total, *shape) that the whole batch would draw.
 
     Raises:
-        ValueError: inside :func:`split_batch`, the part does not lie in the batch.
+        ValueError: inside `split_batch`, `start + n` is more than `total`.
     """
-    return _draw(torch.randn, n, shape, device, dtype)
-
-
-def batch_rand(
-    n: int, *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
-    """``torch.rand(n, *shape)``, as :func:`batch_randn`."""
-    return _draw(torch.rand, n, shape, device, dtype)
-
-
-def _draw(
-    draw: Callable[..., Tensor],
-    n: int,
-    shape: tuple[int, ...],
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    total, start = _part or (n, 0)
+    if _part is None:
+        return torch.randn(n, *shape, device=device, dtype=dtype)
+    total, start = _part
     if start + n > total:
-        raise ValueError(f"a part of {n} samples from {start} on does not lie in a batch of {total}")
-    numbers = draw(total, *shape, device=device, dtype=dtype)
-    return numbers if n == total else numbers[start : start + n]
+        raise ValueError(
+            f"n is {n}, but must be at most {total - start}: the batch has {total} samples, "
+            f"and this part starts at {start}"
+        )
+    return torch.randn(total, *shape, device=device, dtype=dtype)[start : start + n]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.losses import AdversarialLoss
-from aigc_ext.nn.split_batch import batch_rand, batch_randn, split_batch
+from aigc_ext.nn.split_batch import batch_randn
 from aigc_ext.training import ConfigError, Trainer, find_resume_point, read_checkpoint
 from aigc_ext.training.augment import AdaAugment
 from aigc_ext.training.recipe import part_size
@@ -54,23 +54,6 @@ def pair() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     discriminator = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Softplus(), nn.Linear(8, 1))
     return StyleGenerator().double(), discriminator.double()
-
-
-def test_a_part_has_its_rows_of_the_whole_batch() -> None:
-    for draw in (batch_randn, batch_rand):
-        torch.manual_seed(1)
-        whole = draw(6, 2)
-        for start, n in ((0, 6), (0, 2), (2, 4), (5, 1)):
-            torch.manual_seed(1)
-            with split_batch(6, start):
-                assert torch.equal(draw(n, 2), whole[start : start + n])
-        with (
-            split_batch(6, 4),
-            pytest.raises(ValueError, match="3 samples from 4 on does not lie in a batch of 6"),
-        ):
-            draw(3, 2)
-    with pytest.raises(ValueError, match="start is 6"), split_batch(6, 6):
-        pass
 
 
 @pytest.mark.parametrize("kind", ["logistic", "relativistic"])

@@ -1,0 +1,283 @@
+"""StyleGAN2: a generator of style-modulated convolutions and a residual discriminator (Karras, Laine,
+Aittala, Hellsten, Lehtinen, Aila 2020, https://arxiv.org/abs/1912.04958), conditional as in the paper on few
+data (Karras, Aittala, Hellsten, Laine, Lehtinen, Aila 2020, https://arxiv.org/abs/2006.06676).
+
+The coarsest images are those of `models.dcgan`: as small as halving allows, but at least 4 pixels high and
+wide. Images whose longer side is r pixels have `min(channel_base // r, channel_max)` channels.
+
+Conditional forms (`num_classes` > 0): the generator's mapping network gets z and an embedding of the label,
+each normalised; the discriminator's logit is the inner product of its features and of a mapped embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext import ops
+from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.models.style import (
+    CLAMP,
+    EqualizedConv2d,
+    EqualizedLinear,
+    MappingNetwork,
+    StyleGenerator,
+    channels_at,
+    check_positive,
+    compute_dtype,
+    in_format_of,
+)
+from aigc_ext.nn import ModulatedConv2d, Upsample2d
+from aigc_ext.nn.split_batch import batch_randn
+
+
+class StyleGAN2Generator(StyleGenerator):
+    """From z by w to an image: a learned constant, two style-modulated convolutions with noise for each
+    resolution, and an RGB image that every resolution adds to (skip architecture).
+
+    Args:
+        image_shape: (C, H, W) of the images; H and W even and at least 8.
+        z_dim, w_dim: lengths of the latent z, which is drawn from N(0, 1), and of w.
+        mapping_layers: number of layers from z to w.
+        channel_base, channel_max: the number of channels, see the module.
+        num_classes: number of labels, 0 for an unconditional generator.
+
+    Attributes:
+        num_ws: one w for each convolution and for the last RGB layer, the coarsest first; the other RGB
+            layers share the w of the convolution behind them.
+        w_avg: running mean of w, for truncation.
+
+    Raises:
+        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved, or
+            `channel_base` is less than the longer side.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (3, 256, 256),
+        z_dim: int = 512,
+        w_dim: int = 512,
+        mapping_layers: int = 8,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        num_classes: int = 0,
+    ) -> None:
+        halvings = halvings_of(image_shape, channel_max, num_classes)
+        super().__init__(image_shape, z_dim, w_dim, 2 * halvings + 2, mapping_layers, num_classes)
+        self.channel_base, self.channel_max = channel_base, channel_max
+        sizes = [(image_shape[1] >> k, image_shape[2] >> k) for k in reversed(range(halvings + 1))]
+        widths = [channels_at(max(size), channel_base, channel_max) for size in sizes]
+        self.constant = nn.Parameter(torch.randn(1, widths[0], *sizes[0]))
+        layers = [_StyledConv(widths[0], widths[0], w_dim, sizes[0])]
+        for before, width, size in zip(widths, widths[1:], sizes[1:]):  # noqa: B905 (widths has one more)
+            layers += [_StyledConv(before, width, w_dim, size, up=2), _StyledConv(width, width, w_dim, size)]
+        self.layers = nn.ModuleList(layers)
+        self.to_rgb = nn.ModuleList(_ToRGB(width, image_shape[0], w_dim) for width in widths)
+        self.upsample = Upsample2d()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_generator` makes the same architecture."""
+        return {
+            "family": "stylegan2",
+            "image_shape": list(self.image_shape),
+            "z_dim": self.z_dim,
+            "w_dim": self.w_dim,
+            "mapping_layers": self.mapping_layers,
+            "channel_base": self.channel_base,
+            "channel_max": self.channel_max,
+            "num_classes": self.num_classes,
+        }
+
+    def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
+        """Images, about from -1 to 1, of styles.
+
+        Activations have autocast's dtype (outside of it the weights'), the RGB image at least float32.
+
+        Args:
+            w: (N, num_ws, w_dim), as `mapping` returns it.
+            noise_mode: "random" for new noise in every pixel (by `nn.split_batch.batch_randn`), "const" for
+                the same in every call, kept in buffers, "none" for no noise.
+
+        Returns:
+            (N, C, H, W), in the dtype of the weights.
+
+        Raises:
+            ValueError: `w` has the wrong shape or dtype; `noise_mode` is not one of the three.
+        """
+        self._check_styles(w, noise_mode)
+        dtype = compute_dtype(self.constant)
+        wide = torch.promote_types(self.constant.dtype, torch.float32)
+        with torch.autocast(w.device.type, enabled=False):
+            w = w.to(self.constant.dtype)
+            x = self.constant.to(dtype).expand(w.shape[0], -1, -1, -1)
+            x = in_format_of(self.constant, x)
+            x = self.layers[0](x, w[:, 0], noise_mode)
+            image = self.to_rgb[0](x, w[:, 1]).to(wide)
+            for k in range(1, len(self.to_rgb)):
+                x = self.layers[2 * k - 1](x, w[:, 2 * k - 1], noise_mode)
+                x = self.layers[2 * k](x, w[:, 2 * k], noise_mode)
+                image = self.upsample(image) + self.to_rgb[k](x, w[:, 2 * k + 1])
+            return image.to(self.constant.dtype)
+
+
+class StyleGAN2Discriminator(nn.Module):
+    """From an image to a logit: residual blocks that halve the sides, the standard deviation over groups of
+    samples as one more channel, a convolution and two linear layers; leaky ReLU of slope 0.2.
+
+    A group for the standard deviation is `group_size` samples that follow each other, so that a batch in
+    parts of whole groups gives the same logits. If the batch is no multiple of it, the groups are as large
+    as its largest divisor below `group_size`: 3 for 6 samples and a `group_size` of 4. For 5 that is 1, and
+    the channel is about 0.
+
+    Args:
+        image_shape: (C, H, W) of the images; H and W even and at least 8.
+        channel_base, channel_max: the number of channels, see the module.
+        group_size: samples of a group.
+        num_classes: number of labels, 0 for an unconditional discriminator.
+        cmap_dim: length of the mapped label; None for the number of channels of the coarsest images.
+        mapping_layers: from the embedding to it; only with labels.
+
+    Raises:
+        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved, or
+            `channel_base` is less than the longer side.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (3, 256, 256),
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        group_size: int = 4,
+        num_classes: int = 0,
+        cmap_dim: int | None = None,
+        mapping_layers: int = 8,
+    ) -> None:
+        super().__init__()
+        halvings = halvings_of(image_shape, channel_max, num_classes)
+        check_positive(group_size=group_size, mapping_layers=mapping_layers)
+        self.image_shape, self.num_classes = tuple(image_shape), num_classes
+        self.channel_base, self.channel_max, self.group_size = channel_base, channel_max, group_size
+        sizes = [(image_shape[1] >> k, image_shape[2] >> k) for k in range(halvings + 1)]
+        widths = [channels_at(max(size), channel_base, channel_max) for size in sizes]
+        coarse = widths[-1]
+        self.cmap_dim = coarse if cmap_dim is None else cmap_dim
+        check_positive(cmap_dim=self.cmap_dim)
+        self.mapping_layers = mapping_layers
+        self.from_rgb = EqualizedConv2d(image_shape[0], widths[0], 1)
+        self.blocks = nn.Sequential(*(_DownBlock(widths[k], widths[k + 1]) for k in range(halvings)))
+        self.conv = EqualizedConv2d(coarse + 1, coarse, 3)
+        self.linear = EqualizedLinear(coarse * math.prod(sizes[-1]), coarse, act="lrelu")
+        self.head = EqualizedLinear(coarse, self.cmap_dim if num_classes else 1)
+        self.label_mapping = (
+            MappingNetwork(0, self.cmap_dim, mapping_layers, num_classes) if num_classes else None
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_discriminator` makes the same architecture."""
+        return {
+            "family": "stylegan2",
+            "image_shape": list(self.image_shape),
+            "channel_base": self.channel_base,
+            "channel_max": self.channel_max,
+            "group_size": self.group_size,
+            "num_classes": self.num_classes,
+            "cmap_dim": self.cmap_dim,
+            "mapping_layers": self.mapping_layers,
+        }
+
+    def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
+        """Logits, positive for real.
+
+        Args:
+            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+
+        Returns:
+            (N, 1), in the dtype of the weights. The layers behind the blocks run in it under autocast too.
+
+        Raises:
+            ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
+                given in vain.
+        """
+        weight = self.head.weight
+        check_input("images", images, self.image_shape, weight)
+        check_labels(c, images.shape[0], self.num_classes)
+        dtype = compute_dtype(weight)
+        with torch.autocast(images.device.type, enabled=False):
+            features = self.blocks(self.from_rgb(images.to(dtype))).to(weight.dtype)
+            features = self.conv(self._with_deviation(features))
+            logits: Tensor = self.head(self.linear(features.flatten(1)))
+            if self.label_mapping is not None:
+                logits = (logits * self.label_mapping(None, c)).sum(1, keepdim=True) / math.sqrt(
+                    self.cmap_dim
+                )
+            return logits
+
+    def _with_deviation(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        size = next(size for size in range(min(self.group_size, max(n, 1)), 0, -1) if n % size == 0)
+        # The op's groups are samples n / size apart from each other.
+        apart = x.unflatten(0, (n // size, size)).transpose(0, 1).flatten(0, 1)
+        y = ops.minibatch_stddev(apart, size)
+        return y.unflatten(0, (size, n // size)).transpose(0, 1).flatten(0, 1)
+
+
+class _StyledConv(nn.Module):
+    """From w to styles, and a modulated convolution with them, noise, bias and leaky ReLU."""
+
+    noise: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, w_dim: int, size: tuple[int, int], up: int = 1
+    ) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, in_channels, bias=1.0)
+        # Demodulation makes the scale of the weight immaterial: it needs no factor for the learning rate.
+        self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up, clamp=CLAMP)
+        self.register_buffer("noise", torch.randn(size))
+
+    def forward(self, x: Tensor, w: Tensor, noise_mode: str) -> Tensor:
+        noise = None
+        if noise_mode == "random":
+            noise = batch_randn(x.shape[0], 1, *self.noise.shape, device=x.device, dtype=x.dtype)
+        elif noise_mode == "const":
+            noise = self.noise[None, None]
+        y: Tensor = self.conv(x, self.affine(w), noise)
+        return y
+
+
+class _ToRGB(nn.Module):
+    """From w to styles, and a 1x1 convolution with them, without demodulation."""
+
+    def __init__(self, in_channels: int, colours: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, in_channels, bias=1.0)
+        self.conv = ModulatedConv2d(
+            in_channels, colours, 1, demodulate=False, noise=False, act="linear", clamp=CLAMP
+        )
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        styles = self.affine(w) * (1 / math.sqrt(x.shape[1]))
+        y: Tensor = self.conv(x, styles)
+        return y
+
+
+class _DownBlock(nn.Module):
+    """Two convolutions, beside them a linear 1x1 convolution, whose sum has the variance of either."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        half = math.sqrt(0.5)
+        self.conv1 = EqualizedConv2d(in_channels, in_channels, 3)
+        self.conv2 = EqualizedConv2d(in_channels, out_channels, 3, down=2, gain=half)
+        self.skip = EqualizedConv2d(in_channels, out_channels, 1, down=2, bias=False, act="linear", gain=half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(self.conv1(x)) + self.skip(x)
+        return y

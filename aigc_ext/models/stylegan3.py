@@ -1,0 +1,368 @@
+"""StyleGAN3: an alias-free generator (Karras, Aittala, Laine, Härkönen, Hellsten, Lehtinen, Aila 2021,
+https://arxiv.org/abs/2106.12423). Its discriminator is StyleGAN2's.
+
+Lengths are in units of the image's longer side, so that an image of s pixels there has the sampling rate s.
+Layer i of N has a cutoff frequency, from where on its signal is to hold nothing, and a stopband frequency,
+from where on its filters suppress everything; both grow geometrically until the last `num_critical` layers,
+whose cutoff is the image's own limit, s / 2. Its sampling rate is s over the largest power of two that keeps
+twice the stopband below it. Its nonlinearity runs at twice the larger of the rates before and after it,
+between two low-pass filters of the signals before and after it. All images but the last two layers' have a
+margin, so that what happens at their borders stays outside the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext import ops
+from aigc_ext.models.style import (
+    CLAMP,
+    EqualizedLinear,
+    StyleGenerator,
+    channels_at,
+    check_positive,
+    compute_dtype,
+    follow,
+    in_format_of,
+)
+
+_TAPS = 6  # of a filter, for each sample of the lower rate
+_MAGNITUDE_HALF_LIFE = 20000  # images: a factor of 0.9989 for a batch of 32
+
+
+class StyleGAN3Generator(StyleGenerator):
+    """From z by w to an image: Fourier features, moved and turned as w says; style-modulated convolutions,
+    each with a leaky ReLU at a higher sampling rate; and an RGB layer.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        variant: "t" has 3x3 convolutions and follows translations of the input; "r" has 1x1 convolutions and
+            radially symmetric filters behind the nonlinearity, and follows rotations too. The paper gives "r"
+            twice as many channels (`channel_base` 65536, `channel_max` 1024).
+        z_dim, w_dim: lengths of the latent z, which is drawn from N(0, 1), and of w.
+        mapping_layers: number of layers from z to w.
+        channel_base, channel_max: a layer of cutoff f has `min(channel_base / 2f, channel_max)` channels; at
+            the finest that is `channel_base // s`.
+        num_layers, num_critical: number of layers without the RGB layer, and how many of them the last, whose
+            cutoff is s / 2. Small images need fewer layers: 6 for 32x32.
+        first_cutoff, first_stopband: of the Fourier features.
+        last_stopband_rel: the last stopband over the last cutoff.
+        margin_size: pixels on each side of every image but the last two.
+        output_scale: what RGB is multiplied with.
+        num_classes: number of labels, 0 for an unconditional generator.
+
+    Attributes:
+        input.transform: a 3x3 matrix, the identity at first, that maps pixel positions `(x, y, 1)` to those
+            of the untransformed image; the origin is the centre, x and y grow right and down. The identity
+            with t / s in the place of `transform[0, 2]` shows the image moved by t pixels to the left.
+        num_ws: one w for the input and for each layer, RGB's included.
+        w_avg: running mean of w, for truncation.
+
+    Raises:
+        ValueError: a size is not positive (`num_classes`: is negative), `variant` is unknown, `num_layers` is
+            not above `num_critical`, the frequencies do not rise, or `channel_base` is less than the longer
+            side.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (3, 256, 256),
+        variant: str = "t",
+        z_dim: int = 512,
+        w_dim: int = 512,
+        mapping_layers: int = 2,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        num_layers: int = 14,
+        num_critical: int = 2,
+        first_cutoff: float = 2.0,
+        first_stopband: float = 2**2.1,
+        last_stopband_rel: float = 2**0.3,
+        margin_size: int = 10,
+        output_scale: float = 0.25,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__(image_shape, z_dim, w_dim, num_layers + 2, mapping_layers, num_classes)
+        _check_layers(num_layers, num_critical, margin_size, variant)
+        side = max(image_shape[1:])
+        if not 0 < first_cutoff < first_stopband or first_cutoff >= side / 2 or last_stopband_rel <= 1:
+            raise ValueError(
+                f"first_cutoff is {first_cutoff}, first_stopband {first_stopband} and last_stopband_rel "
+                f"{last_stopband_rel}, but must be 0 < first_cutoff < first_stopband, first_cutoff < "
+                f"{side / 2} (half the longer side), and 1 < last_stopband_rel"
+            )
+        self.variant, self.channel_base, self.channel_max = variant, channel_base, channel_max
+        self.num_layers, self.num_critical = num_layers, num_critical
+        self.first_cutoff, self.first_stopband = first_cutoff, first_stopband
+        self.last_stopband_rel = last_stopband_rel
+        self.margin_size, self.output_scale = margin_size, output_scale
+
+        channels_at(side, channel_base, channel_max)  # at least one channel
+        signals = []
+        for i in range(num_layers):
+            rise = min(i / (num_layers - num_critical), 1.0)
+            cutoff = first_cutoff * (side / 2 / first_cutoff) ** rise
+            stopband = first_stopband * (side / 2 * last_stopband_rel / first_stopband) ** rise
+            halvings = max(math.floor(math.log2(side / (2 * stopband))), 0)
+            margin = margin_size if i < num_layers - 1 else 0
+            signals.append(
+                _Signal(
+                    channels=round(min(channel_base / (2 * cutoff), channel_max)),
+                    height=math.ceil(image_shape[1] / 2**halvings) + 2 * margin,
+                    width=math.ceil(image_shape[2] / 2**halvings) + 2 * margin,
+                    rate=side / 2**halvings,
+                    cutoff=cutoff,
+                    transition=2 * (max(side / 2**halvings / 2, stopband) - cutoff),
+                    radial=variant == "r" and i < num_layers - num_critical,
+                )
+            )
+        self.input = _FourierFeatures(signals[0], w_dim)
+        kernel_size = 3 if variant == "t" else 1
+        self.layers = nn.ModuleList(
+            _Layer(before, after, w_dim, kernel_size) for before, after in pairwise([signals[0], *signals])
+        )
+        self.to_rgb = _ToRGB(signals[-1].channels, image_shape[0], w_dim)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_generator` makes the same architecture."""
+        return {
+            "family": "stylegan3",
+            "image_shape": list(self.image_shape),
+            "variant": self.variant,
+            "z_dim": self.z_dim,
+            "w_dim": self.w_dim,
+            "mapping_layers": self.mapping_layers,
+            "channel_base": self.channel_base,
+            "channel_max": self.channel_max,
+            "num_layers": self.num_layers,
+            "num_critical": self.num_critical,
+            "first_cutoff": self.first_cutoff,
+            "first_stopband": self.first_stopband,
+            "last_stopband_rel": self.last_stopband_rel,
+            "margin_size": self.margin_size,
+            "output_scale": self.output_scale,
+            "num_classes": self.num_classes,
+        }
+
+    def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
+        """Images, about from -1 to 1, of styles.
+
+        Activations have autocast's dtype (outside of it the weights'). In training mode each layer's running
+        magnitude of its input, which the weights are divided by, follows the batch's, for the calls to come.
+
+        Args:
+            w: (N, num_ws, w_dim), as `mapping` returns it.
+            noise_mode: as in StyleGAN2, whose callers are served so; there is no noise here.
+
+        Returns:
+            (N, C, H, W), in the dtype of the weights.
+
+        Raises:
+            ValueError: `w` has the wrong shape or dtype; `noise_mode` is not one of the three.
+        """
+        self._check_styles(w, noise_mode)
+        weight = self.to_rgb.weight
+        dtype = compute_dtype(weight)
+        with torch.autocast(w.device.type, enabled=False):
+            w = w.to(weight.dtype)
+            x = in_format_of(self.get_parameter("layers.0.weight"), self.input(w[:, 0]).to(dtype))
+            for i, layer in enumerate(self.layers, start=1):
+                x = layer(x, w[:, i])
+            return self.to_rgb(x, w[:, -1]).to(weight.dtype) * self.output_scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Signal:
+    """The images between two layers, see the module. `transition` is from the passband to the stopband."""
+
+    channels: int
+    height: int
+    width: int
+    rate: float
+    cutoff: float
+    transition: float
+    radial: bool
+
+    def positions(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of rows and columns."""
+        rows = torch.arange(self.height, dtype=dtype, device=device)
+        columns = torch.arange(self.width, dtype=dtype, device=device)
+        return (rows - (self.height - 1) / 2) / self.rate, (columns - (self.width - 1) / 2) / self.rate
+
+
+class _FourierFeatures(nn.Module):
+    """Sines of random frequencies below the cutoff, turned and shifted by w and the user, and mixed."""
+
+    transform: Tensor
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, signal: _Signal, w_dim: int) -> None:
+        super().__init__()
+        self.signal = signal
+        channels = signal.channels
+        angles = 2 * math.pi * torch.rand(channels)
+        radii = signal.cutoff * torch.rand(channels).sqrt()  # uniform in the disk
+        self.register_buffer("frequencies", torch.stack([radii * angles.cos(), radii * angles.sin()], 1))
+        self.register_buffer("phases", torch.rand(channels))
+        self.register_buffer("transform", torch.eye(3))
+        self.weight = nn.Parameter(torch.randn(channels, channels))
+        self.affine = EqualizedLinear(w_dim, 4)
+        with torch.no_grad():  # neither turned nor shifted
+            self.affine.weight.zero_()
+            self.affine.bias[0] = 1
+
+    def forward(self, w: Tensor) -> Tensor:
+        wide = torch.promote_types(w.dtype, torch.float32)
+        frequencies, user = self.frequencies.to(wide), self.transform.to(wide)
+        cosine, sine, x, y = self.affine(w).to(wide).unbind(1)
+        length = torch.hypot(cosine, sine)
+        cosine, sine = cosine / length, sine / length
+        turn = torch.stack([cosine, -sine, sine, cosine], 1).unflatten(1, (2, 2))
+        # frequencies . (turn @ user @ position + shift), with the matrices put to the frequencies
+        phases = torch.stack([x, y], 1) @ frequencies.t() + self.phases.to(wide)
+        frequencies = frequencies @ turn @ user[:2, :2]
+        phases = phases + (self.frequencies.to(wide) @ turn) @ user[:2, 2]
+        # Where the user's matrix makes frequencies higher, they fade out towards what the rate can hold.
+        limit, band = self.signal.rate / 2, self.signal.cutoff
+        size = torch.linalg.vector_norm(frequencies, dim=2)
+        fade = ((limit - size) / (limit - band)).clamp(0, 1)
+        rows, columns = self.signal.positions(wide, w.device)
+        turns = (
+            frequencies[:, :, 1, None, None] * rows[:, None]
+            + frequencies[:, :, 0, None, None] * columns
+            + phases[:, :, None, None]
+        )
+        features = (2 * math.pi * turns).sin() * (math.sqrt(2) * fade)[:, :, None, None]
+        weight = self.weight.to(wide) * (1 / math.sqrt(self.weight.shape[1]))
+        return ops.conv2d_act(features, weight[:, :, None, None])
+
+
+class _Layer(nn.Module):
+    """From w to styles, a modulated convolution with them, bias, and the filtered leaky ReLU."""
+
+    up_filter: Tensor
+    down_filter: Tensor
+    magnitude: Tensor
+
+    def __init__(self, before: _Signal, after: _Signal, w_dim: int, kernel_size: int) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, before.channels, bias=1.0)
+        # Demodulation makes the scale of the weight immaterial: it needs no factor for the learning rate.
+        self.weight = nn.Parameter(torch.randn(after.channels, before.channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(after.channels))
+        self.register_buffer("magnitude", torch.ones(()))
+        rate = 2 * max(before.rate, after.rate)
+        self.up, self.down = round(rate / before.rate), round(rate / after.rate)
+        taps_u, taps_d = _TAPS * self.up, _TAPS * self.down
+        self.register_buffer("up_filter", lowpass(taps_u, before.cutoff, before.transition, rate))
+        self.register_buffer(
+            "down_filter", lowpass(taps_d, after.cutoff, after.transition, rate, radial=after.radial)
+        )
+        self.padding = [
+            *_padding(before.width, after.width, self.up, self.down, taps_u + taps_d),
+            *_padding(before.height, after.height, self.up, self.down, taps_u + taps_d),
+        ]
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        gain = self.magnitude.rsqrt()
+        if self.training:
+            _follow_magnitude(self.magnitude, x)
+        x = ops.modulated_conv2d(
+            *(x, self.weight, self.affine(w)),
+            padding=self.weight.shape[2] // 2,
+            normalize=True,
+            input_gain=gain,
+        )
+        return ops.filtered_lrelu(
+            *(x, self.up_filter, self.down_filter, self.bias, self.up, self.down, self.padding),
+            clamp=CLAMP,
+        )
+
+
+class _ToRGB(nn.Module):
+    """From w to styles, and a 1x1 convolution with them, without demodulation."""
+
+    magnitude: Tensor
+
+    def __init__(self, in_channels: int, colours: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, in_channels, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(colours, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(colours))
+        self.register_buffer("magnitude", torch.ones(()))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        gain = self.magnitude.rsqrt()
+        if self.training:
+            _follow_magnitude(self.magnitude, x)
+        styles = self.affine(w) * (1 / math.sqrt(x.shape[1]))
+        return ops.modulated_conv2d(
+            x, self.weight, styles, self.bias, demodulate=False, input_gain=gain, clamp=CLAMP
+        )
+
+
+def _follow_magnitude(magnitude: Tensor, x: Tensor) -> None:
+    if x.shape[0]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        square = x.detach().to(wide).square().mean()
+        follow(magnitude, square, x.shape[0], _MAGNITUDE_HALF_LIFE)
+
+
+def lowpass(taps: int, cutoff: float, transition: float, rate: float, radial: bool = False) -> Tensor:
+    """A low-pass filter of sum 1: the ideal one, cut to size by a Kaiser window.
+
+    Args:
+        taps: its length.
+        cutoff: its frequency, in the middle of the transition.
+        transition: width of the frequencies from passband to stopband, which the window is chosen for by
+            Kaiser's formulas (Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window
+            function").
+        rate: the sampling rate.
+        radial: the two-dimensional one, of a disk of frequencies, with the window along the radius.
+
+    Returns:
+        [taps], or [taps, taps] for a radial one, float32.
+    """
+    attenuation = 2.285 * (taps - 1) * 2 * math.pi * transition / rate + 7.95  # dB
+    if attenuation > 50:
+        beta = 0.1102 * (attenuation - 8.7)
+    elif attenuation > 21:
+        beta = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+    else:
+        beta = 0.0
+    half = (taps - 1) / 2
+    r = (torch.arange(taps, dtype=torch.float64) - half).abs()
+    if radial:
+        r = torch.hypot(r, r[:, None])
+        angle = (2 * math.pi * cutoff / rate * r).clamp(min=1e-9)  # at the centre the limit, 1/2
+        ideal = torch.special.bessel_j1(angle) / angle
+    else:
+        ideal = torch.sinc(2 * cutoff / rate * r)
+    window = torch.special.i0(beta * (1 - (r / half).square()).clamp(min=0).sqrt())
+    f = torch.where(r <= half, ideal * window, 0)
+    return (f / f.sum()).float()
+
+
+def _padding(before: int, after: int, up: int, down: int, taps: int) -> tuple[int, int]:
+    """For `ops.filtered_lrelu`: from `before` to `after` pixels that have the same centre."""
+    first = (down * (after - 1) - up * (before - 1) + taps - 2) // 2
+    return first, down * (after - 1) - up * before + taps - 1 - first
+
+
+def _check_layers(num_layers: int, num_critical: int, margin_size: int, variant: str) -> None:
+    check_positive(num_critical=num_critical)
+    if num_layers <= num_critical:
+        raise ValueError(f"num_layers is {num_layers}, but must be above num_critical, {num_critical}")
+    if margin_size < 0:
+        raise ValueError(f"margin_size is {margin_size}, but must be at least 0")
+    if variant not in ("t", "r"):
+        raise ValueError(f"variant is {variant!r}, but must be 't' or 'r'")
