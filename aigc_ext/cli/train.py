@@ -22,6 +22,7 @@ from aigc_ext.training import (
     find_resume_point,
 )
 from aigc_ext.training.config import parse_setting
+from aigc_ext.training.cost import probe
 
 # Option -> key of TrainConfig. An option that is not given leaves the preset's, the file's or the run's
 # value.
@@ -30,6 +31,12 @@ _KEYS = {
     "cond": "data.cond",
     "mirror": "data.mirror",
     "batch": "batch",
+    "batch_gpu": "batch_gpu",
+    "aug": "augment.kind",
+    "p": "augment.p",
+    "target": "augment.target",
+    "precision": "precision",
+    "channels_last": "channels_last",
     "gamma": "loss.gamma",
     "glr": "g_optim.lr",
     "dlr": "d_optim.lr",
@@ -64,8 +71,24 @@ _KEYS = {
 )
 @click.option("--cond/--no-cond", default=None, help="Train on the labels of the data.")
 @click.option("--mirror/--no-mirror", default=None, help="Flip every image left to right half of the time.")
-@click.option("--batch", type=int, metavar="INT", help="Images per step.")
+@click.option("--batch", type=int, metavar="INT", help="Images per step, over all processes.")
+@click.option(
+    "--batch-gpu",
+    type=int,
+    metavar="INT",
+    help="Images that a process computes at once.  [default: its share]",
+)
 @click.option("--gamma", type=float, metavar="FLOAT", help="Weight of the R1 penalty; 0 is off.")
+@click.option(
+    "--aug", type=click.Choice(["noaug", "ada", "fixed", "diffaug"]), help="Augmentation of what D sees."
+)
+@click.option("--p", type=float, metavar="FLOAT", help="Probability of --aug fixed.")
+@click.option("--target", type=float, metavar="FLOAT", help="Mean sign of D(real) that --aug ada aims at.")
+@click.option("--cbase", type=int, metavar="INT", help="Channels times resolution of both networks.")
+@click.option("--cmax", type=int, metavar="INT", help="Most channels of both networks.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the networks' arithmetic.")
+@click.option("--channels-last/--no-channels-last", default=None, help="Memory format of the images.")
+@click.option("--metrics", metavar="LIST", help="At each snapshot: fd,kid,pr,coverage, or none.")
 @click.option("--glr", type=float, metavar="FLOAT", help="The generator's learning rate.")
 @click.option("--dlr", type=float, metavar="FLOAT", help="The discriminator's learning rate.")
 @click.option("--kimg", type=float, metavar="FLOAT", help="Length of the run in thousands of images.")
@@ -91,7 +114,9 @@ _KEYS = {
     help="keep: glibc keeps freed memory for the next tensor, which makes large tensors on the CPU faster.",
 )
 @click.option("--desc", default="", metavar="TEXT", help="Added to the run directory's name.")
-@click.option("-n", "--dry-run", is_flag=True, help="Print the resolved config as JSON and stop.")
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Print the resolved config as JSON, and what it costs, and stop."
+)
 def train(
     outdir: str,
     preset: str | None,
@@ -100,6 +125,9 @@ def train(
     resume: str | None,
     desc: str,
     dry_run: bool,
+    metrics: str | None,
+    cbase: int | None,
+    cmax: int | None,
     **options: Any,
 ) -> int:
     """Train a GAN on a set of images.
@@ -115,13 +143,21 @@ def train(
         for option, key in _KEYS.items():
             if options[option] is not None:
                 resolved = resolved.override(key, options[option])
+        if metrics is not None:
+            names = [] if metrics == "none" else metrics.split(",")
+            resolved = resolved.override("metrics", names)
+        for name, channels in (("channel_base", cbase), ("channel_max", cmax)):
+            if channels is not None:
+                for network in ("generator", "discriminator"):
+                    resolved = resolved.override(f"{network}.{name}", channels)
         for setting in settings:
             resolved = resolved.override(*parse_setting(setting))
         trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc)
         if point is not None:
             trainer.restore(point)
     if dry_run:
-        click.echo(resolved.to_json(), nl=False)
+        click.echo(trainer.config.to_json(), nl=False)
+        click.echo(f"estimated from a few steps: {probe(trainer)}", err=True)
         return 0
     handler = _AboveProgressLine()
     logging.getLogger("aigc_ext").addHandler(handler)

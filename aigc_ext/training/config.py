@@ -257,7 +257,7 @@ class LossConfig(_Config):
     l2_weight: NonNegative = 0.0
     gamma: NonNegative | None = 0.0
     """Weight of R1: the discriminator's loss gets gamma/2 times the mean of |dD/dx|^2. 0 turns it off; null
-    is 0.0002 * pixels / batch."""
+    is a number for the size of the images, see `training.recipe`."""
     gamma_end: NonNegative | None = None
     """What gamma becomes by the end of the ramp; null: it stays."""
     r1_interval: Count = 16

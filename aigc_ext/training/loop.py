@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,17 +267,7 @@ class Trainer:
         snapshot_images = config.tick_images * config.snap
         clock = time.perf_counter()
         tick_nimg, tick_seconds, earlier = state.nimg, state.seconds, state.seconds
-        stream = batches(
-            self.data,
-            config.batch,
-            derive_seed(config.seed, "data"),
-            mirror=config.data.mirror,
-            position=state.nimg,
-            workers=config.workers,
-            rank=self._processes.rank,
-            processes=self._processes.count,
-        )
-        with closing(stream):
+        with closing(self._batches()) as stream:
             while state.nimg < config.total_images and not self._stopped(stop):
                 before = state.nimg
                 statistics = self._one_step(*next(stream))
@@ -310,7 +300,7 @@ class Trainer:
         if config.channels_last:
             real = real.contiguous(memory_format=torch.channels_last)
         condition = labels.to(self.device, non_blocking=True) if self._classes else None
-        train_generator = (state.step + 1) % config.n_dis == 0
+        penalize, train_generator, self._stretched = self.kind_of_step(state.step)
         z, mixing = self._draw_latents()
 
         position = recipe.ramp(config, state.nimg)
@@ -321,10 +311,9 @@ class Trainer:
         images_per_update = config.batch * config.n_dis
         state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, images_per_update, position)
 
-        self._stretched = train_generator and self._stretches()
         statistics = step(
             *(real, z, condition),
-            penalize=step.objective.gamma > 0 and state.step % config.loss.r1_interval == 0,
+            penalize=penalize,
             train_generator=train_generator,
             stretch=self._stretched,
             mixing=mixing,
@@ -338,11 +327,46 @@ class Trainer:
         state.nimg += config.batch
         return statistics
 
-    def _stretches(self) -> bool:
-        """Does this step of the generator take path lengths?"""
+    def intervals(self) -> tuple[int, ...]:
+        """After so many steps, each, something special comes again; see `kind_of_step`."""
+        loss, n_dis = self.config.loss, self.config.n_dis
+        return (
+            loss.r1_interval if loss.gamma else 1,
+            n_dis,
+            loss.path_interval * n_dis if loss.path_weight else 1,
+        )
+
+    def kind_of_step(self, step: int) -> tuple[bool, bool, bool]:
+        """Does a step take R1, train the generator, and take path lengths?"""
+        every_r1, n_dis, every_path = self.intervals()
+        loss = self.config.loss
+        trains = (step + 1) % n_dis == 0
+        stretches = loss.path_weight > 0 and trains and step // n_dis % (every_path // n_dis) == 0
+        return bool(loss.gamma) and step % every_r1 == 0, trains, stretches
+
+    @contextmanager
+    def prepared_step(self) -> Iterator[Callable[[], Tensor]]:
+        """Gives a function that takes one step of training, and returns its statistics, without a run
+        directory: for measurements."""
+        with (
+            torch_settings(self.config),
+            _own_random_numbers(self.device),
+            closing(self._batches()) as stream,
+        ):
+            yield lambda: self._one_step(*next(stream))
+
+    def _batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         config = self.config
-        interval = config.loss.path_interval * config.n_dis
-        return config.loss.path_weight > 0 and self.state.step % interval == config.n_dis - 1
+        return batches(
+            self.data,
+            config.batch,
+            derive_seed(config.seed, "data"),
+            mirror=config.data.mirror,
+            position=self.state.nimg,
+            workers=config.workers,
+            rank=self._processes.rank,
+            processes=self._processes.count,
+        )
 
     def _draw_latents(self) -> tuple[Tensor, Mixing | None]:
         """This process's share of the step's latents. Each process draws them all, so that they do not depend

@@ -4,14 +4,39 @@ from __future__ import annotations
 
 from aigc_ext.training.config import (
     AdamConfig,
+    AugmentConfig,
     DCGANDiscriminatorConfig,
     DCGANGeneratorConfig,
     EMAConfig,
     LossConfig,
+    R3GANDiscriminatorConfig,
+    R3GANGeneratorConfig,
     SNGANDiscriminatorConfig,
     SNGANGeneratorConfig,
+    StyleGAN2DiscriminatorConfig,
+    StyleGAN2GeneratorConfig,
+    StyleGAN3GeneratorConfig,
     TrainConfig,
 )
+
+
+def _stylegan3(preset: str, generator: StyleGAN3GeneratorConfig) -> TrainConfig:
+    """Karras et al. 2021, "Alias-Free Generative Adversarial Networks"; D and its penalty are StyleGAN2's."""
+    return TrainConfig(
+        preset=preset,
+        generator=generator,
+        discriminator=StyleGAN2DiscriminatorConfig(),
+        loss=LossConfig(gamma=None),
+        g_optim=AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99),
+        d_optim=AdamConfig(lr=2e-3, beta1=0.0, beta2=0.99),
+        ema=EMAConfig(kimg=None),
+        augment=AugmentConfig(kind="ada"),
+        batch=32,
+        kimg=25000.0,
+        tick=4.0,
+        snap=50,
+    )
+
 
 # mlp: the reference text's recipe (Adam 1e-4, betas 0.9 and 0.999, no penalty) does not learn MNIST's 5,000
 # digits in 25,000 steps: it ends in no or one class. Measured instead: momentum 0.5 and a light R1 keep all
@@ -50,5 +75,39 @@ PRESETS: dict[str, TrainConfig] = {
         d_optim=AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9),
         batch=64,
         n_dis=5,
+    ),
+    # Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" and "Training Generative
+    # Adversarial Networks with Limited Data".
+    "stylegan2": TrainConfig(
+        preset="stylegan2",
+        generator=StyleGAN2GeneratorConfig(),
+        discriminator=StyleGAN2DiscriminatorConfig(),
+        loss=LossConfig(gamma=None, path_weight=2.0, mixing=0.9),
+        g_optim=AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99),
+        d_optim=AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99),
+        ema=EMAConfig(kimg=None),
+        augment=AugmentConfig(kind="ada"),
+        batch=32,
+        kimg=25000.0,
+        tick=4.0,
+        snap=50,
+    ),
+    "stylegan3-t": _stylegan3("stylegan3-t", StyleGAN3GeneratorConfig()),
+    "stylegan3-r": _stylegan3(
+        "stylegan3-r", StyleGAN3GeneratorConfig(variant="r", channel_base=65536, channel_max=1024)
+    ),
+    # Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline"; gamma by resolution.
+    "r3gan": TrainConfig(
+        preset="r3gan",
+        generator=R3GANGeneratorConfig(),
+        discriminator=R3GANDiscriminatorConfig(),
+        loss=LossConfig(kind="relativistic", gamma=None, r1_interval=1, r2=True),
+        g_optim=AdamConfig(lr=2e-4, lr_end=5e-5, beta1=0.0, beta2=0.9, beta2_end=0.99),
+        d_optim=AdamConfig(lr=2e-4, lr_end=5e-5, beta1=0.0, beta2=0.9, beta2_end=0.99),
+        ema=EMAConfig(kimg=500.0, kimg_start=0.0),
+        augment=AugmentConfig(kind="fixed", p=0.3, p_start=0.0),
+        ramp_kimg=20000.0,
+        batch=256,
+        kimg=25000.0,
     ),
 }

@@ -12,20 +12,35 @@ from torch import Tensor, nn
 from aigc_ext.training.augment import AdaAugment, DiffAugment
 from aigc_ext.training.config import AdamConfig, AugmentConfig, ConfigError, TrainConfig
 
+# Gamma of R3GAN by the side of the images: those of the paper for ImageNet at 32, FFHQ at 64 and at 256 pixels.
+_R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
+
 
 def complete(config: TrainConfig, image_shape: Sequence[int]) -> TrainConfig:
     """The config with a number in the place of every null that depends on the data.
 
     R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
-    Limited Data", appendix C); the average's half-life is 10/32 of the batch size in thousands of images.
+    Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp.
+    The average's half-life is 10/32 of the batch size, in thousands of images.
     """
     loss, ema = config.loss, config.ema
     if loss.gamma is None:
-        gamma = 0.0002 * image_shape[1] * image_shape[2] / config.batch
-        loss = dataclasses.replace(loss, gamma=gamma)
+        pixels = image_shape[1] * image_shape[2]
+        if loss.r2:
+            gamma = _r3gan_gamma(math.sqrt(pixels))
+            end = gamma / 10 if loss.gamma_end is None else loss.gamma_end
+            loss = dataclasses.replace(loss, gamma=gamma, gamma_end=end)
+        else:
+            loss = dataclasses.replace(loss, gamma=0.0002 * pixels / config.batch)
     if ema.kimg is None:
         ema = dataclasses.replace(ema, kimg=config.batch * 10 / 32)
     return dataclasses.replace(config, loss=loss, ema=ema)
+
+
+def _r3gan_gamma(side: float) -> float:
+    """A straight line through two of the figures, the nearest, on logarithmic scales."""
+    (low, a), (high, b) = _R3GAN_GAMMA[:2] if side < _R3GAN_GAMMA[1][0] else _R3GAN_GAMMA[1:]
+    return float(f"{a * (b / a) ** (math.log(side / low) / math.log(high / low)):.3g}")
 
 
 def part_size(config: TrainConfig, processes: int) -> int:
