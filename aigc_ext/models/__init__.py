@@ -15,6 +15,7 @@ from torch import nn
 
 from aigc_ext.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from aigc_ext.models.mlp import MLPDiscriminator, MLPGenerator
+from aigc_ext.models.r3gan import R3GANDiscriminator, R3GANGenerator
 from aigc_ext.models.sngan import SNGANDiscriminator, SNGANGenerator
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "DCGANGenerator",
     "MLPDiscriminator",
     "MLPGenerator",
+    "R3GANDiscriminator",
+    "R3GANGenerator",
     "SNGANDiscriminator",
     "SNGANGenerator",
     "build_discriminator",
@@ -31,11 +34,13 @@ __all__ = [
 _GENERATORS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANGenerator,
     "mlp": MLPGenerator,
+    "r3gan": R3GANGenerator,
     "sngan": SNGANGenerator,
 }
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANDiscriminator,
     "mlp": MLPDiscriminator,
+    "r3gan": R3GANDiscriminator,
     "sngan": SNGANDiscriminator,
 }
 
