@@ -15,6 +15,7 @@ from torch import nn
 
 from aigc_ext.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from aigc_ext.models.mlp import MLPDiscriminator, MLPGenerator
+from aigc_ext.models.r3gan import R3GANDiscriminator, R3GANGenerator
 from aigc_ext.models.sngan import SNGANDiscriminator, SNGANGenerator
 from aigc_ext.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from aigc_ext.models.stylegan3 import StyleGAN3Generator
@@ -24,6 +25,8 @@ __all__ = [
     "DCGANGenerator",
     "MLPDiscriminator",
     "MLPGenerator",
+    "R3GANDiscriminator",
+    "R3GANGenerator",
     "SNGANDiscriminator",
     "SNGANGenerator",
     "StyleGAN2Discriminator",
@@ -36,6 +39,7 @@ __all__ = [
 _GENERATORS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANGenerator,
     "mlp": MLPGenerator,
+    "r3gan": R3GANGenerator,
     "sngan": SNGANGenerator,
     "stylegan2": StyleGAN2Generator,
     "stylegan3": StyleGAN3Generator,
@@ -43,6 +47,7 @@ _GENERATORS: dict[str, type[nn.Module]] = {
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "dcgan": DCGANDiscriminator,
     "mlp": MLPDiscriminator,
+    "r3gan": R3GANDiscriminator,
     "sngan": SNGANDiscriminator,
     "stylegan2": StyleGAN2Discriminator,
 }

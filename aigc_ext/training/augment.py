@@ -98,8 +98,7 @@ class AdaAugment(nn.Module):
             images: real images shown since the last call: batch size times steps.
             target, kimg: as for `adjusted_p`.
         """
-        moved = adjusted_p(self.p, self.rt, images, target, kimg)
-        self.p.copy_(torch.where(self.count > 0, moved, self.p))
+        self.p.copy_(adjusted_p(self.p, self.rt, images, target, kimg))
         self.sum.zero_()
         self.count.zero_()
 
@@ -128,7 +127,6 @@ class AdaAugment(nn.Module):
             cos, sin = ((turn == k).to(sides.dtype) - (turn == k + 2).to(sides.dtype) for k in (0, 1))
             matrix = _matrix(mirror * cos, -mirror * sin, sin, cos)
             shift = torch.where(happens[:, 2:], ((u[:, 2:] - 0.5) / 4 * sides).round(), 0)
-            shift = _apply(matrix, shift)
         if self.geometric:
             happens, u, v = _uniform(images, 3) < self.p, _uniform(images, 4), _normal(images, 4)
             size, squeeze = torch.where(happens[:, :2], 0.2 * v[:, :2], 0).exp2().unbind(1)
@@ -171,7 +169,7 @@ def adjusted_p(p: Tensor, rt: Tensor, images: int, target: float = 0.6, kimg: fl
 
     Args:
         p, rt: 0-d; `rt` is the mean sign of D's logits of real images: near 0 if D cannot tell them, near 1
-            if it knows them all.
+            if it knows them all; NaN leaves `p` as it is.
         images: real images since `p` was last moved.
         kimg: `p` goes from 0 to 1 within so many thousand images.
 
@@ -180,6 +178,7 @@ def adjusted_p(p: Tensor, rt: Tensor, images: int, target: float = 0.6, kimg: fl
     """
     if not kimg > 0:
         raise ValueError(f"kimg is {kimg}, but must be greater than 0")
+    # The sign of NaN, when nothing was observed, is 0.
     return (p + (rt - target).sign() * (images / (kimg * 1000))).clamp(0, 1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aigc_ext.training.augment import AdaAugment, DiffAugment
 from aigc_ext.training.config import AdamConfig, AugmentConfig, ConfigError, TrainConfig
 
-# Gamma of R3GAN by the side of the images: those of the paper for ImageNet at 32, FFHQ at 64 and at 256 pixels.
+# Gamma of R3GAN by the side of the images: the paper's for ImageNet at 32 pixels, FFHQ at 64 and at 256.
 _R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
 
 

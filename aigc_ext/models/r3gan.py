@@ -1,0 +1,261 @@
+"""R3GAN: residual networks without normalisation, for a relativistic loss with R1 and R2 in every step
+(Huang, Gokaslan, Kuleshov, Tompkin 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline",
+https://arxiv.org/abs/2501.05441).
+
+A stage for each resolution: a transition, which resamples bilinearly with the taps [1, 2, 1] and has a 1x1
+convolution where the width changes, and residual blocks: 1x1 to `expansion` times the width, a grouped 3x3,
+1x1 back; leaky ReLU of slope 0.2 behind the first two, which have biases. The discriminator mirrors the
+generator. The coarsest images are those of `models.dcgan`.
+
+Instead of being normalised, the weights start as in Fixup (Zhang, Dauphin, Ma 2019): the last convolution of
+a block is zero, so that each network starts as its shortcuts alone, and He's scale of the other m - 1 of its
+m convolutions is multiplied with L^(-1 / (2m - 2)), for L blocks. All other layers keep the variance.
+
+The conditional forms are those of `models.mlp`: the generator concatenates an embedding of the label to z,
+the discriminator adds a projection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.nn import Conv2d, Downsample2d, Upsample2d
+
+_TAPS = (1, 2, 1)
+_SLOPE = 0.2
+
+
+class R3GANGenerator(nn.Module):
+    """From z to an image: a learned constant, each channel times a linear function of z, then the stages, and
+    a 1x1 convolution for the pixels, which are not limited.
+
+    Args:
+        image_shape: (C, H, W) of the images; H and W even and at least 8.
+        z_dim: length of the latent vector, which is drawn from N(0, 1).
+        channels: widths of the stages from coarsest to finest, one for each resolution; an integer, or a
+            sequence of one, for all of them.
+        blocks: residual blocks of a stage.
+        group_size: channels of a group of the 3x3 convolutions; less only where a block has no more.
+        expansion: what a block multiplies the width by inside.
+        num_classes: number of labels, 0 for an unconditional generator.
+
+    Raises:
+        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved,
+            `channels` has not one entry for each resolution, or `group_size` does not divide a width.
+    """
+
+    value_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (3, 32, 32),
+        z_dim: int = 64,
+        channels: int | Sequence[int] = (384, 384, 384, 384),
+        blocks: int = 2,
+        group_size: int = 16,
+        expansion: int = 2,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        widths = _widths(image_shape, channels, blocks, group_size, expansion, num_classes)
+        if z_dim < 1:
+            raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
+        self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
+        self.channels, self.blocks = widths, blocks
+        self.group_size, self.expansion = group_size, expansion
+        self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
+        self.linear = _initialised(nn.Linear(2 * z_dim if num_classes else z_dim, widths[0], bias=False))
+        self.basis = nn.Parameter(torch.randn(1, widths[0], *_coarsest(image_shape, widths)))
+        stages = [_residuals(width, blocks, group_size, expansion, len(widths)) for width in widths]
+        layers = [stages[0]]
+        for (coarse, fine), stage in zip(pairwise(widths), stages[1:], strict=True):
+            layers += [*_change(coarse, fine), Upsample2d(_TAPS), stage]
+        self.layers = nn.Sequential(*layers)
+        self.head = _initialised(Conv2d(widths[-1], image_shape[0], 1))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_generator` makes the same architecture."""
+        return {"family": "r3gan", "z_dim": self.z_dim, **_config(self)}
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """Images, in [-1, 1] where the data are, but not limited to it.
+
+        Args:
+            z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+
+        Returns:
+            (N, C, H, W), in the dtype of z (under autocast in autocast's).
+
+        Raises:
+            ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
+                given in vain.
+        """
+        check_input("z", z, (self.z_dim,), self.linear.weight)
+        check_labels(c, z.shape[0], self.num_classes)
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(c)], dim=1)
+        scale = self.linear(z)
+        # In autocast's dtype, for the residuals are added to it.
+        images: Tensor = self.head(self.layers(self.basis.to(scale.dtype) * scale[:, :, None, None]))
+        return images
+
+
+class R3GANDiscriminator(nn.Module):
+    """From an image to a logit: a 1x1 convolution, the stages, a depthwise convolution as large as the
+    coarsest images, and a linear layer.
+
+    Args:
+        image_shape, blocks, group_size, expansion: as for `R3GANGenerator`.
+        channels: widths of the stages, from coarsest to finest too.
+        num_classes: number of labels, 0 for an unconditional discriminator.
+
+    Raises:
+        ValueError: as `R3GANGenerator`.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (3, 32, 32),
+        channels: int | Sequence[int] = (384, 384, 384, 384),
+        blocks: int = 2,
+        group_size: int = 16,
+        expansion: int = 2,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        widths = _widths(image_shape, channels, blocks, group_size, expansion, num_classes)
+        self.image_shape, self.num_classes = tuple(image_shape), num_classes
+        self.channels, self.blocks = widths, blocks
+        self.group_size, self.expansion = group_size, expansion
+        self.first = _initialised(Conv2d(image_shape[0], widths[-1], 1))
+        stages = [_residuals(width, blocks, group_size, expansion, len(widths)) for width in widths[::-1]]
+        layers = [stages[0]]
+        for (fine, coarse), stage in zip(pairwise(widths[::-1]), stages[1:], strict=True):
+            layers += [Downsample2d(_TAPS), *_change(fine, coarse), stage]
+        self.layers = nn.Sequential(*layers)
+        size, width = _coarsest(image_shape, widths), widths[0]
+        self.pool = _initialised(Conv2d(width, width, size, groups=width, bias=False))
+        # No bias: a relativistic loss sees differences of logits.
+        self.head = _initialised(nn.Linear(width, 1, bias=False))
+        self.embedding = nn.Embedding(num_classes, width) if num_classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(width))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_discriminator` makes the same architecture."""
+        return {"family": "r3gan", **_config(self)}
+
+    def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
+        """Logits, positive for real.
+
+        Args:
+            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+
+        Returns:
+            (N, 1), in the dtype of `images` (under autocast in autocast's).
+
+        Raises:
+            ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
+                given in vain.
+        """
+        check_input("images", images, self.image_shape, self.first.weight)
+        check_labels(c, images.shape[0], self.num_classes)
+        features = self.pool(self.layers(self.first(images))).flatten(1)
+        logits: Tensor = self.head(features)
+        if self.embedding is not None:
+            logits = logits + (self.embedding(c) * features).sum(1, keepdim=True)
+        return logits
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int, group_size: int, expansion: int, scale: float) -> None:
+        super().__init__()
+        inner = width * expansion
+        groups = max(1, inner // group_size)
+        gain = scale * nn.init.calculate_gain("leaky_relu", _SLOPE)
+        lrelu: dict[str, Any] = {"act": "lrelu", "alpha": _SLOPE, "gain": 1.0}
+        self.conv1 = _initialised(Conv2d(width, inner, 1, **lrelu), gain)
+        self.conv2 = _initialised(Conv2d(inner, inner, 3, padding=1, groups=groups, **lrelu), gain)
+        self.conv3 = _initialised(Conv2d(inner, width, 1, bias=False), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv3(self.conv2(self.conv1(x)))
+        return x + y
+
+
+def _residuals(width: int, blocks: int, group_size: int, expansion: int, stages: int) -> nn.Module:
+    scale = (blocks * stages) ** (-1 / 4)  # three convolutions a block
+    return nn.Sequential(*(_Residual(width, group_size, expansion, scale) for _ in range(blocks)))
+
+
+def _change(inputs: int, outputs: int) -> list[nn.Module]:
+    """Of the width, at the coarser resolution: there it has a quarter of the pixels."""
+    return [] if inputs == outputs else [_initialised(Conv2d(inputs, outputs, 1, bias=False))]
+
+
+_Layer = TypeVar("_Layer", bound="nn.Linear | nn.Conv2d")
+
+
+def _initialised(layer: _Layer, gain: float = 1.0) -> _Layer:
+    """He's weights, normal, and no bias."""
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _widths(
+    image_shape: Sequence[int],
+    channels: int | Sequence[int],
+    blocks: int,
+    group_size: int,
+    expansion: int,
+    num_classes: int,
+) -> tuple[int, ...]:
+    """The width of each stage, from coarsest to finest. Checks the arguments too."""
+    widths = (channels,) if isinstance(channels, int) else tuple(channels)
+    resolutions = 1 + halvings_of(image_shape, min(widths, default=0), num_classes)
+    if len(widths) == 1:
+        widths *= resolutions
+    if len(widths) != resolutions:
+        raise ValueError(
+            f"channels is {widths}, but for image_shape {tuple(image_shape)} must be one integer or "
+            f"{resolutions} of them, from coarsest to finest"
+        )
+    for name, number in (("blocks", blocks), ("group_size", group_size), ("expansion", expansion)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}, but must be at least 1")
+    for width in widths:
+        if width * expansion > group_size and width * expansion % group_size:
+            raise ValueError(
+                f"channels has {width}, but {width} times expansion {expansion} must be a multiple of "
+                f"group_size {group_size}, or less"
+            )
+    return widths
+
+
+def _coarsest(image_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, int]:
+    halvings = len(widths) - 1
+    return image_shape[1] >> halvings, image_shape[2] >> halvings
+
+
+def _config(network: R3GANGenerator | R3GANDiscriminator) -> dict[str, Any]:
+    return {
+        "image_shape": list(network.image_shape),
+        "channels": list(network.channels),
+        "blocks": network.blocks,
+        "group_size": network.group_size,
+        "expansion": network.expansion,
+        "num_classes": network.num_classes,
+    }
