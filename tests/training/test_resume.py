@@ -56,6 +56,36 @@ VARIANTS = {
         "loss__kind": "hinge",
         "n_dis": 2,
     },
+    "stylegan2": {
+        "generator": {"family": "stylegan2", "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_max": 6},
+        "discriminator": {"family": "stylegan2", "channel_max": 6},
+        "data__cond": True,
+        "loss": {"gamma": None, "r1_interval": 3, "path_weight": 2.0, "path_interval": 2, "mixing": 0.5},
+        "augment": {"kind": "ada", "kimg": 1.0},
+        "ema__kimg": None,
+    },
+    "stylegan3": {
+        "generator": {
+            **{"family": "stylegan3", "z_dim": 8, "w_dim": 8, "mapping_layers": 1, "channel_max": 4},
+            "num_layers": 4,
+        },
+        "discriminator": {"family": "stylegan2", "channel_max": 6},
+        "loss": {"gamma": None, "r1_interval": 4},
+        "augment": {"kind": "diffaug"},
+        "batch_gpu": 5,
+        "n_dis": 2,
+    },
+    "r3gan": {
+        "generator": {"family": "r3gan", "z_dim": 8, "channels": [8], "blocks": 1},
+        "discriminator": {"family": "r3gan", "channels": [8], "blocks": 1},
+        "loss": {"kind": "relativistic", "gamma": None, "r1_interval": 1, "r2": True},
+        "augment": {"kind": "fixed", "p": 0.3, "p_start": 0.0},
+        "g_optim": {"lr_end": 1e-4, "beta2_end": 0.99},
+        "ema__kimg_start": 0.0,
+        "ramp_kimg": 0.7,
+        "channels_last": True,
+        "precision": "bfloat16",
+    },
 }
 
 
