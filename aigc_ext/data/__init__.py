@@ -1,6 +1,6 @@
 """Datasets of images, the stream of batches, and the way to and from a model's value range."""
 
-from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages
+from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files
 from aigc_ext.data.open import EMBEDDED_NAMES, open_dataset
 from aigc_ext.data.pixels import normalize, to_uint8
 from aigc_ext.data.stream import BatchStream
@@ -12,6 +12,7 @@ __all__ = [
     "DatasetError",
     "ImageDataset",
     "TensorImages",
+    "describe_bad_files",
     "normalize",
     "open_dataset",
     "to_uint8",
