@@ -109,8 +109,6 @@ def open_rows(text: str) -> ImageFiles:
         None if label is None else data.select_columns([label]).with_format("arrow")[:][label].to_pylist()
     )
     rows = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    if len(rows) == 0:
-        raise DatasetError(f"{source}: there are no rows in it")
     return _Rows(source, Path(folder).resolve().name, rows, labels)
 
 

@@ -168,12 +168,11 @@ def open_shards(pattern: str) -> ImageFiles:
             names = list(braceexpand(pattern))
         except ValueError as error:
             raise DatasetError(f"{source}: {error}") from error
-    paths = [Path(path) for name in names for path in _matches(name)]
+    paths = [Path(path) for name in names if name for path in _matches(name)]
     missing = [str(path) for path in paths if not path.exists()]
-    if not paths or len(missing) == len(paths):
-        raise DatasetError(
-            f"{source}: there is no such file or folder" if missing else f"{source}: no *.tar in it"
-        )
+    if len(missing) == len(paths):
+        what = "there is no *.tar in it" if pattern and not missing else "there is no such file or folder"
+        raise DatasetError(f"{source}: {what}")
     return _Shards(source, list(dict.fromkeys(paths)))
 
 
