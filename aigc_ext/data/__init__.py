@@ -1,5 +1,6 @@
 """Datasets of images, the stream of batches, and the way to and from a model's value range."""
 
+from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert, inspect
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files
 from aigc_ext.data.open import EMBEDDED_NAMES, open_dataset
 from aigc_ext.data.pixels import normalize, to_uint8
@@ -7,12 +8,17 @@ from aigc_ext.data.stream import BatchStream
 
 __all__ = [
     "EMBEDDED_NAMES",
+    "TRANSFORMS",
     "BadFile",
     "BatchStream",
+    "Conversion",
     "DatasetError",
     "ImageDataset",
+    "Inspection",
     "TensorImages",
+    "convert",
     "describe_bad_files",
+    "inspect",
     "normalize",
     "open_dataset",
     "to_uint8",

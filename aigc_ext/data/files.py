@@ -69,7 +69,7 @@ class ImageFiles(ABC):
             return file.read()
 
 
-class _Tree(ImageFiles):
+class Tree(ImageFiles):
     """A folder or zip: names relative to it, with `/`."""
 
     def __init__(self, path: Path, name: str) -> None:
@@ -88,7 +88,7 @@ class _Tree(ImageFiles):
         return _read_labels(self)
 
 
-class _Folder(_Tree):
+class _Folder(Tree):
     def __init__(self, path: Path) -> None:
         super().__init__(path, path.resolve().name)
         visited: dict[str, str] = {}
@@ -140,7 +140,7 @@ class _Folder(_Tree):
         return (self.path / name).open("rb")
 
 
-class _Zip(_Tree):
+class _Zip(Tree):
     def __init__(self, path: Path) -> None:
         super().__init__(path, path.stem)
         self._owner = -1
@@ -316,11 +316,15 @@ def open_images(files: ImageFiles, memory_limit: int, on_bad: OnBad) -> ImageDat
     return dataset
 
 
-def probe(files: ImageFiles, images: Iterable[str]) -> tuple[dict[str, tuple[int, int, int]], list[BadFile]]:
-    """Shapes of the good files, and the bad ones, from the headers."""
+def probe(
+    files: ImageFiles, images: Iterable[str], limit: int | None = None
+) -> tuple[dict[str, tuple[int, int, int]], list[BadFile]]:
+    """Shapes of the good files, at most the first `limit`, and the bad ones met, from the headers."""
     shapes: dict[str, tuple[int, int, int]] = {}
     bad: list[BadFile] = []
     for name in images:
+        if len(shapes) == limit:
+            break
         with collect(bad, name):
             check_size(files, name)
             with files.open(name) as file:
@@ -342,7 +346,7 @@ def _other_shapes(shapes: dict[str, tuple[int, int, int]]) -> list[BadFile]:
     ]
 
 
-def _read_labels(files: _Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
+def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
     """Class of each image (None without `dataset.json` or if its labels are null), and what is wrong."""
     if LABELS_FILE not in files.names:
         deeper = [name for name in files.names if name.endswith("/" + LABELS_FILE)]

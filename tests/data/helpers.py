@@ -66,8 +66,8 @@ def mixed_folder(root: Path) -> Path:
         CHINESE: encoded(pixels(9)),
     }
     write(root, files)
-    (root / "again").symlink_to(root)
-    (root / "loop.png").symlink_to(root / "loop.png")
+    (root / "again").symlink_to(root.resolve())
+    (root / "loop.png").symlink_to((root / "loop.png").absolute())
     return root
 
 
