@@ -13,7 +13,14 @@ import click
 from tqdm import tqdm
 
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
-from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, Progress, convert, inspect
+from aigc_ext.data.convert import (
+    TRANSFORMS,
+    Conversion,
+    Inspection,
+    Progress,
+    convert_dataset,
+    inspect_dataset,
+)
 from aigc_ext.data.dataset import format_shape
 
 _SHOWN_CLASSES = 20
@@ -96,7 +103,7 @@ def dataset(
                 if given:
                     raise ValueError(f"--{option} needs --dest: without it nothing is written")
             with _bar() as progress:
-                seen = inspect(
+                seen = inspect_dataset(
                     source,
                     class_folders=class_folders,
                     max_images=max_images,
@@ -107,7 +114,7 @@ def dataset(
         return
     try:
         with _bar() as progress:
-            made = convert(
+            made = convert_dataset(
                 source,
                 dest,
                 resolution=resolution,

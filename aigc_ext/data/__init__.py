@@ -1,6 +1,6 @@
 """Datasets of images, the stream of batches, and the way to and from a model's value range."""
 
-from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert, inspect
+from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert_dataset, inspect_dataset
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files
 from aigc_ext.data.open import EMBEDDED_NAMES, open_dataset
 from aigc_ext.data.pixels import normalize, to_uint8
@@ -16,9 +16,9 @@ __all__ = [
     "ImageDataset",
     "Inspection",
     "TensorImages",
-    "convert",
+    "convert_dataset",
     "describe_bad_files",
-    "inspect",
+    "inspect_dataset",
     "normalize",
     "open_dataset",
     "to_uint8",

@@ -101,7 +101,7 @@ class _Source(NamedTuple):
     bad: list[BadFile]
 
 
-def inspect(
+def inspect_dataset(
     source: str | os.PathLike[str],
     *,
     class_folders: bool = False,
@@ -109,7 +109,7 @@ def inspect(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Decodes every image of a source, so that no damage is missed; see `convert` for the arguments."""
+    """Decodes every image of a source, so that no damage is missed. Arguments as for `convert_dataset`."""
     files, images, labels, class_names, bad = _open(source, class_folders)
 
     def look(name: str) -> tuple[str, tuple[int, int, int]]:
@@ -126,7 +126,7 @@ def inspect(
     return Inspection(sum(shapes.values()), shapes, stored, classes, class_names, bad)
 
 
-def convert(
+def convert_dataset(
     source: str | os.PathLike[str],
     dest: str | os.PathLike[str],
     *,
@@ -169,6 +169,8 @@ def convert(
     _check(dest, resolution, transform)
     report = dest.with_name(f"{dest.name}.report.json")
     files, images, labels, class_names, bad = _open(source, class_folders)
+    if isinstance(files, Tree) and dest.resolve().is_relative_to(files.path.resolve()):
+        raise DatasetError(f"{dest}: it would be in its own source, {files.source}")
     headers, bad_headers = probe(files, images, max_images)
     bad += bad_headers
     if not headers:
@@ -320,7 +322,7 @@ def _refuse_existing(dest: Path) -> None:
 
 
 def _fit(image: Image.Image, size: tuple[int, int], transform: str | None, enlarge: bool) -> Image.Image:
-    """The image at `size`, or for center-crop-wide on a square; see `convert`."""
+    """The image at `size`, or for center-crop-wide on a square; see `convert_dataset`."""
     width, height = size
     across, down = width / image.width, height / image.height
     scale = min(across, down) if transform == "letterbox" else max(across, down)

@@ -108,10 +108,11 @@ class _Shards(ImageFiles):
 class _Part(io.RawIOBase):
     """Some bytes of a file as a file, with a handle of its own, so that threads and forks can't interfere."""
 
-    def __init__(self, member: _Member) -> None:
-        self._member = member
+    def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
+        self._file = file
+        self._offset = offset
+        self._size = size
         self._position = 0
-        self._file = member.shard.open("rb", buffering=0)
 
     def readable(self) -> bool:
         return True
@@ -123,12 +124,12 @@ class _Part(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, (0, self._position, self._member.size)[whence] + offset)
+        self._position = max(0, (0, self._position, self._size)[whence] + offset)
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._file.seek(self._member.offset + self._position)
-        count = self._file.readinto(memoryview(buffer)[: max(0, self._member.size - self._position)])
+        self._file.seek(self._offset + self._position)
+        count = self._file.readinto(memoryview(buffer)[: max(0, self._size - self._position)])
         self._position += count
         return count
 
@@ -198,7 +199,8 @@ def _members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
 
 
 def _open(member: _Member) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_Part(member)))
+    file = member.shard.open("rb", buffering=0)
+    return cast(BinaryIO, io.BufferedReader(_Part(file, member.offset, member.size)))
 
 
 def _common_name(paths: list[Path]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aigc_ext.data import DatasetError, convert, inspect, open_dataset
+from aigc_ext.data import DatasetError, convert_dataset, inspect_dataset, open_dataset
 from tests.data.helpers import (
     MIXED_GOOD,
     MIXED_REASONS,
@@ -41,7 +41,7 @@ def report(made):
 @pytest.mark.parametrize("suffix", ["", ".zip"])
 def test_a_folder_as_people_have_them_becomes_a_clean_one(tmp_path, suffix):
     root = mixed_folder(tmp_path / "mixed")
-    made = convert(root, tmp_path / f"new/clean{suffix}", workers=2)
+    made = convert_dataset(root, tmp_path / f"new/clean{suffix}", workers=2)
     images, _ = opened(made)
     assert np.array_equal(images, [np.asarray(Image.open(root / n).convert("RGB")) for n in MIXED_GOOD])
     assert made.report == tmp_path / f"new/clean{suffix}.report.json"
@@ -56,7 +56,7 @@ def test_a_folder_as_people_have_them_becomes_a_clean_one(tmp_path, suffix):
 def test_names_labels_and_a_zip_without_compression(tmp_path):
     files = {f"{i}.png": encoded(pixels(i)) for i in range(4)}
     files |= {"2.png": b"", "dataset.json": labelled(*([f"{i}.png", 10 + i] for i in range(4)))}
-    made = convert(write(tmp_path / "set", files), tmp_path / "set.zip")
+    made = convert_dataset(write(tmp_path / "set", files), tmp_path / "set.zip")
     with zipfile.ZipFile(made.dest) as archive:
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
         assert json.loads(archive.read("dataset.json")) == {
@@ -68,7 +68,7 @@ def test_names_labels_and_a_zip_without_compression(tmp_path):
         }
     assert opened(made)[1] == [10, 11, 13]
     assert made.classes == {10: 1, 11: 1, 13: 1}
-    again = convert(tmp_path / "set", tmp_path / "again.zip", workers=3)
+    again = convert_dataset(tmp_path / "set", tmp_path / "again.zip", workers=3)
     assert again.dest.read_bytes() == made.dest.read_bytes()
 
 
@@ -81,15 +81,15 @@ def test_classes_from_folders(tmp_path):
         "dataset.json": b"not looked at",
     }
     root = write(tmp_path / "set", files)
-    made = convert(root, tmp_path / "out", class_folders=True)
+    made = convert_dataset(root, tmp_path / "out", class_folders=True)
     images, labels = opened(made)
     assert np.array_equal(images, [pixels(1), pixels(0), pixels(2)])
     assert labels == [0, 1, 2]
     assert report(made)["class_names"] == ["cat", "owl", "猫"]
     assert made.bad_files == [("stray.png", "it is in no class folder")]
-    assert inspect(root, class_folders=True).classes == {0: 1, 1: 1, 2: 1}
+    assert inspect_dataset(root, class_folders=True).classes == {0: 1, 1: 1, 2: 1}
     with pytest.raises(DatasetError, match="class folders can only be those of a folder or zip"):
-        convert("digits", tmp_path / "digits", class_folders=True)
+        convert_dataset("digits", tmp_path / "digits", class_folders=True)
 
 
 GREY, RGB, RGBA = pixels(0, (8, 8)), pixels(1, (8, 8, 3)), pixels(2, (8, 8, 4))
@@ -116,7 +116,7 @@ def on_white(image):
 )
 def test_all_images_get_one_colour_mode(tmp_path, files, channels):
     root = write(tmp_path / "set", {f"{i}.png": content for i, content in enumerate(files)})
-    made = convert(root, tmp_path / "out")
+    made = convert_dataset(root, tmp_path / "out")
     images, _ = opened(made)
     assert made.image_shape == (channels, 8, 8)
     assert not made.bad_files
@@ -146,7 +146,7 @@ def close(image, expected):
 
 def converted(tmp_path, image, **options):
     root = write(tmp_path / "set", {"a.png": encoded(image)})
-    (image,), _ = opened(convert(root, tmp_path / "out", **options))
+    (image,), _ = opened(convert_dataset(root, tmp_path / "out", **options))
     return image
 
 
@@ -189,17 +189,17 @@ def test_a_resolution_alone_scales_and_refuses_another_aspect_ratio_or_enlarging
     sizes = {"a.png": (64, 48), "b.png": (33, 25), "c.png": (64, 64), "d.png": (16, 12), "e.png": (8, 6)}
     files = {name: encoded(Image.new("RGB", size, "red")) for name, size in sizes.items()}
     root = write(tmp_path / "set", files)
-    made = convert(root, tmp_path / "out", resolution=(16, 12))
+    made = convert_dataset(root, tmp_path / "out", resolution=(16, 12))
     assert made.images == 3
     assert dict(made.bad_files) == {
         "c.png": "it is 64x64, which is not of the shape of 16x12;"
         " a transform would say what to cut off or to add",
         "e.png": "it is 8x6, so to have 16x12 it must be enlarged",
     }
-    enlarged = convert(root, tmp_path / "large", resolution=(16, 12), enlarge=True)
+    enlarged = convert_dataset(root, tmp_path / "large", resolution=(16, 12), enlarge=True)
     assert [bad.name for bad in enlarged.bad_files] == ["c.png"]
     assert (opened(enlarged)[0] == [255, 0, 0]).all()
-    cropped = convert(root, tmp_path / "crop", resolution=(10, 7), transform="center-crop")
+    cropped = convert_dataset(root, tmp_path / "crop", resolution=(10, 7), transform="center-crop")
     assert [bad.name for bad in cropped.bad_files] == ["e.png"]
 
 
@@ -209,7 +209,7 @@ def test_exif_rotation_and_rectangles(tmp_path):
     exif[0x0112] = 6  # turn by 90 degrees to the right
     turned = Image.fromarray(np.rot90(upright).copy())
     root = write(tmp_path / "set", {"a.png": encoded(turned, exif=exif), "b.png": encoded(upright)})
-    made = convert(root, tmp_path / "out")
+    made = convert_dataset(root, tmp_path / "out")
     assert made.image_shape == (3, 6, 4)
     assert np.array_equal(opened(made)[0], [upright, upright])
     with Image.open(tmp_path / "out/00000/img00000000.png") as image:
@@ -218,7 +218,7 @@ def test_exif_rotation_and_rectangles(tmp_path):
 
 def test_max_images_takes_the_first_good_headers(tmp_path):
     files = {f"{i}.png": b"" if i == 1 else encoded(pixels(i)) for i in range(6)}
-    made = convert(write(tmp_path / "set", files), tmp_path / "out", max_images=3)
+    made = convert_dataset(write(tmp_path / "set", files), tmp_path / "out", max_images=3)
     assert np.array_equal(opened(made)[0], [pixels(0), pixels(2), pixels(3)])
     assert [bad.name for bad in made.bad_files] == ["1.png"]
 
@@ -226,7 +226,7 @@ def test_max_images_takes_the_first_good_headers(tmp_path):
 def test_arrays_are_sources_too(tmp_path):
     images = pixels(0, (3, 5, 4))
     np.savez(tmp_path / "set.npz", images=images, labels=[2, 0, 1])
-    made = convert(tmp_path / "set.npz", tmp_path / "out.zip")
+    made = convert_dataset(tmp_path / "set.npz", tmp_path / "out.zip")
     written, labels = opened(made)
     assert np.array_equal(written[..., 0], images)
     assert labels == [2, 0, 1]
@@ -235,7 +235,7 @@ def test_arrays_are_sources_too(tmp_path):
 def test_progress_reaches_its_end(tmp_path):
     root = write(tmp_path / "set", {f"{i:02d}.png": encoded(pixels(i)) for i in range(40)})
     seen = []
-    convert(root, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    convert_dataset(root, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(16, 40), (32, 40), (40, 40)]
 
 
@@ -249,11 +249,13 @@ def test_nothing_is_overwritten(tmp_path, name):
     ):
         make(tmp_path / name)
         with pytest.raises(DatasetError, match=f"{name}: it exists already"):
-            convert(root, tmp_path / name)
+            convert_dataset(root, tmp_path / name)
         os.rename(tmp_path / name, tmp_path / f"{name}-{len(os.listdir(tmp_path))}")
     # Someone makes it in the meantime.
     with pytest.raises(DatasetError, match=f"{name}: it exists already"):
-        convert(root, tmp_path / name, progress=lambda done, total: (tmp_path / name).write_bytes(b"theirs"))
+        convert_dataset(
+            root, tmp_path / name, progress=lambda done, total: (tmp_path / name).write_bytes(b"theirs")
+        )
     assert (tmp_path / name).read_bytes() == b"theirs"
     assert not list(tmp_path.glob(".tmp-*"))
 
@@ -268,18 +270,18 @@ def test_a_disk_that_takes_no_more_leaves_nothing_behind(tmp_path, name):
     resource.setrlimit(resource.RLIMIT_FSIZE, (11_000 if name == "out" else 50_000, limits[1]))
     try:
         with pytest.raises(OSError) as caught:
-            convert(root, tmp_path / name)
+            convert_dataset(root, tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG
     assert os.listdir(tmp_path) == ["set"]
-    assert convert(root, tmp_path / name).images == 9
+    assert convert_dataset(root, tmp_path / name).images == 9
 
 
 def test_with_nothing_good_only_the_report_is_written(tmp_path):
     root = write(tmp_path / "set", {"a.png": encoded(pixels(0))[:200], "b.png": bomb()})
     with pytest.raises(DatasetError, match=r"set: none of its images is good \(see .*out.report.json\)"):
-        convert(root, tmp_path / "out")
+        convert_dataset(root, tmp_path / "out")
     names = [file["name"] for file in json.loads((tmp_path / "out.report.json").read_bytes())["bad_files"]]
     assert names == ["b.png", "a.png"]
     assert not (tmp_path / "out").exists()
@@ -293,7 +295,7 @@ def test_a_name_that_is_not_text_is_kept_in_the_report(tmp_path):
         (root / name).touch()
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
-    assert report(convert(root, tmp_path / "out"))["bad_files"][0]["name"] == name
+    assert report(convert_dataset(root, tmp_path / "out"))["bad_files"][0]["name"] == name
 
 
 @pytest.mark.parametrize(
@@ -314,10 +316,14 @@ def test_a_name_that_is_not_text_is_kept_in_the_report(tmp_path):
 )
 def test_wrong_options_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        convert("digits", tmp_path / "out", **options)
+        convert_dataset("digits", tmp_path / "out", **options)
     with pytest.raises(DatasetError, match="what is written must be a folder or a"):
-        convert("digits", tmp_path / "out.npz")
+        convert_dataset("digits", tmp_path / "out.npz")
     assert not os.listdir(tmp_path)
+    root = write(tmp_path / "set", {"a.png": encoded(pixels(0))})
+    with pytest.raises(DatasetError, match="it would be in its own source"):
+        convert_dataset(root, root / "new/../out.zip")
+    assert os.listdir(root) == ["a.png"]
 
 
 def test_inspection(tmp_path):
@@ -332,7 +338,7 @@ def test_inspection(tmp_path):
             *([f"{name}", i // 2] for i, name in enumerate(["a.png", "b.png", "c.jpg", "d.png"]))
         ),
     }
-    seen = inspect(write(tmp_path / "set", files))
+    seen = inspect_dataset(write(tmp_path / "set", files))
     assert seen.images == 4
     assert seen.shapes == {(1, 8, 8): 2, (3, 8, 8): 2}
     assert seen.stored_as == {"PNG L": 1, "PNG I;16": 1, "JPEG CMYK": 1, "PNG RGB": 1}

@@ -182,6 +182,15 @@ def test_a_damaged_shard_is_named_and_read_up_to_the_damage(shards):
         check(open_dataset(source, on_bad="skip"), [0], [0])
 
 
+def test_a_shard_that_disappears_is_replaced_by_the_next_one(shards):
+    dataset = open_dataset(f"wds:{shards}", memory_limit=0, on_bad="skip")
+    (shards / "train-0001.tar").unlink()
+    images, classes = dataset.read([1, 2, 3, 4])
+    assert classes.tolist() == [1, 1, 1, 1]
+    assert np.array_equal(images.permute(0, 2, 3, 1), [pixels(seed) for seed in (1, 4, 4, 4)])
+    assert [bad.reason for bad in dataset.bad_files] == ["No such file or directory"] * 2
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_shard_is_refused_or_right(tmp_path, data):
