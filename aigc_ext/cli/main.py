@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from aigc_ext.cli.dataset import dataset
 from aigc_ext.cli.sample import sample
 from aigc_ext.cli.train import train
 from aigc_ext.version import __version__
@@ -28,6 +29,7 @@ def info() -> None:
 
 cli.add_command(train)
 cli.add_command(sample)
+cli.add_command(dataset)
 
 
 def main(args: Sequence[str] | None = None) -> int:

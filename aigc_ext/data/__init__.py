@@ -1,17 +1,24 @@
 """Datasets of images, the stream of batches, and the way to and from a model's value range."""
 
-from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages
+from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert_dataset, inspect_dataset
+from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files
 from aigc_ext.data.open import EMBEDDED_NAMES, open_dataset
 from aigc_ext.data.pixels import normalize, to_uint8
 from aigc_ext.data.stream import BatchStream
 
 __all__ = [
     "EMBEDDED_NAMES",
+    "TRANSFORMS",
     "BadFile",
     "BatchStream",
+    "Conversion",
     "DatasetError",
     "ImageDataset",
+    "Inspection",
     "TensorImages",
+    "convert_dataset",
+    "describe_bad_files",
+    "inspect_dataset",
     "normalize",
     "open_dataset",
     "to_uint8",

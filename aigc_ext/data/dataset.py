@@ -36,11 +36,16 @@ class DatasetError(ValueError):
     """
 
     def __init__(self, message: str, bad_files: Sequence[BadFile] = ()) -> None:
-        lines = [message, *(f"  {bad}" for bad in bad_files[:_SHOWN_FILES])]
-        if len(bad_files) > _SHOWN_FILES:
-            lines.append(f"  ... and {len(bad_files) - _SHOWN_FILES} more")
-        super().__init__("\n".join(lines))
+        super().__init__(describe_bad_files(message, bad_files))
         self.bad_files = tuple(bad_files)
+
+
+def describe_bad_files(message: str, bad_files: Sequence[BadFile]) -> str:
+    """`message`, and a line for each of the first few bad files, for a log or an error."""
+    lines = [message, *(f"  {bad}" for bad in bad_files[:_SHOWN_FILES])]
+    if len(bad_files) > _SHOWN_FILES:
+        lines.append(f"  ... and {len(bad_files) - _SHOWN_FILES} more")
+    return "\n".join(lines)
 
 
 class ImageDataset(ABC):
@@ -70,6 +75,12 @@ class ImageDataset(ABC):
         self.labels = torch.zeros(count, dtype=torch.int64) if labels is None else labels.to(torch.int64)
         self.num_classes = 0 if labels is None else int(labels.max()) + 1
         self._content_hash: str | None = None
+        self._bad_files: tuple[BadFile, ...] = ()
+
+    @property
+    def bad_files(self) -> tuple[BadFile, ...]:
+        """What was left out of a dataset opened with `on_bad="skip"`; it may grow as files are read."""
+        return self._bad_files
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,9 +96,14 @@ class ImageDataset(ABC):
         The tensors are the caller's own: writing to them leaves the dataset as it is. Threads may call it at
         once.
 
+        Where files are read on demand and `on_bad` is "skip", a file that can't be decoded is replaced,
+        image and label, by the next one in the order of the dataset that can be (after the last comes the
+        first). So the batches stay a function of the indices as long as the files do.
+
         Raises:
             IndexError: an index is below 0 or not below `len(self)`.
-            DatasetError: a file that is read on demand has changed or can't be decoded.
+            DatasetError: a file that is read on demand has changed or can't be decoded; where such files are
+                replaced, 100 in a row.
         """
         index = torch.as_tensor(indices, device="cpu")
         if index.numel() == 0:
@@ -102,7 +118,8 @@ class ImageDataset(ABC):
             if lowest < 0 or highest >= len(self):
                 outside = lowest if lowest < 0 else highest
                 raise IndexError(f"index {outside} is outside {self.name}, which has {len(self)} images")
-        return self._read_images(index), self.labels.index_select(0, index)
+        images, index = self._read_images(index)
+        return images, self.labels.index_select(0, index)
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of shape, labels and content in order; computed once.
@@ -125,8 +142,8 @@ class ImageDataset(ABC):
         return digest.hexdigest()
 
     @abstractmethod
-    def _read_images(self, index: Tensor) -> Tensor:
-        """The images at the checked int64 indices, as a new contiguous tensor."""
+    def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at the checked int64 indices, as a new contiguous tensor, and their own indices."""
 
     @abstractmethod
     def _content(self) -> Iterator[bytes]:
@@ -139,13 +156,19 @@ class TensorImages(ImageDataset):
     Args:
         labels: integers (N,), or None.
         content_hash: for images that were decoded from files, the hash that `FileImages` gives these files.
+        bad_files: what was left out.
 
     Raises:
         ValueError: a wrong shape, dtype or label, with its value.
     """
 
     def __init__(
-        self, name: str, images: Tensor, labels: Tensor | None = None, content_hash: str | None = None
+        self,
+        name: str,
+        images: Tensor,
+        labels: Tensor | None = None,
+        content_hash: str | None = None,
+        bad_files: Sequence[BadFile] = (),
     ) -> None:
         if images.dim() != 4 or images.dtype != torch.uint8:
             raise ValueError(
@@ -156,10 +179,11 @@ class TensorImages(ImageDataset):
         super().__init__(name, count, (channels, height, width), labels)
         self._images = images
         self._content_hash = content_hash
+        self._bad_files = tuple(bad_files)
 
-    def _read_images(self, index: Tensor) -> Tensor:
+    def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
         # Not `self._images[index]`, which copies uint8 element by element: 6 to 12 times as slow.
-        return self._images.index_select(0, index).contiguous()
+        return self._images.index_select(0, index).contiguous(), index
 
     def _content(self) -> Iterator[bytes]:
         step = max(1, _HASH_CHUNK_BYTES // self._images[0].numel())

@@ -1,7 +1,8 @@
-"""Folders and zips of image files, with the labels of StyleGAN's `dataset.json`."""
+"""Datasets of image files, and of these the folders and zips with the labels of StyleGAN's `dataset.json`."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -9,11 +10,12 @@ import logging
 import os
 import stat
 import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -24,30 +26,71 @@ from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError, ImageDatas
 _log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
+NO_IMAGE = f"there is no image in it (by suffix: {', '.join(sorted(image_file.SUFFIXES))})"
 
 
-class _Files(Protocol):
-    """The visible files of a folder or zip, by their names relative to it, with `/`.
+OnBad = Literal["raise", "skip"]
+
+# Replacing file after file would turn a disk that is gone into an endless search.
+_MOST_REPLACED = 100
+# The process is out of something: this says nothing about the file.
+_NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class ImageFiles(ABC):
+    """Encoded images with names, wherever they are kept.
 
     Attributes:
-        names: sorted by code point, so that the order is the same on every file system.
-        bad: what can't be a file of the dataset whatever it holds.
+        source: what the user named, for messages.
+        name: short name for people and run directories.
+        images: their names, in the order of the dataset, which is the same on every machine.
+        bad: what can't be part of a dataset whatever its bytes are; an image of this name is left out.
     """
 
-    path: Path
-    names: list[str]
-    bad: list[BadFile]
+    def __init__(self, source: str, name: str) -> None:
+        self.source = source
+        self.name = name
+        self.images: list[str] = []
+        self.bad: list[BadFile] = []
 
+    @abstractmethod
     def size(self, name: str) -> int: ...
 
+    @abstractmethod
     def open(self, name: str) -> BinaryIO: ...
 
+    @abstractmethod
+    def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
+        """Class of each image, None if there are no labels; and what is wrong, under the images' names."""
 
-class _Folder:
-    def __init__(self, path: Path) -> None:
+    def read(self, name: str) -> bytes:
+        check_size(self, name)
+        with self.open(name) as file:
+            return file.read()
+
+
+class Tree(ImageFiles):
+    """A folder or zip: names relative to it, with `/`."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(str(path), name)
         self.path = path
         self.names: list[str] = []
-        self.bad: list[BadFile] = []
+
+    def _finish(self) -> None:
+        self.names.sort()  # by code point, so that the order is the same on every file system
+        self.images = [name for name in self.names if is_image(name)]
+        if not self.images and not self.bad:
+            others = f", only {len(self.names)} other files such as {self.names[0]}" if self.names else ""
+            raise DatasetError(f"{self.source}: {NO_IMAGE}{others}")
+
+    def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
+        return _read_labels(self)
+
+
+class _Folder(Tree):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, path.resolve().name)
         visited: dict[str, str] = {}
         pending = [""]
         while pending:
@@ -63,7 +106,7 @@ class _Folder:
                 continue
             visited[real] = folder
             pending += reversed(self._list(folder))
-        self.names.sort()
+        self._finish()
 
     def _list(self, folder: str) -> list[str]:
         """Adds the files of one folder, and returns the folders in it."""
@@ -75,7 +118,7 @@ class _Folder:
             return []
         for child in children:
             name = f"{folder}/{child}" if folder else child
-            if _is_hidden(name):
+            if is_hidden(name):
                 continue
             try:
                 mode = (self.path / name).stat().st_mode
@@ -86,7 +129,7 @@ class _Folder:
                 folders.append(name)
             elif stat.S_ISREG(mode):
                 self.names.append(name)
-            elif _is_image(name):
+            elif is_image(name):
                 self.bad.append(BadFile(name, "it is not a regular file"))
         return folders
 
@@ -97,19 +140,20 @@ class _Folder:
         return (self.path / name).open("rb")
 
 
-class _Zip:
+class _Zip(Tree):
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, path.stem)
         self._owner = -1
         entries = Counter(
             info.filename
             for info in self._archive().infolist()
-            if not info.is_dir() and not _is_hidden(info.filename)
+            if not info.is_dir() and not is_hidden(info.filename)
         )
-        self.names = sorted(entries)
+        self.names = list(entries)
         self.bad = [
             BadFile(name, f"it is in the zip {times} times") for name, times in entries.items() if times > 1
         ]
+        self._finish()
 
     def _archive(self) -> zipfile.ZipFile:
         # A forked process shares the file offset with its parent, so it needs an archive of its own.
@@ -126,42 +170,96 @@ class _Zip:
 
 
 class FileImages(ImageDataset):
-    """Images that are decoded each time they are read."""
+    """Images that are decoded each time they are read.
+
+    Args:
+        images: the names of those that are in it.
+        labels: int64 (N,), or None.
+        bad_files: what was left out.
+        on_bad: what becomes of a file that turns out to be damaged when it is decoded; see `open_dataset`.
+    """
 
     def __init__(
         self,
-        name: str,
-        files: _Files,
+        files: ImageFiles,
         images: list[str],
         image_shape: tuple[int, int, int],
         labels: Tensor | None,
+        bad_files: Sequence[BadFile] = (),
+        on_bad: OnBad = "raise",
     ) -> None:
-        super().__init__(name, len(images), image_shape, labels)
+        super().__init__(files.name, len(images), image_shape, labels)
         self._files = files
         self._names = images
+        self._bad_files = tuple(bad_files)
+        self._on_bad = on_bad
+        self._damaged: dict[int, BadFile] = {}  # found by reading
+
+    @property
+    def bad_files(self) -> tuple[BadFile, ...]:
+        return (*self._bad_files, *(bad for _, bad in sorted(self._damaged.copy().items())))
 
     def load(self) -> TensorImages:
-        """Decodes all images into memory.
+        """Decodes all images into memory, and leaves out the damaged ones if `on_bad` is "skip".
 
         Raises:
-            DatasetError: with all the files that can't be decoded.
+            DatasetError: with all the files that can't be decoded, or if none can be.
         """
-        labels = self.labels if self.num_classes else None
-        return TensorImages(
-            self.name, self._read_images(torch.arange(len(self))), labels, self.content_hash()
-        )
+        images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
+        good: list[int] = []
+        bad: list[BadFile] = []
+        for i, name in enumerate(self._names):
+            with collect(bad, name):
+                images[len(good)].copy_(self._decode(name))
+                good.append(i)
+        if bad and self._on_bad == "raise":
+            raise_faults(self._files, bad)
+        labels = self.labels[good] if self.num_classes else None
+        bad_files = (*self._bad_files, *bad)
+        if not good:
+            raise DatasetError(f"{self._files.source}: none of its images is good:", bad_files)
+        kept = self
+        if bad:
+            names = [self._names[i] for i in good]
+            kept = FileImages(self._files, names, self.image_shape, labels, bad_files, self._on_bad)
+        return TensorImages(self.name, images[: len(good)], labels, kept.content_hash(), bad_files)
 
-    def _read_images(self, index: Tensor) -> Tensor:
+    def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
         images = torch.empty((len(index), *self.image_shape), dtype=torch.uint8)
+        if self._on_bad == "skip":
+            used = [self._read_good(i, row) for row, i in zip(images, index.tolist(), strict=True)]
+            return images, torch.tensor(used, dtype=torch.int64)
         bad: list[BadFile] = []
         for row, i in zip(images, index.tolist(), strict=True):
-            with _collect(bad, self._names[i]):
-                row.copy_(self._decode(_read_file(self._files, self._names[i])))
-        _raise_if_bad(self._files, bad)
-        return images
+            with collect(bad, self._names[i]):
+                row.copy_(self._decode(self._names[i]))
+        if bad:
+            raise_faults(self._files, bad)
+        return images, index
 
-    def _decode(self, data: bytes) -> Tensor:
-        image = torch.from_numpy(image_file.decode(io.BytesIO(data))).permute(2, 0, 1)
+    def _read_good(self, first: int, row: Tensor) -> int:
+        """Fills `row` with image `first`, or with the next one that can be decoded; returns which it was."""
+        places = [(first + step) % len(self) for step in range(min(len(self), _MOST_REPLACED))]
+        for i in places:
+            if i in self._damaged:
+                continue
+            bad: list[BadFile] = []
+            with collect(bad, self._names[i]):
+                row.copy_(self._decode(self._names[i]))
+            if not bad:
+                return i
+            # Whichever thread is first to say so warns.
+            if self._damaged.setdefault(i, bad[0]) is bad[0]:
+                _log.warning(
+                    "%s: the next good image takes the place of a bad one: %s", self._files.source, bad[0]
+                )
+        raise DatasetError(
+            f"{self._files.source}: {len(places)} images in a row can't be read:",
+            [self._damaged[i] for i in places],
+        )
+
+    def _decode(self, name: str) -> Tensor:
+        image = torch.from_numpy(image_file.decode(io.BytesIO(self._files.read(name)))).permute(2, 0, 1)
         shape = cast(tuple[int, int, int], tuple(image.shape))
         if shape != self.image_shape:
             raise ValueError(
@@ -172,63 +270,83 @@ class FileImages(ImageDataset):
     def _content(self) -> Iterator[bytes]:
         for name in self._names:
             bad: list[BadFile] = []
-            with _collect(bad, name):
-                data = _read_file(self._files, name)
-            _raise_if_bad(self._files, bad)
+            data = b""  # what can't be read counts as an empty file, which is in no dataset
+            with collect(bad, name):
+                data = self._files.read(name)
+            if bad and self._on_bad == "raise":
+                raise_faults(self._files, bad)
             yield hashlib.sha256(data).digest()
 
 
-def open_files(path: Path, memory_limit: int) -> ImageDataset:
-    """Opens a folder or zip as `open_dataset` says. Every file is checked, and every bad one is named."""
+def open_tree(path: Path) -> ImageFiles:
+    """The files of a folder or zip."""
     try:
-        files: _Files = _Folder(path) if path.is_dir() else _Zip(path)
-    except Exception as error:  # as in _collect
+        return _Folder(path) if path.is_dir() else _Zip(path)
+    except DatasetError:
+        raise
+    except Exception as error:  # as in collect
         raise DatasetError(f"{path}: {image_file.describe_error(error)}") from error
-    images = [name for name in files.names if _is_image(name)]
-    if not images and not files.bad:
-        others = f", only {len(files.names)} other files such as {files.names[0]}" if files.names else ""
-        raise DatasetError(
-            f"{path}: there is no image in it (by suffix: {', '.join(sorted(image_file.SUFFIXES))}){others}"
-        )
 
-    shapes, bad = _probe(files, images)
-    labels, bad_labels = _read_labels(files, images)
-    _raise_if_bad(files, [*files.bad, *bad, *bad_labels])
 
-    image_shape = shapes[0]
-    name = path.resolve().name if path.is_dir() else path.stem
-    dataset = FileImages(name, files, images, image_shape, labels)
+def open_images(files: ImageFiles, memory_limit: int, on_bad: OnBad) -> ImageDataset:
+    """Makes a dataset of files as `open_dataset` says. Every file is checked, and every bad one is named."""
+    shapes, bad = probe(files, files.images)
+    bad += _other_shapes(shapes)
+    labels, bad_labels = files.labels()
+    bad = [*files.bad, *bad, *bad_labels]
+    if bad and on_bad == "raise":
+        raise_faults(files, bad)
+    left_out = {file.name for file in bad}
+    images = [name for name in files.images if name not in left_out]
+    if not images:
+        raise DatasetError(f"{files.source}: none of its images is good:", bad)
+
+    image_shape = shapes[images[0]]
+    classes = None if labels is None else torch.tensor([labels[name] for name in images], dtype=torch.int64)
+    dataset = FileImages(files, images, image_shape, classes, bad, on_bad)
     size = len(images) * image_shape[0] * image_shape[1] * image_shape[2]
     if size <= memory_limit:
         return dataset.load()
     _log.info(
-        "%s: %d bytes of pixels exceed memory_limit=%d: files are read as needed", path, size, memory_limit
+        "%s: %d bytes of pixels exceed memory_limit=%d: files are read as needed",
+        files.source,
+        size,
+        memory_limit,
     )
     return dataset
 
 
-def _probe(files: _Files, images: list[str]) -> tuple[list[tuple[int, int, int]], list[BadFile]]:
-    """Shapes of the good files, and the bad ones, from the headers. The most frequent shape is right."""
+def probe(
+    files: ImageFiles, images: Iterable[str], limit: int | None = None
+) -> tuple[dict[str, tuple[int, int, int]], list[BadFile]]:
+    """Shapes of the good files, at most the first `limit`, and the bad ones met, from the headers."""
     shapes: dict[str, tuple[int, int, int]] = {}
     bad: list[BadFile] = []
     for name in images:
-        with _collect(bad, name):
-            _check_size(files, name)
+        if len(shapes) == limit:
+            break
+        with collect(bad, name):
+            check_size(files, name)
             with files.open(name) as file:
                 shapes[name] = image_file.probe(file)
-    if shapes:
-        (expected, count), *others = Counter(shapes.values()).most_common()
-        if others:
-            model = next(name for name, shape in shapes.items() if shape == expected)
-            wanted = f"{format_shape(expected)} as {model} ({count} of {len(shapes)} images)"
-            for name in [name for name, shape in shapes.items() if shape != expected]:
-                bad.append(
-                    BadFile(name, f"its shape is {format_shape(shapes.pop(name))}, but must be {wanted}")
-                )
-    return list(shapes.values()), bad
+    return shapes, bad
 
 
-def _read_labels(files: _Files, images: list[str]) -> tuple[Tensor | None, list[BadFile]]:
+def _other_shapes(shapes: dict[str, tuple[int, int, int]]) -> list[BadFile]:
+    """The images that don't have the most frequent shape, of equally frequent ones the first."""
+    if len(set(shapes.values())) < 2:
+        return []
+    expected, count = Counter(shapes.values()).most_common(1)[0]
+    model = next(name for name, shape in shapes.items() if shape == expected)
+    wanted = f"{format_shape(expected)} as {model} ({count} of {len(shapes)} images)"
+    return [
+        BadFile(name, f"its shape is {format_shape(shape)}, but must be {wanted}")
+        for name, shape in shapes.items()
+        if shape != expected
+    ]
+
+
+def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
     """Class of each image (None without `dataset.json` or if its labels are null), and what is wrong."""
     if LABELS_FILE not in files.names:
         deeper = [name for name in files.names if name.endswith("/" + LABELS_FILE)]
@@ -239,8 +357,8 @@ def _read_labels(files: _Files, images: list[str]) -> tuple[Tensor | None, list[
         return None, []
     bad: list[BadFile] = []
     content = None
-    with _collect(bad, LABELS_FILE):
-        content = json.loads(_read_file(files, LABELS_FILE))
+    with collect(bad, LABELS_FILE):
+        content = json.loads(files.read(LABELS_FILE))
     if bad:
         return None, bad
     if not isinstance(content, dict) or "labels" not in content:
@@ -253,7 +371,8 @@ def _read_labels(files: _Files, images: list[str]) -> tuple[Tensor | None, list[
             BadFile(LABELS_FILE, f"'labels' is {_short(pairs)}, but must be a list of [file name, class]")
         ]
 
-    known, classes = set(images), dict[str, int]()
+    # A label is no fault of its own if the image is there, but bad.
+    known, classes = {*files.images, *(file.name for file in files.bad)}, dict[str, int]()
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             bad.append(BadFile(LABELS_FILE, f"an entry is {_short(pair)}, but must be [file name, class]"))
@@ -269,25 +388,28 @@ def _read_labels(files: _Files, images: list[str]) -> tuple[Tensor | None, list[
             classes[name] = 0
         else:
             classes[name] = label
-    bad += [BadFile(name, f"{LABELS_FILE} has no label for it") for name in images if name not in classes]
-    return torch.tensor([classes.get(name, 0) for name in images], dtype=torch.int64), bad
+    bad += [
+        BadFile(name, f"{LABELS_FILE} has no label for it") for name in files.images if name not in classes
+    ]
+    return classes, bad
 
 
 @contextmanager
-def _collect(bad: list[BadFile], name: str) -> Iterator[None]:
+def collect(bad: list[BadFile], name: str) -> Iterator[None]:
     """Turns an exception about the file `name` into an entry of `bad`, so that the next one gets its turn."""
     try:
         yield
     except Exception as error:  # on damaged bytes Pillow, zipfile, zlib and json raise almost anything
+        if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
+            raise
         bad.append(BadFile(name, image_file.describe_error(error)))
 
 
-def _raise_if_bad(files: _Files, bad: list[BadFile]) -> None:
-    if bad:
-        raise DatasetError(f"{files.path}: its files have faults ({len(bad)}):", bad)
+def raise_faults(files: ImageFiles, bad: list[BadFile]) -> NoReturn:
+    raise DatasetError(f"{files.source}: its files have faults ({len(bad)}):", bad)
 
 
-def _check_size(files: _Files, name: str) -> None:
+def check_size(files: ImageFiles, name: str) -> None:
     size = files.size(name)
     if size == 0:
         raise ValueError("it is empty (0 bytes)")
@@ -295,17 +417,11 @@ def _check_size(files: _Files, name: str) -> None:
         raise ValueError(f"it has {size} bytes, but at most {image_file.MAX_FILE_BYTES} are allowed")
 
 
-def _read_file(files: _Files, name: str) -> bytes:
-    _check_size(files, name)
-    with files.open(name) as file:
-        return file.read()
-
-
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_file.SUFFIXES
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     # Thumbnails, notebook checkpoints, and what macOS adds to a zip: `__MACOSX/._a.png` is no image.
     parts = (part for part in name.split("/") if part != ".")
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)

@@ -44,6 +44,12 @@ def probe(file: BinaryIO) -> tuple[int, int, int]:
         return _checked_shape(image)
 
 
+def stored_as(file: BinaryIO) -> str:
+    """Format and colour mode before `decode`, in Pillow's words, such as `JPEG CMYK` or `PNG I;16`."""
+    with Image.open(file, formats=_FORMATS) as image:
+        return f"{image.format} {image.mode}"
+
+
 def decode(file: BinaryIO) -> np.ndarray:
     """The image as uint8, H x W x C, turned upright as its EXIF orientation says.
 

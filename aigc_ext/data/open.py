@@ -9,12 +9,19 @@ from aigc_ext.data.arrays import open_arrays
 from aigc_ext.data.dataset import DatasetError, ImageDataset
 from aigc_ext.data.embedded import NAMES as EMBEDDED_NAMES
 from aigc_ext.data.embedded import open_embedded
-from aigc_ext.data.files import open_files
+from aigc_ext.data.files import ImageFiles, OnBad, open_images, open_tree
+from aigc_ext.data.huggingface import open_rows
+from aigc_ext.data.shards import open_shards
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
 
 
-def open_dataset(source: str | os.PathLike[str], *, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> ImageDataset:
+def open_dataset(
+    source: str | os.PathLike[str],
+    *,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    on_bad: OnBad = "raise",
+) -> ImageDataset:
     """Opens a dataset and checks it, so that a bad file is found now and not after a night of training.
 
     Args:
@@ -26,18 +33,50 @@ def open_dataset(source: str | os.PathLike[str], *, memory_limit: int = DEFAULT_
               `{"labels": [["sub/a.png", 3], ...]}` with a class for each image. Hidden files and files with
               other suffixes are passed over. See `image_file.decode` for colour modes;
             - a `.npy` or `.npz` of uint8 images N,H,W or N,H,W,C, in a `.npz` as the array `images` (else its
-              first array) with an optional array `labels` (N,).
-        memory_limit: bytes of pixels that may be held in memory; above it a folder, zip or `.npy` is read as
-            needed, image by image.
+              first array) with an optional array `labels` (N,);
+            - `wds:shards/train-{0000..0003}.tar`: uncompressed WebDataset shards on this machine, see
+              `shards.open_shards` (braces need `pip install aigc_ext[webdataset]`);
+            - `hf:folder`: a data set of Hugging Face `datasets` on this machine, see `huggingface.open_rows`
+              (`pip install aigc_ext[datasets]`). Nothing is downloaded.
+        memory_limit: bytes of pixels that may be held in memory; above it all but `.npz` is read as needed,
+            image by image.
+        on_bad: "raise" refuses a source with bad files; "skip" leaves them out and lists them in
+            `bad_files` of the dataset. The right shape is the most frequent one. Damage behind the headers is
+            found when an image is decoded: of a source held in memory that is now, so these images are left
+            out too; of one read as needed it is later, and then `read` replaces the image, with one
+            logged warning per file. A `dataset.json` that can't be read as a whole is one of the bad files,
+            and the dataset has no labels. An array (`.npy`, `.npz`, embedded) is good or refused.
 
     Raises:
-        DatasetError: the source is missing, of no known kind, or has bad files, of which `bad_files` is the
-        list.
+        DatasetError: the source is missing, of no known kind, has no good image, or, with on_bad="raise",
+        has bad files, of which `bad_files` is the list.
     """
     if memory_limit < 0:
         raise ValueError(f"memory_limit is {memory_limit}, but must be at least 0")
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad is {on_bad!r}, but must be 'raise' or 'skip'")
+    files = find_files(source)
+    if files is not None:
+        return open_images(files, memory_limit, on_bad)
     if isinstance(source, str) and source in EMBEDDED_NAMES:
         return open_embedded(source)
+    return open_arrays(Path(source), memory_limit)
+
+
+def find_files(source: str | os.PathLike[str]) -> ImageFiles | None:
+    """The image files behind a source of `open_dataset`, none of them decoded; None if it is an array.
+
+    Raises:
+        DatasetError: the source is missing or of no known kind.
+    """
+    if isinstance(source, str):
+        kind, colon, rest = source.partition(":")
+        if colon and kind == "wds":
+            return open_shards(rest)
+        if colon and kind == "hf":
+            return open_rows(rest)
+        if source in EMBEDDED_NAMES:
+            return None
     text = os.fspath(source)
     path = Path(text)
     if not text or not path.exists():
@@ -46,7 +85,8 @@ def open_dataset(source: str | os.PathLike[str], *, memory_limit: int = DEFAULT_
         )
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".zip":
-        return open_files(path, memory_limit)
+        return open_tree(path)
     if suffix in (".npy", ".npz"):
-        return open_arrays(path, memory_limit)
-    raise DatasetError(f"{path}: it is a file, but must be a folder, .zip, .npy or .npz")
+        return None
+    hint = f"; shards are opened as wds:{text}" if suffix == ".tar" else ""
+    raise DatasetError(f"{path}: it is a file, but must be a folder, .zip, .npy or .npz{hint}")

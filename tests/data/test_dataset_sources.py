@@ -6,11 +6,9 @@ import json
 import os
 import pickle
 import re
-import struct
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +30,7 @@ from aigc_ext.data import (
     image_file,
     open_dataset,
 )
+from tests.data.helpers import MEMORY_LIMITS, bomb
 
 RNG = np.random.default_rng(1)
 Files = dict[str, bytes]
@@ -74,7 +73,6 @@ def write_deflated_zip(base: Path, files: Files) -> Path:
 
 
 WRITERS = pytest.mark.parametrize("write", [write_folder, write_zip, write_deflated_zip])
-MEMORY_LIMITS = pytest.mark.parametrize("memory_limit", [2 << 30, 0], ids=["in memory", "on demand"])
 GOOD: Files = {
     "b.png": png(1),
     "a/2.PNG": png(2),
@@ -223,19 +221,6 @@ def test_a_faulty_zip_entry_is_named(tmp_path: Path, write: Callable[[Path], Pat
     assert [bad.name for bad in error.bad_files] == ["bad.png"]
     assert f"bad.png: {error.bad_files[0].reason}" in str(error)
     assert reason in str(error)
-
-
-def bomb() -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
 
 
 @WRITERS

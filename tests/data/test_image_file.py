@@ -105,11 +105,17 @@ def test_of_16_bit_grey_the_upper_8_are_kept(file_format: str) -> None:
     assert np.array_equal(decoded(encoded(Image.fromarray(wide), file_format))[..., 0], wide >> 8)
 
 
-def test_of_16_bit_rgb_the_upper_8_are_kept_too() -> None:
-    wide = RNG.integers(0, 2**16, (HEIGHT, WIDTH, 3)).astype(">u2")
+@pytest.mark.parametrize(
+    ("colour_type", "channels"),
+    [(2, [0, 1, 2]), (4, [0, 0, 0, 1]), (6, [0, 1, 2, 3])],
+    ids=["rgb", "la", "rgba"],
+)
+def test_of_16_bit_colour_and_alpha_the_upper_8_are_kept_too(colour_type: int, channels: list[int]) -> None:
+    wide = RNG.integers(0, 2**16, (HEIGHT, WIDTH, max(channels) + 1)).astype(">u2")
     lines = b"".join(b"\0" + line.tobytes() for line in wide)
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
-    assert np.array_equal(decoded(png_chunks(header, (b"IDAT", zlib.compress(lines)))), wide >> 8)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, colour_type, 0, 0, 0)
+    pixels = decoded(png_chunks(header, (b"IDAT", zlib.compress(lines))))
+    assert np.array_equal(pixels, (wide >> 8)[..., channels])
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])

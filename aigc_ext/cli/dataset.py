@@ -1,0 +1,184 @@
+"""`aigc-ext dataset`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import click
+from tqdm import tqdm
+
+from aigc_ext.cli.errors import InputError, RunFailure, input_errors
+from aigc_ext.data.convert import (
+    TRANSFORMS,
+    Conversion,
+    Inspection,
+    Progress,
+    convert_dataset,
+    inspect_dataset,
+)
+from aigc_ext.data.dataset import format_shape
+
+_SHOWN_CLASSES = 20
+_SHOWN_FILES = 5
+_T = TypeVar("_T")
+
+
+class SizeType(click.ParamType):
+    """`256x256`: width x height."""
+
+    name = "size"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})", value)
+        if match is None:
+            self.fail(f"{value!r} is no size of WIDTHxHEIGHT such as 256x256", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.option(
+    "--source",
+    required=True,
+    metavar="NAME|PATH",
+    help="A folder or zip of images, .npy, .npz, wds:SHARDS, hf:FOLDER, digits or mnist5k.",
+)
+@click.option(
+    "--dest",
+    metavar="PATH",
+    help="The folder or .zip to write; it must not exist yet.  [default: only look at the source]",
+)
+@click.option(
+    "--resolution",
+    type=SizeType(),
+    metavar="WxH",
+    help="Size of the images written.  [default: the most frequent; others are left out]",
+)
+@click.option(
+    "--transform",
+    type=click.Choice(TRANSFORMS),
+    help="What becomes of other aspect ratios: center-crop cuts off the ends; center-crop-wide also adds"
+    " black bars, to a square; letterbox cuts nothing and adds bars.  [default: they are left out]",
+)
+@click.option("--enlarge", is_flag=True, help="Also take images that are smaller than --resolution.")
+@click.option(
+    "--class-folders",
+    is_flag=True,
+    help="The folders at the top of the source are the classes.  [default: its dataset.json]",
+)
+@click.option("--max-images", type=click.IntRange(min=1), metavar="INT", help="Take only the first ones.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=256),
+    default=min(8, os.cpu_count() or 1),
+    metavar="INT",
+    help="Threads that decode and encode.  [default: one per CPU, at most 8]",
+)
+def dataset(
+    source: str,
+    dest: str | None,
+    resolution: tuple[int, int] | None,
+    transform: str | None,
+    enlarge: bool,
+    class_folders: bool,
+    max_images: int | None,
+    workers: int,
+) -> None:
+    """Look at a set of images, or convert it for training.
+
+    Without --dest, decodes everything and says what is there, with every bad file and the reason. With
+    --dest, writes PNGs of one shape with a dataset.json; bad files are left out and listed in
+    DEST.report.json. All images become grey if all are, keep an alpha channel if all have one, and else
+    become RGB, on white.
+    """
+    if dest is None:
+        with input_errors():
+            for option, given in (("resolution", resolution), ("transform", transform), ("enlarge", enlarge)):
+                if given:
+                    raise ValueError(f"--{option} needs --dest: without it nothing is written")
+            with _bar() as progress:
+                seen = inspect_dataset(
+                    source,
+                    class_folders=class_folders,
+                    max_images=max_images,
+                    workers=workers,
+                    progress=progress,
+                )
+        _show_inspection(source, seen)
+        return
+    try:
+        with _bar() as progress:
+            made = convert_dataset(
+                source,
+                dest,
+                resolution=resolution,
+                transform=transform,
+                enlarge=enlarge,
+                class_folders=class_folders,
+                max_images=max_images,
+                workers=workers,
+                progress=progress,
+            )
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except OSError as error:  # bad files raise none of their own
+        raise RunFailure(f"{dest}: {error.strerror or error}; nothing of it is left") from error
+    _show_conversion(made)
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    with tqdm(unit="img", leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _show_inspection(source: str, seen: Inspection) -> None:
+    click.echo(f"source:     {source}")
+    click.echo(f"images:     {seen.images}")
+    click.echo(f"shapes:     {_counts(seen.shapes, format_shape)}")
+    click.echo(f"stored as:  {_counts(seen.stored_as, str)}")
+    click.echo(f"classes:    {_classes(seen.classes, seen.class_names)}")
+    click.echo(f"bad files:  {len(seen.bad_files)}")
+    for bad in seen.bad_files:
+        click.echo(f"  {bad}")
+    if len(seen.shapes) > 1:
+        (shape, count), *_ = seen.shapes.most_common(1)
+        click.echo(
+            f"To train on it as it is would take {count} images of {format_shape(shape)} and leave out"
+            f" {seen.images - count} of other shapes; --dest makes all of one shape."
+        )
+
+
+def _show_conversion(made: Conversion) -> None:
+    click.echo(f"dataset:    {made.dest}")
+    click.echo(f"images:     {made.images} of {format_shape(made.image_shape)}")
+    click.echo(f"classes:    {_classes(made.classes, [])}")
+    click.echo(f"left out:   {len(made.bad_files)}, listed in {made.report}")
+    for bad in made.bad_files[:_SHOWN_FILES]:
+        click.echo(f"  {bad}")
+    if len(made.bad_files) > _SHOWN_FILES:
+        click.echo(f"  ... and {len(made.bad_files) - _SHOWN_FILES} more")
+
+
+def _counts(counts: Counter[_T], text: Callable[[_T], str]) -> str:
+    return ", ".join(f"{count} of {text(value)}" for value, count in counts.most_common()) or "none"
+
+
+def _classes(counts: Counter[int], names: Sequence[str]) -> str:
+    if not counts:
+        return "none"
+    if len(counts) > _SHOWN_CLASSES:
+        return f"{len(counts)}, of {min(counts.values())} to {max(counts.values())} images"
+    shown = (f"{names[i] if names else i} ({counts[i]})" for i in sorted(counts))
+    return f"{len(counts)}: {', '.join(shown)}"

@@ -1,0 +1,372 @@
+"""What is in a source of images, and its conversion to a folder or zip of PNGs of one shape."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from aigc_ext import _files
+from aigc_ext.data import image_file
+from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset
+from aigc_ext.data.files import LABELS_FILE, ImageFiles, Tree, collect, probe
+from aigc_ext.data.open import find_files, open_dataset
+
+TRANSFORMS = ("center-crop", "center-crop-wide", "letterbox")
+_PER_FOLDER = 1000
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_T = TypeVar("_T")
+
+Progress = Callable[[int, int], object]
+"""Called with the number of images that are done, and of all."""
+
+
+class Inspection(NamedTuple):
+    """What is in a source.
+
+    Attributes:
+        images: number of good ones, of any shape.
+        shapes: how many have which (channels, height, width) as `open_dataset` would decode them.
+        stored_as: how many have which format and colour mode.
+        classes: how many have which class; empty without labels.
+        class_names: what the classes are called, if they were taken from folders.
+        bad_files: what can't be decoded, or has a bad label.
+    """
+
+    images: int
+    shapes: Counter[tuple[int, int, int]]
+    stored_as: Counter[str]
+    classes: Counter[int]
+    class_names: list[str]
+    bad_files: list[BadFile]
+
+
+class Conversion(NamedTuple):
+    """What was written.
+
+    Attributes:
+        dest: the new folder or zip.
+        report: a JSON file beside it, with the bad files and the reasons.
+        images: number of images in it.
+        image_shape: (channels, height, width) of all of them.
+        classes: how many have which class; empty without labels.
+        bad_files: what is not in it.
+    """
+
+    dest: Path
+    report: Path
+    images: int
+    image_shape: tuple[int, int, int]
+    classes: Counter[int]
+    bad_files: list[BadFile]
+
+
+class _Arrays(ImageFiles):
+    """A dataset without files, as files."""
+
+    def __init__(self, source: str, data: ImageDataset) -> None:
+        super().__init__(source, data.name)
+        self._data = data
+        self.images = [f"image {i:08d}" for i in range(len(data))]
+
+    def size(self, name: str) -> int:
+        return 1
+
+    def open(self, name: str) -> BinaryIO:
+        pixels = self._data.read([int(name[6:])])[0][0].permute(1, 2, 0).numpy()
+        return io.BytesIO(_png(_image(pixels)))
+
+    def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
+        if not self._data.num_classes:
+            return None, []
+        return dict(zip(self.images, self._data.labels.tolist(), strict=True)), []
+
+
+class _Source(NamedTuple):
+    files: ImageFiles
+    images: list[str]  # those that are not known to be bad
+    labels: dict[str, int] | None
+    class_names: list[str]
+    bad: list[BadFile]
+
+
+def inspect_dataset(
+    source: str | os.PathLike[str],
+    *,
+    class_folders: bool = False,
+    max_images: int | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Decodes every image of a source, so that no damage is missed. Arguments as for `convert_dataset`."""
+    files, images, labels, class_names, bad = _open(source, class_folders)
+
+    def look(name: str) -> tuple[str, tuple[int, int, int]]:
+        data = files.read(name)
+        height, width, channels = image_file.decode(io.BytesIO(data)).shape
+        return image_file.stored_as(io.BytesIO(data)), (channels, height, width)
+
+    shapes, stored, classes = Counter[tuple[int, int, int]](), Counter[str](), Counter[int]()
+    for name, seen in _map(look, images[:max_images], bad, workers, progress):
+        stored[seen[0]] += 1
+        shapes[seen[1]] += 1
+        if labels is not None:
+            classes[labels[name]] += 1
+    return Inspection(sum(shapes.values()), shapes, stored, classes, class_names, bad)
+
+
+def convert_dataset(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    resolution: tuple[int, int] | None = None,
+    transform: str | None = None,
+    enlarge: bool = False,
+    class_folders: bool = False,
+    max_images: int | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Writes the good images of a source as PNGs of one size and colour mode, with a `dataset.json`.
+
+    All are grey if all are, all keep an alpha channel if all have one; else all become RGB, grey ones with
+    equal channels, and transparent ones on white. They are called `00000/img00000000.png` and so on, in the
+    order of the source. `dest` appears when it is whole; the same source gives the same bytes. Bad files are
+    left out and listed in `<dest>.report.json`, which replaces an earlier one.
+
+    Args:
+        source: as for `open_dataset`, but the images may differ in shape.
+        dest: a zip if it is called `.zip`, uncompressed since PNGs are compressed already; else a folder.
+        resolution: (width, height) of the result; by default the most frequent size, of which an image must
+            be.
+        transform: what becomes of an image of another aspect ratio, which without it is a bad file:
+            "center-crop" cuts off what is too much at both ends; "center-crop-wide" does the same and then
+            adds black bars above and below, to a square of the width; "letterbox" keeps all of it and adds
+            black bars on two sides. In images with an alpha channel the bars are transparent.
+        enlarge: also take images that are smaller than the resolution, which else are bad files.
+        class_folders: take the classes from the folders at the top of the source, in the order of their
+            names, instead of from its `dataset.json`.
+        max_images: take only the first ones whose headers are good.
+        workers: threads that decode and encode.
+
+    Raises:
+        DatasetError: the source can't be read or has no good image, or `dest` exists or can't be.
+        ValueError: another argument is wrong.
+        OSError: `dest` can't be written, for example because the disk is full. Nothing of it is left then.
+    """
+    dest = Path(dest)
+    _check(dest, resolution, transform)
+    report = dest.with_name(f"{dest.name}.report.json")
+    files, images, labels, class_names, bad = _open(source, class_folders)
+    if isinstance(files, Tree) and dest.resolve().is_relative_to(files.path.resolve()):
+        raise DatasetError(f"{dest}: it would be in its own source, {files.source}")
+    headers, bad_headers = probe(files, images, max_images)
+    bad += bad_headers
+    if not headers:
+        raise DatasetError(f"{files.source}: none of its images is good:", bad)
+    found = {shape[0] for shape in headers.values()}
+    channels = found.pop() if len(found) == 1 else 3
+    ((height, width), _), *_ = Counter(shape[1:] for shape in headers.values()).most_common(1)
+
+    def make(name: str) -> bytes:
+        image = _with_channels(_image(image_file.decode(io.BytesIO(files.read(name)))), channels)
+        if resolution is not None:
+            return _png(_fit(image, resolution, transform, enlarge))
+        if image.size != (width, height):
+            raise ValueError(
+                f"it is {image.width}x{image.height}, but must be {width}x{height} as most are;"
+                " with a resolution, images of any size can be used"
+            )
+        return _png(image)
+
+    classes = Counter[int]()
+    pairs: list[tuple[str, int]] = []
+    count = 0
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with _new(dest) as write:
+        for name, png in _map(make, list(headers), bad, workers, progress):
+            output = f"{count // _PER_FOLDER:05d}/img{count:08d}.png"
+            write(output, png)
+            count += 1
+            if labels is not None:
+                pairs.append((output, labels[name]))
+                classes[labels[name]] += 1
+        if resolution is not None:
+            width, height = resolution
+        if transform == "center-crop-wide":
+            height = width
+        summary = {
+            "source": files.source,
+            "images": count,
+            "image_shape": [channels, height, width],
+            "class_names": class_names or None,
+            "bad_files": [file._asdict() for file in bad],
+        }
+        _files.replace_file(report, _json(summary, indent=1))
+        if count == 0:
+            raise DatasetError(f"{files.source}: none of its images is good (see {report}):", bad)
+        write(LABELS_FILE, _json({"labels": pairs if labels is not None else None}))
+    return Conversion(dest, report, count, (channels, height, width), classes, bad)
+
+
+def _open(source: str | os.PathLike[str], class_folders: bool) -> _Source:
+    files = find_files(source) or _Arrays(str(source), open_dataset(source))
+    class_names: list[str] = []
+    labels: dict[str, int] | None
+    if not class_folders:
+        labels, bad_labels = files.labels()
+    elif isinstance(files, Tree):
+        class_names = sorted({name.split("/")[0] for name in files.images if "/" in name})
+        numbers = {name: number for number, name in enumerate(class_names)}
+        labels = {name: numbers[name.split("/")[0]] for name in files.images if "/" in name}
+        bad_labels = [BadFile(name, "it is in no class folder") for name in files.images if "/" not in name]
+    else:
+        raise DatasetError(f"{files.source}: class folders can only be those of a folder or zip")
+    bad = [*files.bad, *bad_labels]
+    left_out = {file.name for file in bad}
+    images = [name for name in files.images if name not in left_out]
+    return _Source(files, images, labels, class_names, bad)
+
+
+def _map(
+    function: Callable[[str], _T],
+    names: Sequence[str],
+    bad: list[BadFile],
+    workers: int,
+    progress: Progress | None,
+) -> Iterator[tuple[str, _T]]:
+    """Names and results in their order; a name for which `function` raises goes to `bad`."""
+
+    def attempt(name: str) -> tuple[list[_T], list[BadFile]]:
+        result: list[_T] = []
+        faults: list[BadFile] = []
+        with collect(faults, name):
+            result.append(function(name))
+        return result, faults
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="aigc-ext-data") as pool:
+        for start in range(0, len(names), 16 * workers):  # so that not all results wait in memory
+            block = names[start : start + 16 * workers]
+            for name, (result, faults) in zip(block, pool.map(attempt, block), strict=True):
+                bad += faults
+                for value in result:
+                    yield name, value
+            if progress is not None:
+                progress(start + len(block), len(names))
+
+
+@contextmanager
+def _new(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """A function that adds a file to the folder or zip `dest`, which appears at the end, or not at all."""
+    temporary = _files.temporary_path(dest)
+
+    def add_to_folder(name: str, data: bytes) -> None:
+        (temporary / name).parent.mkdir(exist_ok=True)
+        (temporary / name).write_bytes(data)
+
+    try:
+        if dest.suffix.lower() == ".zip":
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+                # A ZipInfo of its own has the same date at all times.
+                yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
+        else:
+            temporary.mkdir()
+            yield add_to_folder
+        _refuse_existing(dest)
+        os.rename(temporary, dest)
+        _files.fsync_directory(dest.parent)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _check(dest: Path, resolution: tuple[int, int] | None, transform: str | None) -> None:
+    if dest.suffix.lower() in (".npy", ".npz", ".tar", ".tgz", ".gz"):
+        raise DatasetError(f"{dest}: what is written must be a folder or a .zip")
+    _refuse_existing(dest)
+    if transform is not None and transform not in TRANSFORMS:
+        raise ValueError(f"transform is {transform!r}, but must be one of {', '.join(TRANSFORMS)}")
+    if resolution is None:
+        if transform is not None:
+            raise ValueError(f"transform is {transform!r}, but needs a resolution")
+        return
+    width, height = resolution
+    if width < 1 or height < 1 or width * height > image_file.MAX_PIXELS:
+        raise ValueError(
+            f"resolution is {width}x{height}, but must be 1x1 at least and have at most"
+            f" {image_file.MAX_PIXELS} pixels"
+        )
+    if transform == "center-crop-wide" and width < height:
+        raise ValueError(
+            f"resolution is {width}x{height}, but for center-crop-wide must not be taller than wide"
+        )
+
+
+def _refuse_existing(dest: Path) -> None:
+    if os.path.lexists(dest):
+        raise DatasetError(f"{dest}: it exists already, and is not overwritten")
+
+
+def _fit(image: Image.Image, size: tuple[int, int], transform: str | None, enlarge: bool) -> Image.Image:
+    """The image at `size`, or for center-crop-wide on a square; see `convert_dataset`."""
+    width, height = size
+    across, down = width / image.width, height / image.height
+    scale = min(across, down) if transform == "letterbox" else max(across, down)
+    whole = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    if transform is None and whole != size:
+        raise ValueError(
+            f"it is {image.width}x{image.height}, which is not of the shape of {width}x{height};"
+            " a transform would say what to cut off or to add"
+        )
+    if scale > 1 and not enlarge:
+        raise ValueError(
+            f"it is {image.width}x{image.height}, so to have {width}x{height} it must be enlarged"
+        )
+    if transform == "letterbox":
+        return _on_black(image.resize(whole, Image.Resampling.LANCZOS), size)
+    left, top = max(0.0, (image.width - width / scale) / 2), max(0.0, (image.height - height / scale) / 2)
+    box = (left, top, image.width - left, image.height - top)
+    fitted = image.resize(size, Image.Resampling.LANCZOS, box=box)
+    return _on_black(fitted, (width, width)) if transform == "center-crop-wide" else fitted
+
+
+def _on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    canvas = Image.new(image.mode, size)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
+
+
+def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+    mode = _MODES[channels]
+    if image.mode == "RGBA" and mode != "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _json(content: object, indent: int | None = None) -> bytes:
+    # Names that are no text keep what they are: a lone surrogate becomes the escape that JSON has for it.
+    return json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace") + b"\n"

@@ -1,0 +1,211 @@
+"""WebDataset shards: tar files in which the members of a sample share all but their extensions."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError
+from aigc_ext.data.files import NO_IMAGE, ImageFiles, collect, is_hidden, is_image
+
+_LONGEST_CLASS = 32  # bytes of a .cls file
+
+
+class _Member(NamedTuple):
+    shard: Path
+    offset: int
+    size: int
+
+
+class _Shards(ImageFiles):
+    """The images of the shards, each called by its shard's path and its own name in there.
+
+    The shards are indexed once, by their headers: a stream that is to resume at any image needs to know where
+    each one is, which a reader that goes through a shard from its start can't tell.
+    """
+
+    def __init__(self, source: str, paths: list[Path]) -> None:
+        super().__init__(source, _common_name(paths))
+        self._members: dict[str, _Member] = {}
+        self._classes: dict[str, int] = {}
+        self._bad_classes: list[BadFile] = []
+        self._unlabelled: list[str] = []
+        for path in paths:
+            with collect(self.bad, str(path)):
+                self._index(path)
+        self.images = list(self._members)
+        if not self.images and not self.bad:
+            raise DatasetError(f"{source}: {NO_IMAGE}")
+
+    def _index(self, path: Path) -> None:
+        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for info in _members(tar, path.stat().st_size):
+                    folder, _, file = info.name.rpartition("/")
+                    key, _, extension = file.partition(".")
+                    sample = samples.setdefault(f"{folder}/{key}", {})
+                    if extension in sample:
+                        self.bad.append(BadFile(f"{path}/{info.name}", "it is in the shard more than once"))
+                    sample[extension] = info
+        except tarfile.ReadError as error:
+            raise ValueError(
+                f"it is damaged or no uncompressed tar, and read up to there: {error}"
+            ) from error
+        finally:  # what came before the damage is good
+            for sample in samples.values():
+                self._add(path, sample)
+
+    def _add(self, path: Path, sample: dict[str, tarfile.TarInfo]) -> None:
+        # By its plain extension if there are several, so that `1.seg.png` doesn't compete with `1.jpg`.
+        extensions = [extension for extension in sample if is_image(f"x.{extension}")]
+        plain = [extension for extension in extensions if "." not in extension]
+        if len(extensions) > 1 and plain:
+            extensions = plain
+        if not extensions:
+            return
+        info = sample[extensions[0]]
+        name = f"{path}/{info.name}"
+        if len(extensions) > 1:
+            self.bad.append(
+                BadFile(name, f"its sample has {len(extensions)} images: {', '.join(extensions)}")
+            )
+        self._members[name] = _Member(path, info.offset_data, info.size)
+        if "cls" not in sample:
+            self._unlabelled.append(name)
+            return
+        label = sample["cls"]
+        text = b""
+        if label.size <= _LONGEST_CLASS:
+            with _open(_Member(path, label.offset_data, label.size)) as file:
+                text = file.read().strip()
+        if not text.isdigit() or int(text) >= MAX_CLASSES:
+            self._bad_classes.append(
+                BadFile(name, f"its .cls is {text!r}, but must be an integer from 0 to {MAX_CLASSES - 1}")
+            )
+        else:
+            self._classes[name] = int(text)
+
+    def size(self, name: str) -> int:
+        return self._members[name].size
+
+    def open(self, name: str) -> BinaryIO:
+        return _open(self._members[name])
+
+    def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
+        if not self._classes and not self._bad_classes:
+            return None, []
+        missing = [BadFile(name, "it has no .cls, but others have") for name in self._unlabelled]
+        return self._classes, [*self._bad_classes, *missing]
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file as a file, with a handle of its own, so that threads and forks can't interfere."""
+
+    def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
+        self._file = file
+        self._offset = offset
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, (0, self._position, self._size)[whence] + offset)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._file.seek(self._offset + self._position)
+        count = self._file.readinto(memoryview(buffer)[: max(0, self._size - self._position)])
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_shards(pattern: str) -> ImageFiles:
+    """The images in uncompressed tar files that are laid out as WebDataset says.
+
+    The members of a sample share their path up to the first dot of the file name. A sample with an image (by
+    suffix) is one image; one with several has to have one of them with a plain extension, `1.jpg` beside
+    `1.seg.png`. Its class is the number in the text file `1.cls`. Other members, and samples without an
+    image, are passed over. The order is that of the shards in the pattern, and of the members in each.
+
+    Args:
+        pattern: a shard, a folder (all `*.tar` in it), or shards with the wildcards of a shell or braces,
+            `train-{0000..0003}.tar`, which the package braceexpand reads.
+
+    Raises:
+        DatasetError: there is no such shard, or nothing in it that is called like an image.
+    """
+    source = f"wds:{pattern}"
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise DatasetError(f"{source}: shards must be local files; nothing is downloaded")
+    names = [pattern]
+    if "{" in pattern and not os.path.exists(pattern):
+        try:
+            from braceexpand import braceexpand
+        except ImportError as error:
+            raise DatasetError(
+                f"{source}: for braces the package braceexpand is needed: run"
+                " `pip install aigc_ext[webdataset]`, or write the shards with * and ?"
+            ) from error
+        try:
+            names = list(braceexpand(pattern))
+        except ValueError as error:
+            raise DatasetError(f"{source}: {error}") from error
+    paths = [Path(path) for name in names if name for path in _matches(name)]
+    missing = [str(path) for path in paths if not path.exists()]
+    if len(missing) == len(paths):
+        what = "there is no *.tar in it" if pattern and not missing else "there is no such file or folder"
+        raise DatasetError(f"{source}: {what}")
+    return _Shards(source, list(dict.fromkeys(paths)))
+
+
+def _matches(name: str) -> list[str]:
+    if os.path.isdir(name):
+        return sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
+    found = [] if os.path.exists(name) else sorted(glob.glob(name))
+    return found or [name]
+
+
+def _members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """The regular visible files, and a ReadError where the tar is cut off or stops making sense."""
+    for info in tar:
+        if info.isreg() and info.offset_data + info.size > size:
+            raise tarfile.ReadError(f"{info.name} is cut off")
+        if info.isreg() and not info.issparse() and not is_hidden(info.name):
+            yield info
+    # tarfile takes a damaged header for the end.
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
+
+
+def _open(member: _Member) -> BinaryIO:
+    file = member.shard.open("rb", buffering=0)
+    return cast(BinaryIO, io.BufferedReader(_Part(file, member.offset, member.size)))
+
+
+def _common_name(paths: list[Path]) -> str:
+    """`train` for train-0000.tar to train-0003.tar."""
+    stems = sorted(path.stem for path in paths)
+    pairs = zip(stems[0], stems[-1], strict=False)
+    name = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return (name.rstrip("0123456789-_.") if len(paths) > 1 else name) or paths[0].resolve().parent.name

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from aigc_ext.cli import main
+from aigc_ext.data import open_dataset
+from tests.data.helpers import MIXED_REASONS, encoded, labelled, mixed_folder, pixels, write
+
+
+def run(*arguments):
+    return main(["dataset", *map(str, arguments)])
+
+
+def test_without_dest_everything_in_the_source_is_said(tmp_path, capsys):
+    root = mixed_folder(tmp_path / "mixed")
+    assert run("--source", root) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    assert lines[:5] == [
+        f"source:     {root}",
+        "images:     8",
+        "shapes:     7 of 3x32x32, 1 of 3x1x1",
+        "stored as:  7 of PNG RGB, 1 of JPEG CMYK",
+        "classes:    none",
+    ]
+    bad = {
+        name: reason for name, reason in MIXED_REASONS.items() if name != "dot.png"
+    }  # only of another shape
+    assert f"bad files:  {len(bad)}" in lines
+    for name, reason in bad.items():
+        (line,) = (line for line in lines if line.startswith(f"  {name}: "))
+        assert reason in line
+    assert "take 7 images of 3x32x32 and leave out 1 of other shapes" in lines[-1]
+
+
+def test_with_dest_a_folder_or_zip_is_written_and_bad_files_are_reported(tmp_path, capsys):
+    root = mixed_folder(tmp_path / "mixed")
+    dest = tmp_path / "clean.zip"
+    options = ("--resolution", "16x16", "--transform", "letterbox", "--workers", 2, "--max-images", 8)
+    assert run("--source", root, "--dest", dest, *options) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    report = f"{dest}.report.json"
+    assert lines[:2] == [f"dataset:    {dest}", "images:     6 of 3x16x16"]  # of 8, dot and truncated are bad
+    assert f"left out:   6, listed in {report}" in lines
+    assert "  ... and 1 more" in lines
+    with open(report, encoding="utf-8") as file:
+        assert {bad["name"] for bad in json.load(file)["bad_files"]} == MIXED_REASONS.keys()
+    assert len(open_dataset(dest)) == 6
+
+
+def test_classes_are_shown(tmp_path, capsys):
+    files = {
+        "owl/a.png": encoded(pixels(0)),
+        "owl/b.png": encoded(pixels(1)),
+        "cat/c.png": encoded(pixels(2)),
+    }
+    files["dataset.json"] = labelled(["owl/a.png", 4], ["owl/b.png", 7], ["cat/c.png", 7])
+    root = write(tmp_path / "set", files)
+    for options, classes in ([], "2: 4 (1), 7 (2)"), (["--class-folders"], "2: cat (1), owl (2)"):
+        assert run("--source", root, *options) == 0
+        assert f"classes:    {classes}\n" in capsys.readouterr().out
+    np.savez(tmp_path / "many.npz", images=pixels(0, (42, 4, 4)), labels=np.arange(42) // 2 * 3)
+    assert run("--source", tmp_path / "many.npz") == 0
+    assert "classes:    21, of 2 to 2 images\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "nowhere"], "there is no such file or folder"),
+        (["--source", "digits", "--dest", "."], ".: it exists already, and is not overwritten"),
+        (["--source", "digits", "--resolution", "8x8"], "--resolution needs --dest"),
+        (["--source", "digits", "--dest", "out", "--resolution", "8"], "'8' is no size of WIDTHxHEIGHT"),
+        (["--source", "digits", "--dest", "out", "--resolution", "0x8"], "'0x8' is no size"),
+        (["--source", "digits", "--dest", "out", "--transform", "letterbox"], "needs a resolution"),
+        (["--source", "digits", "--dest", "out", "--resolution", "16x16"], "none of its images is good"),
+        (["--source", "hf:user/set"], "nothing is downloaded"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("Error: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert shown.out == ""
+
+
+def test_a_full_disk_is_one_line_and_code_1(tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # stands for it
+    try:
+        assert run("--source", "digits", "--dest", tmp_path / "out.zip") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err == f"Error: {tmp_path}/out.zip: File too large; nothing of it is left\n"
+    assert not list(tmp_path.iterdir())
