@@ -97,8 +97,10 @@ def export_generator(
         "value_range": list(generator.value_range),
         **(provenance or {}),
     }
+    # Without gradients, the ops save nothing for a backward pass, whoever calls the program.
+    trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
     was_training = generator.training
-    generator.eval()
+    generator.eval().requires_grad_(False)
     try:
         with torch.no_grad():
             program = _trace(generator, batch, decompose)
@@ -118,6 +120,8 @@ def export_generator(
                     difference = _check(generator, _onnx_session(content), batch, "the ONNX model")
     finally:
         generator.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_()
     _files.replace_file(path, content, durable=False)
     return Exported(path, format, checked_by, difference, ops)
 

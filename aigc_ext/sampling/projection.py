@@ -117,7 +117,7 @@ def project(
             noise = torch.randn(point.shape, generator=rng).to(point.device, point.dtype)
             tried = point + noise * (0.05 * spread * max(0.0, 1 - done / 0.75) ** 2)
             distance = search.distance(tried)
-            value = float(distance)
+            value = float(distance.detach())
             if value < best_distance:  # false for NaN
                 best, best_distance = tried.detach().clone(), value
             distances.append(value)

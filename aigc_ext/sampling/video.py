@@ -12,6 +12,8 @@ import hashlib
 import io
 import itertools
 import json
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,28 +130,33 @@ def _mp4(
 ) -> None:
     import imageio_ffmpeg
 
+    first = _even(next(frames))
+    size = f"{first.shape[1]}x{first.shape[0]}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    command += ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p"]
     # The key of the standard's field is none that MP4 knows: the muxer writes it only if told to.
-    options = ["-movflags", "+use_metadata_tags+faststart", "-f", "mp4"]
+    command += ["-movflags", "+use_metadata_tags+faststart"]
     for key, text in metadata.items():
-        options += ["-metadata", f"{key}={text}"]
-    frame = _even(next(frames))
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (frame.shape[1], frame.shape[0]),
-        fps=fps,
-        codec="libx264",
-        quality=8,
-        macro_block_size=2,
-        output_params=options,
-        ffmpeg_log_level="error",
-    )
-    writer.send(None)
-    try:
-        writer.send(frame.tobytes())
-        for frame in frames:
-            writer.send(_even(frame).tobytes())
-    finally:
-        writer.close()
+        command += ["-metadata", f"{key}={text}"]
+    command += ["-f", "mp4", str(path)]
+    with tempfile.TemporaryFile() as log:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:
+            assert process.stdin is not None
+            try:
+                process.stdin.write(first.tobytes())
+                for frame in frames:
+                    process.stdin.write(_even(frame).tobytes())
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # it has ended, and its log says why
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            log.seek(0)
+            reason = " ".join(log.read().decode(errors="replace").split())
+            raise OSError(f"ffmpeg ended with {process.returncode}: {reason}")
     if label:
         packet = _XMP_UUID + XMP.encode()
         with path.open("ab") as file:
