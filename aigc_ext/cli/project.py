@@ -83,7 +83,7 @@ def project(
                 f", but the network makes {made[1]}x{made[0]} with {made[2]}; --fit converts it"
             )
         # It checks the rest of the arguments.
-        with tqdm(total=steps, unit="step") as bar:
+        with tqdm(total=steps, unit="step", delay=0.5) as bar:
 
             def show(distance: float) -> None:
                 bar.update()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from aigc_ext.sampling.latents import Latents
@@ -139,10 +139,7 @@ def fit_target(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     scaled, and converted between grey, RGB and RGBA."""
     height, width, channels = shape
     picture = to_pil(check_images(image[None])[0])
-    scale = min(picture.width / width, picture.height / height)
-    left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS, box)
+    picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return np.array(picture.convert(_MODES[channels])).reshape(height, width, channels)
 
 
