@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import click
 
 from aigc_ext.cli.dataset import dataset
+from aigc_ext.cli.export import export
+from aigc_ext.cli.interpolate import interpolate
+from aigc_ext.cli.project import project
 from aigc_ext.cli.sample import sample
 from aigc_ext.cli.train import train
 from aigc_ext.version import __version__
@@ -30,6 +33,9 @@ def info() -> None:
 cli.add_command(train)
 cli.add_command(sample)
 cli.add_command(dataset)
+cli.add_command(interpolate)
+cli.add_command(project)
+cli.add_command(export)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
+import numpy as np
 from tqdm import tqdm
 
-from aigc_ext.cli.errors import RunFailure, input_errors
-from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_png
-from aigc_ext.sampling.png import DEFAULT_PRODUCER
+from aigc_ext import _files
+from aigc_ext.cli.errors import InputError, RunFailure, input_errors
+from aigc_ext.cli.network import (
+    class_option,
+    device_options,
+    label_options,
+    network_options,
+    open_sampler,
+    style_options,
+    style_record,
+)
+from aigc_ext.sampling import Latents, readable_scale, save_grid, save_png
 from aigc_ext.sampling.sampler import CHUNK, MAX_SEED
-from aigc_ext.training.runtime import resolve_device
 
 _MAX_IMAGES = 1_000_000
 _IMAGES_AT_ONCE = 16 * CHUNK
@@ -57,21 +65,13 @@ class GridType(click.ParamType):
 
 
 @click.command()
-@click.option("--network", required=True, metavar="DIR", help="A run, a checkpoint, or a model directory.")
+@network_options
+@click.option("--seeds", type=SeedsType(), metavar="LIST", help="Seeds, such as 0-15 or 1,2,8-11.")
 @click.option(
-    "--seeds", type=SeedsType(), required=True, metavar="LIST", help="Seeds, such as 0-15 or 1,2,8-11."
+    "--projected", metavar="FILE", help="Latents of aigc-ext project, to be rendered instead of seeds."
 )
-@click.option(
-    "--trunc",
-    type=float,
-    default=1.0,
-    metavar="PSI",
-    help="Truncation psi: less varied, often cleaner; for mlp, which has no mapping network, z times psi."
-    "  [default: 1]",
-)
-@click.option(
-    "--class", "class_", type=int, metavar="INT", help="Class of all images.  [default: by the seed]"
-)
+@style_options
+@class_option
 @click.option(
     "--grid",
     type=GridType(),
@@ -79,20 +79,16 @@ class GridType(click.ParamType):
     help="One sheet of C columns and R rows instead of single files.",
 )
 @click.option("--outdir", default="out", metavar="DIR", help="Where to write.  [default: out]")
-@click.option(
-    "--label/--no-label", default=True, help="Mark the files as AI-generated, for machines.  [default: label]"
-)
-@click.option(
-    "--producer", default=DEFAULT_PRODUCER, metavar="TEXT", help="Who the label names as the producer."
-)
-@click.option(
-    "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]"
-)
-@click.option("--threads", type=click.IntRange(min=1), metavar="INT", help="CPU threads of PyTorch.")
+@label_options
+@device_options
 def sample(
     network: str,
-    seeds: list[int],
+    allow_download: bool,
+    seeds: list[int] | None,
+    projected: str | None,
     trunc: float,
+    trunc_cutoff: int | None,
+    noise_mode: str | None,
     class_: int | None,
     grid: tuple[int, int] | None,
     outdir: str,
@@ -107,36 +103,65 @@ def sample(
     seed, class and truncation it came from.
     """
     directory = Path(outdir)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    latents = None
     with input_errors():
-        sampler = Sampler.from_pretrained(network, device=resolve_device(device))
-        if grid is not None and len(seeds) > grid[0] * grid[1]:
-            raise ValueError(
-                f"grid is {grid[0]}x{grid[1]}, but must have a cell for each of the {len(seeds)} seeds"
+        if (seeds is None) == (projected is None):
+            raise InputError(
+                "Missing option '--seeds', or '--projected' instead"
+                if seeds is None
+                else "'--seeds' and '--projected' exclude each other: an image comes from one of them"
             )
-        classes = sampler.resolve_classes(seeds, class_)
-        first = sampler.sample(seeds[:1], class_, trunc)  # tries all arguments before anything is written
+        if projected is not None and (class_ is not None or trunc != 1 or trunc_cutoff is not None):
+            raise InputError("'--class' and '--trunc' are for seeds: projected latents are what they are")
+        sampler = open_sampler(network, allow_download, device, threads)
+        if projected is not None:
+            latents = Latents.load(projected)
+        count = len(latents.values) if latents is not None else len(seeds or [])
+        if grid is not None and count > grid[0] * grid[1]:
+            what = "seeds" if latents is None else "latents"
+            raise ValueError(
+                f"grid is {grid[0]}x{grid[1]}, but must have a cell for each of the {count} {what}"
+            )
+        classes = latents.classes if latents is not None else sampler.resolve_classes(seeds or [], class_)
+
+        def render(block: slice) -> np.ndarray:
+            own = classes and classes[block]
+            if latents is not None:
+                return sampler.render(latents.values[block], own, noise_mode=noise_mode)
+            return sampler.sample(
+                (seeds or [])[block], own, trunc, truncation_cutoff=trunc_cutoff, noise_mode=noise_mode
+            )
+
+        first = render(slice(1))  # tries all arguments before anything is written
         directory.mkdir(parents=True, exist_ok=True)
+    source = {"model_sha256": sampler.model_sha256, **style_record(trunc, trunc_cutoff, noise_mode)}
+    if latents is not None:
+        del source["truncation"]
+        source["latents_sha256"] = _files.sha256_file(Path(str(projected)))
+        belongs_to = (latents.metadata or {}).get("model_sha256")
+        if belongs_to not in (None, sampler.model_sha256):
+            click.echo("Warning: these latents were found with another network", err=True)
     options: dict[str, Any] = {"label": label, "producer": producer}
-    source = {"model_sha256": sampler.model_sha256, "truncation": trunc}
     try:
         if grid is not None:
-            images = sampler.sample(seeds, class_, trunc)
-            provenance = {**source, "seeds": seeds, "classes": classes}
-            scale = readable_scale(*first.shape[1:3])
             path = directory / "grid.png"
+            provenance = {**source, "classes": classes, **({"seeds": seeds} if latents is None else {})}
+            scale = readable_scale(*first.shape[1:3])
+            images = render(slice(None))
             save_grid(images, path, columns=grid[0], scale=scale, provenance=provenance, **options)
             click.echo(path)
             return
-        with tqdm(total=len(seeds), unit="img") as bar:
-            for start in range(0, len(seeds), _IMAGES_AT_ONCE):
-                block = slice(start, start + _IMAGES_AT_ONCE)
-                images = sampler.sample(seeds[block], classes and classes[block], trunc)
+        with tqdm(total=count, unit="img") as bar:
+            for start in range(0, count, _IMAGES_AT_ONCE):
+                images = render(slice(start, start + _IMAGES_AT_ONCE))
                 for i, image in enumerate(images, start):
-                    provenance = {**source, "seed": seeds[i], "class": classes and classes[i]}
-                    save_png(image, directory / f"seed{seeds[i]:04d}.png", provenance=provenance, **options)
+                    if seeds is not None:
+                        number, name = {"seed": seeds[i]}, f"seed{seeds[i]:04d}.png"
+                    else:
+                        number, name = {"index": i}, f"projected{i:04d}.png"
+                    provenance = {**source, **number, "class": classes and classes[i]}
+                    save_png(image, directory / name, provenance=provenance, **options)
                 bar.update(len(images))
     except OSError as error:
         raise RunFailure(f"{error.strerror}: {error.filename}") from error
-    click.echo(f"{len(seeds)} images in {directory}")
+    click.echo(f"{count} images in {directory}")

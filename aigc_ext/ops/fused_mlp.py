@@ -9,6 +9,7 @@ Inside :func:`aigc_ext.no_weight_gradients` the backward computes no gradient of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -153,7 +154,7 @@ def _named(acts: str) -> list[str]:
 @torch.library.register_fake("aigc::fused_mlp")
 def _(x, weights, biases, acts, alphas, gains, save):  # type: ignore[no-untyped-def]
     _check_shapes("fused_mlp", x, weights, biases)
-    rows = x.shape[:-1].numel()
+    rows = math.prod(x.shape[:-1])  # numel() would fix a batch size that export left open
     saved = []
     for i, (w, b, act) in enumerate(zip(weights, biases, _named(acts), strict=True)):
         h = x.new_empty(rows, w.size(0))

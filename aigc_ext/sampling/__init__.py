@@ -1,19 +1,32 @@
-"""Sampling: images from seeds, grids of them, and PNG files that carry their provenance."""
+"""Sampling: images from seeds, walks and projections, files that carry their provenance, and export."""
 
+from aigc_ext.sampling.export import Exported, ExportError, export_generator
 from aigc_ext.sampling.grid import image_grid, readable_scale, save_grid
+from aigc_ext.sampling.latents import Latents, LatentsError
 from aigc_ext.sampling.png import aigc_label, save_png, to_pil
 from aigc_ext.sampling.pretrained import PretrainedError, load_pretrained, save_pretrained
+from aigc_ext.sampling.projection import Projection, fit_target, project
 from aigc_ext.sampling.sampler import Sampler
+from aigc_ext.sampling.video import save_video
 
 __all__ = [
+    "Exported",
+    "ExportError",
+    "Latents",
+    "LatentsError",
     "PretrainedError",
+    "Projection",
     "Sampler",
     "aigc_label",
+    "export_generator",
+    "fit_target",
     "image_grid",
     "load_pretrained",
+    "project",
     "readable_scale",
     "save_grid",
     "save_png",
     "save_pretrained",
+    "save_video",
     "to_pil",
 ]

@@ -29,7 +29,7 @@ LABEL_KEY = "AIGC"
 XMP_KEY = "XML:com.adobe.xmp"
 DEFAULT_PRODUCER = "aigc_ext"
 
-_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
   <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -84,7 +84,7 @@ def save_png(
         # The same image from the same source has the same number.
         identity = hashlib.sha256(json.dumps(record, sort_keys=True).encode() + pixels.tobytes()).hexdigest()
         info.add_itxt(LABEL_KEY, json.dumps(aigc_label(identity, producer), ensure_ascii=False))
-        info.add_itxt(XMP_KEY, _XMP)
+        info.add_itxt(XMP_KEY, XMP)
     buffer = io.BytesIO()
     to_pil(pixels).save(buffer, format="PNG", pnginfo=info)
     _files.replace_file(Path(path), buffer.getvalue(), durable=False)

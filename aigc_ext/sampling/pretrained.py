@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aigc_ext.models import build_generator
 
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
+_HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 class PretrainedError(ValueError):
@@ -28,15 +30,25 @@ def save_pretrained(directory: Path, config: dict[str, Any], weights: bytes) -> 
     _files.replace_file(directory / MODEL_WEIGHTS, weights)
 
 
-def load_pretrained(path: str | Path) -> tuple[nn.Module, str]:
+def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: Any) -> tuple[nn.Module, str]:
     """Loads the averaged generator of a run, a checkpoint, or a directory written by `save_pretrained`.
+
+    Where `path` is no directory, but of the form `owner/name`, it means a model of the Hugging Face Hub
+    (`pip install aigc_ext[hub]`) in that package's cache on this machine.
+
+    Args:
+        allow_download: fetch such a model from the hub if the cache does not have it.
+        hub: other options of `huggingface_hub.snapshot_download`, such as `revision`.
 
     Returns the generator on the CPU, in eval mode, and the SHA-256 of its weights file.
 
     Raises PretrainedError naming the path if it is none of these, damaged, or of an architecture that is not
     ours.
     """
-    directory, config, weights, expected_hash = _locate(Path(path))
+    directory = Path(path)
+    if not directory.exists() and re.fullmatch(_HUB_ID, str(path)):
+        directory = _from_hub(str(path), allow_download, hub)
+    directory, config, weights, expected_hash = _locate(directory)
     try:
         data = (directory / weights).read_bytes()
     except OSError as error:
@@ -53,6 +65,35 @@ def load_pretrained(path: str | Path) -> tuple[nn.Module, str]:
         reason = " ".join(str(error).split())
         raise PretrainedError(f"network {path} cannot be loaded: {reason}") from error
     return generator.eval().requires_grad_(False), digest
+
+
+def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
+    """The directory of a model of the hub in the local cache."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise PretrainedError(
+            f"network {name} is no directory; if it is a model of the Hugging Face Hub: "
+            "pip install aigc_ext[hub]"
+        ) from error
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name,
+                allow_patterns=[MODEL_CONFIG, MODEL_WEIGHTS],
+                local_files_only=not allow_download,
+                **options,
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        if allow_download:
+            reason = " ".join(str(error).split())
+            raise PretrainedError(f"network {name} cannot be fetched from the hub: {reason}") from error
+        raise PretrainedError(
+            f"network {name} is no directory, nor in the local cache of the Hugging Face Hub, from which it "
+            "is fetched with --allow-download (allow_download=True) only"
+        ) from error
 
 
 def _locate(path: Path) -> tuple[Path, dict[str, Any], str, str | None]:

@@ -1,0 +1,95 @@
+"""What the commands that use a trained network have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import torch
+
+from aigc_ext.sampling import Sampler
+from aigc_ext.sampling.png import DEFAULT_PRODUCER
+from aigc_ext.sampling.sampler import NOISE_MODES
+from aigc_ext.training.runtime import resolve_device
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _decorator(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+network_options = _decorator(
+    click.option(
+        "--network",
+        required=True,
+        metavar="WHAT",
+        help="A run, a checkpoint, a model directory, or owner/name of a model of the Hugging Face Hub.",
+    ),
+    click.option(
+        "--allow-download", is_flag=True, help="Fetch a model of the hub that is not on this machine."
+    ),
+)
+
+style_options = _decorator(
+    click.option(
+        "--trunc",
+        type=float,
+        default=1.0,
+        metavar="PSI",
+        help="Truncation psi: less varied, often cleaner; in w for networks that have a mapping network, else"
+        " z times psi.  [default: 1]",
+    ),
+    click.option(
+        "--trunc-cutoff", type=int, metavar="INT", help="Truncate only so many w, from the coarsest on."
+    ),
+    click.option(
+        "--noise-mode",
+        type=click.Choice(NOISE_MODES),
+        help="The noise of a style-based network.  [default: const]",
+    ),
+)
+
+class_option = click.option(
+    "--class", "class_", type=int, metavar="INT", help="Class of all images.  [default: by the seed]"
+)
+
+label_options = _decorator(
+    click.option(
+        "--label/--no-label",
+        default=True,
+        help="Mark the files as AI-generated, for machines.  [default: label]",
+    ),
+    click.option(
+        "--producer", default=DEFAULT_PRODUCER, metavar="TEXT", help="Who the label names as the producer."
+    ),
+)
+
+device_options = _decorator(
+    click.option(
+        "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]"
+    ),
+    click.option("--threads", type=click.IntRange(min=1), metavar="INT", help="CPU threads of PyTorch."),
+)
+
+
+def open_sampler(network: str, allow_download: bool, device: str, threads: int | None) -> Sampler:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Sampler.from_pretrained(network, device=resolve_device(device), allow_download=allow_download)
+
+
+def style_record(trunc: float, trunc_cutoff: int | None, noise_mode: str | None) -> dict[str, Any]:
+    """The part of a provenance that `style_options` are; those that were not given only where they count."""
+    record: dict[str, Any] = {"truncation": trunc}
+    if trunc_cutoff is not None:
+        record["truncation_cutoff"] = trunc_cutoff
+    if noise_mode is not None:
+        record["noise_mode"] = noise_mode
+    return record

@@ -1,0 +1,212 @@
+"""Generators as programs: torch.export's .pt2, and ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aigc_ext import _files
+from aigc_ext.ops import decompose as decomposed_ops
+from aigc_ext.version import __version__
+
+FORMATS = ("pt2", "onnx")
+RECORD_FILE = "aigc_ext.json"
+"""Name of the record among a .pt2's extra files."""
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+class ExportError(RuntimeError):
+    """A generator that cannot be exported, or whose export computes something else."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_generator` wrote.
+
+    Attributes:
+        checked_by: what ran the export beside the generator: "torch" or "onnxruntime".
+        difference: the largest one that was seen, relative to the largest value.
+        ops: the custom ops, `aigc::...`, that a runtime must have; none if decomposed.
+    """
+
+    path: Path
+    format: str
+    checked_by: str
+    difference: float
+    ops: list[str]
+
+
+def export_generator(
+    generator: Any,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    decompose: bool | None = None,
+    batch: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Writes `generator(z)` or, with classes, `generator(z, c)`, in eval mode and with its weights, as a
+    program; the file appears whole, after the program has been run beside the generator, or not at all.
+
+    Args:
+        generator: on the CPU, with the attributes of `aigc_ext.models` (`z_dim`, `num_classes`).
+        format: "pt2" for `torch.export.load`, or "onnx" (`pip install aigc_ext[onnx]`), whose inputs and
+            output are called z, c and images. By default the suffix of `path` says it.
+        decompose: True writes plain PyTorch ops, which run without this package. False, the default of pt2,
+            keeps its kernels: `import aigc_ext` before loading. ONNX is always decomposed.
+        batch: the number of images, fixed; None leaves it open.
+        provenance: JSON values, stored with the version of this package and what the images mean: in a .pt2
+            as extra file `aigc_ext.json`, in ONNX as metadata `aigc_ext`.
+
+    Raises:
+        ValueError: an argument is not valid.
+        ModuleNotFoundError: the packages for ONNX are missing.
+        ExportError: torch cannot export this generator (a decision on values, or on the batch size in an
+            open batch), or the program does not compute what the generator does.
+    """
+    path = Path(path)
+    format = format or path.suffix.lower().removeprefix(".")
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}, but must be one of {', '.join(FORMATS)}")
+    if decompose is None:
+        decompose = format == "onnx"
+    if format == "onnx" and not decompose:
+        raise ValueError("decompose is False, but ONNX has no custom ops of ours: it is always decomposed")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch is {batch}, but must be at least 1, or None for any")
+    if format == "onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ModuleNotFoundError(
+                f"the format onnx needs the package {' and '.join(missing)}: pip install aigc_ext[onnx]"
+            )
+    record = {
+        "version": __version__,
+        "z_dim": generator.z_dim,
+        "num_classes": generator.num_classes,
+        "value_range": list(generator.value_range),
+        **(provenance or {}),
+    }
+    # Without gradients, the ops save nothing for a backward pass, whoever calls the program.
+    trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    was_training = generator.training
+    generator.eval().requires_grad_(False)
+    try:
+        with torch.no_grad():
+            program = _trace(generator, batch, decompose)
+            difference = _check(generator, program.module(), batch, "the exported program")
+            ops = _custom_ops(program)
+            if decompose and ops:
+                raise ExportError(f"{', '.join(ops)} cannot be decomposed")
+            checked_by = "torch"
+            if format == "pt2":
+                buffer = io.BytesIO()
+                torch.export.save(program, buffer, extra_files={RECORD_FILE: json.dumps(record)})
+                content = buffer.getvalue()
+            else:
+                content = _onnx(program, record)
+                if importlib.util.find_spec("onnxruntime") is not None:
+                    checked_by = "onnxruntime"
+                    difference = _check(generator, _onnx_session(content), batch, "the ONNX model")
+    finally:
+        generator.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_()
+    _files.replace_file(path, content, durable=False)
+    return Exported(path, format, checked_by, difference, ops)
+
+
+def _inputs(generator: Any, batch: int) -> tuple[Tensor, ...]:
+    parameter = next(generator.parameters())
+    rng = torch.Generator().manual_seed(batch)
+    z = torch.randn(batch, generator.z_dim, generator=rng).to(parameter.dtype)
+    classes = generator.num_classes
+    return (z, torch.randint(classes, (batch,), generator=rng)) if classes else (z,)
+
+
+def _trace(generator: Any, batch: int | None, decompose: bool) -> torch.export.ExportedProgram:
+    inputs = _inputs(generator, batch or 3)  # 1 would be taken for a constant
+    dimension = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: dimension} for _ in inputs) if batch is None else None
+    with decomposed_ops() if decompose else nullcontext():
+        try:
+            return torch.export.export(generator, inputs, dynamic_shapes=shapes)
+        except Exception as error:  # torch's own kinds, most of them private
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ExportError(f"torch cannot export {type(generator).__name__}: {lines[0]}") from error
+
+
+def _check(generator: Any, program: Any, batch: int | None, what: str) -> float:
+    """Runs both on other inputs than those of the trace; returns the largest relative difference."""
+    largest = 0.0
+    for count in (1, 4) if batch is None else (batch,):
+        inputs = tuple(x.flip(0) for x in _inputs(generator, count))
+        expected, got = generator(*inputs), program(*inputs)
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            raise ExportError(
+                f"{what} gives {got.dtype} {list(got.shape)}, but the generator {expected.dtype} "
+                f"{list(expected.shape)}"
+            )
+        scale = expected.abs().max().clamp(min=1e-30)
+        difference = float((got - expected).abs().max() / scale)
+        if not difference <= _TOLERANCE.get(expected.dtype, 0.05):
+            raise ExportError(f"{what} differs from the generator by {difference:.2g} of its largest value")
+        largest = max(largest, difference)
+    return largest
+
+
+def _custom_ops(program: torch.export.ExportedProgram) -> list[str]:
+    return sorted(
+        {
+            node.target.name()
+            for module in program.graph_module.modules()
+            if isinstance(module, torch.fx.GraphModule)
+            for node in module.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aigc"
+        }
+    )
+
+
+def _onnx(program: torch.export.ExportedProgram, record: Mapping[str, Any]) -> bytes:
+    import onnx
+
+    inputs = program.example_inputs[0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # torch's own doings
+        made = torch.onnx.export(
+            program,
+            inputs,
+            dynamo=True,
+            input_names=["z", "c"][: len(inputs)],
+            output_names=["images"],
+            verbose=False,
+        )
+    model = made.model_proto  # type: ignore[union-attr]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "aigc_ext", json.dumps(record)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _onnx_session(content: bytes) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        names = [entry.name for entry in session.get_inputs()]
+        feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    return run

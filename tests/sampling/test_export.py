@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import aigc_ext
+from aigc_ext.models import DCGANGenerator, MLPGenerator
+from aigc_ext.sampling import ExportError, export_generator
+from tests.sampling.stand_in import stand_in
+
+GENERATORS = {
+    "mlp": lambda: MLPGenerator((1, 4, 4), z_dim=5, hidden=(8, 6)),
+    "mlp-cond": lambda: MLPGenerator((1, 4, 4), z_dim=5, hidden=(8, 6), num_classes=3),
+    "dcgan": lambda: DCGANGenerator((3, 16, 16), z_dim=5, channels=2),
+    "style": stand_in,
+}
+
+
+def build(name):
+    """With weights of a size at which every layer shows in the output."""
+    torch.manual_seed(0)
+    generator = GENERATORS[name]().train()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return generator
+
+
+def inputs(generator, count):
+    rng = torch.Generator().manual_seed(100 + count)
+    z = torch.randn(count, generator.z_dim, generator=rng)
+    return (z, torch.randint(3, (count,), generator=rng)) if generator.num_classes else (z,)
+
+
+def eager(generator, arguments):
+    generator.eval()
+    with torch.no_grad():
+        return generator(*arguments)
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_pt2(tmp_path, name, decompose):
+    generator = build(name)
+    path = tmp_path / "g.pt2"
+    exported = export_generator(generator, path, decompose=decompose, provenance={"model_sha256": "ab"})
+    assert generator.training
+    assert all(parameter.requires_grad for parameter in generator.parameters())
+    assert exported.difference < 1e-5
+    ours = {"mlp": {"aigc::fused_mlp"}, "mlp-cond": {"aigc::fused_mlp"}, "style": set()}.get(
+        name, {"aigc::convolution", "aigc::batch_norm_act", "aigc::bias_act"}
+    )
+    assert set(exported.ops) == (set() if decompose else ours)
+    files = {"aigc_ext.json": ""}
+    program = torch.export.load(path, extra_files=files).module()
+    for count in (1, 2, 7):
+        arguments = inputs(generator, count)
+        torch.testing.assert_close(program(*arguments), eager(generator, arguments))
+    assert json.loads(files["aigc_ext.json"]) == {
+        "version": aigc_ext.__version__,
+        "z_dim": generator.z_dim,
+        "num_classes": generator.num_classes,
+        "value_range": list(generator.value_range),
+        "model_sha256": "ab",
+    }
+
+
+def test_a_fixed_batch(tmp_path):
+    generator = build("mlp")
+    export_generator(generator, tmp_path / "g.pt2", batch=2)
+    program = torch.export.load(tmp_path / "g.pt2").module()
+    arguments = inputs(generator, 2)
+    torch.testing.assert_close(program(*arguments), eager(generator, arguments))
+    with pytest.raises(Exception, match="2"):
+        program(*inputs(generator, 3))
+
+
+@pytest.mark.parametrize("name", ["mlp-cond", "dcgan"])
+def test_onnx(tmp_path, name):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    generator = build(name)
+    path = tmp_path / "g.onnx"
+    exported = export_generator(generator, path, provenance={"model_sha256": "ab"})
+    assert (exported.format, exported.ops) == ("onnx", [])
+    model = onnx.load(path)
+    assert {node.domain for node in model.graph.node} <= {"", "pkg.torch.aten"}
+    record = {entry.key: entry.value for entry in model.metadata_props}["aigc_ext"]
+    assert json.loads(record)["model_sha256"] == "ab"
+    runtime = pytest.importorskip("onnxruntime")
+    assert exported.checked_by == "onnxruntime"
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        arguments = inputs(generator, count)
+        feed = dict(zip(("z", "c"), (x.numpy() for x in arguments), strict=False))
+        (images,) = session.run(["images"], feed)
+        torch.testing.assert_close(torch.from_numpy(images), eager(generator, arguments))
+
+
+class Odd(nn.Module):
+    """What goes wrong, by `fault`."""
+
+    z_dim, num_classes, value_range = 3, 0, (0.0, 1.0)
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.linear, self.calls = fault, nn.Linear(3, 4), 0
+
+    def forward(self, z):
+        images = self.linear(z).reshape(-1, 1, 2, 2)
+        if self.fault == "decides on values" and images.sum() > 0:
+            return images
+        if self.fault == "takes one batch size for all":
+            images = images + torch.ones(z.shape[0] // 3 * 3, 1, 1, 1)
+        if self.fault == "is another program each time":
+            self.calls += 1
+            images = images * self.calls
+        return images
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("decides on values", "torch cannot export Odd: "),
+        ("takes one batch size for all", "torch cannot export Odd: "),
+        ("is another program each time", "the exported program differs from the generator by "),
+    ],
+)
+def test_what_cannot_be_exported_leaves_no_file(tmp_path, fault, message):
+    with pytest.raises(ExportError, match=message):
+        export_generator(Odd(fault), tmp_path / "g.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("g.bin", {}, "format is 'bin', but must be one of pt2, onnx"),
+        ("g.onnx", {"decompose": False}, "decompose is False, but ONNX"),
+        ("g.pt2", {"batch": 0}, "batch is 0, but must be at least 1"),
+    ],
+)
+def test_wrong_arguments(tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        export_generator(build("mlp"), tmp_path / name, **options)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"onnxscript: pip install aigc_ext\[onnx\]"):
+        export_generator(build("mlp"), tmp_path / "g.onnx")

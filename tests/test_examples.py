@@ -1,0 +1,71 @@
+"""The Python programs under examples/, run as a user would, but shortly."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_accelerate_existing_gan(example):
+    """Three steps of the plain and of the accelerated program end with the same figures."""
+    lines = [
+        example("accelerate_existing_gan.py", "--steps", 3, "--batch", 4, *options).splitlines()
+        for options in ([], ["--plain"])
+    ]
+    assert re.fullmatch(r"[\d.]+ ms a step", lines[0][1])
+    figures = np.array([re.findall(r"\d+\.\d+", line[0]) for line in lines], dtype=float)
+    assert figures.shape == (2, 2)
+    assert np.abs(figures[0] - figures[1]).max() <= 2e-4
+
+
+def test_train_on_folder(example, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    shown = example("train_on_folder.py", "images", "--kimg", 0.016, "--batch", 8)
+    (path,) = re.findall(r"samples (\S+)", shown)
+    with Image.open(path) as image:
+        assert image.size == (32, 32)
+        assert image.text.keys() >= {"aigc_ext", "AIGC"}
+
+
+def test_custom_discriminator_r1(example):
+    shown = example("custom_discriminator_r1.py", "--kimg", 0.3)
+    (path,) = re.findall(r"samples (\S+)", shown)
+    with Image.open(path) as image:
+        assert image.size == (4 * 64, 4 * 64)
+    rows = (Path(path).parent / "stats.jsonl").read_text()
+    assert re.search(r'"r1": [\d.]+', rows)
+
+
+def test_export_and_run(example):
+    shown = example("export_and_run.py")
+    there, here = re.findall(r"[\d.-]+\d(?=;|\n|$)", shown.splitlines()[-1])
+    assert "images 5x3x16x16" in shown
+    assert float(there) == pytest.approx(float(here), abs=2e-6)
+    assert float(here) != 0
+
+
+def test_every_example_has_a_test():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
