@@ -1,5 +1,6 @@
 """Training: configuration, the adversarial step, the loop around it, and checkpoints that resume exactly."""
 
+from aigc_ext.training.augment import AdaAugment, DiffAugment, adjusted_p
 from aigc_ext.training.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, read_checkpoint
 from aigc_ext.training.config import ConfigError, TrainConfig
 from aigc_ext.training.loop import Trainer, TrainResult
@@ -11,10 +12,12 @@ from aigc_ext.training.step import STATISTICS, AdversarialStep, Objective
 __all__ = [
     "PRESETS",
     "STATISTICS",
+    "AdaAugment",
     "AdversarialStep",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
+    "DiffAugment",
     "NonFiniteError",
     "Objective",
     "Replay",
@@ -23,6 +26,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "Trainer",
+    "adjusted_p",
     "find_resume_point",
     "newest_checkpoint",
     "read_checkpoint",
