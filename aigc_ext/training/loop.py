@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import _files
-from aigc_ext.data import ImageDataset, normalize, open_dataset
+from aigc_ext.data import ImageDataset, describe_bad_files, normalize, open_dataset
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
@@ -52,6 +52,7 @@ from aigc_ext.training.runtime import StopSignals, resolve_device, torch_setting
 from aigc_ext.training.state import TrainingState, architecture, derive_seed
 from aigc_ext.training.step import STATISTICS, AdversarialStep, Mixing
 
+BAD_FILES = "bad_files.txt"
 _STEPS_PER_CUDA_CHECK = 50
 
 
@@ -157,8 +158,9 @@ class Trainer:
 
     @classmethod
     def from_config(cls, config: TrainConfig, *, outdir: str | Path = "runs", desc: str = "") -> Trainer:
-        """Opens the data and builds the networks that `config` describes, with weights from its seed."""
-        data = open_dataset(config.data.source)
+        """Opens the data and builds the networks that `config` describes, with weights from its seed. Files
+        that are no part of the data are left out; `fit` reports them."""
+        data = open_dataset(config.data.source, on_bad="skip")
         shared = {
             "image_shape": data.image_shape,
             "num_classes": data.num_classes if config.data.cond else 0,
@@ -437,6 +439,11 @@ class Trainer:
         self.state.rows = len(rows)
         run.stats.restart(rows)
 
+        if self.data.bad_files:
+            report = "".join(f"{bad}\n" for bad in self.data.bad_files)
+            _files.replace_file(run.path / BAD_FILES, report.encode())
+            message = f"{len(self.data.bad_files)} files of {self.data.name} are left out ({BAD_FILES}):"
+            run.log.warning("%s", describe_bad_files(message, self.data.bad_files))
         if self.data.num_classes and not self._classes:
             run.log.info("the labels of %s are not used, because data.cond is false", self.data.name)
         if not (run.path / "reals.png").exists():

@@ -30,6 +30,7 @@ from aigc_ext.training.progress import ProgressLine, RunningMeans
 from aigc_ext.training.run import next_run_name
 from aigc_ext.training.runtime import resolve_device
 from aigc_ext.training.step import STATISTICS
+from tests.data.helpers import MIXED_REASONS, mixed_folder
 from tests.training.helpers import (
     PlainDiscriminator,
     PlainGenerator,
@@ -453,3 +454,17 @@ def test_the_malloc_option_is_used(tmp_path, monkeypatch):
     for mode, count in (("default", 0), ("keep", 1)):
         Trainer.from_config(config(kimg=0.1, malloc=mode), outdir=tmp_path).fit()
         assert len(calls) == count
+
+
+def test_a_folder_with_bad_files_trains_on_what_is_good_and_reports_the_rest(tmp_path, caplog):
+    folder = mixed_folder(tmp_path / "images")
+    settings = config(data__source=str(folder), batch=4, kimg=0.02, tick=0.01, grid=[2, 2])
+    with caplog.at_level("WARNING"):
+        done = Trainer.from_config(settings, outdir=tmp_path / "runs").fit()
+    assert done.nimg == 20
+    report = (done.run_dir / "bad_files.txt").read_text(encoding="utf-8").splitlines()
+    reasons = dict(line.split(": ", 1) for line in report)
+    assert reasons.keys() == MIXED_REASONS.keys()
+    for name, reason in MIXED_REASONS.items():
+        assert reason in reasons[name]
+    assert f"{len(MIXED_REASONS)} files of images are left out (bad_files.txt)" in caplog.text

@@ -66,7 +66,11 @@ VARIANTS = {
     },
     "stylegan3": {
         "generator": {
-            **{"family": "stylegan3", "z_dim": 8, "w_dim": 8, "mapping_layers": 1, "channel_max": 4},
+            "family": "stylegan3",
+            "z_dim": 8,
+            "w_dim": 8,
+            "mapping_layers": 1,
+            "channel_max": 4,
             "num_layers": 4,
         },
         "discriminator": {"family": "stylegan2", "channel_max": 6},
