@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import click
 
+from aigc_ext.cli.metrics import metrics
+from aigc_ext.cli.report import report
 from aigc_ext.cli.sample import sample
 from aigc_ext.cli.train import train
 from aigc_ext.version import __version__
@@ -28,6 +30,8 @@ def info() -> None:
 
 cli.add_command(train)
 cli.add_command(sample)
+cli.add_command(metrics)
+cli.add_command(report)
 
 
 def main(args: Sequence[str] | None = None) -> int:

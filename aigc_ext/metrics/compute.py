@@ -45,7 +45,8 @@ class MetricSet:
     - `fd` -> `fd`: Fréchet distance to all real images (at most 50,000) in the extractor's features; lower is
       better, 0 at best. It falls with the number of generated images, so compare at the same number only.
     - `kid` -> `kid`: kernel distance in the same features; lower is better, about 0 at best.
-    - `pr` -> `precision`, `recall`, in the same features, in [0, 1]; higher is better.
+    - `pr` -> `precision`, `recall`, in the same features, in [0, 1]; higher is better. Precision means little
+      where recall is about 0: images that show nothing can lie in the large balls of a few odd real ones.
     - `fid` -> `fid`: as `fd`, in the features of Inception.
     - `coverage` -> `classes_found`, `confident`: see `ClassCoverage`; more is better.
 
