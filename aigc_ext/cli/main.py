@@ -10,7 +10,9 @@ import click
 from aigc_ext.cli.dataset import dataset
 from aigc_ext.cli.export import export
 from aigc_ext.cli.interpolate import interpolate
+from aigc_ext.cli.metrics import metrics
 from aigc_ext.cli.project import project
+from aigc_ext.cli.report import report
 from aigc_ext.cli.sample import sample
 from aigc_ext.cli.train import train
 from aigc_ext.version import __version__
@@ -36,6 +38,8 @@ cli.add_command(dataset)
 cli.add_command(interpolate)
 cli.add_command(project)
 cli.add_command(export)
+cli.add_command(metrics)
+cli.add_command(report)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,5 +1,32 @@
-"""Figures that say how good generated images are."""
+"""Figures that say how good generated images are.
 
+`compute_metrics` and `MetricSet` compare generated images with a dataset's, by name; the functions behind
+them take features of any kind.
+"""
+
+from aigc_ext.metrics.cache import default_cache_dir
 from aigc_ext.metrics.classifier import ClassCoverage, SampleClassifier, class_coverage
+from aigc_ext.metrics.compute import METRICS, MetricSet, compute_metrics
+from aigc_ext.metrics.errors import MetricError
+from aigc_ext.metrics.extractors import FeatureExtractor, InceptionFeatures, RandomFeatures
+from aigc_ext.metrics.frechet import Moments, frechet_distance
+from aigc_ext.metrics.kernel import kernel_distance
+from aigc_ext.metrics.manifold import precision_recall
 
-__all__ = ["ClassCoverage", "SampleClassifier", "class_coverage"]
+__all__ = [
+    "METRICS",
+    "ClassCoverage",
+    "FeatureExtractor",
+    "InceptionFeatures",
+    "MetricError",
+    "MetricSet",
+    "Moments",
+    "RandomFeatures",
+    "SampleClassifier",
+    "class_coverage",
+    "compute_metrics",
+    "default_cache_dir",
+    "frechet_distance",
+    "kernel_distance",
+    "precision_recall",
+]

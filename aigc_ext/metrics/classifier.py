@@ -11,23 +11,37 @@ A network trained on real images alone is sure of anything, uniform noise includ
 calls every noise image an 8 with probability > 0.9). A quarter as many noise images therefore join each
 training batch, with the uniform distribution as their target (Hendrycks et al., "Deep Anomaly Detection with
 Outlier Exposure", 2019).
+
+What the last layer of the same network sees of an image are the features in which `metrics.MetricSet`
+compares generated images with real ones.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from aigc_ext import _files
+from aigc_ext.data import ImageDataset
+from aigc_ext.metrics.cache import Cache
+from aigc_ext.metrics.errors import MetricError
 
 _MAX_SIDE = 32  # pixels: larger images are averaged down to this, which bounds the cost
 _MAX_SHIFT = 2  # pixels of random translation while training
 _BATCH = 64
 _HELD_OUT_EVERY = 10
 _LEARNING_RATE = 5e-3
+_STEPS = 500
+_MAX_IMAGES = 20_000  # of a dataset to train on: more than 500 steps ever see half of
+_RECIPE = 1  # of `for_dataset`: to be counted up with every change of what it makes
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,8 @@ class ClassCoverage:
 
 
 class SampleClassifier:
-    """A small classifier of one dataset's images, made by :meth:`train`, that judges generated images.
+    """A small classifier of one dataset's images, made by :meth:`train` or :meth:`for_dataset`, that judges
+    generated images. Called with images it returns their features: it is a `metrics.FeatureExtractor`.
 
     Attributes:
         image_shape: (C, H, W) of the images that it was trained on and that it accepts.
@@ -66,21 +81,29 @@ class SampleClassifier:
             classifier that is bad at real images says nothing about generated ones.
         real_coverage: what it sees in those real images, at the default thresholds: the mark of a perfect
             generator.
+        name: says which weights these are, and on which kind of device.
     """
 
     def __init__(
-        self, network: nn.Module, held_out_images: Tensor, held_out_labels: Tensor, num_classes: int
+        self,
+        network: nn.Sequential,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        held_out_images: Tensor,
+        held_out_labels: Tensor,
     ) -> None:
-        self._network = network.eval()
-        channels, height, width = held_out_images.shape[1:]
-        self.image_shape: tuple[int, int, int] = (channels, height, width)
+        """`held_out_images` are as `_prepare` makes them."""
+        self._network = network.eval().requires_grad_(False)
+        self._device = torch.device("cpu")
+        self.image_shape = image_shape
         self.num_classes = num_classes
-        answers = self.probabilities(held_out_images).argmax(dim=1)
-        self.accuracy = (answers == held_out_labels).double().mean().item()
-        self.real_coverage = self.evaluate(held_out_images)
+        self.name = f"classifier-{_files.sha256(safetensors.torch.save(network.state_dict()))}"
+        probabilities = torch.cat([network(part).softmax(dim=1) for part in held_out_images.split(512)])
+        self.accuracy = (probabilities.argmax(dim=1) == held_out_labels).double().mean().item()
+        self.real_coverage = self.coverage_of(probabilities)
 
     @classmethod
-    def train(cls, images: Tensor, labels: Tensor, seed: int = 0, steps: int = 500) -> SampleClassifier:
+    def train(cls, images: Tensor, labels: Tensor, seed: int = 0, steps: int = _STEPS) -> SampleClassifier:
         """Trains on the CPU; 5,000 MNIST digits take about 10 s on one thread.
 
         The same arguments give the same classifier, bit for bit, on the same machine with the same number of
@@ -104,20 +127,106 @@ class SampleClassifier:
         if steps < 1:
             raise ValueError(f"steps is {steps}, but must be at least 1")
 
-        images, labels = images.cpu(), labels.cpu()
+        channels, height, width = images.shape[1:]
+        prepared = _prepare(images.cpu())
+        return cls._train(prepared, labels.cpu(), (channels, height, width), num_classes, seed, steps)
+
+    @classmethod
+    def for_dataset(
+        cls,
+        dataset: ImageDataset,
+        seed: int = 0,
+        cache: Cache | None = None,
+        device: torch.device | None = None,
+    ) -> SampleClassifier:
+        """The classifier of a dataset: its images, labels and the seed decide the weights, on one kind of
+        machine, whatever the number of threads.
+
+        It is trained on at most 20,000 of the images, on one thread. Classes without images are passed over.
+
+        Args:
+            cache: where the weights are kept, so that the same dataset is not learnt twice.
+            device: where to run it afterwards; by default the CPU.
+
+        Raises:
+            MetricError: the dataset has no labels, fewer than 2 classes, or a class with 1 image.
+        """
+        if not dataset.num_classes:
+            raise MetricError(
+                f"{dataset.name} has no labels to train a classifier on: give an extractor of features "
+                "('random' is one that needs no labels, and says less)"
+            )
+        if seed < 0:
+            raise MetricError(f"seed is {seed}, but must be at least 0")
+        order = shuffled(len(dataset), seed)[:_MAX_IMAGES]
+        _, labels = dataset.labels[order].unique(return_inverse=True)
+        try:
+            num_classes = _check_labels(labels, len(order))
+        except ValueError as error:
+            raise MetricError(f"a classifier of {dataset.name} cannot be trained: {error}") from error
+        prepared = torch.cat([_prepare(dataset.read(part)[0]) for part in order.split(512)])
+        stored = None
+        if cache is not None:
+            key: dict[str, str | int] = {"dataset": dataset.content_hash(), "seed": seed, "recipe": _RECIPE}
+            stored = lambda compute: cache.get("classifier", key, compute)  # noqa: E731
+        with _one_thread():
+            classifier = cls._train(
+                prepared, labels, dataset.image_shape, num_classes, seed, _STEPS, stored=stored
+            )
+        if device is not None and device.type != "cpu":
+            classifier._network.to(device)
+            classifier._device = device
+            classifier.name += f"-{device.type}"  # rounds otherwise
+        return classifier
+
+    @classmethod
+    def _train(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        seed: int,
+        steps: int,
+        stored: Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]] | None = None,
+    ) -> SampleClassifier:
+        """`stored` gives the weights, of itself or from the function it is called with, which trains."""
         random = torch.Generator().manual_seed(seed)
         kept, held_out = _stratified_split(labels, random)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the layers' own initialisation takes no generator
             network = _build_network(images.shape[1], num_classes)
-        _fit(network, _prepare(images[kept]), labels[kept], steps, random)
-        return cls(network, images[held_out], labels[held_out], num_classes)
+
+        def fit() -> dict[str, Tensor]:
+            with torch.enable_grad():
+                _fit(network, images[kept], labels[kept], steps, random)
+            return network.state_dict()
+
+        if stored is None:
+            fit()
+        else:
+            network.load_state_dict(stored(fit))
+        with torch.no_grad():
+            return cls(network.eval(), image_shape, num_classes, images[held_out], labels[held_out])
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities, float32, (N, num_classes), of uint8 images (N, C, H, W)."""
+        return self._run(lambda x: self._network(x).softmax(dim=1), images)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features, float32, (N, 64), of uint8 images (N, C, H, W): what the last convolution sees, averaged
+        over each image."""
+        # The last layer gets it place by place, 1,024 numbers for 28x28 pixels. Their means leave a Fréchet
+        # distance less noise: for 2,500 of MNIST's digits it grows 200-fold from real to blurred ones, and
+        # 7-fold when a class is missing; with all 1,024 numbers, 12-fold and 4-fold.
+        return self._run(lambda x: self._network[:-_HEAD](x).mean(dim=(2, 3)), images)
+
+    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         _check_images("images", images, self.image_shape)
-        return torch.cat([self._network(_prepare(part.cpu())).softmax(dim=1) for part in images.split(512)])
+        parts = [function(_prepare(part.cpu()).to(self._device)) for part in images.split(512)]
+        return torch.cat(parts).cpu()
 
     def evaluate(self, images: Tensor, confidence: float = 0.9, min_share: float = 0.01) -> ClassCoverage:
         """Judges images.
@@ -132,17 +241,21 @@ class SampleClassifier:
             TypeError: images are not a uint8 tensor.
             ValueError: images have another shape than the training images, or a threshold is out of range.
         """
-        if not 0 <= confidence < 1:
-            raise ValueError(f"confidence is {confidence}, but must be in [0, 1)")
-        if not 0 < min_share <= 1:
-            raise ValueError(f"min_share is {min_share}, but must be in (0, 1]")
-        probability, answer = self.probabilities(images).max(dim=1)
+        _check_thresholds(confidence, min_share)
+        return self.coverage_of(self.probabilities(images), confidence, min_share)
+
+    def coverage_of(
+        self, probabilities: Tensor, confidence: float = 0.9, min_share: float = 0.01
+    ) -> ClassCoverage:
+        """As :meth:`evaluate`, from the :meth:`probabilities` of the images."""
+        _check_thresholds(confidence, min_share)
+        probability, answer = probabilities.max(dim=1)
         histogram = torch.bincount(answer[probability > confidence], minlength=self.num_classes)
         return ClassCoverage(
-            num_images=len(images),
+            num_images=len(probabilities),
             num_classes=self.num_classes,
-            num_classes_found=int((histogram >= min_share * len(images)).sum()),
-            confident_fraction=int(histogram.sum()) / len(images),
+            num_classes_found=int((histogram >= min_share * len(probabilities)).sum()),
+            confident_fraction=int(histogram.sum()) / len(probabilities),
             histogram=tuple(histogram.tolist()),
             confidence=confidence,
             min_share=min_share,
@@ -181,6 +294,29 @@ def _check_images(name: str, images: Tensor, image_shape: tuple[int, ...] | None
     shape = tuple(images.shape[1:])
     if image_shape is not None and shape != image_shape:
         raise ValueError(f"{name} has images of shape {shape}, but must have the real images' {image_shape}")
+
+
+def _check_thresholds(confidence: float, min_share: float) -> None:
+    if not 0 <= confidence < 1:
+        raise ValueError(f"confidence is {confidence}, but must be in [0, 1)")
+    if not 0 < min_share <= 1:
+        raise ValueError(f"min_share is {min_share}, but must be in (0, 1]")
+
+
+def shuffled(count: int, seed: int) -> Tensor:
+    """The numbers from 0 to count - 1 in an order that the seed decides, the same with every version."""
+    bits = np.random.PCG64(np.random.SeedSequence(seed))
+    return torch.from_numpy(np.argsort(bits.random_raw(count), kind="stable"))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check_labels(labels: Tensor, num_images: int) -> int:
@@ -225,7 +361,10 @@ def _prepare(images: Tensor) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(part.float() / 255, size) for part in images.split(512)])
 
 
-def _build_network(channels: int, num_classes: int) -> nn.Module:
+_HEAD = 3  # layers behind the last convolution's block
+
+
+def _build_network(channels: int, num_classes: int) -> nn.Sequential:
     def block(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
         return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]

@@ -1,0 +1,91 @@
+"""`aigc-ext metrics`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import torch
+
+from aigc_ext.cli.errors import InputError, input_errors
+from aigc_ext.data import open_dataset
+from aigc_ext.metrics import METRICS, MetricError, MetricSet
+from aigc_ext.sampling import Sampler
+from aigc_ext.training.runtime import resolve_device
+
+
+@click.command()
+@click.option("--network", required=True, metavar="DIR", help="A run, a checkpoint, or a model directory.")
+@click.option(
+    "--data", required=True, metavar="NAME|PATH", help="The real images; a name or path as for train."
+)
+@click.option(
+    "--metrics",
+    "names",
+    default="fd,kid,pr",
+    metavar="LIST",
+    help=f"Some of {','.join(METRICS)}.  [default: fd,kid,pr]",
+)
+@click.option(
+    "--num", type=int, default=5000, metavar="INT", help="How many images to generate.  [default: 5000]"
+)
+@click.option("--seed", type=int, default=0, metavar="INT", help="Seed of everything random.  [default: 0]")
+@click.option(
+    "--extractor",
+    type=click.Choice(["classifier", "random"]),
+    default="classifier",
+    help="Features for fd, kid and pr: of a small classifier, trained on the labels, or of random weights,"
+    " which say less but need no labels.  [default: classifier]",
+)
+@click.option(
+    "--fid-weights", metavar="FILE", help="Inception's weights in torch-fidelity's form, for the metric fid."
+)
+@click.option("--cache", metavar="DIR", help="For figures of real data.  [default: the user's cache]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]"
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="INT", help="CPU threads of PyTorch.")
+def metrics(
+    network: str,
+    data: str,
+    names: str,
+    num: int,
+    seed: int,
+    extractor: str,
+    fid_weights: str | None,
+    cache: str | None,
+    as_json: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Measure generated images against real ones.
+
+    fd (Fréchet distance), kid (kernel distance) and pr (precision and recall) in the features of a network
+    that needs no download, fid in those of Inception, and coverage: the classes that the images show.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with input_errors():
+        where = resolve_device(device)
+        sampler = Sampler.from_pretrained(network, device=where)
+        measure = MetricSet(
+            [name.strip() for name in names.split(",")],
+            open_dataset(data),
+            num_images=num,
+            seed=seed,
+            extractor=extractor,  # type: ignore[arg-type]
+            fid_weights=fid_weights,
+            cache_dir=cache,
+            device=where,
+        )
+    try:
+        figures = measure(sampler)
+    except MetricError as error:
+        raise InputError(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        click.echo(f"{name:{width}}  {value:.6g}")

@@ -1,0 +1,21 @@
+"""`aigc-ext report`."""
+
+from __future__ import annotations
+
+import click
+
+from aigc_ext.cli.errors import input_errors
+from aigc_ext.reporting import write_report
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--output", metavar="FILE", help="Where to write it.  [default: report.html in RUN]")
+def report(run: str, output: str | None) -> None:
+    """Write a run as one HTML page: samples over time, metrics, curves, config.
+
+    The page needs no other file and no network.
+    """
+    with input_errors():
+        path = write_report(run, output)
+    click.echo(path)

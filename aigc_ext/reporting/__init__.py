@@ -1,0 +1,5 @@
+"""A run on one page."""
+
+from aigc_ext.reporting.page import METRICS_FILE, read_rows, write_report
+
+__all__ = ["METRICS_FILE", "read_rows", "write_report"]
