@@ -59,6 +59,7 @@ def test_names_labels_and_a_zip_without_compression(tmp_path):
     made = convert_dataset(write(tmp_path / "set", files), tmp_path / "set.zip")
     with zipfile.ZipFile(made.dest) as archive:
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert json.loads(archive.read("dataset.json")) == {
             "labels": [
                 ["00000/img00000000.png", 10],
