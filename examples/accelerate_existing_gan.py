@@ -3,7 +3,9 @@
     python examples/accelerate_existing_gan.py            # with aigc_ext
     python examples/accelerate_existing_gan.py --plain    # as it was
 
-Both compute the same, up to rounding; compare the printed loss and time.
+Both compute the same, up to rounding; compare the printed loss and time. How much it is depends on the
+network: measure yours. On the CPU, 3x3 convolutions gain; strided 4x4 ones may lose, and `fuse_` takes any
+part of a network.
 """
 
 from __future__ import annotations
@@ -25,23 +27,35 @@ Z_DIM, GAMMA, EMA_DECAY = 64, 1.0, 0.99
 
 def generator() -> nn.Module:
     return nn.Sequential(
-        nn.ConvTranspose2d(Z_DIM, 64, 4, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1),
+        nn.ConvTranspose2d(Z_DIM, 64, 4),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(64, 32, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 3, 3, padding=1),
         nn.Tanh(),
     )
 
 
 def discriminator() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 32, 4, stride=2, padding=1),
+        nn.Conv2d(3, 32, 3, padding=1),
         nn.LeakyReLU(0.2),
-        nn.Conv2d(32, 64, 4, stride=2, padding=1),
+        nn.Conv2d(32, 32, 3, padding=1),
         nn.LeakyReLU(0.2),
+        nn.AvgPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.AvgPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.AvgPool2d(2),
         nn.Conv2d(64, 1, 4),
         nn.Flatten(),
     )
@@ -54,18 +68,18 @@ def plain_r1(D: nn.Module, real: Tensor) -> Tensor:
 
 
 def real_images(count: int) -> Tensor:
-    """Discs of random places and colours, 16x16: stand in for your data."""
-    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    cy, cx = torch.rand(2, count, 1, 1) * 8 + 4
-    disc = torch.sigmoid(4 - ((y - cy) ** 2 + (x - cx) ** 2).sqrt())[:, None]
+    """Discs of random places and colours, 32x32: stand in for your data."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    cy, cx = torch.rand(2, count, 1, 1) * 16 + 8
+    disc = torch.sigmoid(8 - ((y - cy) ** 2 + (x - cx) ** 2).sqrt())[:, None]
     return disc * (torch.rand(count, 3, 1, 1) * 2 - 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -107,8 +121,9 @@ def main() -> None:
                 for mean, parameter in zip(average.parameters(), G.parameters(), strict=True):
                     mean.lerp_(parameter, 1 - EMA_DECAY)
     per_step = (time.perf_counter() - start) / options.steps
-    weights = torch.cat([mean.flatten() for mean in average.parameters()])
-    print(f"D loss {float(d_loss.detach()):.4f}, averaged weights {float(weights.norm()):.4f}")
+    newest, mean = (nn.utils.parameters_to_vector(network.parameters()) for network in (G, average))
+    lag = float((newest - mean).detach().norm())
+    print(f"D loss {float(d_loss.detach()):.4f}; the averaged weights lag behind the newest by {lag:.4f}")
     print(f"{1000 * per_step:.2f} ms a step")
 
 

@@ -27,15 +27,15 @@ def example(monkeypatch, tmp_path, capsys):
 
 
 def test_accelerate_existing_gan(example):
-    """Three steps of the plain and of the accelerated program end with the same figures."""
+    """Two steps of the plain and of the accelerated program end with the same figures."""
     lines = [
-        example("accelerate_existing_gan.py", "--steps", 3, "--batch", 4, *options).splitlines()
+        example("accelerate_existing_gan.py", "--steps", 2, "--batch", 2, *options).splitlines()
         for options in ([], ["--plain"])
     ]
     assert re.fullmatch(r"[\d.]+ ms a step", lines[0][1])
     figures = np.array([re.findall(r"\d+\.\d+", line[0]) for line in lines], dtype=float)
     assert figures.shape == (2, 2)
-    assert np.abs(figures[0] - figures[1]).max() <= 2e-4
+    assert figures[0] == pytest.approx(figures[1], rel=5e-3)
 
 
 def test_train_on_folder(example, tmp_path):
