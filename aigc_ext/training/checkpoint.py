@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,20 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints."""
+def best_checkpoint(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """The name of the checkpoint with the smallest `fd`, else `kid`; None if neither was measured."""
+    for name in ("fd", "kid"):
+        measured = [row for row in metrics if row.get(name) is not None]
+        if measured:
+            return str(min(measured, key=lambda row: row[name])["checkpoint"])
+    return None
+
+
+def prune_checkpoints(run_dir: Path, keep: int, spare: str | None = None) -> None:
+    """Deletes all but the newest `keep` checkpoints and the one named `spare`."""
     for path in list_checkpoints(run_dir)[keep:]:
+        if path.name == spare:
+            continue
         # Renamed first: a process killed half-way through the deletion leaves no torn checkpoint by its name.
         doomed = _files.temporary_path(path)
         os.rename(path, doomed)

@@ -381,7 +381,7 @@ class TrainConfig(_Config):
     snap: Count = 10
     """Every so many ticks: a sample grid, a checkpoint and the model."""
     keep: Count = 3
-    """How many of the newest checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk, beside the one with the best `fd` or `kid`."""
     grid: tuple[Count, Count] = (8, 8)
     """Columns and rows of the sample grids."""
     nonfinite_limit: Count = 100

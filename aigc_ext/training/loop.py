@@ -9,13 +9,14 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from aigc_ext import _files
 from aigc_ext.data import ImageDataset, describe_bad_files, normalize, open_dataset
+from aigc_ext.metrics import MetricSet
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
@@ -24,6 +25,7 @@ from aigc_ext.training.augment import AdaAugment
 from aigc_ext.training.batches import batches
 from aigc_ext.training.checkpoint import (
     CheckpointError,
+    best_checkpoint,
     checkpoint_name,
     list_checkpoints,
     prune_checkpoints,
@@ -38,6 +40,7 @@ from aigc_ext.training.nonfinite import NonFiniteError, make_objective
 from aigc_ext.training.progress import ProgressLine, peak_memory_gb
 from aigc_ext.training.run import (
     CONFIG_FILE,
+    METRICS_FILE,
     STATS_FILE,
     ResumePoint,
     Run,
@@ -155,6 +158,7 @@ class Trainer:
         self._skipped_checked = self._skipped_logged = (0, 0)
         self._steps_unchecked = 0
         self._stretched = False  # did the last step take path lengths?
+        self._metrics: MetricSet | None = None  # in the main process
 
     @classmethod
     def from_config(cls, config: TrainConfig, *, outdir: str | Path = "runs", desc: str = "") -> Trainer:
@@ -228,6 +232,8 @@ class Trainer:
             stack.enter_context(_own_random_numbers(self.device))
             stop = stack.enter_context(StopSignals())
             self._prepare(run)
+            if self.config.metrics and self._processes.main:
+                self._metrics = self._make_metrics(run)
             line = ProgressLine(
                 self.state.nimg,
                 self.config.total_images,
@@ -262,6 +268,18 @@ class Trainer:
             return open_run(self.run_dir)
         self.run_dir = Path(self._processes.broadcast_text(""))
         return nullcontext(watched_run(self.run_dir))
+
+    def _make_metrics(self, run: Run) -> MetricSet:
+        extractor: Literal["classifier", "random"] = "classifier" if self.data.num_classes else "random"
+        if extractor == "random":
+            run.log.info("the metrics compare features of random weights: %s has no labels", self.data.name)
+        return MetricSet(
+            self.config.metrics,
+            self.data,
+            num_images=self.config.metric_images,
+            extractor=extractor,
+            device=self.device,
+        )
 
     def _train(self, run: Run, stop: StopSignals, line: ProgressLine) -> str:
         """Steps to the end or a signal; returns the name of the checkpoint of the last step."""
@@ -438,6 +456,9 @@ class Trainer:
             run.log.warning("%s has %d rows where there were %d", history.path, len(rows), self.state.rows)
         self.state.rows = len(rows)
         run.stats.restart(rows)
+        measured = history.path.with_name(METRICS_FILE)
+        if measured.exists():
+            run.metrics.restart([row for row in StatsLog(measured).rows() if row["step"] <= self.state.step])
 
         if self.data.bad_files:
             report = "".join(f"{bad}\n" for bad in self.data.bad_files)
@@ -503,12 +524,18 @@ class Trainer:
             return name
         files = state.files()
         self._save_fakes(run.grid(name), files["ema"])
+        if self._metrics is not None:
+            figures = self._metrics(self._sampler)
+            run.metrics.append({"step": state.step, "nimg": state.nimg, "checkpoint": name, **figures})
+            run.metrics.sync()
+            shown = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
+            run.log.info("at %d images: %s", state.nimg, shown)
         facts = self._facts()
         if facts["generator"] is not None:
             save_pretrained(run.model, facts["generator"], files["ema"])
         run.stats.sync()
         write_checkpoint(run.checkpoint(name), files, facts)
-        prune_checkpoints(run.path, self.config.keep)
+        prune_checkpoints(run.path, self.config.keep, spare=best_checkpoint(run.metrics.rows()))
         return name
 
     def _dump(self, statistics: Tensor, run: Run) -> Path:

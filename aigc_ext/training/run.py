@@ -26,6 +26,7 @@ from aigc_ext.training.config import ConfigError, TrainConfig
 
 CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"
+METRICS_FILE = "metrics.jsonl"
 _RUN_NAME = re.compile(r"(\d{5,})-.+")
 # What another process has just begun to make is not stale.
 _STALE_SECONDS = 60
@@ -131,7 +132,8 @@ def check_resumable(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 
 class StatsLog:
-    """`stats.jsonl`: one JSON object per tick, each with the `step` at which it was written."""
+    """`stats.jsonl`: one JSON object per tick, each with the `step` at which it was written; or
+    `metrics.jsonl`, one per snapshot."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -170,6 +172,7 @@ class Run:
 
     path: Path
     stats: StatsLog
+    metrics: StatsLog
     log: logging.Logger
 
     @property
@@ -193,7 +196,7 @@ def open_run(path: Path) -> Iterator[Run]:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         try:
-            yield Run(path, StatsLog(path / STATS_FILE), log)
+            yield Run(path, StatsLog(path / STATS_FILE), StatsLog(path / METRICS_FILE), log)
         finally:
             log.removeHandler(handler)
             handler.close()
@@ -204,7 +207,7 @@ def watched_run(path: Path) -> Run:
     log = logging.getLogger(f"{__package__}.{path.name}.watched")
     log.propagate = False
     log.addHandler(logging.NullHandler())
-    return Run(path, StatsLog(path / STATS_FILE), log)
+    return Run(path, StatsLog(path / STATS_FILE), StatsLog(path / METRICS_FILE), log)
 
 
 @contextmanager

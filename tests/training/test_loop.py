@@ -468,3 +468,34 @@ def test_a_folder_with_bad_files_trains_on_what_is_good_and_reports_the_rest(tmp
     for name, reason in MIXED_REASONS.items():
         assert reason in reasons[name]
     assert f"{len(MIXED_REASONS)} files of images are left out (bad_files.txt)" in caplog.text
+
+
+def test_metrics_are_taken_at_snapshots_and_keep_the_best_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = config(metrics=["fd", "pr"], metric_images=64, kimg=1.0, keep=1, data__cond=True)
+    done = Trainer.from_config(settings, outdir=tmp_path).fit()
+    rows = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["nimg"] for row in rows] == [250, 500, 750, 1000]
+    assert all(row["fd"] > 0 and 0 <= row["precision"] <= 1 for row in rows)
+    best = min(rows, key=lambda row: row["fd"])["checkpoint"]
+    left = {path.name for path in (done.run_dir / "checkpoints").iterdir()}
+    assert left == {best, done.checkpoint.name}
+    # A resumed run measures the same, and no row twice.
+    whole = (done.run_dir / "metrics.jsonl").read_bytes()
+    first = Trainer.from_config(settings.override("kimg", 0.75), outdir=tmp_path / "again").fit()
+    point = find_resume_point(str(first.run_dir), tmp_path)
+    resumed = Trainer.from_config(point.config.override("kimg", 1.0), outdir=tmp_path / "again")
+    resumed.restore(point)
+    assert (resumed.fit().run_dir / "metrics.jsonl").read_bytes() == whole
+
+
+def test_metrics_of_data_without_labels_use_random_features(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    networks = PlainGenerator(), PlainDiscriminator()
+    settings = config(metrics=["kid"], metric_images=30, kimg=0.05)
+    trainer = Trainer(*networks, tiny_images(), settings, outdir=tmp_path, z_dim=6, value_range=(-1.0, 1.0))
+    with caplog.at_level("INFO"):
+        done = trainer.fit()
+    assert "features of random weights" in caplog.text
+    assert "kid" in json.loads((done.run_dir / "metrics.jsonl").read_text())
