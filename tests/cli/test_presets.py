@@ -1,0 +1,92 @@
+"""Every preset from the command line: it trains on colour images, goes on, samples and reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aigc_ext.cli.main import main
+from aigc_ext.training import PRESETS, read_checkpoint
+from tests.training.helpers import files_of
+
+STYLE = {"generator": {"z_dim": 8, "w_dim": 8, "mapping_layers": 1}, "cmax": 6}
+SMALL = {
+    "mlp": {"generator": {"z_dim": 8, "hidden": [8]}, "discriminator": {"hidden": [8]}},
+    "dcgan": {"generator": {"z_dim": 8, "channels": 6}, "discriminator": {"channels": 6}},
+    "sngan": {"generator": {"z_dim": 8, "channels": 6}, "discriminator": {"channels": 6}},
+    "stylegan2": STYLE,
+    "stylegan3-t": {**STYLE, "generator": {**STYLE["generator"], "num_layers": 4}},
+    "stylegan3-r": {**STYLE, "generator": {**STYLE["generator"], "num_layers": 4}},
+    "r3gan": {"generator": {"channels": [8], "blocks": 1}, "discriminator": {"channels": [8], "blocks": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 colour images of 16x8 pixels."""
+    path = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(generator.integers(0, 256, (8, 16, 3), dtype=np.uint8)).save(path / f"{i}.png")
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_from_training_to_report(
+    preset: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = dict(SMALL[preset])
+    cmax = ["--cmax", str(small.pop("cmax"))] if "cmax" in small else []
+    config = tmp_path / "small.json"
+    config.write_text(
+        json.dumps({**small, "grid": [2, 2], "batch": 8, "tick": 0.016, "snap": 1, "threads": 1})
+    )
+    arguments = ["--preset", preset, "--data", str(folder), "--config", str(config), *cmax]
+
+    def train(outdir: str, *more: str) -> Path:
+        assert main(["train", "--outdir", str(tmp_path / outdir), *more]) == 0
+        (run_dir,) = (tmp_path / outdir).iterdir()
+        return run_dir
+
+    whole = train("whole", *arguments, "--kimg", "0.032")
+    train("parts", *arguments, "--kimg", "0.016")
+    parts = train("parts", "--resume", "latest", "--kimg", "0.032")
+    for name in ("000000-016", "000000-032"):
+        assert files_of(whole / "checkpoints" / name) == files_of(parts / "checkpoints" / name)
+    state = read_checkpoint(whole / "checkpoints" / "000000-032").tensors["ema"]
+    assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+    out = tmp_path / "out"
+    assert (
+        main(["sample", "--network", str(whole), "--seeds", "0-1", "--trunc", "0.7", "--outdir", str(out)])
+        == 0
+    )
+    with Image.open(out / "seed0000.png") as image:
+        assert image.size == (16, 8)
+    page = tmp_path / "report.html"
+    assert main(["report", str(whole), "--output", str(page)]) == 0
+    assert preset in page.read_text()
+    capsys.readouterr()
+
+
+def test_a_dry_run_prints_the_completed_recipe_and_its_cost(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(SMALL["r3gan"]))
+    before = torch.get_num_threads()
+    arguments = ["--preset", "r3gan", "--data", str(folder), "--config", str(config), "--batch", "8", "-n"]
+    assert main(["train", "--outdir", str(tmp_path / "runs"), *arguments]) == 0
+    shown = capsys.readouterr()
+    loss = json.loads(shown.out)["loss"]
+    assert loss["gamma"] == 0.0625  # 0.5 at 32x32, and in proportion to the pixels below
+    assert loss["gamma_end"] == pytest.approx(loss["gamma"] / 10)
+    assert "parameters" in shown.err
+    assert "s/kimg" in shown.err
+    assert torch.get_num_threads() == before
+    assert not (tmp_path / "runs").exists()
