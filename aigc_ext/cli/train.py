@@ -56,7 +56,11 @@ _KEYS = {
 @click.option(
     "--outdir", default="runs", metavar="DIR", help="Where to make the run directory.  [default: runs]"
 )
-@click.option("--data", metavar="NAME|PATH", help="digits, mnist5k, or a folder, zip, npy or npz of images.")
+@click.option(
+    "--data",
+    metavar="NAME|PATH",
+    help="digits, mnist5k, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER.",
+)
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Networks and recipe.  [default: mlp]")
 @click.option("--config", metavar="FILE", help="JSON in the form of a run's config.json; may be partial.")
 @click.option(

@@ -18,6 +18,7 @@ from aigc_ext import _files
 from aigc_ext.data import ImageDataset, describe_bad_files, normalize, open_dataset
 from aigc_ext.metrics import MetricSet
 from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
 from aigc_ext.training import recipe
@@ -129,6 +130,11 @@ class Trainer:
         if config.channels_last:
             for network in (generator, discriminator):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.augment.kind == "ada" and config.loss.kind in RELATIVISTIC:
+            raise ConfigError(
+                f"augment.kind is 'ada', but loss.kind is {config.loss.kind!r}: D's logits of real images then "
+                "mean nothing by themselves; use 'fixed'"
+            )
         if config.loss.path_weight or config.loss.mixing:
             _check_has_mapping(generator, config)
         value_range = attribute(generator, "value_range", value_range)

@@ -499,3 +499,17 @@ def test_metrics_of_data_without_labels_use_random_features(tmp_path, monkeypatc
         done = trainer.fit()
     assert "features of random weights" in caplog.text
     assert "kid" in json.loads((done.run_dir / "metrics.jsonl").read_text())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"augment__kind": "ada", "loss__kind": "relativistic"}, "augment.kind is 'ada', but loss.kind is"),
+        ({"loss__mixing": 0.5}, "loss.mixing is 0.5, but must be 0: MLPGenerator has no mapping"),
+        ({"loss__path_weight": 2.0}, "loss.path_weight is 2.0, but must be 0: MLPGenerator has no mapping"),
+        ({"batch_gpu": 10}, "batch_gpu is 10, but must divide the 25 images"),
+    ],
+)
+def test_recipes_that_do_not_fit_the_networks(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        Trainer.from_config(config(**overrides), outdir=tmp_path)
