@@ -38,7 +38,7 @@ class Inspection(NamedTuple):
     Attributes:
         images: number of good ones, of any shape.
         shapes: how many have which (channels, height, width) as `open_dataset` would decode them.
-        stored_as: how many have which format and colour mode.
+        stored_as: how many have which format and colour mode, or are in an array.
         classes: how many have which class; empty without labels.
         class_names: what the classes are called, if they were taken from folders.
         bad_files: what can't be decoded, or has a bad label.
@@ -115,7 +115,8 @@ def inspect_dataset(
     def look(name: str) -> tuple[str, tuple[int, int, int]]:
         data = files.read(name)
         height, width, channels = image_file.decode(io.BytesIO(data)).shape
-        return image_file.stored_as(io.BytesIO(data)), (channels, height, width)
+        stored_as = "array" if isinstance(files, _Arrays) else image_file.stored_as(io.BytesIO(data))
+        return stored_as, (channels, height, width)
 
     shapes, stored, classes = Counter[tuple[int, int, int]](), Counter[str](), Counter[int]()
     for name, seen in _map(look, images[:max_images], bad, workers, progress):
@@ -206,6 +207,7 @@ def convert_dataset(
             width, height = resolution
         if transform == "center-crop-wide":
             height = width
+        write(LABELS_FILE, _json({"labels": pairs if labels is not None else None}))
         summary = {
             "source": files.source,
             "images": count,
@@ -216,7 +218,6 @@ def convert_dataset(
         _files.replace_file(report, _json(summary, indent=1))
         if count == 0:
             raise DatasetError(f"{files.source}: none of its images is good (see {report}):", bad)
-        write(LABELS_FILE, _json({"labels": pairs if labels is not None else None}))
     return Conversion(dest, report, count, (channels, height, width), classes, bad)
 
 

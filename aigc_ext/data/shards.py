@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError
 from aigc_ext.data.files import NO_IMAGE, ImageFiles, collect, is_hidden, is_image
 
-_LONGEST_CLASS = 32  # bytes of a .cls file
+_LONGEST_CLASS = 32  # bytes of a .cls file that are read: more is no class
 
 
 class _Member(NamedTuple):
@@ -45,24 +45,27 @@ class _Shards(ImageFiles):
 
     def _index(self, path: Path) -> None:
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-        try:
-            with tarfile.open(path, "r:") as tar:
-                for info in _members(tar, path.stat().st_size):
-                    folder, _, file = info.name.rpartition("/")
-                    key, _, extension = file.partition(".")
-                    sample = samples.setdefault(f"{folder}/{key}", {})
-                    if extension in sample:
-                        self.bad.append(BadFile(f"{path}/{info.name}", "it is in the shard more than once"))
-                    sample[extension] = info
-        except tarfile.ReadError as error:
-            raise ValueError(
-                f"it is damaged or no uncompressed tar, and read up to there: {error}"
-            ) from error
-        finally:  # what came before the damage is good
-            for sample in samples.values():
-                self._add(path, sample)
+        with path.open("rb") as file:
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for info in _members(tar, path.stat().st_size):
+                        folder, _, base = info.name.rpartition("/")
+                        key, _, extension = base.partition(".")
+                        sample = samples.setdefault(f"{folder}/{key}", {})
+                        if extension in sample:
+                            self.bad.append(
+                                BadFile(f"{path}/{info.name}", "it is in the shard more than once")
+                            )
+                        sample[extension] = info
+            except tarfile.ReadError as error:
+                raise ValueError(
+                    f"it is damaged or no uncompressed tar, and read up to there: {error}"
+                ) from error
+            finally:  # what came before the damage is good
+                for sample in samples.values():
+                    self._add(path, file, sample)
 
-    def _add(self, path: Path, sample: dict[str, tarfile.TarInfo]) -> None:
+    def _add(self, path: Path, file: BinaryIO, sample: dict[str, tarfile.TarInfo]) -> None:
         # By its plain extension if there are several, so that `1.seg.png` doesn't compete with `1.jpg`.
         extensions = [extension for extension in sample if is_image(f"x.{extension}")]
         plain = [extension for extension in extensions if "." not in extension]
@@ -80,11 +83,8 @@ class _Shards(ImageFiles):
         if "cls" not in sample:
             self._unlabelled.append(name)
             return
-        label = sample["cls"]
-        text = b""
-        if label.size <= _LONGEST_CLASS:
-            with _open(_Member(path, label.offset_data, label.size)) as file:
-                text = file.read().strip()
+        file.seek(sample["cls"].offset_data)
+        text = file.read(min(sample["cls"].size, _LONGEST_CLASS)).strip()
         if not text.isdigit() or int(text) >= MAX_CLASSES:
             self._bad_classes.append(
                 BadFile(name, f"its .cls is {text!r}, but must be an integer from 0 to {MAX_CLASSES - 1}")
@@ -96,7 +96,9 @@ class _Shards(ImageFiles):
         return self._members[name].size
 
     def open(self, name: str) -> BinaryIO:
-        return _open(self._members[name])
+        member = self._members[name]
+        file = member.shard.open("rb", buffering=0)
+        return cast(BinaryIO, io.BufferedReader(_Part(file, member.offset, member.size)))
 
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
         if not self._classes and not self._bad_classes:
@@ -196,11 +198,6 @@ def _members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
-
-
-def _open(member: _Member) -> BinaryIO:
-    file = member.shard.open("rb", buffering=0)
-    return cast(BinaryIO, io.BufferedReader(_Part(file, member.offset, member.size)))
 
 
 def _common_name(paths: list[Path]) -> str:

@@ -67,7 +67,9 @@ def test_classes_are_shown(tmp_path, capsys):
         assert f"classes:    {classes}\n" in capsys.readouterr().out
     np.savez(tmp_path / "many.npz", images=pixels(0, (42, 4, 4)), labels=np.arange(42) // 2 * 3)
     assert run("--source", tmp_path / "many.npz") == 0
-    assert "classes:    21, of 2 to 2 images\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "stored as:  42 of array\n" in shown
+    assert "classes:    21, of 2 to 2 images\n" in shown
 
 
 @pytest.mark.parametrize(
