@@ -132,8 +132,8 @@ class Trainer:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.augment.kind == "ada" and config.loss.kind in RELATIVISTIC:
             raise ConfigError(
-                f"augment.kind is 'ada', but loss.kind is {config.loss.kind!r}: D's logits of real images then "
-                "mean nothing by themselves; use 'fixed'"
+                f"augment.kind is 'ada', but loss.kind is {config.loss.kind!r}: D's logits of real images "
+                "then mean nothing by themselves; use 'fixed'"
             )
         if config.loss.path_weight or config.loss.mixing:
             _check_has_mapping(generator, config)

@@ -195,9 +195,12 @@ def open_run(path: Path) -> Iterator[Run]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+        data = logging.getLogger("aigc_ext.data")  # it names files that turn out bad when they are read
+        data.addHandler(handler)
         try:
             yield Run(path, StatsLog(path / STATS_FILE), StatsLog(path / METRICS_FILE), log)
         finally:
+            data.removeHandler(handler)
             log.removeHandler(handler)
             handler.close()
 
