@@ -83,8 +83,8 @@ $(SIMT) $(SANITIZED): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/si
 	@touch $@
 
 $(VENV)/test-tools: $(VENV)/torch pyproject.toml
-	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath braceexpand webdataset imageio-ffmpeg huggingface_hub onnx onnxscript onnxruntime \
-	  nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath braceexpand webdataset imageio-ffmpeg huggingface_hub \
+	  onnx onnxscript onnxruntime nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	@touch $@
 
 $(VENV)/lint-tools: $(VENV)/torch pyproject.toml

@@ -107,7 +107,7 @@ def interpolate(
         "seeds": seeds,
         "classes": sampler.resolve_classes(seeds, class_),
         **style_record(trunc, trunc_cutoff, noise_mode),
-        "space": space or ("w" if sampler.style_based else "z"),
+        "space": sampler.resolve_space(space),
         "curve": curve,
         "loop": loop,
         "frames": frames,

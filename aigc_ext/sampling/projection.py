@@ -86,8 +86,7 @@ def project(
         raise ValueError(f"steps is {steps!r}, but must be an integer of at least 1")
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr is {lr}, but must be a finite number above 0")
-    space = space or ("w" if sampler.style_based else "z")
-    sampler._check_space(space)
+    space = sampler.resolve_space(space)
     if sampler.num_classes and class_ is None:
         raise ValueError(
             f"class is None, but this generator is conditional: give the image's, from 0 to "

@@ -163,7 +163,7 @@ class Sampler:
     ) -> Tensor:
         """The latents of `seeds` behind the mapping network, w (N, num_ws, w_dim), on the CPU; arguments as
         for `sample`. Style-based generators only."""
-        self._check_space("w")
+        self.resolve_space("w")
         seeds = _integers("seed", seeds, MAX_SEED)
         self._check_options(truncation, truncation_cutoff, None)
         labels = self.resolve_classes(seeds, classes)
@@ -251,8 +251,7 @@ class Sampler:
             raise ValueError(f"frames is {frames!r}, but must be an integer of at least 2")
         if curve not in CURVES:
             raise ValueError(f"curve is {curve!r}, but must be one of {', '.join(CURVES)}")
-        space = space or ("w" if self.style_based else "z")
-        self._check_space(space)
+        space = self.resolve_space(space)
         self._check_options(truncation, truncation_cutoff, noise_mode)
         labels = self.resolve_classes(seeds, classes)
         if space == "z" and labels is not None and len(set(labels)) > 1:
@@ -286,6 +285,16 @@ class Sampler:
         if len(classes) != len(seeds):
             raise ValueError(f"classes has {len(classes)} entries, but must have one per seed, {len(seeds)}")
         return _integers("class", classes, self.num_classes - 1)
+
+    def resolve_space(self, space: str | None = None) -> str:
+        """The space "z" or "w", if the generator has it; by default "w" where there is one."""
+        if space is None:
+            return "w" if self.style_based else "z"
+        if space not in ("z", "w"):
+            raise ValueError(f"space is {space!r}, but must be 'z' or 'w'")
+        if space == "w" and not self.style_based:
+            raise ValueError("space is 'w', but this generator has no mapping network: it has only 'z'")
+        return space
 
     def _frames(
         self, points: Tensor, c: Tensor, truncation: float, cutoff: int | None, noise_mode: str | None
@@ -343,12 +352,6 @@ class Sampler:
     def _latent_shapes(self) -> list[tuple[int, ...]]:
         style = [(self.generator.num_ws, self.generator.w_dim)] if self.style_based else []
         return [(self.z_dim,), *style]
-
-    def _check_space(self, space: str) -> None:
-        if space not in ("z", "w"):
-            raise ValueError(f"space is {space!r}, but must be 'z' or 'w'")
-        if space == "w" and not self.style_based:
-            raise ValueError("space is 'w', but this generator has no mapping network: it has only 'z'")
 
     def _check_options(self, truncation: float, cutoff: int | None, noise_mode: str | None) -> None:
         if not (math.isfinite(truncation) and truncation >= 0):

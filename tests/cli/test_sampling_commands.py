@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 from aigc_ext.cli import main
 from aigc_ext.models import MLPGenerator
-from aigc_ext.sampling import Sampler, image_grid, save_pretrained
+from aigc_ext.sampling import Sampler, image_grid, project, save_pretrained
 from aigc_ext.training.checkpoint import serialize
 from tests.sampling.stand_in import StandIn, stand_in
 
@@ -124,7 +124,8 @@ def test_project_and_render(networks, tmp_path, capsys, name, space):
     class_ = ["--class", "1"] if name == "mlp-cond" else []
     assert run("sample", *network, "--seeds", 9, "--outdir", tmp_path, *class_) == 0
     target, out = tmp_path / "seed0009.png", tmp_path / "out"
-    assert run("project", *network, "--target", target, "--steps", 30, "--outdir", out, *class_) == 0
+    options = ["--steps", 30, "--seed", 5, "--lr", 0.2]
+    assert run("project", *network, "--target", target, "--outdir", out, *class_, *options) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "projected.png",
         "projected.safetensors",
@@ -132,11 +133,17 @@ def test_project_and_render(networks, tmp_path, capsys, name, space):
     ]
     written = json.loads((out / "projection.json").read_text())
     assert written["distance"] == min(written["distances"])
-    assert (len(written["distances"]), written["space"]) == (30, space)
+    assert (written["steps"], written["space"], written["seed"], written["lr"]) == (30, space, 5, 0.2)
+    sampler = Sampler.from_pretrained(networks / name)
+    class_index = 1 if class_ else None
+    found = project(
+        sampler, sampler.sample([9], class_index)[0], steps=30, class_=class_index, seed=5, lr=0.2
+    )
+    assert written["distances"] == found.distances
     assert f"distance {written['distance']:.6g}" in capsys.readouterr().out
     made = record(out / "projected.png")
     assert made["target_sha256"] == written["target_sha256"]
-    assert made["model_sha256"] == Sampler.from_pretrained(networks / name).model_sha256
+    assert made["model_sha256"] == sampler.model_sha256
     latents = out / "projected.safetensors"
     assert run("sample", *network, "--projected", latents, "--outdir", tmp_path / "again") == 0
     assert "Warning" not in capsys.readouterr().err
@@ -166,13 +173,13 @@ def test_project_and_sample_refuse(networks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     mlp, sample = networks / "mlp", ["sample", "--network", networks / "mlp"]
     Path("bad.png").write_text("no image")
-    project = ["project", "--network", mlp, "--target"]
-    refused(capsys, "target bad.png: its content is not recognised as PNG", *project, "bad.png")
-    refused(capsys, "No such file or directory: 'none.png'", *project, "none.png")
+    search = ["project", "--network", mlp, "--target"]
+    refused(capsys, "target bad.png: its content is not recognised as PNG", *search, "bad.png")
+    refused(capsys, "No such file or directory: 'none.png'", *search, "none.png")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("grey.png")
-    refused(capsys, "no mapping network", *project, "grey.png", "--space", "w")
-    refused(capsys, "lr is 0.0", *project, "grey.png", "--lr", 0)
-    assert run(*project, "grey.png", "--steps", 2, "--outdir", "out") == 0
+    refused(capsys, "no mapping network", *search, "grey.png", "--space", "w")
+    refused(capsys, "lr is 0.0", *search, "grey.png", "--lr", 0)
+    assert run(*search, "grey.png", "--steps", 2, "--outdir", "out") == 0
     capsys.readouterr()
     latents = ["--projected", "out/projected.safetensors"]
     refused(capsys, "exclude each other", *sample, *latents, "--seeds", 1)
