@@ -78,6 +78,7 @@ def check_mapping(generator: nn.Module) -> None:
     assert w.shape == (256, generator.num_ws, generator.w_dim)
     assert torch.equal(w, w[:, :1].expand_as(w))
     assert 0.5 < rms(w) < 2
+    torch.testing.assert_close(generator.mapping(3 * z), w)  # only the direction of z counts
     assert generator.w_avg.abs().max() == 0
     generator.train()
     for _ in range(3):

@@ -126,6 +126,14 @@ def test_activations_start_at_unit_scale():
         assert 0.3 < scale * (1.4 if name in half else 1) < 3, (name, scale)
 
 
+def test_activations_are_clamped():
+    x, w = 1e6 * torch.randn(2, 16, 4, 4), torch.randn(2, 12)
+    assert small_generator().layers[0](x, w, "none").abs().max() == 256
+    assert small_generator().to_rgb[0](x, w).abs().max() == 256
+    assert small_discriminator().blocks[0].conv1(x).abs().max() == 256
+    assert small_discriminator().blocks[0].conv2(x).abs().max().item() == pytest.approx(256 * 0.5**0.5)
+
+
 def test_scaled_weights():
     """Equally large steps of Adam change layers of any fan-in equally."""
     x = torch.randn(2, 6)

@@ -114,6 +114,10 @@ def test_a_quarter_turn_of_the_input_is_one_of_the_image():
         errors[variant] = _error(generator(z), images.rot90(1, (2, 3)))
     assert errors["r"] < 1e-12
     assert errors["t"] > 0.05
+    # Of other angles the filters behind the nonlinearity must know nothing: they are two-dimensional, but
+    # where the image's own square of frequencies is to be filled.
+    assert [layer.down_filter.dim() for layer in small_generator(variant="r").layers] == [2, 2, 1, 1]
+    assert [layer.down_filter.dim() for layer in small_generator(variant="t").layers] == [1, 1, 1, 1]
 
 
 @torch.no_grad()
@@ -168,6 +172,14 @@ def test_activations_start_at_unit_scale(variant):
     assert len(scales) == 17
     for name, scale in scales.items():
         assert 0.3 < scale < 3, (name, scale)
+
+
+def test_activations_are_clamped():
+    generator = small_generator()
+    x, w = 1e6 * torch.randn(2, 12, 36, 36), torch.randn(2, 12)
+    # Behind the clamp there is a filter, which may overshoot a little.
+    assert 128 < generator.layers[0](x, w).abs().max() < 2 * 256
+    assert generator.to_rgb(x, w).abs().max() == 256
 
 
 def test_w_its_mean_and_truncation():
