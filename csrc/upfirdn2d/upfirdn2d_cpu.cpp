@@ -17,7 +17,11 @@ inline namespace AIGC_ISA {
 namespace {
 
 constexpr int kRows = 4;
-constexpr int64_t kHeldBytes = 24 << 10;
+constexpr int64_t kHeldBytes = 24 << 10;  // of these, and of what waits for the second pass, in L1
+// A load of 64 bytes that is not aligned is of two cache lines: it costs as much as putting the vector
+// together from two others, which goes on in other ports. Where multiplications don't fill those, all are put
+// together.
+constexpr bool kJoinLoads = AIGC_VECTOR_BYTES == 64;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -54,8 +58,9 @@ class Filter {
         const int64_t stop = min(o + held_, end);
         for (int64_t r = o; r < stop; r += kRows) {
           S* rows = buffer_.get() + (r - o) * row_;
-          (this->*vertical_)(x, r, split_ > 1 ? line_.get() : rows);
-          if (split_ > 1)
+          const bool split_after = split_ > 1 && !split_at_once_;
+          (this->*vertical_)(x, r, split_after ? line_.get() : rows);
+          if (split_after)
             for (int i = 0; i < kRows; ++i) split(line_.get() + i * row_, rows + i * row_);
         }
         for (int64_t r = o; r < stop; r += kRows) (this->*horizontal_)(buffer_.get() + (r - o) * row_, y, r);
@@ -131,7 +136,7 @@ class Filter {
     first_ = x_.first(0);
     const int64_t last = FirAxis::floor_div(x_.origin(outputs - 1) + x_.taps - 1, x_.up);
     split_ = inner_ == 1 ? step_ : 1;
-    lane_ = max(1, ceil_div(last - first_ + 1, split_));
+    lane_ = ceil_div(max(1, ceil_div(last - first_ + 1, split_)), W) * W;
     row_ = ceil_div(lane_ * split_ * inner_ + W, 16) * 16;
     x_begin_ = max(0, first_);
     x_end_ = max(x_begin_, min(x_.in, last + 1));
@@ -190,20 +195,29 @@ class Filter {
         }
       return &Filter::pixels<kRowCount, 0>;
     }
-    if constexpr (kRowCount > 1) switch (phases_ * 100 + taps) {
-        case 104:
-          return &Filter::columns<kRowCount, 1, 4>;
-        case 112:
-          return &Filter::columns<kRowCount, 1, 12>;
-        case 202:
-          return &Filter::columns<kRowCount, 2, 2>;
-        case 206:
-          return &Filter::columns<kRowCount, 2, 6>;
-        case 401:
+    if constexpr (kRowCount > 1) {
+      const int64_t delta = x_.first(1) - first_;
+      switch (phases_ * 1000 + split_ * 100 + taps) {
+        case 1104:
+          return &Filter::columns<kRowCount, 1, 4, 1>;
+        case 1112:
+          return &Filter::columns<kRowCount, 1, 12, 1>;
+        case 1204:
+          return &Filter::columns<kRowCount, 1, 4, 2>;
+        case 1212:
+          return &Filter::columns<kRowCount, 1, 12, 2>;
+        case 2102:
+          return delta == 0 ? &Filter::columns<kRowCount, 2, 2, 1, 0>
+                            : &Filter::columns<kRowCount, 2, 2, 1, 1>;
+        case 2106:
+          return delta == 0 ? &Filter::columns<kRowCount, 2, 6, 1, 0>
+                            : &Filter::columns<kRowCount, 2, 6, 1, 1>;
+        case 4101:
           return &Filter::columns<kRowCount, 4, 1>;
-        case 403:
+        case 4103:
           return &Filter::columns<kRowCount, 4, 3>;
       }
+    }
     switch (phases_) {
       case 1:
         return &Filter::columns<kRowCount, 1, 0>;
@@ -221,6 +235,7 @@ class Filter {
     if (y_.up != kUp || y_.down != kDown || (y_.taps != 4 && y_.taps != 12)) return;
     start_ = y_.origin(0) - FirAxis::floor_div(y_.origin(0), kUp) * kUp;  // a row's distance from the last
     start_ = kDown == 1 ? -start_ : 0;                                    // with tap 0
+    split_at_once_ = split_ == 2 && x_end_ - x_begin_ >= 2 * W;
     vertical_ = y_.taps == 4 ? &Filter::vertical<kUp, kDown, 4> : &Filter::vertical<kUp, kDown, 12>;
   }
 
@@ -251,7 +266,41 @@ class Filter {
     for (int i = 0; i < kInputs; ++i) input[i] = row_of(x, top + i);
     S w[kTaps];
     for (int k = 0; k < kTaps; ++k) w[k] = w_y_.get()[k];
-    rows += (x_begin_ - first_) * inner_;
+    const int64_t margin = (x_begin_ - first_) * inner_;
+    // Two vectors at a time, for which a tap is broadcast once.
+    const auto two = [&](int64_t at) {
+      Vec<T> sum[kRows][2] = {};
+#pragma GCC unroll 32
+      for (int i = 0; i < kInputs; ++i) {
+        const Vec<T> v[2] = {load(input[i] + at), load(input[i] + at + W)};
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const int t = i - first(r);
+          if (t < 0 || t >= kTaps / kUp) continue;
+          for (int half = 0; half < 2; ++half)
+            sum[r][half] += w[first(r) * kUp - r * kDown + t * kUp] * v[half];
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        S* row = rows + r * row_;
+        const int64_t column = margin + at;
+        if (split_at_once_) {
+          Vec<T> one, other;
+          split_pairs(sum[r][0], sum[r][1], one, other);
+          store(row + column % 2 * lane_ + column / 2, one);
+          store(row + (column + 1) % 2 * lane_ + (column + 1) / 2, other);
+        } else {
+          store(row + column, sum[r][0]);
+          store(row + column + W, sum[r][1]);
+        }
+      }
+    };
+    if (n >= 2 * W) {
+      for (int64_t at = 0; at + 2 * W <= n; at += 2 * W) two(at);
+      if (n % (2 * W) != 0) two(n - 2 * W);
+      return;
+    }
     for_row([&](int64_t at, auto whole) {
       Vec<T> sum[kRows] = {};
 #pragma GCC unroll 32
@@ -263,7 +312,7 @@ class Filter {
           if (t >= 0 && t < kTaps / kUp) sum[r] += w[first(r) * kUp - r * kDown + t * kUp] * v;
         }
       }
-      for (int r = 0; r < kRows; ++r) store(rows + r * row_ + at, sum[r]);
+      for (int r = 0; r < kRows; ++r) store(rows + r * row_ + margin + at, sum[r]);
     });
   }
 
@@ -364,8 +413,34 @@ class Filter {
     return result;
   }
 
+  // The same of every phase, where column t of the buffer is tap t of phase 0 and tap t - kDelta of phase 1:
+  // all offsets are known, and what lies between two vectors is in part put together from them.
+  template <int kPhases, int kTaps, int kSplit, int kDelta, int... t>
+  void sums(const S (&w)[kPhases][kTaps], const S* at, Vec<T> (&sum)[kPhases],
+            std::integer_sequence<int, t...>) const {
+    Vec<T> first[kSplit], next[kSplit];
+    for (int s = 0; s < kSplit; ++s) {
+      first[s] = load(at + s * lane_);
+      next[s] = load(at + s * lane_ + W);
+    }
+    for (int phase = 0; phase < kPhases; ++phase) sum[phase] = Vec<T>{};
+    const auto add = [&]<int k>(std::integral_constant<int, k>) {
+      constexpr int lane = k % kSplit, column = k / kSplit;
+      Vec<T> v;
+      if constexpr (column == 0)
+        v = first[lane];
+      else if constexpr (kJoinLoads && column < W && (kTaps <= 4 || column % 2 == 1))
+        v = join_at<column>(first[lane], next[lane]);
+      else
+        v = load(at + lane * lane_ + column);
+      if constexpr (k < kTaps) sum[0] += w[0][k] * v;
+      if constexpr (kPhases == 2 && k >= kDelta && k - kDelta < kTaps) sum[1] += w[1][k - kDelta] * v;
+    };
+    (add(std::integral_constant<int, t>()), ...);
+  }
+
   // Row by row, so that y is one stream of stores.
-  template <int kRowCount, int kPhases, int kTaps>
+  template <int kRowCount, int kPhases, int kTaps, int kSplit = 0, int kDelta = 0>
   void columns(const S* rows, T* y, int64_t o) const {
     const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), n = x_.out;
     if constexpr (kPhases == 0) {
@@ -383,9 +458,16 @@ class Filter {
       constexpr int kBlock = kPhases * W;
       decltype(taps_of<kTaps>(0)) taps[kPhases];
       for (int phase = 0; phase < kPhases; ++phase) taps[phase] = taps_of<kTaps>(phase);
+      [[maybe_unused]] S w[kPhases][max(kTaps, 1)];
+      for (int phase = 0; phase < kPhases; ++phase)
+        for (int t = 0; t < kTaps; ++t) w[phase][t] = weights_.get()[phase * most_taps_ + t];
       const auto block = [&](const S* at, Vec<T>(&out)[kPhases]) {
         Vec<T> part[kPhases];
-        for (int phase = 0; phase < kPhases; ++phase) part[phase] = sum(taps[phase], at);
+        if constexpr (kSplit > 0)
+          sums<kPhases, kTaps, kSplit, kDelta>(w, at, part,
+                                               std::make_integer_sequence<int, kTaps + kDelta>());
+        else
+          for (int phase = 0; phase < kPhases; ++phase) part[phase] = sum(taps[phase], at);
         if constexpr (kPhases == 1) {
           out[0] = part[0];
         } else if constexpr (kPhases == 2) {
@@ -451,7 +533,7 @@ class Filter {
   const Upfirdn2dParams& p_;
   const FirAxis x_, y_;
   int64_t inner_, phases_, step_;  // elements of a pixel; output o + phases reads step columns further right
-  bool direct_ = false;
+  bool direct_ = false, split_at_once_ = false;
   int64_t first_, split_, lane_, row_, x_begin_, x_end_, most_taps_, start_ = 0, held_;
   Scratch<S> w_x_, w_y_, w_, buffer_, line_, weights_;
   Scratch<int64_t> counts_, offsets_;
