@@ -275,6 +275,17 @@ inline void join_pairs(V even, V odd, V& a, V& b) {
   join_pairs(even, odd, a, b, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
 }
 
+template <int k, class V, size_t... i>
+inline V join_at(V a, V b, std::index_sequence<i...>) {
+  return __builtin_shufflevector(a, b, (k + i)...);
+}
+
+// The lanes from k on of a and b, which follow each other.
+template <int k, class V>
+inline V join_at(V a, V b) {
+  return join_at<k>(a, b, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
+}
+
 // ---- masks as bits
 // -----------------------------------------------------------------------------------------------
 

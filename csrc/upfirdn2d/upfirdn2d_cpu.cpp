@@ -17,6 +17,11 @@ inline namespace AIGC_ISA {
 namespace {
 
 constexpr int kRows = 4;
+constexpr int64_t kHeldBytes = 24 << 10;  // of these, and of what waits for the second pass, in L1
+// A load of 64 bytes that is not aligned is of two cache lines: it costs as much as putting the vector
+// together from two others, which goes on in other ports. Where multiplications don't fill those, all are put
+// together.
+constexpr bool kJoinLoads = AIGC_VECTOR_BYTES == 64;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -46,14 +51,19 @@ class Filter {
     if (direct_) {
       for (int64_t o = max(begin, 0); o < end; ++o) {
         gather(x, o);
-        (this->*horizontal_)(y, o);
+        (this->*horizontal_)(buffer_.get(), y, o);
       }
     } else {
-      for (int64_t o = begin; o < end; o += kRows) {
-        (this->*vertical_)(x, o, split_ > 1 ? line_.get() : buffer_.get());
-        if (split_ > 1)
-          for (int r = 0; r < kRows; ++r) split(line_.get() + r * row_, buffer_.get() + r * row_);
-        (this->*horizontal_)(y, o);
+      for (int64_t o = begin; o < end; o += held_) {
+        const int64_t stop = min(o + held_, end);
+        for (int64_t r = o; r < stop; r += kRows) {
+          S* rows = buffer_.get() + (r - o) * row_;
+          const bool split_after = split_ > 1 && !split_at_once_;
+          (this->*vertical_)(x, r, split_after ? line_.get() : rows);
+          if (split_after)
+            for (int i = 0; i < kRows; ++i) split(line_.get() + i * row_, rows + i * row_);
+        }
+        for (int64_t r = o; r < stop; r += kRows) (this->*horizontal_)(buffer_.get() + (r - o) * row_, y, r);
       }
     }
   }
@@ -126,11 +136,12 @@ class Filter {
     first_ = x_.first(0);
     const int64_t last = FirAxis::floor_div(x_.origin(outputs - 1) + x_.taps - 1, x_.up);
     split_ = inner_ == 1 ? step_ : 1;
-    lane_ = max(1, ceil_div(last - first_ + 1, split_));
+    lane_ = ceil_div(max(1, ceil_div(last - first_ + 1, split_)), W) * W;
     row_ = ceil_div(lane_ * split_ * inner_ + W, 16) * 16;
     x_begin_ = max(0, first_);
     x_end_ = max(x_begin_, min(x_.in, last + 1));
-    buffer_.allocate(row_ * (direct_ ? ceil_div(y_.taps, y_.up) : kRows));
+    held_ = max(kRows, min(kFirRows, kHeldBytes / int64_t(row_ * sizeof(S)) / kRows * kRows));
+    buffer_.allocate(row_ * (direct_ ? ceil_div(y_.taps, y_.up) : held_));
     if (split_ > 1) line_.allocate(row_ * kRows);
     zeros_.allocate((x_end_ - x_begin_) * inner_);
   }
@@ -170,7 +181,7 @@ class Filter {
     choose_vertical<1, 4>();
   }
 
-  using Horizontal = void (Filter::*)(T*, int64_t) const;
+  using Horizontal = void (Filter::*)(const S*, T*, int64_t) const;
   template <int kRowCount>
   Horizontal choose_horizontal(int64_t taps) const {
     if (inner_ > 1) {
@@ -184,20 +195,29 @@ class Filter {
         }
       return &Filter::pixels<kRowCount, 0>;
     }
-    if constexpr (kRowCount > 1) switch (phases_ * 100 + taps) {
-        case 104:
-          return &Filter::columns<kRowCount, 1, 4>;
-        case 112:
-          return &Filter::columns<kRowCount, 1, 12>;
-        case 202:
-          return &Filter::columns<kRowCount, 2, 2>;
-        case 206:
-          return &Filter::columns<kRowCount, 2, 6>;
-        case 401:
+    if constexpr (kRowCount > 1) {
+      const int64_t delta = x_.first(1) - first_;
+      switch (phases_ * 1000 + split_ * 100 + taps) {
+        case 1104:
+          return &Filter::columns<kRowCount, 1, 4, 1>;
+        case 1112:
+          return &Filter::columns<kRowCount, 1, 12, 1>;
+        case 1204:
+          return &Filter::columns<kRowCount, 1, 4, 2>;
+        case 1212:
+          return &Filter::columns<kRowCount, 1, 12, 2>;
+        case 2102:
+          return delta == 0 ? &Filter::columns<kRowCount, 2, 2, 1, 0>
+                            : &Filter::columns<kRowCount, 2, 2, 1, 1>;
+        case 2106:
+          return delta == 0 ? &Filter::columns<kRowCount, 2, 6, 1, 0>
+                            : &Filter::columns<kRowCount, 2, 6, 1, 1>;
+        case 4101:
           return &Filter::columns<kRowCount, 4, 1>;
-        case 403:
+        case 4103:
           return &Filter::columns<kRowCount, 4, 3>;
       }
+    }
     switch (phases_) {
       case 1:
         return &Filter::columns<kRowCount, 1, 0>;
@@ -215,6 +235,7 @@ class Filter {
     if (y_.up != kUp || y_.down != kDown || (y_.taps != 4 && y_.taps != 12)) return;
     start_ = y_.origin(0) - FirAxis::floor_div(y_.origin(0), kUp) * kUp;  // a row's distance from the last
     start_ = kDown == 1 ? -start_ : 0;                                    // with tap 0
+    split_at_once_ = split_ == 2 && x_end_ - x_begin_ >= 2 * W;
     vertical_ = y_.taps == 4 ? &Filter::vertical<kUp, kDown, 4> : &Filter::vertical<kUp, kDown, 12>;
   }
 
@@ -245,7 +266,41 @@ class Filter {
     for (int i = 0; i < kInputs; ++i) input[i] = row_of(x, top + i);
     S w[kTaps];
     for (int k = 0; k < kTaps; ++k) w[k] = w_y_.get()[k];
-    rows += (x_begin_ - first_) * inner_;
+    const int64_t margin = (x_begin_ - first_) * inner_;
+    // Two vectors at a time, for which a tap is broadcast once.
+    const auto two = [&](int64_t at) {
+      Vec<T> sum[kRows][2] = {};
+#pragma GCC unroll 32
+      for (int i = 0; i < kInputs; ++i) {
+        const Vec<T> v[2] = {load(input[i] + at), load(input[i] + at + W)};
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const int t = i - first(r);
+          if (t < 0 || t >= kTaps / kUp) continue;
+          for (int half = 0; half < 2; ++half)
+            sum[r][half] += w[first(r) * kUp - r * kDown + t * kUp] * v[half];
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        S* row = rows + r * row_;
+        const int64_t column = margin + at;
+        if (split_at_once_) {
+          Vec<T> one, other;
+          split_pairs(sum[r][0], sum[r][1], one, other);
+          store(row + column % 2 * lane_ + column / 2, one);
+          store(row + (column + 1) % 2 * lane_ + (column + 1) / 2, other);
+        } else {
+          store(row + column, sum[r][0]);
+          store(row + column + W, sum[r][1]);
+        }
+      }
+    };
+    if (n >= 2 * W) {
+      for (int64_t at = 0; at + 2 * W <= n; at += 2 * W) two(at);
+      if (n % (2 * W) != 0) two(n - 2 * W);
+      return;
+    }
     for_row([&](int64_t at, auto whole) {
       Vec<T> sum[kRows] = {};
 #pragma GCC unroll 32
@@ -257,7 +312,7 @@ class Filter {
           if (t >= 0 && t < kTaps / kUp) sum[r] += w[first(r) * kUp - r * kDown + t * kUp] * v;
         }
       }
-      for (int r = 0; r < kRows; ++r) store(rows + r * row_ + at, sum[r]);
+      for (int r = 0; r < kRows; ++r) store(rows + r * row_ + margin + at, sum[r]);
     });
   }
 
@@ -333,19 +388,118 @@ class Filter {
     int64_t count;
   };
 
+  static constexpr int kFewTaps = AIGC_VECTOR_BYTES == 16 ? 4 : 12;
   template <int kTaps>
   auto taps_of(int64_t phase) const {
     const int64_t* offset = offsets_.get() + phase * most_taps_;
     const S* w = weights_.get() + phase * most_taps_;
     if constexpr (kTaps == 0) {
       return AnyTaps{offset, w, counts_.get()[phase]};
-    } else if constexpr (kTaps > 4) {
+    } else if constexpr (kTaps > kFewTaps) {
       return ManyTaps<kTaps>{offset, w};
     } else {
       FewTaps<kTaps> taps;
       for (int t = 0; t < kTaps; ++t) taps.offset[t] = offset[t];
       for (int t = 0; t < kTaps; ++t) taps.w[t] = w[t];
       return taps;
+    }
+  }
+
+  template <class Taps>
+  Vec<T> sum(const Taps& taps, const S* at) const {
+    Vec<T> result = {};
+#pragma GCC unroll 12
+    for (int64_t t = 0; t < taps.count; ++t) result += taps.w[t] * load(at + taps.offset[t]);
+    return result;
+  }
+
+  // The same of every phase, where column t of the buffer is tap t of phase 0 and tap t - kDelta of phase 1:
+  // all offsets are known, and what lies between two vectors is in part put together from them.
+  template <int kPhases, int kTaps, int kSplit, int kDelta, int... t>
+  void sums(const S (&w)[kPhases][kTaps], const S* at, Vec<T> (&sum)[kPhases],
+            std::integer_sequence<int, t...>) const {
+    Vec<T> first[kSplit], next[kSplit];
+    for (int s = 0; s < kSplit; ++s) {
+      first[s] = load(at + s * lane_);
+      next[s] = load(at + s * lane_ + W);
+    }
+    for (int phase = 0; phase < kPhases; ++phase) sum[phase] = Vec<T>{};
+    const auto add = [&]<int k>(std::integral_constant<int, k>) {
+      constexpr int lane = k % kSplit, column = k / kSplit;
+      Vec<T> v;
+      if constexpr (column == 0)
+        v = first[lane];
+      else if constexpr (kJoinLoads && column < W && (kTaps <= 4 || column % 2 == 1))
+        v = join_at<column>(first[lane], next[lane]);
+      else
+        v = load(at + lane * lane_ + column);
+      if constexpr (k < kTaps) sum[0] += w[0][k] * v;
+      if constexpr (kPhases == 2 && k >= kDelta && k - kDelta < kTaps) sum[1] += w[1][k - kDelta] * v;
+    };
+    (add(std::integral_constant<int, t>()), ...);
+  }
+
+  // Row by row, so that y is one stream of stores.
+  template <int kRowCount, int kPhases, int kTaps, int kSplit = 0, int kDelta = 0>
+  void columns(const S* rows, T* y, int64_t o) const {
+    const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), n = x_.out;
+    if constexpr (kPhases == 0) {
+      for (int64_t phase = 0; phase < phases_; ++phase) {
+        const auto taps = taps_of<kTaps>(phase);
+        for (int64_t r = row_begin; r < row_end; ++r)
+          for (int64_t j = 0; j * phases_ < n; j += W) {
+            T lanes[W];
+            store(lanes, sum(taps, rows + r * row_ + j));
+            for (int i = 0; i < W && (j + i) * phases_ + phase < n; ++i)
+              y[(o + r) * n + (j + i) * phases_ + phase] = lanes[i];
+          }
+      }
+    } else {
+      constexpr int kBlock = kPhases * W;
+      decltype(taps_of<kTaps>(0)) taps[kPhases];
+      for (int phase = 0; phase < kPhases; ++phase) taps[phase] = taps_of<kTaps>(phase);
+      [[maybe_unused]] S w[kPhases][max(kTaps, 1)];
+      for (int phase = 0; phase < kPhases; ++phase)
+        for (int t = 0; t < kTaps; ++t) w[phase][t] = weights_.get()[phase * most_taps_ + t];
+      const auto block = [&](const S* at, Vec<T>(&out)[kPhases]) {
+        Vec<T> part[kPhases];
+        if constexpr (kSplit > 0)
+          sums<kPhases, kTaps, kSplit, kDelta>(w, at, part,
+                                               std::make_integer_sequence<int, kTaps + kDelta>());
+        else
+          for (int phase = 0; phase < kPhases; ++phase) part[phase] = sum(taps[phase], at);
+        if constexpr (kPhases == 1) {
+          out[0] = part[0];
+        } else if constexpr (kPhases == 2) {
+          join_pairs(part[0], part[1], out[0], out[1]);
+        } else {
+          Vec<T> even[2], odd[2];
+          join_pairs(part[0], part[2], even[0], even[1]);
+          join_pairs(part[1], part[3], odd[0], odd[1]);
+          for (int i = 0; i < 2; ++i) join_pairs(even[i], odd[i], out[2 * i], out[2 * i + 1]);
+        }
+      };
+      // The last block overlaps the one before, if it can.
+      const int64_t whole = n / kBlock * kBlock, rest = n - whole;
+      for (int64_t r = row_begin; r < row_end; ++r) {
+        const S* row = rows + r * row_;
+        T* to = y + (o + r) * n;
+        const auto put = [&](int64_t at) {
+          Vec<T> out[kPhases];
+          block(row + at / kPhases, out);
+          for (int i = 0; i < kPhases; ++i) store(to + at + i * W, out[i]);
+        };
+        for (int64_t at = 0; at < whole; at += kBlock) put(at);
+        if (rest == 0) continue;
+        if (whole > 0 && rest % kPhases == 0) {
+          put(n - kBlock);
+        } else {
+          Vec<T> out[kPhases];
+          block(row + whole / kPhases, out);
+          for (int i = 0; i < kPhases; ++i)
+            if (rest > i * W) store_upto(to + whole + i * W, out[i], rest - i * W);
+        }
+      }
     }
   }
 
@@ -357,66 +511,14 @@ class Filter {
       for (int r = 0; r < kRowCount; ++r) sum[r] += taps.w[t] * load(at + taps.offset[t] + r * row_);
   }
 
-  template <int kRowCount, int kPhases, int kTaps>
-  void columns(T* y, int64_t o) const {
-    const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), n = x_.out;
-    y += o * n;
-    if constexpr (kPhases == 0) {
-      for (int64_t phase = 0; phase < phases_; ++phase) {
-        const auto taps = taps_of<kTaps>(phase);
-        for (int64_t j = 0; j * phases_ < n; j += W) {
-          Vec<T> sum[kRowCount];
-          add(taps, buffer_.get() + j, sum);
-          for (int64_t r = row_begin; r < row_end; ++r) {
-            T lanes[W];
-            store(lanes, sum[r]);
-            for (int i = 0; i < W && (j + i) * phases_ + phase < n; ++i)
-              y[r * n + (j + i) * phases_ + phase] = lanes[i];
-          }
-        }
-      }
-    } else {
-      decltype(taps_of<kTaps>(0)) taps[kPhases];
-      for (int phase = 0; phase < kPhases; ++phase) taps[phase] = taps_of<kTaps>(phase);
-      for (int64_t j = 0; j * kPhases < n; j += W) {
-        Vec<T> sum[kPhases][kRowCount];
-        for (int phase = 0; phase < kPhases; ++phase) add(taps[phase], buffer_.get() + j, sum[phase]);
-        const auto put = [&](int64_t r) {
-          Vec<T> out[kPhases];
-          if constexpr (kPhases == 1) {
-            out[0] = sum[0][r];
-          } else if constexpr (kPhases == 2) {
-            join_pairs(sum[0][r], sum[1][r], out[0], out[1]);
-          } else {
-            Vec<T> even[2], odd[2];
-            join_pairs(sum[0][r], sum[2][r], even[0], even[1]);
-            join_pairs(sum[1][r], sum[3][r], odd[0], odd[1]);
-            for (int i = 0; i < 2; ++i) join_pairs(even[i], odd[i], out[2 * i], out[2 * i + 1]);
-          }
-          for (int i = 0; i < kPhases; ++i) {
-            const int64_t at = j * kPhases + i * W;
-            store_upto(y + r * n + at, out[i], n - at);
-          }
-        };
-        if constexpr (kTaps > 0 && kTaps <= 4) {  // unrolled, so that the sums stay in registers
-#pragma GCC unroll 4
-          for (int r = 0; r < kRowCount; ++r)
-            if (r >= row_begin && r < row_end) put(r);
-        } else {
-          for (int64_t r = row_begin; r < row_end; ++r) put(r);
-        }
-      }
-    }
-  }
-
   template <int kRowCount, int kTaps>
-  void pixels(T* y, int64_t o) const {
+  void pixels(const S* rows, T* y, int64_t o) const {
     const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), row = x_.out * inner_;
     const bool one_run = phases_ == 1 && step_ == 1;  // neighbours read as far apart as they are written
     const int64_t n = one_run ? row : inner_;
     y += o * row;
     for (int64_t pixel = 0; pixel * n < row; ++pixel) {
-      const S* at = buffer_.get() + pixel / phases_ * step_ * inner_;
+      const S* at = rows + pixel / phases_ * step_ * inner_;
       const auto taps = taps_of<kTaps>(pixel % phases_);
       for (int64_t i = 0; i < n; i += W) {
         Vec<T> sum[kRowCount];
@@ -431,8 +533,8 @@ class Filter {
   const Upfirdn2dParams& p_;
   const FirAxis x_, y_;
   int64_t inner_, phases_, step_;  // elements of a pixel; output o + phases reads step columns further right
-  bool direct_ = false;
-  int64_t first_, split_, lane_, row_, x_begin_, x_end_, most_taps_, start_ = 0;
+  bool direct_ = false, split_at_once_ = false;
+  int64_t first_, split_, lane_, row_, x_begin_, x_end_, most_taps_, start_ = 0, held_;
   Scratch<S> w_x_, w_y_, w_, buffer_, line_, weights_;
   Scratch<int64_t> counts_, offsets_;
   Scratch<T> zeros_;

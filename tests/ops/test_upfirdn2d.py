@@ -54,6 +54,24 @@ def test_it_is_scipys(
     np.testing.assert_allclose(y.numpy(), 0.7 * expected, rtol=1e-12, atol=1e-13)
 
 
+# The CPU's kernels have loops of their own for these taps and factors, which differ by how a row ends and by
+# the parity of the padding: the widths lie around one and several blocks of every instruction set.
+@pytest.mark.parametrize("taps", [4, 12])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_wide_rows(taps: int, up: int, down: int, dtype: torch.dtype) -> None:
+    f = seeded((taps,), 1).to(dtype)
+    for width in (1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 131):
+        x = seeded((1, 2, 9, width), width).to(dtype)
+        for pad in ([taps - 1] * 4, [taps // 2, taps, taps - 2, taps], [-1, taps * 2, 3, taps]):
+            y = ops.upfirdn2d(x, f, up, down, pad, gain=2)
+            expected = ops.upfirdn2d_ref(x.double(), f.double(), up, down, pad, gain=2)
+            wrong = (y.double() - expected).abs().max().item() if y.numel() else 0.0
+            limit = taps * torch.finfo(dtype).eps * f.abs().sum().item() ** 2 * x.abs().max().item() * 2
+            assert y.shape == expected.shape
+            assert wrong <= limit, (width, pad, wrong, limit)
+
+
 X, F4 = torch.zeros(2, 3, 5, 6), torch.ones(4)
 BAD = [
     ({"x": torch.zeros(3, 5, 6)}, RuntimeError, ("x has shape [3, 5, 6]", "[N, C, H, W]")),
