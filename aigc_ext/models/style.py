@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +55,10 @@ class EqualizedLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / rate)
         self.bias = nn.Parameter(torch.full((out_features,), bias / rate))
 
-    def scaled(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias as they are used."""
-        bias = self.bias if self.rate == 1 else self.bias * self.rate
-        return self.weight * (self.rate / math.sqrt(self.weight.shape[1])), bias
-
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear_act(x, *self.scaled(), act=self.act, gain=self.gain)
+        weight = self.weight * (self.rate / math.sqrt(self.weight.shape[1]))
+        bias = self.bias if self.rate == 1 else self.bias * self.rate
+        return ops.linear_act(x, weight, bias, act=self.act, gain=self.gain)
 
     def extra_repr(self) -> str:
         out_features, in_features = self.weight.shape
@@ -128,17 +126,16 @@ class MappingNetwork(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(num_classes, w_dim) if num_classes else None
         widths = [z_dim + (w_dim if num_classes else 0)] + [w_dim] * layers
-        self.layers = nn.ModuleList(
-            EqualizedLinear(widths[i], widths[i + 1], act="lrelu", rate=_MAPPING_RATE) for i in range(layers)
+        self.layers = nn.Sequential(
+            *(EqualizedLinear(*pair, act="lrelu", rate=_MAPPING_RATE) for pair in pairwise(widths))
         )
 
     def forward(self, z: Tensor | None, c: Tensor | None) -> Tensor:
         parts = [] if z is None else [z]
         if self.embedding is not None:
             parts.append(self.embedding(c))
-        x = torch.cat([ops.pixel_norm(part) for part in parts], dim=1)
-        scaled = [layer.scaled() for layer in self.layers]  # type: ignore[operator]
-        return ops.fused_mlp(x, [w for w, _ in scaled], [b for _, b in scaled], ["lrelu"] * len(scaled))
+        w: Tensor = self.layers(torch.cat([ops.pixel_norm(part) for part in parts], dim=1))
+        return w
 
 
 class StyleGenerator(nn.Module, ABC):

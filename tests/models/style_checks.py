@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import aigc_ext
+from aigc_ext.losses import r1_penalty
 
 
 def rms(x: Tensor) -> float:
@@ -141,16 +142,21 @@ def check_dtypes(generator: nn.Module, discriminator: nn.Module) -> None:
         half = copy.deepcopy(discriminator).bfloat16()(images.bfloat16())
         assert half.dtype == torch.bfloat16
         assert rms(half - logits) < 0.1 * rms(logits)
-    exact = [torch.autograd.grad(discriminator(generator(z)).mean(), generator.mapping_network.parameters())]
     kinds = []
     hook = nn.modules.module.register_module_forward_hook(lambda module, args, y: kinds.append(y.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        images = generator(z)
-        logits_half = discriminator(images)
+    gradients = []
+    for half in (False, True):
+        # With the penalties and backward inside, too.
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            images = generator(z)
+            logits_half = discriminator(images)
+            loss = logits_half.mean() + 0.1 * path_length(generator, z)
+            gradients.append(torch.autograd.grad(loss, list(generator.parameters()), allow_unused=True))
+            r1_penalty(discriminator, images.detach()).backward()
     hook.remove()
     assert torch.bfloat16 in kinds
     assert images.dtype == logits_half.dtype == torch.float32
     assert rms(logits_half - logits) < 0.1 * rms(logits)
-    exact.append(torch.autograd.grad(logits_half.mean(), generator.mapping_network.parameters()))
-    flat = [torch.cat([g.flatten() for g in gradients]) for gradients in exact]
+    flat = [torch.cat([g.flatten() for g in each if g is not None]) for each in gradients]
     assert torch.cosine_similarity(*flat, dim=0) > 0.95
+    assert all(p.grad.isfinite().all() for p in discriminator.parameters() if p.grad is not None)

@@ -60,22 +60,22 @@ def test_the_filters_are_those_of_scipy(taps, cutoff, transition, rate):
 
 @pytest.mark.parametrize("taps", [24, 25])
 def test_radial_filters_are_low_pass_and_the_same_in_all_directions(taps):
-    f = lowpass(taps, cutoff=8, transition=10, rate=64, radial=True).double()
-    assert f.shape == (taps, taps)
-    assert f.sum().item() == pytest.approx(1)
+    radial = lowpass(taps, cutoff=8, transition=10, rate=64, radial=True)
+    assert radial.shape == (taps, taps)
+    assert radial.sum().item() == pytest.approx(1)
+    line = lowpass(taps, cutoff=8, transition=10, rate=64)
     position = torch.arange(taps) - (taps - 1) / 2
 
-    def response(frequency, angle):
+    def response(f, frequency, angle):
         x, y = frequency * math.cos(angle) / 64, frequency * math.sin(angle) / 64
         return (f * (2 * math.pi * (x * position + y * position[:, None])).cos()).sum().item()
 
     for angle in (0, 0.3, math.pi / 4, 1.2):
-        assert response(2, angle) == pytest.approx(1, abs=0.02)  # in the passband
-        assert response(8, angle) == pytest.approx(0.5, abs=0.1)
-        assert abs(response(16, angle)) < 0.01  # in the stopband
-    assert response(8, 0) == pytest.approx(response(8, math.pi / 4), abs=5e-3)
-    separable = lowpass(taps, cutoff=8, transition=10, rate=64).double()
-    assert abs(response(8, math.pi / 4) - (separable * separable[:, None] * 0).sum().item()) > 0.3
+        assert response(radial, 2, angle) == pytest.approx(1, abs=0.02)  # in the passband
+        assert response(radial, 8, angle) == pytest.approx(response(radial, 8, 0), abs=5e-3)
+        assert 0.4 < response(radial, 8, angle) < 0.6
+        assert abs(response(radial, 16, angle)) < 0.01  # in the stopband
+    assert response(line * line[:, None], 8, math.pi / 4) > 0.7  # as the separable one is not
 
 
 def _error(x, y):
@@ -169,7 +169,7 @@ def test_activations_start_at_unit_scale(variant):
         module.register_forward_hook(lambda m, x, y, name=name: scales.__setitem__(name, rms(y)))
     generator(torch.randn(8, 8))
     assert 0.25 / 3 < scales.pop("") < 0.25 * 3
-    assert len(scales) == 17
+    assert len(scales) > 16
     for name, scale in scales.items():
         assert 0.3 < scale < 3, (name, scale)
 
