@@ -316,6 +316,9 @@ def test_fid_reads_tensors_only_and_measures_through_torch_fidelity(monkeypatch,
     torch.save({"layer.weight": layer.weight.data}, weights)
     with pytest.raises(MetricError, match=r"are not those of the network: .*layer\.bias"):
         InceptionFeatures(weights)
+    torch.save(layer.weight.data, weights)
+    with pytest.raises(MetricError, match="are not those of the network"):
+        InceptionFeatures(weights)
     torch.save({"layer": layer}, weights)  # a pickle that would run code
     with pytest.raises(MetricError, match="cannot be read as a file of tensors"):
         InceptionFeatures(weights)
