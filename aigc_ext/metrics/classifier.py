@@ -194,7 +194,8 @@ class SampleClassifier:
         random = torch.Generator().manual_seed(seed)
         kept, held_out = _stratified_split(labels, random)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # the layers' own initialisation takes no generator
+            # The layers' own initialisation takes no generator; torch.manual_seed would reach CUDA's as well.
+            torch.default_generator.manual_seed(seed)
             network = _build_network(images.shape[1], num_classes)
 
         def fit() -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ class InceptionFeatures:
                 network: nn.Module = FeatureExtractorInceptionV3(
                     "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(trusted)
                 )
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise MetricError(f"fid weights {path} are not those of the network: {reason}") from error
         self._device = torch.device(device)

@@ -34,19 +34,21 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, 
     # Centred, since squares of large means would cost the digits of small distances.
     center = real.to(torch.float64).mean(dim=0)
     real, fake = real[:count] - center, fake[:count] - center
-    return _share_within(fake, real, k), _share_within(real, fake, k)
+    real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
+    recalled = torch.zeros(count, dtype=torch.bool)
+    precise = 0
+    for part, radii in zip(fake.split(_ROWS), fake_radii.split(_ROWS), strict=True):
+        distances = _squared_distances(part, real)
+        precise += int((distances <= real_radii).any(dim=1).sum())
+        recalled |= (distances <= radii[:, None]).any(dim=0)
+    return precise / count, int(recalled.sum()) / count
 
 
-def _share_within(points: Tensor, centers: Tensor, k: int) -> float:
-    """Share of the points that lie in at least one ball of the centers' manifold."""
-    # The nearest of all is the center itself.
-    radii = torch.cat(
-        [_squared_distances(part, centers).kthvalue(k + 1).values for part in centers.split(_ROWS)]
-    )
-    inside = sum(
-        int((_squared_distances(part, centers) <= radii).any(dim=1).sum()) for part in points.split(_ROWS)
-    )
-    return inside / len(points)
+def _squared_radii(points: Tensor, k: int) -> Tensor:
+    """Of the balls around the points, (N,)."""
+    # The nearest of all is the point itself.
+    parts = (_squared_distances(part, points) for part in points.split(_ROWS))
+    return torch.cat([distances.topk(k + 1, dim=1, largest=False).values[:, k] for distances in parts])
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def _facts(run_dir: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str,
             shape = "x".join(map(str, data["shape"]))
             classes = f", {data.get('num_classes')} classes" if data.get("num_classes") else ""
             facts["data"] = f"{data.get('name')}: {data.get('images')} images {shape}{classes}"
-        facts["newest checkpoint"] = f"{checkpoints[0].name} of {len(checkpoints)} on disk"
+        facts["newest checkpoint"] = f"{checkpoints[0].name} ({len(checkpoints)} on disk)"
         facts["trained on"] = f"{state.get('device')}, {state.get('threads')} CPU threads"
         facts["versions"] = f"aigc_ext {state.get('aigc_ext')}, torch {state.get('torch')}"
     weights = run_dir / "model" / "model.safetensors"

@@ -17,6 +17,7 @@ from aigc_ext.metrics import (
     Moments,
     RandomFeatures,
     SampleClassifier,
+    classifier,
     compute_metrics,
     frechet_distance,
     kernel_distance,
@@ -121,10 +122,10 @@ def test_real_data_is_measured_once_and_a_damaged_cache_is_refused(colours, tmp_
     for changed in ({"extractor": Mean("other")}, {"seed": 1}, {"extractor": Mean(None)}):
         MetricSet(["fd"], colours, **{**options, **changed})
     assert len(list((tmp_path / "new").iterdir())) == 4  # that without a name is not kept
-    other = TensorImages("colours", colours.read(range(69))[0])
+    other = TensorImages("colours", colours.read(range(70))[0] // 2)
     measure.seen = 0
     MetricSet(["fd"], other, **options)
-    assert measure.seen == 69
+    assert measure.seen == 70
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(colours, tmp_path, caplog) -> None:
@@ -195,11 +196,21 @@ def test_a_classifier_of_the_labels_is_the_extractor(bars, tmp_path, monkeypatch
     assert SampleClassifier.for_dataset(bars, seed=1).name != metrics._classifier.name
 
 
-def test_a_classifier_is_its_datasets(monkeypatch, tmp_path) -> None:
+def test_a_classifier_is_its_datasets(monkeypatch) -> None:
     monkeypatch.setattr("aigc_ext.metrics.classifier._STEPS", 5)
     images, labels = make_bars(60, seed=4, shape=SHAPE)
     gaps = TensorImages("gaps", images, labels * 3)  # classes 1, 2, 4, ... have no images
-    first, again = (SampleClassifier.for_dataset(gaps) for _ in "ab")
+    threads: list[int] = []
+    fit = classifier._fit
+    monkeypatch.setattr(classifier, "_fit", lambda *x: threads.append(torch.get_num_threads()) or fit(*x))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # sums of another number of parts round otherwise
+    try:
+        first, again = (SampleClassifier.for_dataset(gaps) for _ in "ab")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1]
     assert first.num_classes == 4
     assert first.name == again.name
     assert torch.equal(first(images), again(images))
@@ -304,6 +315,9 @@ def test_fid_reads_tensors_only_and_measures_through_torch_fidelity(monkeypatch,
         InceptionFeatures(weights)(torch.zeros(1, 4, 6, 6, dtype=torch.uint8))
     torch.save({"layer.weight": layer.weight.data}, weights)
     with pytest.raises(MetricError, match=r"are not those of the network: .*layer\.bias"):
+        InceptionFeatures(weights)
+    torch.save(layer.weight.data, weights)
+    with pytest.raises(MetricError, match="are not those of the network"):
         InceptionFeatures(weights)
     torch.save({"layer": layer}, weights)  # a pickle that would run code
     with pytest.raises(MetricError, match="cannot be read as a file of tensors"):

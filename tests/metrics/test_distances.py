@@ -123,6 +123,9 @@ def test_copies_of_one_image_are_precise_and_recall_nothing() -> None:
     assert precision_recall(x, x[:1].expand(50, -1)) == (1.0, 1 / 50)
     assert precision_recall(x, x) == (1.0, 1.0)
     assert precision_recall(x, x + 1e4) == (0.0, 0.0)
+    # Balls of radius 0, up to the rounding of products of different shapes.
+    few = draw(10, 333, 9, offset=30.0)
+    assert precision_recall(few.repeat(5, 1), few.repeat_interleave(5, 0)[3:]) == (1.0, 1.0)
 
 
 def test_distances_refuse_by_name() -> None:
