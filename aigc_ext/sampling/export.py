@@ -72,6 +72,7 @@ def export_generator(
         ValueError: an argument is not valid.
         ModuleNotFoundError: the packages for ONNX are missing.
         ExportError: torch cannot export this generator (a decision on values, or on the batch size in an
+            open batch; in ONNX also an op that it lacks, or a convolution with a filter for each image of an
             open batch), or the program does not compute what the generator does.
     """
     path = Path(path)
@@ -183,14 +184,20 @@ def _onnx(program: torch.export.ExportedProgram, record: Mapping[str, Any]) -> b
     inputs = program.example_inputs[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # torch's own doings
-        made = torch.onnx.export(
-            program,
-            inputs,
-            dynamo=True,
-            input_names=["z", "c"][: len(inputs)],
-            output_names=["images"],
-            verbose=False,
-        )
+        try:
+            made = torch.onnx.export(
+                program,
+                inputs,
+                dynamo=True,
+                input_names=["z", "c"][: len(inputs)],
+                output_names=["images"],
+                verbose=False,
+            )
+        except Exception as error:  # of several kinds of torch's
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = reason.removesuffix(" See the stack trace for more information.").removesuffix(".")
+            hint = "; with a fixed batch it may be possible" if program.range_constraints else ""
+            raise ExportError(f"torch cannot write this as ONNX: {reason}{hint}") from error
     model = made.model_proto  # type: ignore[union-attr]
     entry = model.metadata_props.add()
     entry.key, entry.value = "aigc_ext", json.dumps(record)

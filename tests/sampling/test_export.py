@@ -116,6 +116,11 @@ class Odd(nn.Module):
             return images
         if self.fault == "takes one batch size for all":
             images = images + torch.ones(z.shape[0] // 3 * 3, 1, 1, 1)
+        if self.fault == "filters each image":
+            images = torch.nn.functional.conv2d(
+                images.transpose(0, 1), z[:, :1, None, None], groups=z.shape[0]
+            )
+            images = images.transpose(0, 1)
         if self.fault == "is another program each time":
             self.calls += 1
             images = images * self.calls
@@ -134,6 +139,14 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path, fault, message):
     with pytest.raises(ExportError, match=message):
         export_generator(Odd(fault), tmp_path / "g.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_onnx_lacks_is_named(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ExportError, match=r"cannot write this as ONNX: .*conv2d.*; with a fixed batch"):
+        export_generator(Odd("filters each image"), tmp_path / "g.onnx")
+    export_generator(Odd("filters each image"), tmp_path / "g.onnx", batch=2)
 
 
 @pytest.mark.parametrize(
