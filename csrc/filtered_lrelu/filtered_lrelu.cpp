@@ -32,8 +32,8 @@ int64_t check_filter(const char* op, const char* name, const OptionalTensor& f, 
 }
 
 // The two steps along an axis, from x to y.
-void make_axes(const char* op, const char* axis, int64_t size, int64_t taps_u, int64_t taps_d, const Options& o,
-               int64_t pad0, int64_t pad1, FirAxis& first, FirAxis& second) {
+void make_axes(const char* op, const char* axis, int64_t size, int64_t taps_u, int64_t taps_d,
+               const Options& o, int64_t pad0, int64_t pad1, FirAxis& first, FirAxis& second) {
   for (const int64_t pad : {pad0, pad1})
     AIGC_CHECK(pad >= -kMostPadding && pad <= kMostPadding, op, ": padding along ", axis, " is ", pad,
                ", but must be from ", -kMostPadding, " to ", kMostPadding);
@@ -91,8 +91,8 @@ Tensor empty_image(const Tensor& like, int64_t h, int64_t w, bool channels_last)
 }
 
 void check_mask(const char* op, const FilteredLreluParams& p, const Tensor& mask, const Tensor& x) {
-  AIGC_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() &&
-                 mask.is_cpu() == x.is_cpu() && mask.numel() == mask_bytes(p),
+  AIGC_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() && mask.is_cpu() == x.is_cpu() &&
+                 mask.numel() == mask_bytes(p),
              op, ": mask is ", dtype_name(mask.scalar_type()), " of shape ", shape(mask),
              ", but must be the one that filtered_lrelu(..., save=True) returned for these sizes: uint8 of ",
              "shape [", mask_bytes(p), "] on ", device_name(x));
@@ -129,8 +129,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_any, OptionalTensor b,
   dtype_of(x_any, op, "x");
   const int64_t taps_u = check_filter(op, "fu", fu, x_any), taps_d = check_filter(op, "fd", fd, x_any);
   const Options options{up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip_filter};
-  FilteredLreluParams p =
-      make_params(op, x_any, "x", x_any.size(2), x_any.size(3), taps_u, taps_d, options);
+  FilteredLreluParams p = make_params(op, x_any, "x", x_any.size(2), x_any.size(3), taps_u, taps_d, options);
   if (b) {
     check_same_kind(*b, "b", x_any, "x", op);
     AIGC_CHECK(b->dim() == 1 && b->size(0) == x_any.size(1), op, ": b has shape ", shape(*b),
@@ -165,8 +164,8 @@ std::tuple<Tensor, Tensor> filtered_lrelu_backward(const Tensor& dy_any, const T
   const Options options{up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip_filter};
   FilteredLreluParams p = make_params(op, dy_any, "dy", height, width, taps_u, taps_d, options);
   AIGC_CHECK(dy_any.size(2) == p.second_y.out && dy_any.size(3) == p.second_x.out, op, ": dy has shape ",
-             shape(dy_any), ", but must be [", dy_any.size(0), ", ", dy_any.size(1), ", ", p.second_y.out, ", ",
-             p.second_x.out, "] for images of ", height, " x ", width);
+             shape(dy_any), ", but must be [", dy_any.size(0), ", ", dy_any.size(1), ", ", p.second_y.out,
+             ", ", p.second_x.out, "] for images of ", height, " x ", width);
   check_mask(op, p, mask, dy_any);
   const Tensor dy = as_format(dy_any, false);
   fu = contiguous(fu), fd = contiguous(fd);
@@ -191,11 +190,14 @@ std::tuple<Tensor, Tensor> filtered_lrelu_backward(const Tensor& dy_any, const T
 
 AIGC_OPS(m) {
   m.def(
-      "filtered_lrelu(Tensor x, Tensor? b, Tensor? fu, Tensor? fd, Tensor? mask, int up, int down, int pad_x0, "
-      "int pad_x1, int pad_y0, int pad_y1, float gain, float slope, float? clamp, bool flip_filter, bool save) "
+      "filtered_lrelu(Tensor x, Tensor? b, Tensor? fu, Tensor? fd, Tensor? mask, int up, int down, int "
+      "pad_x0, "
+      "int pad_x1, int pad_y0, int pad_y1, float gain, float slope, float? clamp, bool flip_filter, bool "
+      "save) "
       "-> (Tensor, Tensor)");
   m.def(
-      "filtered_lrelu_backward(Tensor dy, Tensor mask, Tensor? fu, Tensor? fd, int height, int width, int up, "
+      "filtered_lrelu_backward(Tensor dy, Tensor mask, Tensor? fu, Tensor? fd, int height, int width, int "
+      "up, "
       "int down, int pad_x0, int pad_x1, int pad_y0, int pad_y1, float gain, float slope, float? clamp, bool "
       "flip_filter, bool channels_last, bool need_b) -> (Tensor, Tensor)");
 }

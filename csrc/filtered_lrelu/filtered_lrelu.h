@@ -8,8 +8,8 @@
 //
 // With these bits given instead of compared, D is a constant, and the map is linear in x and b:
 //     y = second(D * first(x + b)),   D = gain or gain * slope, 0 where clamped.
-// Its transpose is the same map with the filters' transposes in each other's place, dx = first'(D * second'(dy))
-// with db = sum of dx, so the two are each other's derivatives to every order.
+// Its transpose is the same map with the filters' transposes in each other's place, dx = first'(D *
+// second'(dy)) with db = sum of dx, so the two are each other's derivatives to every order.
 //
 // Traffic: x once, y once, and 2 bits for each pixel of z.
 #pragma once
@@ -29,8 +29,8 @@ struct FilteredLreluParams {
   double gain = 1, slope = 0, clamp = -1;        // clamp < 0: off
 
   const void* x = nullptr;
-  const void* b = nullptr;  // `channels` elements, or null
-  const void* first = nullptr;   // first_x.taps elements of acc_t, used along both axes, or null for 1
+  const void* b = nullptr;      // `channels` elements, or null
+  const void* first = nullptr;  // first_x.taps elements of acc_t, used along both axes, or null for 1
   const void* second = nullptr;
   void* y = nullptr;
   uint8_t* mask = nullptr;  // or null: not wanted
