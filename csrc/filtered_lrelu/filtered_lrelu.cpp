@@ -98,20 +98,16 @@ void check_mask(const char* op, const FilteredLreluParams& p, const Tensor& mask
              "shape [", mask_bytes(p), "] on ", device_name(x));
 }
 
-// Runs it into an image of the memory format that is wanted. The kernels know planes only.
-Tensor run(FilteredLreluParams& p, const Tensor& x, bool channels_last) {
+Tensor run(FilteredLreluParams& p, const Tensor& x) {
   const int64_t h = p.second_y.out, w = p.second_x.out;
-  const Tensor y = empty_image(x, h, w, false);
+  const Tensor y = empty_image(x, h, w, p.channels_last);
   p.y = y.data_ptr();
   if (p.planes > 0) {
     const int64_t pixels = h * w + p.first_y.in * p.first_x.in;
     const int64_t grain = std::max<int64_t>(1, kThreadElements * lrelu_bands(p) / pixels);
     AIGC_RUN(filtered_lrelu_run, p, lrelu_items(p), grain, x);
   }
-  if (!channels_last) return y;
-  Tensor result = empty_image(x, h, w, true);
-  torch::stable::copy_(result, y);
-  return result;
+  return y;
 }
 
 OptionalTensor contiguous(const OptionalTensor& t) {
@@ -136,8 +132,8 @@ std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_any, OptionalTensor b,
                ", but must be [", x_any.size(1), "] for an x of shape ", shape(x_any));
   }
   if (given_mask) check_mask(op, p, *given_mask, x_any);
-  const bool channels_last = is_channels_last(x_any);
-  const Tensor x = as_format(x_any, false);
+  const Tensor x = as_dense(x_any);
+  p.channels_last = is_channels_last(x);
   b = contiguous(b), fu = contiguous(fu), fd = contiguous(fd);
   p.x = x.data_ptr();
   p.b = data_or_null(b);
@@ -146,7 +142,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_any, OptionalTensor b,
   const Tensor mask = empty_1d(x, save && !given_mask ? mask_bytes(p) : 0, ScalarType::Byte);
   p.masked = given_mask.has_value();
   if (p.masked || save) p.mask = static_cast<uint8_t*>((p.masked ? *given_mask : mask).data_ptr());
-  return {run(p, x, channels_last), mask};
+  return {run(p, x), mask};
 }
 
 std::tuple<Tensor, Tensor> filtered_lrelu_backward(const Tensor& dy_any, const Tensor& mask,
@@ -167,7 +163,8 @@ std::tuple<Tensor, Tensor> filtered_lrelu_backward(const Tensor& dy_any, const T
              shape(dy_any), ", but must be [", dy_any.size(0), ", ", dy_any.size(1), ", ", p.second_y.out,
              ", ", p.second_x.out, "] for images of ", height, " x ", width);
   check_mask(op, p, mask, dy_any);
-  const Tensor dy = as_format(dy_any, false);
+  const Tensor dy = as_format(dy_any, channels_last);
+  p.channels_last = channels_last;
   fu = contiguous(fu), fd = contiguous(fd);
   p.first = data_or_null(fu);
   p.second = data_or_null(fd);
@@ -178,7 +175,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu_backward(const Tensor& dy_any, const T
   const Tensor db = empty_1d(dy, need_b ? p.channels : 0, dy.scalar_type());
   Tensor sums = empty_1d(dy, need_b && !kOnGpu ? lrelu_items(p) : 0, ScalarType::Double);
   if (sums.numel() > 0) p.sums = static_cast<double*>(sums.data_ptr());
-  const Tensor dx = run(p, dy, channels_last);
+  const Tensor dx = run(p, dy);
   if (need_b) {
     p.sum = db.data_ptr();
     AIGC_RUN(filtered_lrelu_sum, p, p.channels, 64, dy);

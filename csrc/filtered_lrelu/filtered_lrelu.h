@@ -22,6 +22,7 @@ namespace aigc {
 
 struct FilteredLreluParams {
   DType dtype = DType::float32;
+  bool channels_last = false;                    // x and y: a plane's pixels are `channels` elements apart
   bool flip_first = false, flip_second = false;  // as flip_filter of upfirdn2d
   int64_t planes = 0, channels = 1;              // planes: batch * channels
   FirAxis first_x, first_y, second_x, second_y;  // first.out is second.in; first.down and second.up are 1
@@ -59,6 +60,13 @@ constexpr int64_t mask_plane_bytes(const FilteredLreluParams& p) {
 constexpr int64_t mask_bytes(const FilteredLreluParams& p) {
   return (p.clamp >= 0 ? 2 : 1) * mask_plane_bytes(p);
 }
+
+// Where a plane begins, of an image with so many pixels, and how far apart these are.
+constexpr int64_t plane_at(const FilteredLreluParams& p, int64_t plane, int64_t pixels) {
+  if (!p.channels_last) return plane * pixels;
+  return plane / p.channels * p.channels * pixels + plane % p.channels;
+}
+constexpr int64_t pixel_stride(const FilteredLreluParams& p) { return p.channels_last ? p.channels : 1; }
 
 // An item on the CPU: a band of rows of y, of one plane.
 constexpr int64_t lrelu_bands(const FilteredLreluParams& p) {

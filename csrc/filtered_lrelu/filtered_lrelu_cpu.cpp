@@ -412,6 +412,7 @@ class Bands {
     line_.allocate(x_lane_ * in_split_ + 2 * W);
     if (in_split_ > 1) lanes_.allocate(x_lane_ * in_split_ + 2 * W);
     outputs_.allocate(W * out_split_);
+    if (p.channels_last) pixels_.allocate(max(f_.in, s_.out));
     wide_.allocate(Columns<S>::most_rows(p, rows_) * layout_.width());
     narrow_.allocate(rows_ * layout_.narrow_width() + W);
   }
@@ -420,20 +421,21 @@ class Bands {
     const int64_t bands = lrelu_bands(p_), plane = item / bands, begin = item % bands * rows_;
     const Range r = columns_.range(begin, min(begin + rows_, p_.second_y.out));
     const S addend = p_.b == nullptr ? S(0) : load_scalar(static_cast<const T*>(p_.b) + plane % p_.channels);
-    const T* x = static_cast<const T*>(p_.x) + plane * p_.first_y.in * f_.in;
+    const T* x = static_cast<const T*>(p_.x) + plane_at(p_, plane, p_.first_y.in * f_.in);
     for (int64_t i = r.x_begin; i < r.x_end; ++i) {
       S* row = wide_.get() + (i - r.x_begin) * layout_.width();
       if (i >= 0 && i < p_.first_y.in)
-        first_along(x + i * f_.in, addend, row);
+        first_along(x + i * f_.in * pixel_stride(p_), addend, row);
       else
         std::memset(row, 0, size_t(layout_.width()) * sizeof(S));
     }
     uint8_t* mask = p_.mask == nullptr ? nullptr : p_.mask + plane * p_.first_y.out * mask_row_bytes(p_);
     columns_.run(r, wide_.get(), narrow_.get(), mask);
     BlockSum<T> sum;
-    T* y = static_cast<T*>(p_.y) + plane * p_.second_y.out * s_.out;
+    T* y = static_cast<T*>(p_.y) + plane_at(p_, plane, p_.second_y.out * s_.out);
     for (int64_t o = r.begin; o < r.end; ++o)
-      second_along(narrow_.get() + (o - r.begin) * layout_.narrow_width(), y + o * s_.out, sum);
+      second_along(narrow_.get() + (o - r.begin) * layout_.narrow_width(), y + o * s_.out * pixel_stride(p_),
+                   sum);
     if (p_.sums != nullptr) p_.sums[item] = sum.total();
   }
 
@@ -469,6 +471,11 @@ class Bands {
   void first_along(const T* x, S addend, S* row) const {
     const int64_t begin = max(0, x_base_), end = max(begin, min(f_.in, x_base_ + x_lane_ * in_split_));
     S* line = line_.get();
+    if (p_.channels_last) {
+      T* pixels = pixels_.get();
+      for (int64_t j = begin; j < end; ++j) pixels[j] = x[j * p_.channels];
+      x = pixels;
+    }
     for_vectors<T>(begin, end, [&](int64_t j, auto whole) {
       store_lanes(line + j - x_base_, load_lanes(x + j, end - j, whole) + addend, end - j, whole);
     });
@@ -486,9 +493,10 @@ class Bands {
 
   void second_along(const S* row, T* y, BlockSum<T>& sum) const {
     const int64_t n = s_.out;
+    T* to = p_.channels_last ? pixels_.get() : y;
     const auto put = [&](int64_t at, V v) {
       if (at >= n) return;
-      store_upto(y + at, v, n - at);
+      store_upto(to + at, v, n - at);
       if (p_.sums == nullptr) return;
       if (n - at >= W) return sum.add(v);
       S lanes[W] = {};
@@ -517,6 +525,8 @@ class Bands {
         }
       }
     });
+    if (p_.channels_last)
+      for (int64_t j = 0; j < n; ++j) y[j * p_.channels] = to[j];
   }
 
   const FilteredLreluParams& p_;
@@ -529,6 +539,7 @@ class Bands {
   const Columns<S> columns_;
   const Phases<S> read_x_, read_z_;
   Scratch<S> line_, lanes_, wide_, narrow_, outputs_;
+  Scratch<T> pixels_;  // a row of x or y, where channels lie innermost
 };
 
 }  // namespace
