@@ -6,7 +6,7 @@ it are kept for the backward. With these bits the map is linear, and its transpo
 two are each other's derivatives to every order.
 
 A composition of :func:`upfirdn2d` and :func:`bias_act`, whose derivatives are those ops' own, where a filter
-has two dimensions or wants a gradient, or a factor is large: :func:`_fused` says so.
+has two dimensions, more than 24 taps or a gradient, or a factor is above 4: :func:`_fused` says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _filtered_lrelu = torch.ops.aigc.filtered_lrelu.default
 _backward = torch.ops.aigc.filtered_lrelu_backward.default
 
 _SQRT2 = 2**0.5
-_MOST_FACTOR = 8  # of the native op
+_MOST_FACTOR, _MOST_TAPS = 4, 24  # of the native op
 
 
 def filtered_lrelu(
@@ -86,7 +86,7 @@ def filtered_lrelu(
 def _fused(fu: Tensor | None, fd: Tensor | None, up: int, down: int) -> bool:
     """Does the native op apply, and is there something to fuse?"""
     filters = [f for f in (fu, fd) if f is not None]
-    if max(up, down) > _MOST_FACTOR or any(f.dim() != 1 for f in filters):
+    if max(up, down) > _MOST_FACTOR or any(f.dim() != 1 or f.numel() > _MOST_TAPS for f in filters):
         return False
     if torch.is_grad_enabled() and any(f.requires_grad for f in filters):
         return False
@@ -181,8 +181,9 @@ def _sizes(op: str, height: int, width: int, taps: tuple[int, int], numbers: Seq
         padded = size * up + before + after
         if padded < taps[0] + taps[1] - 1:
             raise RuntimeError(
-                f"{op}: along {axis}, size {size} times up {up} with padding [{before}, {after}] is {padded}, "
-                f"but the filters have {taps[0]} and {taps[1]} taps and need {taps[0] + taps[1] - 1}"
+                f"{op}: along {axis}, size {size} times up {up} with padding [{before}, {after}] is "
+                f"{padded}, but the filters have {taps[0]} and {taps[1]} taps and need "
+                f"{taps[0] + taps[1] - 1}"
             )
         between = padded - taps[0] + 1
         return between, (between - taps[1]) // down + 1
@@ -243,7 +244,7 @@ def _no_filter_gradient(ctx: Any, op: str, first: int) -> None:
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, b, fu, fd, given_mask, *ctx.numbers, save = inputs
+    x, _, fu, fd, given_mask, *ctx.numbers, save = inputs
     if not (save or given_mask is not None):
         raise RuntimeError("filtered_lrelu: a gradient needs save=True")
     ctx.size, ctx.channels_last = x.shape[2:], is_channels_last(x)
@@ -264,7 +265,7 @@ def _forward_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | N
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    dy, mask, fu, fd, _, _, *ctx.numbers, _, ctx.has_db = inputs
+    _, mask, fu, fd, _, _, *ctx.numbers, _, ctx.has_db = inputs
     ctx.image = output[0].shape
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(mask, fu, fd)
@@ -276,10 +277,10 @@ def _backward_gradients(ctx: Any, u: Tensor | None, u_b: Tensor | None) -> tuple
     nothing = (None,) * 17
     if not ctx.has_db:  # an output that was not asked for is empty, and so is its cotangent
         u_b = None
-    if not ctx.needs_input_grad[0] or (u is None and u_b is None):
-        return None, *nothing
-    if u is None:
+    if u is None and u_b is not None:
         u = u_b.new_zeros(ctx.image)
+    if u is None or not ctx.needs_input_grad[0]:
+        return None, *nothing
     return _call(u, u_b, fu, fd, mask, *ctx.numbers, False), *nothing
 
 

@@ -8,8 +8,7 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kThreadElements = 8192;  // of x and y, what is worth a thread
-constexpr int64_t kMostFactor = 8;
+constexpr int64_t kThreadElements = 8192;           // of x and y, what is worth a thread
 constexpr int64_t kMostPadding = int64_t{1} << 40;  // above what memory allows
 
 struct Options {
@@ -22,8 +21,8 @@ struct Options {
 int64_t check_filter(const char* op, const char* name, const OptionalTensor& f, const Tensor& x) {
   if (!f) return 1;
   const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  AIGC_CHECK(f->dim() == 1 && f->numel() > 0, op, ": ", name, " has shape ", shape(*f),
-             ", but must have one dimension and at least one tap");
+  AIGC_CHECK(f->dim() == 1 && f->numel() >= 1 && f->numel() <= kMostTaps, op, ": ", name, " has shape ",
+             shape(*f), ", but must have one dimension of 1 to ", kMostTaps, " taps");
   AIGC_CHECK(f->scalar_type() == dtype, op, ": ", name, " is ", dtype_name(f->scalar_type()),
              ", but must be ", dtype_name(dtype), " for images of ", dtype_name(x.scalar_type()));
   AIGC_CHECK(f->is_cpu() == x.is_cpu() && (x.is_cpu() || f->get_device_index() == x.get_device_index()), op,

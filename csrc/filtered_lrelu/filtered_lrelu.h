@@ -40,6 +40,9 @@ struct FilteredLreluParams {
   void* sum = nullptr;      // [channels], of y, which the reduction writes
 };
 
+// What the kernels take: the tiles of a GPU must fit into its shared memory.
+constexpr int64_t kMostFactor = 4, kMostTaps = 24;
+
 // A column of z is q * phases + phase, with phases a multiple of both factors: what columns of one phase meet
 // lies in the same order for all of them. The mask has a bit for each, [planes of bits][planes][rows][phases]
 // runs of bits, and a run is a whole number of 16 bits.

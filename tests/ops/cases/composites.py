@@ -69,9 +69,9 @@ def fused_calls(draw: st.DrawFn, small: bool = False) -> Call:
 
 
 def large_fused_call(scale: int = 1) -> Call:
-    call = large_filtered_lrelu_call(scale)
-    x = torch.cat([call.inputs["x"]] * 3, 2)  # several bands  # type: ignore[list-item]
-    return Call({**call.inputs, "x": x}, call.options)
+    x, b = seeded((2 * scale, 2, 70, 37), 3), seeded((2,), 6)  # several bands of rows on the CPU
+    call = large_filtered_lrelu_call()
+    return Call({**call.inputs, "x": x, "b": b}, call.options)
 
 
 def native_filtered_lrelu() -> list[tuple]:
