@@ -49,6 +49,8 @@ HOT = (
     Hot("batch_norm_act", rf"gradient_sums_kernel<{TYPES}, ", stores=False),
     Hot("batch_norm_act", rf"(runs|columns)_kernel<{TYPES}, "),
     Hot("upfirdn2d", rf"tile_kernel<{TYPES}, [12], [12], (4|12)>"),
+    # memory is the smaller part of it: its tiles are loaded element by element
+    Hot("filtered_lrelu", rf"tile_kernel<{TYPES}, [24], [24]>", loads=False, stores=False),
     Hot("adam_ema", r"update_kernel<"),
 )
 

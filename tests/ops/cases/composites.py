@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import torch
 
 from aigc_ext import ops
 from tests.ops.cases.bias_act import seeds
@@ -43,6 +44,58 @@ def large_filtered_lrelu_call(scale: int = 1) -> Call:
 
 
 @st.composite
+def fused_calls(draw: st.DrawFn, small: bool = False) -> Call:
+    """What the native op takes: filters of one dimension, or none; any factors and padding."""
+    n, c = (1, draw(st.integers(1, 2))) if small else (draw(st.integers(0, 2)) for _ in range(2))
+    height, width = (
+        draw(st.integers(1, 3) if small else st.sampled_from([1, 2, 3, 7, 17, 40])) for _ in range(2)
+    )
+    up, down = (draw(st.sampled_from([1, 2, 3] if small else [1, 2, 2, 3, 4])) for _ in range(2))
+    taps = [draw(st.sampled_from([0, 1, 2, 3] if small else [0, 1, 5, 12, 12, 24])) for _ in range(2)]
+    if not small and draw(st.booleans()):  # what has kernels of its own
+        up, down, taps = draw(st.sampled_from([(2, 2, [12, 12]), (4, 2, [24, 12]), (2, 4, [12, 24])]))
+    seed = draw(seeds)
+    least = max(taps[0], 1) + max(taps[1], 1) - 1
+    pads = []
+    for side in (width, height):
+        before = draw(st.integers(-2, least))
+        pads += [before, max(least - side * up - before, -2) + draw(st.integers(0, 14))]
+    fu, fd = (None if k == 0 else seeded((k,), seed + 1 + i) for i, k in enumerate(taps))
+    options = {"up": up, "down": down, "padding": pads, "flip_filter": draw(st.booleans())}
+    options |= {"clamp": draw(st.sampled_from([None, 0.9])), "slope": draw(st.sampled_from([0.2, 0.0, -0.5]))}
+    options["gain"] = draw(st.sampled_from([2**0.5, -1.0]))
+    b = seeded((c,), seed + 3) if small and draw(st.booleans()) else None
+    return Call({"x": seeded((n, c, height, width), seed), "fu": fu, "fd": fd, "b": b}, options)
+
+
+def large_fused_call(scale: int = 1) -> Call:
+    x, b = seeded((2 * scale, 2, 70, 37), 3), seeded((2,), 6)  # several bands of rows on the CPU
+    call = large_filtered_lrelu_call()
+    return Call({**call.inputs, "x": x, "b": b}, call.options)
+
+
+def native_filtered_lrelu() -> list[tuple]:
+    x = torch.randn(2, 3, 5, 6, requires_grad=True)
+    channels_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    b = torch.randn(3, requires_grad=True)
+    fu, fd = torch.randn(4), torch.randn(3)
+    forward = torch.ops.aigc.filtered_lrelu.default
+    backward = torch.ops.aigc.filtered_lrelu_backward.default
+    calls: list[tuple] = []
+    for image, bias, up, clamp in ((x, b, 2, 0.5), (channels_last, None, 1, None), (x[:0], b, 3, 0.5)):
+        numbers = (up, 2, 3, 4, 2, 5, 1.5, 0.2, clamp, False)
+        y, mask = forward(image, bias, fu, fd, None, *numbers, True)
+        dy = torch.randn_like(y).requires_grad_()
+        calls += [
+            (forward, (image, bias, fu, fd, None, *numbers, True)),
+            (forward, (image, bias, fu, fd, mask, *numbers, False)),
+            (backward, (dy, mask, fu, fd, *image.shape[2:], *numbers, image is channels_last, True)),
+            (backward, (dy, mask, fu, fd, *image.shape[2:], *numbers, False, False)),
+        ]
+    return calls
+
+
+@st.composite
 def stddev_calls(draw: st.DrawFn, small: bool = False) -> Call:
     size, groups = draw(st.integers(2, 3 if small else 4)), draw(st.integers(1 if small else 0, 2))
     channels, runs = draw(st.integers(1, 2 if small else 5)), draw(st.integers(1, 2))
@@ -63,6 +116,16 @@ CASES = [
         large_call=large_filtered_lrelu_call,
         native=None,
         dtypes=DTYPES[:2],
+    ),
+    OpCase(
+        name="filtered_lrelu[fused]",
+        function=ops.filtered_lrelu,
+        reference=ops.filtered_lrelu_ref,
+        calls=fused_calls(),
+        small_calls=fused_calls(small=True),
+        large_call=large_fused_call,
+        native=native_filtered_lrelu,
+        constant=("fu", "fd"),
     ),
     OpCase(
         name="minibatch_stddev",  # plain PyTorch; test_minibatch_stddev.py has the definition

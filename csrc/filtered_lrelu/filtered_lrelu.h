@@ -1,0 +1,85 @@
+// A leaky ReLU between two separable resampling filters (upfirdn2d/upfirdn2d.h), for each plane of a batch:
+//
+//     z = first(x + b)                     up more pixels along both axes
+//     t = clamp(D(z) * z, -limit, limit)   D(z) = gain where z > 0, else gain * slope
+//     y = second(t)                        every down-th pixel of the filtered image
+//
+// z and t never reach memory. Of them two bits are kept: z > 0, and |t| <= limit if there is a limit.
+//
+// With these bits given instead of compared, D is a constant, and the map is linear in x and b:
+//     y = second(D * first(x + b)),   D = gain or gain * slope, 0 where clamped.
+// Its transpose is the same map with the filters' transposes in each other's place, dx = first'(D *
+// second'(dy)) with db = sum of dx, so the two are each other's derivatives to every order.
+//
+// Traffic: x once, y once, and 2 bits for each pixel of z.
+#pragma once
+
+#include "core/isa.h"
+#include "core/numeric.h"
+#include "upfirdn2d/upfirdn2d.h"
+
+namespace aigc {
+
+struct FilteredLreluParams {
+  DType dtype = DType::float32;
+  bool channels_last = false;                    // x and y: a plane's pixels are `channels` elements apart
+  bool flip_first = false, flip_second = false;  // as flip_filter of upfirdn2d
+  int64_t planes = 0, channels = 1;              // planes: batch * channels
+  FirAxis first_x, first_y, second_x, second_y;  // first.out is second.in; first.down and second.up are 1
+  double first_gain = 1, second_gain = 1;        // of the whole filters
+  double gain = 1, slope = 0, clamp = -1;        // clamp < 0: off
+
+  const void* x = nullptr;
+  const void* b = nullptr;      // `channels` elements, or null
+  const void* first = nullptr;  // first_x.taps elements of acc_t, used along both axes, or null for 1
+  const void* second = nullptr;
+  void* y = nullptr;
+  uint8_t* mask = nullptr;  // or null: not wanted
+  bool masked = false;      // the mask is given, not written
+  double* sums = nullptr;   // [lrelu_items], of y; null: not wanted
+  void* sum = nullptr;      // [channels], of y, which the reduction writes
+};
+
+// What the kernels take: the tiles of a GPU must fit into its shared memory.
+constexpr int64_t kMostFactor = 4, kMostTaps = 24;
+
+// A column of z is q * phases + phase, with phases a multiple of both factors: what columns of one phase meet
+// lies in the same order for all of them. The mask has a bit for each, [planes of bits][planes][rows][phases]
+// runs of bits, and a run is a whole number of 16 bits.
+constexpr int64_t lrelu_phases(const FilteredLreluParams& p) {
+  FirAxis factors;
+  factors.up = p.first_x.up;
+  factors.down = p.second_x.down;
+  return factors.up / factors.gcd() * factors.down;
+}
+constexpr int64_t mask_run_bytes(const FilteredLreluParams& p) {
+  const int64_t phases = lrelu_phases(p);
+  return ((p.first_x.out + phases - 1) / phases + 15) / 16 * 2;
+}
+constexpr int64_t mask_row_bytes(const FilteredLreluParams& p) { return lrelu_phases(p) * mask_run_bytes(p); }
+constexpr int64_t mask_plane_bytes(const FilteredLreluParams& p) {
+  return p.planes * p.first_y.out * mask_row_bytes(p);
+}
+constexpr int64_t mask_bytes(const FilteredLreluParams& p) {
+  return (p.clamp >= 0 ? 2 : 1) * mask_plane_bytes(p);
+}
+
+// Where a plane begins, of an image with so many pixels, and how far apart these are.
+constexpr int64_t plane_at(const FilteredLreluParams& p, int64_t plane, int64_t pixels) {
+  if (!p.channels_last) return plane * pixels;
+  return plane / p.channels * p.channels * pixels + plane % p.channels;
+}
+constexpr int64_t pixel_stride(const FilteredLreluParams& p) { return p.channels_last ? p.channels : 1; }
+
+// An item on the CPU: a band of rows of y, of one plane.
+constexpr int64_t lrelu_bands(const FilteredLreluParams& p) {
+  const int64_t width = p.first_x.out > 0 ? p.first_x.out : 1, by_width = 65536 / width;
+  const int64_t rows = by_width < 16 ? 16 : by_width > 64 ? 64 : by_width;
+  return (p.second_y.out + rows - 1) / rows;
+}
+constexpr int64_t lrelu_items(const FilteredLreluParams& p) { return p.planes * lrelu_bands(p); }
+
+}  // namespace aigc
+
+AIGC_KERNEL(filtered_lrelu_run, FilteredLreluParams)  // items: lrelu_items
+AIGC_KERNEL(filtered_lrelu_sum, FilteredLreluParams)  // y or sums -> sum, an item for each channel
