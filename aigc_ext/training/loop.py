@@ -178,7 +178,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(
                 derive_seed(config.seed, "weights")
-            )  # CPU: they are made there
+            )
             generator = build_generator({**config.generator.to_dict(), **shared})
             discriminator = build_discriminator({**config.discriminator.to_dict(), **shared})
         return cls(generator, discriminator, data, config, outdir=outdir, desc=desc)
