@@ -89,18 +89,19 @@ def convert_checkpoint(
     config = _full_config(config, family)
     content = _read(source)
     state, key = _find_state(source, content, key)
+    where = f"{source} (under {key})" if key else str(source)
     weights, notes = _plain_names(state)
+    _check_dense(where, weights)
     if config["family"] == "dcgan":
         weights = _rename_tutorial(weights, notes)
         if len(config) == 1:
-            config = _dcgan_config(source, weights)
+            config = _dcgan_config(where, weights)
     try:
         generator = build_generator(config)
     except (ValueError, TypeError) as error:
         raise ConvertError(f"the generator's config {config} is wrong: {error}") from error
     expected = generator.state_dict()
     _fill_in(weights, expected, config, notes)
-    where = f"{source} (under {key})" if key else str(source)
     _check_fit(where, weights, expected, str(config["family"]))
     generator.load_state_dict(
         {name: _as_stored(where, name, value, expected[name], notes) for name, value in weights.items()}
@@ -245,13 +246,13 @@ def _rename_tutorial(weights: Mapping[str, Tensor], notes: list[str]) -> dict[st
     return renamed
 
 
-def _dcgan_config(source: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _dcgan_config(where: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the shapes say: the first filter is as large as the coarsest images, each further one doubles."""
     places = [int(m[1]) for name in weights if (m := re.fullmatch(r"layers\.(\d+)\.weight", name))]
     filters = [weights[f"layers.{i}.weight"] for i in sorted(places) if i % 2 == 0]
     if len(filters) < 2 or any(f.ndim != 4 for f in filters):
         raise ConvertError(
-            f"{source} is no dcgan: its weights are not filters layers.0.weight, layers.2.weight, ..., but "
+            f"{where} is no dcgan: its weights are not filters layers.0.weight, layers.2.weight, ..., but "
             f"{_listed([f'{name} {tuple(value.shape)}' for name, value in weights.items()])}"
         )
     first, last, halvings = filters[0], filters[-1], len(filters) - 1
@@ -285,6 +286,15 @@ def _fill_in(
 # Fit
 
 
+def _check_dense(where: str, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ConvertError(f"{where}: {name} is no dense tensor of numbers")
+        # A few bytes can claim to be a large tensor, for which a generator would be built.
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ConvertError(f"{where}: {name} is {tuple(value.shape)}, which is more than its data")
+
+
 def _check_fit(
     where: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: str
 ) -> None:
@@ -306,8 +316,6 @@ def _check_fit(
 
 def _as_stored(where: str, name: str, value: Tensor, expected: Tensor, notes: list[str]) -> Tensor:
     value = value.detach()
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-        raise ConvertError(f"{where}: {name} is no dense tensor of numbers")
     if value.is_floating_point() != expected.is_floating_point() or value.is_complex():
         raise ConvertError(f"{where}: {name} is {value.dtype}, but must be {expected.dtype}")
     if not value.isfinite().all():

@@ -90,7 +90,7 @@ def _numbers(group: str, row: Mapping[str, Any]) -> tuple[dict[str, float], int]
 
 
 class _TensorBoard:
-    """Event files in the run directory."""
+    """Event files in the run directory. Its grids are pixels alone, without the metadata of our PNG."""
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -121,7 +121,7 @@ class _TensorBoard:
 
 class _WandB:
     """A run of Weights & Biases, online or not as the user's own settings (WANDB_MODE, ...) say. Its id is
-    kept in the run directory."""
+    kept in the run directory. W&B itself adds what it is set to: console output, host, packages."""
 
     def __init__(self, run_dir: Path, config: TrainConfig) -> None:
         import wandb
