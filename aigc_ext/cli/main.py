@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from aigc_ext.cli.convert import convert
 from aigc_ext.cli.dataset import dataset
 from aigc_ext.cli.export import export
 from aigc_ext.cli.interpolate import interpolate
@@ -38,6 +39,7 @@ cli.add_command(dataset)
 cli.add_command(interpolate)
 cli.add_command(project)
 cli.add_command(export)
+cli.add_command(convert)
 cli.add_command(metrics)
 cli.add_command(report)
 

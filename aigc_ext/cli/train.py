@@ -93,6 +93,7 @@ _KEYS = {
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the networks' arithmetic.")
 @click.option("--channels-last/--no-channels-last", default=None, help="Memory format of the images.")
 @click.option("--metrics", metavar="LIST", help="At each snapshot: fd,kid,pr,coverage, or none.")
+@click.option("--log", metavar="LIST", help="Figures and grids also to: tensorboard,wandb, or none.")
 @click.option("--glr", type=float, metavar="FLOAT", help="The generator's learning rate.")
 @click.option("--dlr", type=float, metavar="FLOAT", help="The discriminator's learning rate.")
 @click.option("--kimg", type=float, metavar="FLOAT", help="Length of the run in thousands of images.")
@@ -130,6 +131,7 @@ def train(
     desc: str,
     dry_run: bool,
     metrics: str | None,
+    log: str | None,
     cbase: int | None,
     cmax: int | None,
     **options: Any,
@@ -147,9 +149,9 @@ def train(
         for option, key in _KEYS.items():
             if options[option] is not None:
                 resolved = resolved.override(key, options[option])
-        if metrics is not None:
-            names = [] if metrics == "none" else metrics.split(",")
-            resolved = resolved.override("metrics", names)
+        for key, names in (("metrics", metrics), ("log", log)):
+            if names is not None:
+                resolved = resolved.override(key, [] if names == "none" else names.split(","))
         for name, channels in (("channel_base", cbase), ("channel_max", cmax)):
             if channels is not None:
                 for network in ("generator", "discriminator"):

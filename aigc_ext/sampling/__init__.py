@@ -1,5 +1,6 @@
 """Sampling: images from seeds, walks and projections, files that carry their provenance, and export."""
 
+from aigc_ext.sampling.convert import Converted, ConvertError, convert_checkpoint
 from aigc_ext.sampling.export import Exported, ExportError, export_generator
 from aigc_ext.sampling.grid import image_grid, readable_scale, save_grid
 from aigc_ext.sampling.latents import Latents, LatentsError
@@ -10,6 +11,8 @@ from aigc_ext.sampling.sampler import Sampler
 from aigc_ext.sampling.video import save_video
 
 __all__ = [
+    "ConvertError",
+    "Converted",
     "Exported",
     "ExportError",
     "Latents",
@@ -18,6 +21,7 @@ __all__ = [
     "Projection",
     "Sampler",
     "aigc_label",
+    "convert_checkpoint",
     "export_generator",
     "fit_target",
     "image_grid",

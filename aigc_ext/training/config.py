@@ -390,6 +390,8 @@ class TrainConfig(_Config):
     """Taken at every snapshot; see `aigc_ext.metrics`."""
     metric_images: Annotated[int, Range(ge=2)] = 5000
     """How many generated images they are taken of."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where figures and sample grids go too; see `training.loggers`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic (autocast); weights and losses are float32."""
     channels_last: bool = False

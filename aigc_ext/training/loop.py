@@ -36,6 +36,7 @@ from aigc_ext.training.checkpoint import (
 )
 from aigc_ext.training.config import ConfigError, TrainConfig
 from aigc_ext.training.distributed import Processes, process_group
+from aigc_ext.training.loggers import Loggers, check_loggers, open_loggers
 from aigc_ext.training.malloc import keep_freed_memory
 from aigc_ext.training.nonfinite import NonFiniteError, make_objective
 from aigc_ext.training.progress import ProgressLine, peak_memory_gb
@@ -122,6 +123,7 @@ class Trainer:
     ) -> None:
         if config.data.cond and not data.num_classes:
             raise ConfigError(f"data.cond is true, but {data.name} has no labels")
+        check_loggers(config.log)
         self.config = config = recipe.complete(config, data.image_shape)
         self.data = data
         self.device = resolve_device(config.device)
@@ -165,6 +167,7 @@ class Trainer:
         self._steps_unchecked = 0
         self._stretched = False  # did the last step take path lengths?
         self._metrics: MetricSet | None = None  # in the main process
+        self._loggers = Loggers()
 
     @classmethod
     def from_config(cls, config: TrainConfig, *, outdir: str | Path = "runs", desc: str = "") -> Trainer:
@@ -242,6 +245,8 @@ class Trainer:
             self._prepare(run)
             if self.config.metrics and self._processes.main:
                 self._metrics = self._make_metrics(run)
+            names = self.config.log if self._processes.main else ()
+            self._loggers = stack.enter_context(open_loggers(names, run, self.config, self.state.nimg))
             line = ProgressLine(
                 self.state.nimg,
                 self.config.total_images,
@@ -517,6 +522,7 @@ class Trainer:
             "memory_gb": round(peak_memory_gb(self.device), 3),
         }
         run.stats.append(row)
+        self._loggers.row("stats", row)
         state.rows += 1
         state.means.reset()
 
@@ -532,10 +538,13 @@ class Trainer:
             return name
         files = state.files()
         self._save_fakes(run.grid(name), files["ema"])
+        self._loggers.grid(run.grid(name), state.nimg)
         if self._metrics is not None:
             figures = self._metrics(self._sampler)
-            run.metrics.append({"step": state.step, "nimg": state.nimg, "checkpoint": name, **figures})
+            row = {"step": state.step, "nimg": state.nimg, "checkpoint": name, **figures}
+            run.metrics.append(row)
             run.metrics.sync()
+            self._loggers.row("metrics", row)
             shown = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
             run.log.info("at %d images: %s", state.nimg, shown)
         facts = self._facts()

@@ -1,0 +1,54 @@
+"""`aigc-ext convert`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aigc_ext.cli.errors import input_errors
+from aigc_ext.sampling.convert import convert_checkpoint
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--dest", required=True, metavar="DIR", help="The model directory to make; must not exist.")
+@click.option("--family", metavar="NAME", help="Of the generator; for dcgan the weights say the rest.")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="JSON of the generator's architecture: \"family\" and its arguments, as in a model's config.json.",
+)
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="Where in SRC the generator is, such as state_dict.netG.  [default: g_ema, generator, netG, ...]",
+)
+def convert(source: str, dest: str, family: str | None, config: str | None, key: str | None) -> None:
+    """Make a model directory of a foreign PyTorch checkpoint SRC (.pt, .pth, .safetensors).
+
+    The file is read without running pickle, and refused if it needs that or does not fit the architecture
+    exactly. The weights of a dcgan may have the names of PyTorch's DCGAN tutorial.
+    """
+    with input_errors():
+        architecture = None if config is None else _read_config(config)
+        made = convert_checkpoint(source, dest, config=architecture, family=family, key=key)
+    for note in made.notes:
+        click.echo(f"Note: {note}", err=True)
+    under = f" under {made.key}" if made.key else ""
+    arguments = ", ".join(f"{name} {value}" for name, value in made.config.items() if name != "family")
+    click.echo(f"{made.directory}: {made.config['family']} generator{under} ({arguments})")
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"config {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"config {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path} holds a {type(content).__name__}, but must hold a JSON object")
+    return content

@@ -1,0 +1,163 @@
+"""Copies of a run's figures and sample grids for TensorBoard and Weights & Biases.
+
+The run directory stays complete without them. Nothing is imported, and nothing leaves the machine, unless
+`config.log` names it. Both count images seen, as `nimg` in stats.jsonl. A resumed run goes on in the same
+place; a place that a run gets later is given the rows so far first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from aigc_ext import _files
+from aigc_ext.training.config import ConfigError, TrainConfig
+from aigc_ext.training.run import Run, RunError
+
+TENSORBOARD_DIRECTORY = "tensorboard"
+WANDB_ID_FILE = "wandb_id.txt"
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+
+
+class Loggers:
+    """Where rows and grids go beside the run directory: to as many places as are open, or none."""
+
+    def __init__(self, places: Sequence[_TensorBoard | _WandB] = ()) -> None:
+        self._places = places
+
+    def row(self, group: Literal["stats", "metrics"], row: Mapping[str, Any]) -> None:
+        """A row of stats.jsonl or metrics.jsonl; of its values, the numbers."""
+        for place in self._places:
+            place.scalars(*_numbers(group, row))
+
+    def grid(self, path: Path, nimg: int) -> None:
+        """A sample grid that has been written."""
+        for place in self._places:
+            place.image("fakes", path, nimg)
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raises ConfigError if `names` has one whose package is not there."""
+    for name in names:
+        try:
+            importlib.import_module(_MODULES[name])
+        except ImportError as error:
+            raise ConfigError(
+                f"log has {name!r}, whose package is needed: pip install aigc_ext[{name}] ({error})"
+            ) from error
+
+
+@contextmanager
+def open_loggers(names: Sequence[str], run: Run, config: TrainConfig, nimg: int) -> Iterator[Loggers]:
+    """Opens the named places for a run that goes on from `nimg` images, and closes them after it.
+
+    Raises RunError if one cannot be opened.
+    """
+    with ExitStack() as stack:
+        places: list[_TensorBoard | _WandB] = []
+        for name in dict.fromkeys(names):
+            place: _TensorBoard | _WandB
+            if name == "tensorboard":
+                place = stack.enter_context(_TensorBoard(run.path, nimg))
+            else:
+                place = stack.enter_context(_WandB(run.path, config))
+            if place.is_new:
+                for row in run.stats.rows():
+                    place.scalars(*_numbers("stats", row))
+                for row in run.metrics.rows():
+                    place.scalars(*_numbers("metrics", row))
+                if nimg == 0:
+                    place.image("fakes", run.path / "fakes_init.png", 0)
+            places.append(place)
+        yield Loggers(places)
+
+
+def _numbers(group: str, row: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+    values = {
+        f"{group}/{name}": value
+        for name, value in row.items()
+        if name != "nimg" and isinstance(value, (int, float))
+    }
+    return values, row["nimg"]
+
+
+class _TensorBoard:
+    """Event files in the run directory. Its grids are pixels alone, without the metadata of our PNG."""
+
+    def __init__(self, run_dir: Path, nimg: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run_dir / TENSORBOARD_DIRECTORY
+        self.is_new = not path.exists()
+        # What a dead process wrote after its last checkpoint is hidden, since those steps are taken again.
+        self._writer = SummaryWriter(str(path), purge_step=None if self.is_new else nimg + 1)
+
+    def __enter__(self) -> _TensorBoard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def scalars(self, values: Mapping[str, float], nimg: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, nimg)
+
+    def image(self, name: str, path: Path, nimg: int) -> None:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        self._writer.add_image(name, pixels, nimg, dataformats="HWC" if pixels.ndim == 3 else "HW")
+        self._writer.flush()
+
+
+class _WandB:
+    """A run of Weights & Biases, online or not as the user's own settings (WANDB_MODE, ...) say. Its id is
+    kept in the run directory. W&B itself adds what it is set to: console output, host, packages."""
+
+    def __init__(self, run_dir: Path, config: TrainConfig) -> None:
+        import wandb
+
+        self._image = wandb.Image
+        id_file = run_dir / WANDB_ID_FILE
+        self.is_new = not id_file.exists()
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "aigc_ext"),
+                name=run_dir.name,
+                dir=str(run_dir),
+                config=config.to_dict(),
+                id=None if self.is_new else id_file.read_text(encoding="utf-8").strip(),
+                resume=None if self.is_new else "allow",
+                # A resumed run may have another length or learning rate.
+                allow_val_change=True,
+            )
+        except wandb.Error as error:
+            raise RunError(f"wandb cannot be started: {' '.join(str(error).split())}") from error
+        if self.is_new:
+            _files.replace_file(id_file, f"{self._run.id}\n".encode())
+        # Not W&B's own step, which cannot go back to that of the last checkpoint.
+        self._run.define_metric("nimg", hidden=True)
+        self._run.define_metric("*", step_metric="nimg")
+
+    def __enter__(self) -> _WandB:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run.finish(exit_code=0 if kind is None else 1)
+
+    def scalars(self, values: Mapping[str, float], nimg: int) -> None:
+        self._run.log({**values, "nimg": nimg})
+
+    def image(self, name: str, path: Path, nimg: int) -> None:
+        self._run.log({name: self._image(str(path)), "nimg": nimg})
