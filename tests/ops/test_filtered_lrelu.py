@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aigc_ext import ops
-from aigc_ext.ops.filtered_lrelu import _composed, _fused
+from aigc_ext.ops.filtered_lrelu import _composed, _fused, _one_pass
 from tests.ops.suite import case_id, seeded
 
 X, F4 = torch.zeros(2, 3, 8, 8), torch.ones(4)
@@ -23,9 +23,9 @@ FORWARD, BACKWARD = torch.ops.aigc.filtered_lrelu.default, torch.ops.aigc.filter
         ({"x": torch.zeros(2, 3, 0, 8)}, RuntimeError, ("x has shape [2, 3, 0, 8]", "at least one row")),
         ({"fu": F4.int()}, RuntimeError, ("fu is int32", "float32")),
         (
-            {"padding": [-3, -1, 0, 0]},
+            {"padding": [-9, -1, 0, 0]},
             RuntimeError,
-            ("along x", "[-3, -1]", "is 4", "4 and 4 taps"),
+            ("along x", "[-9, -1]", "is 6", "4 and 4 taps"),
         ),
         ({"padding": 1 << 62}, RuntimeError, ("padding along x is",)),
         ({"up": 0}, ValueError, ("up is 0", "at least 1")),
@@ -37,7 +37,7 @@ FORWARD, BACKWARD = torch.ops.aigc.filtered_lrelu.default, torch.ops.aigc.filter
 )
 def test_bad_argument(arguments: dict[str, Any], kind: type[Exception], parts: tuple[str, ...]) -> None:
     with pytest.raises(kind) as error:
-        ops.filtered_lrelu(**{"x": X, "fu": F4, "fd": F4, **arguments})
+        ops.filtered_lrelu(**{"x": X, "fu": F4, "fd": F4, "up": 2, "down": 2, **arguments})
     for part in parts:
         assert part in str(error.value)
 
@@ -93,16 +93,23 @@ def test_a_gradient_needs_the_mask() -> None:
 
 
 def test_what_is_fused() -> None:
-    wanted = F4.clone().requires_grad_()
-    for arguments in ((F4, None, 1, 1), (None, None, 2, 1), (torch.ones(24), F4, 4, 4)):
+    wanted, few, last = F4.clone().requires_grad_(), F4, X.contiguous(memory_format=torch.channels_last)
+    most, many = torch.ones(24), torch.ones(8)
+    for arguments in (
+        (X, few, few, 2, 2),
+        (X, None, None, 2, 3),
+        (X, most, few, 4, 4),
+        (last, many, many, 2, 2),
+    ):
         assert _fused(*arguments)
     for arguments in (
-        *((None, None, 1, 1), (F4, F4[None], 2, 2), (F4, F4, 5, 1)),
-        *((torch.ones(25), F4, 1, 1), (wanted, F4, 1, 1)),
+        *((X, few, few, 1, 2), (X, few, few, 2, 1), (X, few, few, 5, 2), (X, few, few[None], 2, 2)),
+        *((X, torch.ones(25), few, 2, 2), (X, wanted, few, 2, 2), (last, many, few, 2, 2)),
+        *((last, many, None, 2, 2),),
     ):
         assert not _fused(*arguments)
     with torch.no_grad():
-        assert _fused(wanted, F4, 1, 1)
+        assert _fused(X, wanted, few, 2, 2)
 
 
 @pytest.mark.parametrize("factors", [(2, 2), (4, 2), (2, 4), (3, 2), (1, 4)])
@@ -112,8 +119,8 @@ def test_both_paths_agree(factors: tuple[int, int], padding: list[int]) -> None:
     x = seeded((2, 3, 21, 70), 1).requires_grad_()
     b = seeded((3,), 2).requires_grad_()
     fu, fd = seeded((min(6 * up, 24),), 3), seeded((min(6 * down, 24),), 4)
-    options = (x, fu, fd, b, up, down, padding, 1.5, 0.1, 2.0, True)
-    fused, composed = ops.filtered_lrelu(*options), _composed(*options)  # type: ignore[arg-type]
+    options = (x, fu, fd, b, up, down, tuple(padding), 1.5, 0.1, 2.0, True)
+    fused, composed = _one_pass(*options), _composed(*options)  # type: ignore[arg-type]
     torch.testing.assert_close(fused, composed)
     dy = seeded(fused.shape, 5)
     for ours, others in zip(
