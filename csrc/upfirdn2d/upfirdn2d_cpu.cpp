@@ -18,6 +18,9 @@ namespace {
 
 constexpr int kRows = 4;
 constexpr int64_t kHeldBytes = 24 << 10;  // of these, and of what waits for the second pass, in L1
+// An output that does not stay in the last cache beside the input is written past it: half the traffic.
+constexpr int64_t kPastCache = 32 << 20;
+constexpr int64_t kPrefetch = 2 << 10;
 // A load of 64 bytes that is not aligned is of two cache lines: it costs as much as putting the vector
 // together from two others, which goes on in other ports. Where multiplications don't fill those, all are put
 // together.
@@ -26,6 +29,17 @@ constexpr bool kJoinLoads = AIGC_VECTOR_BYTES == 64;
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// p is a multiple of a vector's size.
+template <class T>
+void store_past_cache(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) return _mm256_stream_ps(p, (__m256)v);
+#endif
+  store(p, v);
+}
 
 template <class T>
 class Filter {
@@ -37,6 +51,8 @@ class Filter {
     inner_ = p.channels_last ? p.channels : 1;
     phases_ = x_.up / x_.gcd();
     step_ = x_.down / x_.gcd();
+    const int64_t pixels = x_.in * y_.in + x_.out * y_.out;
+    past_cache_ = p.batch * p.channels * pixels * int64_t(sizeof(T)) >= kPastCache;
     make_weights();
     make_buffers();
     make_tables();
@@ -257,6 +273,16 @@ class Filter {
     return i >= 0 && i < y_.in ? x + (i * x_.in + x_begin_) * inner_ : zeros_.get();
   }
 
+  // As many rows of x as are done with after this call, from kPrefetch bytes behind `row` on: many rows are
+  // read at once, each for a few lines, which the hardware does not take for a stream. They may lie outside
+  // of x.
+  void prefetch(const T* x, int64_t row, int64_t rows) const {
+    const auto bytes = [&](int64_t n) { return n * x_.in * inner_ * int64_t(sizeof(T)); };
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(x) + bytes(row) + kPrefetch;
+    for (int64_t i = 0; i < bytes(rows); i += 64)
+      __builtin_prefetch(reinterpret_cast<const void*>(begin + i));
+  }
+
   template <int kUp, int kDown, int kTaps>
   void vertical(const T* x, int64_t o, S* rows) const {
     constexpr auto first = [](int r) { return (r * kDown + kUp - 1) / kUp; };
@@ -264,6 +290,7 @@ class Filter {
     const int64_t n = (x_end_ - x_begin_) * inner_, top = y_.first(o);
     const T* input[kInputs];
     for (int i = 0; i < kInputs; ++i) input[i] = row_of(x, top + i);
+    prefetch(x, top + kInputs, kRows * kDown / kUp);
     S w[kTaps];
     for (int k = 0; k < kTaps; ++k) w[k] = w_y_.get()[k];
     const int64_t margin = (x_begin_ - first_) * inner_;
@@ -484,10 +511,17 @@ class Filter {
       for (int64_t r = row_begin; r < row_end; ++r) {
         const S* row = rows + r * row_;
         T* to = y + (o + r) * n;
+        const bool past_cache =
+            past_cache_ && n % W == 0 && reinterpret_cast<uintptr_t>(to) % sizeof(Vec<T>) == 0;
         const auto put = [&](int64_t at) {
           Vec<T> out[kPhases];
           block(row + at / kPhases, out);
-          for (int i = 0; i < kPhases; ++i) store(to + at + i * W, out[i]);
+          for (int i = 0; i < kPhases; ++i) {
+            if (past_cache)
+              store_past_cache(to + at + i * W, out[i]);
+            else
+              store(to + at + i * W, out[i]);
+          }
         };
         for (int64_t at = 0; at < whole; at += kBlock) put(at);
         if (rest == 0) continue;
@@ -533,7 +567,7 @@ class Filter {
   const Upfirdn2dParams& p_;
   const FirAxis x_, y_;
   int64_t inner_, phases_, step_;  // elements of a pixel; output o + phases reads step columns further right
-  bool direct_ = false, split_at_once_ = false;
+  bool past_cache_, direct_ = false, split_at_once_ = false;
   int64_t first_, split_, lane_, row_, x_begin_, x_end_, most_taps_, start_ = 0, held_;
   Scratch<S> w_x_, w_y_, w_, buffer_, line_, weights_;
   Scratch<int64_t> counts_, offsets_;
@@ -580,6 +614,9 @@ void upfirdn2d_forward(const Upfirdn2dParams& p, int64_t begin, int64_t end) {
     const Filter<T> filter(p);
     for (int64_t item = begin; item < end; ++item) filter.band(item);
   });
+#if defined(__SSE2__)
+  _mm_sfence();  // what was written past the cache is seen before the thread says that it is done
+#endif
 }
 
 void upfirdn2d_filter_partials(const Upfirdn2dParams& p, int64_t begin, int64_t end) {

@@ -72,6 +72,16 @@ def test_wide_rows(taps: int, up: int, down: int, dtype: torch.dtype) -> None:
             assert wrong <= limit, (width, pad, wrong, limit)
 
 
+# Written past the cache, where rows allow it, which must not show.
+@pytest.mark.parametrize(("width", "up"), [(256, 2), (264, 2), (259, 2), (512, 1), (516, 1)])
+def test_a_large_output_is_that_of_its_parts(width: int, up: int) -> None:
+    x, f = torch.randn(1, 16, 512 // up * 2, width), ops.setup_filter([1, 3, 3, 1])
+    y = ops.upsample2d(x, f, up)
+    assert (x.numel() + y.numel()) * 4 >= 32 << 20
+    parts = [ops.upsample2d(part, f, up) for part in x.split(2, 1)]
+    assert torch.equal(y, torch.cat(parts, 1))
+
+
 X, F4 = torch.zeros(2, 3, 5, 6), torch.ones(4)
 BAD = [
     ({"x": torch.zeros(3, 5, 6)}, RuntimeError, ("x has shape [3, 5, 6]", "[N, C, H, W]")),
