@@ -35,7 +35,9 @@ _TRAINING = (
     ("Losses", {"loss_d": "discriminator", "loss_g": "generator"}, None),
     ("The discriminator's belief", {"d_real": "D(x)", "d_fake": "D(G(z))"}, (0.0, 1.0)),
     ("Share it judges right", {"acc_real": "real", "acc_fake": "generated"}, (0.0, 1.0)),
-    ("R1 penalty", {"r1": "r1"}, None),
+    ("Gradient penalties", {"r1": "R1", "r2": "R2"}, None),
+    ("Path length", {"path_length": "path length"}, None),
+    ("Probability of augmentation", {"augment_p": "p"}, (0.0, 1.0)),
     ("Speed", {"img_per_sec": "images per second"}, None),
     ("Memory", {"memory_gb": "peak, GB"}, None),
 )
@@ -45,7 +47,7 @@ _METRICS = (
     ("Kernel distance", {"kid": "kid"}, None),
     ("Precision and recall", {"precision": "precision", "recall": "recall"}, (0.0, 1.0)),
 )
-_NO_CURVE = {"step", "nimg", "epoch", "seconds", "skipped_d", "skipped_g", "ema_decay"}
+_NO_CURVE = {"step", "nimg", "epoch", "seconds", "skipped_d", "skipped_g", "ema_decay", "gamma", "lr_g"}
 
 _STYLE = """
 :root{color-scheme:light}

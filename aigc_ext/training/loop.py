@@ -179,9 +179,7 @@ class Trainer:
             "num_classes": data.num_classes if config.data.cond else 0,
         }
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                derive_seed(config.seed, "weights")
-            )
+            torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
             generator = build_generator({**config.generator.to_dict(), **shared})
             discriminator = build_discriminator({**config.discriminator.to_dict(), **shared})
         return cls(generator, discriminator, data, config, outdir=outdir, desc=desc)
