@@ -224,7 +224,7 @@ class _FourierFeatures(nn.Module):
         wide = torch.promote_types(w.dtype, torch.float32)
         frequencies, user = self.frequencies.to(wide), self.transform.to(wide)
         cosine, sine, x, y = self.affine(w).to(wide).unbind(1)
-        length = torch.hypot(cosine, sine)
+        length = (cosine.square() + sine.square()).sqrt()  # ONNX has no hypot
         cosine, sine = cosine / length, sine / length
         turn = torch.stack([cosine, -sine, sine, cosine], 1).unflatten(1, (2, 2))
         # frequencies . (turn @ user @ position + shift), with the matrices put to the frequencies
@@ -342,7 +342,7 @@ def lowpass(taps: int, cutoff: float, transition: float, rate: float, radial: bo
     half = (taps - 1) / 2
     r = (torch.arange(taps, dtype=torch.float64) - half).abs()
     if radial:
-        r = torch.hypot(r, r[:, None])
+        r = (r.square() + r[:, None].square()).sqrt()
         angle = (2 * math.pi * cutoff / rate * r).clamp(min=1e-9)  # at the centre the limit, 1/2
         ideal = torch.special.bessel_j1(angle) / angle
     else:
