@@ -45,6 +45,11 @@ from tests.ops.test_conv2d_act import (  # noqa: F401
     test_output_padding_has_a_second_derivative,
     test_r1_through_a_discriminator_is_plain_pytorchs,
 )
+from tests.ops.test_filtered_lrelu import (  # noqa: F401
+    test_both_paths_agree,
+    test_nan_stays_where_the_filters_carry_it,
+    test_the_mask_has_two_bits_for_each_upsampled_pixel,
+)
 from tests.ops.test_gan_loss import (  # noqa: F401
     test_batches_of_different_sizes_have_their_own_means,
     test_empty_batches,
