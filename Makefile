@@ -33,7 +33,7 @@ test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
 	$(BIN)/python -m tests.sanitize -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
 	  tests/ops/test_adam_ema.py -k "(budget or second_order or surroundings or adam) and not conv2d \
-	  and not conv_transpose and not stddev and not filtered_lrelu"
+	  and not conv_transpose and not stddev"
 
 lint: $(VENV)/installed $(VENV)/lint-tools
 	$(BIN)/ruff check .
