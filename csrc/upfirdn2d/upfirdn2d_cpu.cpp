@@ -1,6 +1,7 @@
-// The vertical pass adds rows of x into a few rows of a buffer that stays in cache, which has zeros where the
-// image is padded; the horizontal pass makes rows of y from these. Four rows go through both at a time: a
-// pixel is loaded, and converted, once for all rows that it adds to.
+// The vertical pass adds rows of x into rows of a buffer that stays in cache, which has zeros where the image
+// is padded: four rows at a time, so that a pixel is loaded, and converted, once for all rows that it adds
+// to. The horizontal pass makes rows of y from these, one by one, so that y is a single stream of stores;
+// only where channels lie side by side does it make four at a time.
 //
 // Where pixels lie side by side (NCHW), output j * phases + phase reads the buffer at offsets that are the
 // same for all j, if every step-th of its columns lie side by side: then all loads are of whole vectors.
@@ -17,10 +18,10 @@ inline namespace AIGC_ISA {
 namespace {
 
 constexpr int kRows = 4;
-constexpr int64_t kHeldBytes = 24 << 10;  // of these, and of what waits for the second pass, in L1
+constexpr int64_t kHeldBytes = 24 << 10;  // of the buffer, where rows are long: it is to stay in L1
 // An output that does not stay in the last cache beside the input is written past it: half the traffic.
 constexpr int64_t kPastCache = 32 << 20;
-constexpr int64_t kPrefetch = 2 << 10;
+constexpr int64_t kPrefetch = 2 << 10;  // bytes that are read ahead
 // A load of 64 bytes that is not aligned is of two cache lines: it costs as much as putting the vector
 // together from two others, which goes on in other ports. Where multiplications don't fill those, all are put
 // together.
