@@ -29,6 +29,9 @@ def cases_of(shape: tuple[int, ...], channels_last: bool, setting: Setting) -> I
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     mean, var, weight, bias = (torch.rand(shape[1], device=setting.device) + 0.5 for _ in range(4))
 
+    # No gradient where rounding decides the side of ReLU's corner: the outputs are to be compared.
+    dy[F.batch_norm(x, None, None, weight, bias, True).abs() < 1e-4] = 0
+
     def two_ops(x: Tensor, training: bool) -> Tensor:
         return F.relu(F.batch_norm(x, mean, var, weight, bias, training))
 
@@ -66,5 +69,6 @@ def cases_of(shape: tuple[int, ...], channels_last: bool, setting: Setting) -> I
         },
         bytes=8 * size,
         graphs=graphs,
-        **tolerance,
+        rtol=1e-3,  # the gradients of weight and bias are sums of up to 65,536 numbers
+        atol=1e-3,
     )
