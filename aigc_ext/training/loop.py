@@ -362,7 +362,7 @@ class Trainer:
         """After so many steps, each, something special comes again; see `kind_of_step`."""
         loss, n_dis = self.config.loss, self.config.n_dis
         return (
-            loss.r1_interval if loss.gamma else 1,
+            loss.r1_interval if loss.gamma or loss.gamma_end else 1,
             n_dis,
             loss.path_interval * n_dis if loss.path_weight else 1,
         )
@@ -373,7 +373,7 @@ class Trainer:
         loss = self.config.loss
         trains = (step + 1) % n_dis == 0
         stretches = loss.path_weight > 0 and trains and step // n_dis % (every_path // n_dis) == 0
-        return bool(loss.gamma) and step % every_r1 == 0, trains, stretches
+        return bool(loss.gamma or loss.gamma_end) and step % every_r1 == 0, trains, stretches
 
     @contextmanager
     def prepared_step(self) -> Iterator[Callable[[], Tensor]]:

@@ -513,3 +513,11 @@ def test_metrics_of_data_without_labels_use_random_features(tmp_path, monkeypatc
 def test_recipes_that_do_not_fit_the_networks(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
         Trainer.from_config(config(**overrides), outdir=tmp_path)
+
+
+def test_a_penalty_that_grows_from_nothing_is_taken(tmp_path):
+    settings = config(loss__gamma=0.0, loss__gamma_end=1.0, loss__r1_interval=1, ramp_kimg=0.2, kimg=0.25)
+    done = Trainer.from_config(settings, outdir=tmp_path).fit()
+    rows = rows_of(done.run_dir)
+    assert [row["r1"] is not None for row in rows] == [True, True]
+    assert rows[0]["gamma"] < rows[1]["gamma"] == 1.0
