@@ -62,7 +62,6 @@ class StepInputs(NamedTuple):
 
 
 _GENERATE, _DISCRIMINATE, _JUDGE, _STRETCH = range(4)
-PURPOSES = 4
 
 
 class Objective:

@@ -93,7 +93,8 @@ def case(
     large_call: Callable[..., Call],
     function: Callable[..., torch.Tensor],
     reference: Callable[..., torch.Tensor],
-    luck: tuple[str, ...],
+    luck: tuple[str, ...] = (),
+    half_factor: float = 2.0,
 ) -> OpCase:
     return OpCase(
         name=name,
@@ -105,7 +106,7 @@ def case(
         native=None,
         own_sums=False,
         luck=luck,
-        half_factor=4.0,  # the reference resamples first, and multiplies the weights by the styles
+        half_factor=half_factor,
     )
 
 
@@ -116,7 +117,6 @@ CASES = [
         large_resample_call,
         ops.conv2d_resample,
         ops.conv2d_resample_ref,
-        luck=("f",),
     ),
     case(
         "modulated_conv2d",
@@ -125,5 +125,6 @@ CASES = [
         ops.modulated_conv2d,
         ops.modulated_conv2d_ref,
         luck=("f", "strength"),
+        half_factor=4.0,  # the reference resamples first, and multiplies the weights by the styles
     ),
 ]
