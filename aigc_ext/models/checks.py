@@ -17,6 +17,24 @@ def check_images(image_shape: Sequence[int], num_classes: int) -> None:
         raise ValueError(f"num_classes is {num_classes}, but must be at least 0")
 
 
+def check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}, but must be at least 1")
+
+
+def channels_at(sides: int, channel_base: int, channel_max: int) -> int:
+    """Of images whose longer side has so many pixels.
+
+    Raises:
+        ValueError: there would be none.
+    """
+    check_positive(channel_base=channel_base, channel_max=channel_max)
+    if channel_base < sides:
+        raise ValueError(f"channel_base is {channel_base}, but must be at least the longer side, {sides}")
+    return min(channel_base // sides, channel_max)
+
+
 def halvings_of(image_shape: Sequence[int], channels: int, num_classes: int) -> int:
     """How often the sides can be halved and still be 4 pixels at least. Checks the arguments too."""
     check_images(image_shape, num_classes)

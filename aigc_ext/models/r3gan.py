@@ -7,6 +7,10 @@ convolution where the width changes, and residual blocks: 1x1 to `expansion` tim
 1x1 back; leaky ReLU of slope 0.2 behind the first two, which have biases. The discriminator mirrors the
 generator. The coarsest images are those of `models.dcgan`.
 
+The width of images whose longer side is r pixels is the largest that is not above `channel_base // r` and
+`channel_max`, and makes whole groups: `expansion` times it is a multiple of `group_size`, or less. The
+defaults are the paper's: 768 up to 32 pixels, 384 at 64, 192 at 128, 96 at 256.
+
 Instead of being normalised, the weights start as in Fixup (Zhang, Dauphin, Ma 2019): the last convolution of
 a block is zero, so that each network starts as its shortcuts alone, and He's scale of the other m - 1 of its
 m convolutions is multiplied with L^(-1 / (2m - 2)), for L blocks. All other layers keep the variance.
@@ -25,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.models.checks import channels_at, check_input, check_labels, check_positive, halvings_of
 from aigc_ext.nn import Conv2d, Downsample2d, Upsample2d
 
 _TAPS = (1, 2, 1)
@@ -39,16 +43,18 @@ class R3GANGenerator(nn.Module):
     Args:
         image_shape: (C, H, W) of the images; H and W even and at least 8.
         z_dim: length of the latent vector, which is drawn from N(0, 1).
-        channels: widths of the stages from coarsest to finest, one for each resolution; an integer, or a
-            sequence of one, for all of them.
+        channel_base, channel_max: the width of the stages, see the module.
         blocks: residual blocks of a stage.
         group_size: channels of a group of the 3x3 convolutions; less only where a block has no more.
         expansion: what a block multiplies the width by inside.
         num_classes: number of labels, 0 for an unconditional generator.
 
+    Attributes:
+        widths: of the stages, from coarsest to finest.
+
     Raises:
         ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved,
-            `channels` has not one entry for each resolution, or `group_size` does not divide a width.
+            `channel_base` is less than the longer side, or no width makes whole groups.
     """
 
     value_range = (-1.0, 1.0)
@@ -57,19 +63,19 @@ class R3GANGenerator(nn.Module):
         self,
         image_shape: Sequence[int] = (3, 32, 32),
         z_dim: int = 64,
-        channels: int | Sequence[int] = (384, 384, 384, 384),
+        channel_base: int = 24576,
+        channel_max: int = 768,
         blocks: int = 2,
         group_size: int = 16,
         expansion: int = 2,
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        widths = _widths(image_shape, channels, blocks, group_size, expansion, num_classes)
-        if z_dim < 1:
-            raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
+        check_positive(z_dim=z_dim, blocks=blocks)
+        widths = _widths(image_shape, channel_base, channel_max, group_size, expansion, num_classes)
         self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
-        self.channels, self.blocks = widths, blocks
-        self.group_size, self.expansion = group_size, expansion
+        self.channel_base, self.channel_max, self.widths = channel_base, channel_max, widths
+        self.blocks, self.group_size, self.expansion = blocks, group_size, expansion
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
         self.linear = _initialised(nn.Linear(2 * z_dim if num_classes else z_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(1, widths[0], *_coarsest(image_shape, widths)))
@@ -114,9 +120,11 @@ class R3GANDiscriminator(nn.Module):
     coarsest images, and a linear layer.
 
     Args:
-        image_shape, blocks, group_size, expansion: as for `R3GANGenerator`.
-        channels: widths of the stages, from coarsest to finest too.
+        image_shape, channel_base, channel_max, blocks, group_size, expansion: as for `R3GANGenerator`.
         num_classes: number of labels, 0 for an unconditional discriminator.
+
+    Attributes:
+        widths: of the stages, from coarsest to finest too.
 
     Raises:
         ValueError: as `R3GANGenerator`.
@@ -125,17 +133,19 @@ class R3GANDiscriminator(nn.Module):
     def __init__(
         self,
         image_shape: Sequence[int] = (3, 32, 32),
-        channels: int | Sequence[int] = (384, 384, 384, 384),
+        channel_base: int = 24576,
+        channel_max: int = 768,
         blocks: int = 2,
         group_size: int = 16,
         expansion: int = 2,
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        widths = _widths(image_shape, channels, blocks, group_size, expansion, num_classes)
+        check_positive(blocks=blocks)
+        widths = _widths(image_shape, channel_base, channel_max, group_size, expansion, num_classes)
         self.image_shape, self.num_classes = tuple(image_shape), num_classes
-        self.channels, self.blocks = widths, blocks
-        self.group_size, self.expansion = group_size, expansion
+        self.channel_base, self.channel_max, self.widths = channel_base, channel_max, widths
+        self.blocks, self.group_size, self.expansion = blocks, group_size, expansion
         self.first = _initialised(Conv2d(image_shape[0], widths[-1], 1))
         stages = [_residuals(width, blocks, group_size, expansion, len(widths)) for width in widths[::-1]]
         layers = [stages[0]]
@@ -217,32 +227,31 @@ def _initialised(layer: _Layer, gain: float = 1.0) -> _Layer:
 
 def _widths(
     image_shape: Sequence[int],
-    channels: int | Sequence[int],
-    blocks: int,
+    channel_base: int,
+    channel_max: int,
     group_size: int,
     expansion: int,
     num_classes: int,
 ) -> tuple[int, ...]:
     """The width of each stage, from coarsest to finest. Checks the arguments too."""
-    widths = (channels,) if isinstance(channels, int) else tuple(channels)
-    resolutions = 1 + halvings_of(image_shape, min(widths, default=0), num_classes)
-    if len(widths) == 1:
-        widths *= resolutions
-    if len(widths) != resolutions:
-        raise ValueError(
-            f"channels is {widths}, but for image_shape {tuple(image_shape)} must be one integer or "
-            f"{resolutions} of them, from coarsest to finest"
+    check_positive(channel_max=channel_max, group_size=group_size, expansion=expansion)
+    halvings = halvings_of(image_shape, channel_max, num_classes)
+    widths = []
+    for k in reversed(range(halvings + 1)):
+        most = channels_at(max(image_shape[1:]) >> k, channel_base, channel_max)
+        fitting = (
+            width
+            for width in range(most, 0, -1)
+            if width * expansion <= group_size or width * expansion % group_size == 0
         )
-    for name, number in (("blocks", blocks), ("group_size", group_size), ("expansion", expansion)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}, but must be at least 1")
-    for width in widths:
-        if width * expansion > group_size and width * expansion % group_size:
+        width = next(fitting, None)
+        if width is None:
             raise ValueError(
-                f"channels has {width}, but {width} times expansion {expansion} must be a multiple of "
-                f"group_size {group_size}, or less"
+                f"expansion is {expansion}, but {expansion} times a width from 1 to {most} must be a "
+                f"multiple of group_size {group_size}, or less"
             )
-    return widths
+        widths.append(width)
+    return tuple(widths)
 
 
 def _coarsest(image_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, int]:
@@ -253,7 +262,8 @@ def _coarsest(image_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, i
 def _config(network: R3GANGenerator | R3GANDiscriminator) -> dict[str, Any]:
     return {
         "image_shape": list(network.image_shape),
-        "channels": list(network.channels),
+        "channel_base": network.channel_base,
+        "channel_max": network.channel_max,
         "blocks": network.blocks,
         "group_size": network.group_size,
         "expansion": network.expansion,

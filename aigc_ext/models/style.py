@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
-from aigc_ext.models.checks import check_images, check_input, check_labels
+from aigc_ext.models.checks import check_images, check_input, check_labels, check_positive
 
 CLAMP = 256.0
 """Largest magnitude of activations and of RGB, so that half types are never near their limit (float16's is
@@ -246,24 +246,6 @@ class StyleGenerator(nn.Module, ABC):
         check_input("w", w, (self.num_ws, self.w_dim), self.mapping_network.get_parameter("layers.0.weight"))
         if noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode is {noise_mode!r}, but must be one of {', '.join(NOISE_MODES)}")
-
-
-def check_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} is {number}, but must be at least 1")
-
-
-def channels_at(sides: int, channel_base: int, channel_max: int) -> int:
-    """Of images whose longer side has so many pixels.
-
-    Raises:
-        ValueError: there would be none.
-    """
-    check_positive(channel_base=channel_base, channel_max=channel_max)
-    if channel_base < sides:
-        raise ValueError(f"channel_base is {channel_base}, but must be at least the longer side, {sides}")
-    return min(channel_base // sides, channel_max)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

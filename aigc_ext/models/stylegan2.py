@@ -19,15 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
-from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.models.checks import channels_at, check_input, check_labels, check_positive, halvings_of
 from aigc_ext.models.style import (
     CLAMP,
     EqualizedConv2d,
     EqualizedLinear,
     MappingNetwork,
     StyleGenerator,
-    channels_at,
-    check_positive,
     compute_dtype,
     in_format_of,
 )

@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
+from aigc_ext.models.checks import channels_at, check_positive
 from aigc_ext.models.style import (
     CLAMP,
     EqualizedLinear,
     StyleGenerator,
-    channels_at,
-    check_positive,
     compute_dtype,
     follow,
     in_format_of,

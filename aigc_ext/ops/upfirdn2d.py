@@ -140,7 +140,7 @@ def setup_filter(
         taps = taps[:, None] * taps
     if normalize:
         total = taps.sum()
-        if total == 0:
+        if not taps.is_meta and total == 0:  # a meta tensor has no values
             raise ValueError("setup_filter: normalize is True, but the sum of f is 0")
         taps = taps / total
     if flip_filter:

@@ -234,18 +234,26 @@ class StyleGAN3GeneratorConfig(_Config):
 class R3GANGeneratorConfig(_Config):
     family: Literal["r3gan"] = "r3gan"
     z_dim: Count = 64
-    channels: tuple[Count, ...] = (384, 384, 384, 384)
-    """Of the hidden images, from the coarsest on; the last number goes on to the finest."""
+    channel_base: Count = 24576
+    """Channels at a resolution are this number divided by its larger side, rounded down to whole groups..."""
+    channel_max: Count = 768
+    """... but not more than this."""
     blocks: Count = 2
     """Residual blocks at each resolution."""
+    group_size: Count = 16
+    """Channels of a group of a block's 3x3 convolution."""
+    expansion: Count = 2
+    """What a block multiplies the channels by inside."""
 
 
 @dataclass(frozen=True)
 class R3GANDiscriminatorConfig(_Config):
     family: Literal["r3gan"] = "r3gan"
-    channels: tuple[Count, ...] = (384, 384, 384, 384)
-    """Of the hidden images, from the coarsest on; the last number goes on to the finest."""
+    channel_base: Count = 24576
+    channel_max: Count = 768
     blocks: Count = 2
+    group_size: Count = 16
+    expansion: Count = 2
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def test_a_dcgan_of_ours_says_its_architecture(tmp_path, classes):
     "config",
     [
         {"family": "sngan", "image_shape": [3, 8, 8], "z_dim": 4, "channels": 4, "num_classes": 2},
-        {"family": "r3gan", "image_shape": [3, 8, 8], "z_dim": 4, "channels": [16, 16], "blocks": 1},
+        {"family": "r3gan", "image_shape": [3, 8, 8], "z_dim": 4, "channel_max": 16, "blocks": 1},
         {"family": "stylegan2", "image_shape": [3, 8, 8], "z_dim": 4, "w_dim": 4, "channel_base": 64},
         {"family": "stylegan3", "image_shape": [3, 16, 16], "z_dim": 4, "w_dim": 4, "channel_base": 64},
     ],

@@ -22,7 +22,7 @@ SMALL = {
     "stylegan2": STYLE,
     "stylegan3-t": {**STYLE, "generator": {**STYLE["generator"], "num_layers": 4}},
     "stylegan3-r": {**STYLE, "generator": {**STYLE["generator"], "num_layers": 4}},
-    "r3gan": {"generator": {"channels": [8], "blocks": 1}, "discriminator": {"channels": [8], "blocks": 1}},
+    "r3gan": {"generator": {"blocks": 1}, "discriminator": {"blocks": 1}, "cmax": 8},
 }
 
 
@@ -77,13 +77,14 @@ def test_a_preset_from_training_to_report(
 def test_a_dry_run_prints_the_completed_recipe_and_its_cost(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "small.json"
-    config.write_text(json.dumps(SMALL["r3gan"]))
     before = torch.get_num_threads()
-    arguments = ["--preset", "r3gan", "--data", str(folder), "--config", str(config), "--batch", "8", "-n"]
-    assert main(["train", "--outdir", str(tmp_path / "runs"), *arguments]) == 0
+    arguments = ["--preset", "r3gan", "--data", str(folder), "--cbase", "128", "--cmax", "8", "--batch", "8"]
+    assert main(["train", "--outdir", str(tmp_path / "runs"), *arguments, "--dry-run"]) == 0
     shown = capsys.readouterr()
-    loss = json.loads(shown.out)["loss"]
+    completed = json.loads(shown.out)
+    for network in ("generator", "discriminator"):
+        assert (completed[network]["channel_base"], completed[network]["channel_max"]) == (128, 8)
+    loss = completed["loss"]
     assert loss["gamma"] == 0.0625  # 0.5 at 32x32, and in proportion to the pixels below
     assert loss["gamma_end"] == pytest.approx(loss["gamma"] / 10)
     assert "parameters" in shown.err

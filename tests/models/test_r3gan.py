@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from aigc_ext import models
 from aigc_ext.losses import AdversarialLoss, r1_penalty, r2_penalty
 from aigc_ext.models import R3GANDiscriminator, R3GANGenerator
 
-_TINY = {"channels": 4, "group_size": 4}
+_TINY = {"channel_max": 4, "group_size": 4}
 
 
 def _with_branches(network):
@@ -35,8 +36,8 @@ def test_shapes(shape, num_classes):
 @pytest.mark.parametrize(
     "network",
     [
-        R3GANGenerator((3, 16, 8), 5, [8, 4], blocks=1, group_size=6, expansion=3, num_classes=2),
-        R3GANDiscriminator((1, 16, 8), 8, blocks=3, group_size=2, expansion=1, num_classes=2),
+        R3GANGenerator((3, 16, 8), 5, 64, 20, blocks=1, group_size=6, expansion=3, num_classes=2),
+        R3GANDiscriminator((1, 16, 8), 64, 8, blocks=3, group_size=2, expansion=1, num_classes=2),
     ],
     ids=lambda network: type(network).__name__,
 )
@@ -48,19 +49,45 @@ def test_it_is_made_again_from_its_config(network):
     again.load_state_dict(network.state_dict())
 
 
-def test_parameters_of_the_default():
-    width, inner, group, blocks, stages = 384, 768, 16, 2, 4
-    block = 2 * width * inner + 9 * group * inner + 2 * inner
-    for network, ends in (
-        (R3GANGenerator(), 64 * width + 16 * width + 3 * width + 3),
-        (R3GANDiscriminator(), 4 * width + 16 * width + width),
-    ):
-        assert sum(p.numel() for p in network.parameters()) == blocks * stages * block + ends
+@pytest.mark.parametrize(
+    ("side", "widths", "millions"),
+    [(32, [768] * 4, (20.73, 20.68)), (256, [768, 768, 768, 768, 384, 192, 96], (23.06, 23.01))],
+)
+def test_widths_and_parameters_of_the_default(side, widths, millions):
+    with torch.device("meta"):
+        networks = [network((3, side, side)) for network in (R3GANGenerator, R3GANDiscriminator)]
+    blocks = sum(2 * (2 * w * 2 * w + 9 * 16 * 2 * w + 2 * 2 * w) for w in widths)  # two of a stage
+    changes = sum(a * b for a, b in pairwise(widths) if a != b)
+    coarse, fine = widths[0], widths[-1]
+    ends = [64 * coarse + 16 * coarse + 3 * fine + 3, 4 * fine + 16 * coarse + coarse]
+    for network, end, million in zip(networks, ends, millions, strict=True):
+        count = sum(p.numel() for p in network.parameters())
+        assert network.widths == tuple(widths)
+        assert count == blocks + changes + end
+        assert count / 1e6 == pytest.approx(million, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "widths"),
+    [
+        ((28, 28), {}, (768, 768, 768)),
+        ((56, 56), {}, (768, 768, 768, 432)),  # 438, whose double is no multiple of 16
+        ((48, 96), {}, (768, 768, 512, 256)),  # the longer side
+        ((16, 16), {"channel_base": 112, "channel_max": 20}, (16, 8, 7)),  # 20, 14 and 7: less than a group
+        ((8, 8), {"channel_max": 7, "expansion": 3}, (5, 5)),
+    ],
+    ids=str,
+)
+def test_widths_are_rounded_down_to_whole_groups(size, options, widths):
+    with torch.device("meta"):
+        for network in (R3GANGenerator((3, *size), **options), R3GANDiscriminator((3, *size), **options)):
+            assert network.widths == widths
 
 
 def test_transitions_widen_where_the_pixels_are_fewest():
-    generator = R3GANGenerator((3, 16, 16), channels=(8, 8, 4), group_size=4)
-    discriminator = R3GANDiscriminator((3, 16, 16), channels=(8, 8, 4), group_size=4)
+    options = {"channel_base": 64, "channel_max": 8, "group_size": 4}  # 8, 8 and 4 channels
+    generator = R3GANGenerator((3, 16, 16), **options)
+    discriminator = R3GANDiscriminator((3, 16, 16), **options)
     kinds = ["Sequential", "Upsample2d", "Sequential", "Conv2d", "Upsample2d", "Sequential"]
     mirrored = [kind.replace("Up", "Down") for kind in kinds[::-1]]
     assert [type(layer).__name__ for layer in generator.layers] == kinds
@@ -68,7 +95,7 @@ def test_transitions_widen_where_the_pixels_are_fewest():
 
 
 def test_it_starts_as_its_shortcuts_and_as_fixup_says():
-    generator = R3GANGenerator((3, 16, 16), channels=64).requires_grad_(False)
+    generator = R3GANGenerator((3, 16, 16), channel_max=64).requires_grad_(False)
     blocks = [module for module in generator.modules() if hasattr(module, "conv3")]
     assert len(blocks) == 6
     he = math.sqrt(2 / (1 + 0.2**2)) * 6 ** (-1 / 4)
@@ -88,8 +115,8 @@ def test_variances_at_the_start(shape):
     smooth = torch.randn(32, shape[0], 1, 1).expand(-1, *shape)
     pixels, logits = [], []
     for _ in range(12):  # with so few channels a single network may be far off
-        pixels.append(R3GANGenerator(shape, channels=16)(torch.randn(32, 64)))
-        logits.append(R3GANDiscriminator(shape, channels=16)(smooth))
+        pixels.append(R3GANGenerator(shape, channel_max=16)(torch.randn(32, 64)))
+        logits.append(R3GANDiscriminator(shape, channel_max=16)(smooth))
     # Less than 1: bilinear resampling averages pixels of the constant, and sees zeros around the images.
     assert 0.25 < torch.cat(pixels).square().mean() < 1
     assert 0.2 < torch.cat(logits).square().mean() < 4
@@ -114,7 +141,7 @@ def test_labels_make_a_difference():
 
 
 def test_a_step_with_r1_and_r2_is_plain_pytorchs():
-    discriminator = R3GANDiscriminator((3, 16, 8), channels=(8, 4), group_size=4, num_classes=2)
+    discriminator = R3GANDiscriminator((3, 16, 8), channel_base=64, group_size=4, num_classes=2)
     discriminator = _with_branches(discriminator).double()
     real, fake = torch.randn(2, 3, 3, 16, 8, dtype=torch.float64)
     c = torch.tensor([0, 1, 1])
@@ -164,15 +191,15 @@ def test_channels_last_and_bfloat16(dtype, autocast):
     [
         (lambda: R3GANGenerator((3, 7, 8)), "height and width must be even and at least 8"),
         (lambda: R3GANGenerator(z_dim=0), "z_dim is 0, but must be at least 1"),
-        (lambda: R3GANDiscriminator(channels=()), "channels is 0, but must be at least 1"),
-        (
-            lambda: R3GANDiscriminator(channels=(64, 64)),
-            r"channels is \(64, 64\), but for image_shape \(3, 32, 32\) must be one integer or 4 of them",
-        ),
+        (lambda: R3GANDiscriminator(channel_max=0), "channel_max is 0, but must be at least 1"),
+        (lambda: R3GANGenerator(channel_base=31), "channel_base is 31, but must be at least the .* 32"),
         (lambda: R3GANDiscriminator(blocks=0), "blocks is 0, but must be at least 1"),
-        (lambda: R3GANGenerator(channels=20), "channels has 20, but 20 times expansion 2 must be a multiple"),
-        (lambda: R3GANDiscriminator()(torch.randn(2, 3, 8, 8)), r"images has shape \(2, 3, 8, 8\)"),
-        (lambda: R3GANGenerator()(torch.randn(2, 63)), r"z has shape \(2, 63\)"),
+        (
+            lambda: R3GANGenerator(channel_max=3, group_size=4, expansion=5),
+            "expansion is 5, but 5 times a width from 1 to 3 must be a multiple of group_size 4, or less",
+        ),
+        (lambda: R3GANDiscriminator(**_TINY)(torch.randn(2, 3, 8, 8)), r"images has shape \(2, 3, 8, 8\)"),
+        (lambda: R3GANGenerator(**_TINY)(torch.randn(2, 63)), r"z has shape \(2, 63\)"),
     ],
 )
 def test_wrong_arguments_are_named(make, message):

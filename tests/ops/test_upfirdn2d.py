@@ -151,6 +151,7 @@ class TestSetupFilter:
         assert ops.setup_filter(f, gain=4).sum().item() == pytest.approx(2)  # used along both axes
         assert ops.setup_filter([1, 1], gain=4).sum().item() == pytest.approx(4)
         assert ops.setup_filter(torch.ones(3, dtype=torch.float64), device="cpu").dtype == torch.float32
+        assert ops.setup_filter([1, 3, 3, 1], device="meta").shape == (4, 4)
 
     @pytest.mark.parametrize(
         ("arguments", "part"),

@@ -80,8 +80,8 @@ VARIANTS = {
         "n_dis": 2,
     },
     "r3gan": {
-        "generator": {"family": "r3gan", "z_dim": 8, "channels": [8], "blocks": 1},
-        "discriminator": {"family": "r3gan", "channels": [8], "blocks": 1},
+        "generator": {"family": "r3gan", "z_dim": 8, "channel_max": 8, "blocks": 1},
+        "discriminator": {"family": "r3gan", "channel_max": 8, "blocks": 1},
         "loss": {"kind": "relativistic", "gamma": None, "r1_interval": 1, "r2": True},
         "augment": {"kind": "fixed", "p": 0.3, "p_start": 0.0},
         "g_optim": {"lr_end": 1e-4, "beta2_end": 0.99},
