@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+OUTPUT_ACTS = ("linear", "tanh")
+"""What a generator's pixels may go through. Many images are black or white in most pixels (digits, drawings,
+masks). A linear output does not hit them exactly, and a discriminator knows it by that alone; tanh does."""
+
 _COARSEST = 4  # pixels, at least
 
 
@@ -21,6 +25,11 @@ def check_positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} is {number}, but must be at least 1")
+
+
+def check_output_act(act: str) -> None:
+    if act not in OUTPUT_ACTS:
+        raise ValueError(f"output_act is {act!r}, but must be one of {', '.join(OUTPUT_ACTS)}")
 
 
 def channels_at(sides: int, channel_base: int, channel_max: int) -> int:

@@ -29,7 +29,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models.checks import channels_at, check_input, check_labels, check_positive, halvings_of
+from aigc_ext.models.checks import (
+    channels_at,
+    check_input,
+    check_labels,
+    check_output_act,
+    check_positive,
+    halvings_of,
+)
 from aigc_ext.nn import Conv2d, Downsample2d, Upsample2d
 
 _TAPS = (1, 2, 1)
@@ -38,7 +45,7 @@ _SLOPE = 0.2
 
 class R3GANGenerator(nn.Module):
     """From z to an image: a learned constant, each channel times a linear function of z, then the stages, and
-    a 1x1 convolution for the pixels, which are not limited.
+    a 1x1 convolution for the pixels.
 
     Args:
         image_shape: (C, H, W) of the images; H and W even and at least 8.
@@ -48,13 +55,15 @@ class R3GANGenerator(nn.Module):
         group_size: channels of a group of the 3x3 convolutions; less only where a block has no more.
         expansion: what a block multiplies the width by inside.
         num_classes: number of labels, 0 for an unconditional generator.
+        output_act: what the pixels go through: "linear", as in the paper, or "tanh" (`models.checks`).
 
     Attributes:
         widths: of the stages, from coarsest to finest.
 
     Raises:
         ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved,
-            `channel_base` is less than the longer side, or no width makes whole groups.
+            `channel_base` is less than the longer side, no width makes whole groups, or `output_act` is
+            unknown.
     """
 
     value_range = (-1.0, 1.0)
@@ -69,9 +78,12 @@ class R3GANGenerator(nn.Module):
         group_size: int = 16,
         expansion: int = 2,
         num_classes: int = 0,
+        output_act: str = "linear",
     ) -> None:
         super().__init__()
         check_positive(z_dim=z_dim, blocks=blocks)
+        check_output_act(output_act)
+        self.output_act = output_act
         widths = _widths(image_shape, channel_base, channel_max, group_size, expansion, num_classes)
         self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
         self.channel_base, self.channel_max, self.widths = channel_base, channel_max, widths
@@ -84,15 +96,20 @@ class R3GANGenerator(nn.Module):
         for (coarse, fine), stage in zip(pairwise(widths), stages[1:], strict=True):
             layers += [*_change(coarse, fine), Upsample2d(_TAPS), stage]
         self.layers = nn.Sequential(*layers)
-        self.head = _initialised(Conv2d(widths[-1], image_shape[0], 1))
+        self.head = _initialised(Conv2d(widths[-1], image_shape[0], 1, act=output_act))
 
     @property
     def config(self) -> dict[str, Any]:
         """JSON values from which `models.build_generator` makes the same architecture."""
-        return {"family": "r3gan", "z_dim": self.z_dim, **_config(self)}
+        return {
+            "family": "r3gan",
+            "z_dim": self.z_dim,
+            **_config(self),
+            "output_act": self.output_act,
+        }
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        """Images, in [-1, 1] where the data are, but not limited to it.
+        """Images, about from -1 to 1 (with tanh exactly).
 
         Args:
             z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).

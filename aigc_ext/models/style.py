@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
-from aigc_ext.models.checks import check_images, check_input, check_labels, check_positive
+from aigc_ext.models.checks import (
+    check_images,
+    check_input,
+    check_labels,
+    check_output_act,
+    check_positive,
+)
 
 CLAMP = 256.0
 """Largest magnitude of activations and of RGB, so that half types are never near their limit (float16's is
@@ -147,6 +153,7 @@ class StyleGenerator(nn.Module, ABC):
         num_ws: how many layers take a w of their own.
         mapping_layers: number of layers from z to w.
         num_classes: number of labels, 0 for an unconditional generator.
+        output_act: "linear" or "tanh", see `models.checks`.
     """
 
     value_range = (-1.0, 1.0)
@@ -160,12 +167,15 @@ class StyleGenerator(nn.Module, ABC):
         num_ws: int,
         mapping_layers: int,
         num_classes: int,
+        output_act: str,
     ) -> None:
         super().__init__()
         check_images(image_shape, num_classes)
+        check_output_act(output_act)
         check_positive(z_dim=z_dim, w_dim=w_dim, mapping_layers=mapping_layers)
         self.image_shape, self.num_classes = tuple(image_shape), num_classes
         self.z_dim, self.w_dim, self.num_ws, self.mapping_layers = z_dim, w_dim, num_ws, mapping_layers
+        self.output_act = output_act
         self.mapping_network = MappingNetwork(z_dim, w_dim, mapping_layers, num_classes)
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
@@ -241,6 +251,9 @@ class StyleGenerator(nn.Module, ABC):
         if noise_mode is None:
             noise_mode = "random" if self.training else "const"
         return self.synthesis(self.mapping(z, c, truncation, truncation_cutoff), noise_mode)
+
+    def _limited(self, image: Tensor) -> Tensor:
+        return image.tanh() if self.output_act == "tanh" else image
 
     def _check_styles(self, w: Tensor, noise_mode: str) -> None:
         check_input("w", w, (self.num_ws, self.w_dim), self.mapping_network.get_parameter("layers.0.weight"))

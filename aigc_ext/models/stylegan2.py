@@ -43,6 +43,7 @@ class StyleGAN2Generator(StyleGenerator):
         mapping_layers: number of layers from z to w.
         channel_base, channel_max: the number of channels, see the module.
         num_classes: number of labels, 0 for an unconditional generator.
+        output_act: what the RGB image goes through: "linear", as in the paper, or "tanh" (`models.checks`).
 
     Attributes:
         num_ws: one w for each convolution and for the last RGB layer, the coarsest first; the other RGB
@@ -50,8 +51,8 @@ class StyleGAN2Generator(StyleGenerator):
         w_avg: running mean of w, for truncation.
 
     Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved, or
-            `channel_base` is less than the longer side.
+        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved,
+            `channel_base` is less than the longer side, or `output_act` is unknown.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class StyleGAN2Generator(StyleGenerator):
         channel_base: int = 32768,
         channel_max: int = 512,
         num_classes: int = 0,
+        output_act: str = "linear",
     ) -> None:
         halvings = halvings_of(image_shape, channel_max, num_classes)
-        super().__init__(image_shape, z_dim, w_dim, 2 * halvings + 2, mapping_layers, num_classes)
+        super().__init__(image_shape, z_dim, w_dim, 2 * halvings + 2, mapping_layers, num_classes, output_act)
         self.channel_base, self.channel_max = channel_base, channel_max
         sizes = [(image_shape[1] >> k, image_shape[2] >> k) for k in reversed(range(halvings + 1))]
         widths = [channels_at(max(size), channel_base, channel_max) for size in sizes]
@@ -89,6 +91,7 @@ class StyleGAN2Generator(StyleGenerator):
             "channel_base": self.channel_base,
             "channel_max": self.channel_max,
             "num_classes": self.num_classes,
+            "output_act": self.output_act,
         }
 
     def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
@@ -120,7 +123,7 @@ class StyleGAN2Generator(StyleGenerator):
                 x = self.layers[2 * k - 1](x, w[:, 2 * k - 1], noise_mode)
                 x = self.layers[2 * k](x, w[:, 2 * k], noise_mode)
                 image = self.upsample(image) + self.to_rgb[k](x, w[:, 2 * k + 1])
-            return image.to(self.constant.dtype)
+            return self._limited(image.to(self.constant.dtype))
 
 
 class StyleGAN2Discriminator(nn.Module):

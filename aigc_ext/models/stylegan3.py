@@ -56,6 +56,7 @@ class StyleGAN3Generator(StyleGenerator):
         margin_size: pixels on each side of every image but the last two.
         output_scale: what RGB is multiplied with.
         num_classes: number of labels, 0 for an unconditional generator.
+        output_act: what the RGB image goes through: "linear", as in the paper, or "tanh" (`models.checks`).
 
     Attributes:
         input.transform: a 3x3 matrix, the identity at first, that maps pixel positions `(x, y, 1)` to those
@@ -65,9 +66,9 @@ class StyleGAN3Generator(StyleGenerator):
         w_avg: running mean of w, for truncation.
 
     Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), `variant` is unknown, `num_layers` is
-            not above `num_critical`, the frequencies do not rise, or `channel_base` is less than the longer
-            side.
+        ValueError: a size is not positive (`num_classes`: is negative), `variant` or `output_act` is unknown,
+            `num_layers` is not above `num_critical`, the frequencies do not rise, or `channel_base` is less
+            than the longer side.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class StyleGAN3Generator(StyleGenerator):
         margin_size: int = 10,
         output_scale: float = 0.25,
         num_classes: int = 0,
+        output_act: str = "linear",
     ) -> None:
-        super().__init__(image_shape, z_dim, w_dim, num_layers + 2, mapping_layers, num_classes)
+        super().__init__(image_shape, z_dim, w_dim, num_layers + 2, mapping_layers, num_classes, output_act)
         _check_layers(num_layers, num_critical, margin_size, variant)
         side = max(image_shape[1:])
         if not 0 < first_cutoff < first_stopband or first_cutoff >= side / 2 or last_stopband_rel <= 1:
@@ -149,6 +151,7 @@ class StyleGAN3Generator(StyleGenerator):
             "margin_size": self.margin_size,
             "output_scale": self.output_scale,
             "num_classes": self.num_classes,
+            "output_act": self.output_act,
         }
 
     def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
@@ -175,7 +178,7 @@ class StyleGAN3Generator(StyleGenerator):
             x = in_format_of(self.get_parameter("layers.0.weight"), self.input(w[:, 0]).to(dtype))
             for i, layer in enumerate(self.layers, start=1):
                 x = layer(x, w[:, i])
-            return self.to_rgb(x, w[:, -1]).to(weight.dtype) * self.output_scale
+            return self._limited(self.to_rgb(x, w[:, -1]).to(weight.dtype) * self.output_scale)
 
 
 @dataclass(frozen=True, kw_only=True)

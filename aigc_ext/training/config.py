@@ -206,6 +206,8 @@ class StyleGAN2GeneratorConfig(_Config):
     """Channels at a resolution are this number divided by its larger side..."""
     channel_max: Count = 512
     """... but not more than this."""
+    output_act: Literal["linear", "tanh"] | None = None
+    """What the pixels go through; null: tanh if much of the data is black or white (`training.recipe`)."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,8 @@ class StyleGAN3GeneratorConfig(_Config):
     channel_base: Count = 32768
     channel_max: Count = 512
     num_layers: Count = 14
+    output_act: Literal["linear", "tanh"] | None = None
+    """What the pixels go through; null: tanh if much of the data is black or white (`training.recipe`)."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,8 @@ class R3GANGeneratorConfig(_Config):
     """Channels of a group of a block's 3x3 convolution."""
     expansion: Count = 2
     """What a block multiplies the channels by inside."""
+    output_act: Literal["linear", "tanh"] | None = None
+    """What the pixels go through; null: tanh if much of the data is black or white (`training.recipe`)."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Trainer:
         if config.data.cond and not data.num_classes:
             raise ConfigError(f"data.cond is true, but {data.name} has no labels")
         check_loggers(config.log)
-        self.config = config = recipe.complete(config, data.image_shape)
+        self.config = config = recipe.complete(config, data)
         self.data = data
         self.device = resolve_device(config.device)
         generator = generator.to(self.device).train()
@@ -174,6 +174,7 @@ class Trainer:
         """Opens the data and builds the networks that `config` describes, with weights from its seed. Files
         that are no part of the data are left out; `fit` reports them."""
         data = open_dataset(config.data.source, on_bad="skip")
+        config = recipe.complete(config, data)
         shared = {
             "image_shape": data.image_shape,
             "num_classes": data.num_classes if config.data.cond else 0,

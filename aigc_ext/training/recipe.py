@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from aigc_ext.data import ImageDataset
 from aigc_ext.training.augment import AdaAugment, DiffAugment
-from aigc_ext.training.config import AdamConfig, AugmentConfig, ConfigError, TrainConfig
+from aigc_ext.training.config import (
+    AdamConfig,
+    AugmentConfig,
+    ConfigError,
+    R3GANGeneratorConfig,
+    StyleGAN2GeneratorConfig,
+    StyleGAN3GeneratorConfig,
+    TrainConfig,
+)
 
 # Gamma of R3GAN by the side of the images: the paper's for ImageNet at 32 pixels, FFHQ at 64 and at 256.
 _R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
+_WITH_OUTPUT_ACT = (StyleGAN2GeneratorConfig, StyleGAN3GeneratorConfig, R3GANGeneratorConfig)
+_SAMPLE = 256  # images
 
 
-def complete(config: TrainConfig, image_shape: Sequence[int]) -> TrainConfig:
-    """The config with a number in the place of every null that depends on the data.
+def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
+    """The config with a value in the place of every null that depends on the data.
 
     R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
     Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp.
-    The average's half-life is 10/32 of the batch size, in thousands of images.
+    The average's half-life is 10/32 of the batch size, in thousands of images. The generator's output is
+    tanh's if more than a quarter of the data's values are at either end of their range.
     """
-    loss, ema = config.loss, config.ema
+    loss, ema, generator = config.loss, config.ema, config.generator
     if loss.gamma is None:
-        pixels = image_shape[1] * image_shape[2]
+        pixels = data.image_shape[1] * data.image_shape[2]
         if loss.r2:
             gamma = _r3gan_gamma(math.sqrt(pixels))
             end = gamma / 10 if loss.gamma_end is None else loss.gamma_end
@@ -34,7 +46,16 @@ def complete(config: TrainConfig, image_shape: Sequence[int]) -> TrainConfig:
             loss = dataclasses.replace(loss, gamma=0.0002 * pixels / config.batch)
     if ema.kimg is None:
         ema = dataclasses.replace(ema, kimg=config.batch * 10 / 32)
-    return dataclasses.replace(config, loss=loss, ema=ema)
+    if isinstance(generator, _WITH_OUTPUT_ACT) and generator.output_act is None:
+        act: Literal["linear", "tanh"] = "tanh" if _saturated(data) > 0.25 else "linear"
+        generator = dataclasses.replace(generator, output_act=act)
+    return dataclasses.replace(config, loss=loss, ema=ema, generator=generator)
+
+
+def _saturated(data: ImageDataset) -> float:
+    """The share of the values that are the darkest or the brightest, in images from all over the data."""
+    images, _ = data.read(range(0, len(data), max(1, len(data) // _SAMPLE)))
+    return ((images == 0) | (images == 255)).float().mean().item()
 
 
 def _r3gan_gamma(side: float) -> float:

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aigc_ext.data import open_dataset
+from aigc_ext.training import PRESETS, recipe
+
+
+def _data(tmp_path, images):
+    np.save(tmp_path / "images.npy", images)
+    return open_dataset(str(tmp_path / "images.npy"))
+
+
+@pytest.mark.parametrize("preset", ["stylegan2", "stylegan3-t", "r3gan"])
+def test_the_output_is_limited_where_much_of_the_data_is_black_or_white(preset, tmp_path):
+    rng = np.random.default_rng(0)
+    photos = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    config = PRESETS[preset]
+    assert recipe.complete(config, _data(tmp_path, photos)).generator.output_act == "linear"
+    drawings = np.where(rng.random(photos.shape) < 0.3, 255 * (photos > 127), photos).astype(np.uint8)
+    drawn = _data(tmp_path, drawings)
+    assert recipe.complete(config, drawn).generator.output_act == "tanh"
+    chosen = config.override("generator.output_act", "linear")
+    assert recipe.complete(chosen, drawn).generator.output_act == "linear"
