@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from aigc_ext.training.progress import peak_memory_gb
-
-if TYPE_CHECKING:
-    from aigc_ext.training.loop import Trainer
+from aigc_ext.training import recipe
+from aigc_ext.training.loop import Trainer
+from aigc_ext.training.progress import memory_size_gb, peak_memory_gb
 
 _SECONDS = 10.0
+_TRIAL = 8  # images, of a step that surely fits
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Cost:
 
     Attributes:
         generator, discriminator: their parameters that are trained.
-        memory_gb: the peak so far, as in `stats.jsonl`.
+        memory_gb: the peak, as in `stats.jsonl`.
         seconds_per_kimg: of training alone, without grids, checkpoints and metrics.
         hours: of the whole run at this rate.
+        too_large: what was not tried, because `memory_gb` is more than there is; None if it was.
     """
 
     generator: int
@@ -32,25 +33,50 @@ class Cost:
     memory_gb: float
     seconds_per_kimg: float
     hours: float
+    too_large: str | None = None
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"generator {self.generator:,} and discriminator {self.discriminator:,} parameters; "
             f"{self.memory_gb:.2f} GB; about {self.seconds_per_kimg:.3g} s/kimg, {self.hours:.3g} h in all"
         )
+        return text if self.too_large is None else f"{text}\nWarning: {self.too_large}"
 
 
 def probe(trainer: Trainer) -> Cost:
     """Takes a step of every kind that the recipe has (with penalty, with path lengths, ...), each once more
     while 10 seconds are not over, and weighs them as often as they occur. The trainer is of no use
-    afterwards: its networks have moved."""
+    afterwards: its networks have moved.
+
+    Steps of a few images come first. If by these the whole ones would take more memory than the machine has,
+    they are not tried, and the result says so."""
+    images, available = recipe.part_size(trainer.config, 1), memory_size_gb(trainer.device)
+    if images > _TRIAL:
+        half, trial = (_measure(_with_batch(trainer, size), rounds=1) for size in (_TRIAL // 2, _TRIAL))
+        per_image = (trial.memory_gb - half.memory_gb) / (_TRIAL // 2)
+        memory = trial.memory_gb + per_image * (images - _TRIAL)
+        if memory > available:
+            reason = (
+                f"{images} images at once would take about {memory:.3g} GB, but there are {available:.3g}; "
+                f"--batch-gpu computes a batch in parts. The time is that of {_TRIAL} images"
+            )
+            return dataclasses.replace(trial, memory_gb=memory, too_large=reason)
+    return _measure(trainer, rounds=3)
+
+
+def _with_batch(trainer: Trainer, batch: int) -> Trainer:
+    config = dataclasses.replace(trainer.config, batch=batch, batch_gpu=None)
+    return Trainer(trainer.state.generator, trainer.state.discriminator, trainer.data, config)
+
+
+def _measure(trainer: Trainer, rounds: int) -> Cost:
     config = trainer.config
     kinds = Counter(trainer.kind_of_step(step) for step in range(math.lcm(*trainer.intervals())))
     first = {trainer.kind_of_step(step): step for step in reversed(range(math.lcm(*trainer.intervals())))}
     best: dict[tuple[bool, ...], float] = {}
     begin = time.perf_counter()
     with trainer.prepared_step() as take:
-        for _ in range(3):
+        for _ in range(rounds):
             for kind, step in first.items():
                 trainer.state.step = step
                 start = time.perf_counter()
