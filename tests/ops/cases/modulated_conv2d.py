@@ -95,7 +95,6 @@ def case(
     reference: Callable[..., torch.Tensor],
     luck: tuple[str, ...] = (),
     half_factor: float = 2.0,
-    decomposes_to_reference: bool = True,
 ) -> OpCase:
     return OpCase(
         name=name,
@@ -108,7 +107,7 @@ def case(
         own_sums=False,
         luck=luck,
         half_factor=half_factor,
-        decomposes_to_reference=decomposes_to_reference,
+        decomposes_to_reference=False,
     )
 
 
@@ -128,6 +127,5 @@ CASES = [
         ops.modulated_conv2d_ref,
         luck=("f", "strength"),
         half_factor=4.0,  # the reference resamples first, and multiplies the weights by the styles
-        decomposes_to_reference=False,
     ),
 ]
