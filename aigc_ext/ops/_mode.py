@@ -40,7 +40,8 @@ def weight_gradients() -> bool:
 
 @contextmanager
 def decompose() -> Iterator[None]:
-    """Inside, every op runs as its ``*_ref`` in plain PyTorch.
+    """Inside, every op runs in plain PyTorch: as its ``*_ref``, or, where it resamples or modulates, as a
+    faster form of it that is one program for any number of samples.
 
     For what custom kernels cannot do: a double backward inside one compiled graph, devices without a kernel,
     export to other runtimes. Inside ``torch.func`` transforms and forward-mode differentiation it is on by

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext.ops._arguments import no_tensor, shape_of
-from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops.conv2d_act import conv2d_act, conv_transpose2d_act
 from aigc_ext.ops.upfirdn2d import four_paddings, number_of_taps, upfirdn2d, upfirdn2d_ref
 
@@ -50,8 +49,6 @@ def conv2d_resample(
         RuntimeError: shapes or dtypes do not fit together.
     """
     x0, x1, y0, y1, taps = _arguments(x, w, f, up, down, padding)
-    if decomposed():
-        return conv2d_resample_ref(x, w, f, up, down, padding, groups, flip_weight, flip_filter)
     pads = _with_filters(x0, x1, y0, y1, taps, up, down)
     if not flip_weight and (w.size(2) > 1 or w.size(3) > 1):
         w = w.flip([2, 3])

@@ -72,10 +72,8 @@ def filtered_lrelu(
         RuntimeError: shapes, dtypes or devices do not fit together.
     """
     _check(x, fu, fd, b, up, down)
-    if decomposed():
-        return filtered_lrelu_ref(x, fu, fd, b, up, down, padding, gain, slope, clamp, flip_filter)
     pads = four_paddings(padding, "filtered_lrelu")
-    run = _one_pass if _fused(x, fu, fd, up, down) else _composed
+    run = _one_pass if not decomposed() and _fused(x, fu, fd, up, down) else _composed
     return run(x, fu, fd, b, up, down, pads, gain, slope, clamp, flip_filter)
 
 

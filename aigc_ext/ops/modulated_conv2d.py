@@ -4,7 +4,8 @@ Networks"), with noise, bias and activation as one epilogue.
 
 Two forms compute it. One makes the weights of every sample, and convolves each sample with its own. The other
 scales x before and y after a convolution whose weights all samples share. Which one runs is a rule of
-:func:`_own_weights_pay`.
+:func:`_own_weights_pay`. Decomposed it is always the second, which is one program for any number of samples:
+the reference has a convolution with as many groups as there are samples.
 """
 
 from __future__ import annotations
@@ -73,13 +74,9 @@ def modulated_conv2d(
     """
     resolve_activation(act, alpha, gain, clamp)
     _check(x, w, s, b, noise, strength)
-    if decomposed():
-        return modulated_conv2d_ref(
-            *(x, w, s, b, noise, strength, up, down, padding, f, demodulate, normalize, input_gain),
-            *(flip_weight, flip_filter, act, alpha, gain, clamp),
-        )
+    plain = decomposed()
     dtype = x.dtype
-    if widened(x):
+    if not plain and widened(x):
         x = x.float()
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     w, s = w.to(wide), s.to(wide)
@@ -92,7 +89,7 @@ def modulated_conv2d(
         s = s * input_gain
     resampled = up != 1 or down != 1
     pointwise = w.size(2) == w.size(3) == 1 and not resampled and padding == 0 and x.dtype == wide
-    if (pointwise or x.size(0) == 1) and _own_weights_pay(x, w):
+    if not plain and (pointwise or x.size(0) == 1) and _own_weights_pay(x, w):
         own = w * s[:, None, :, None, None]
         if factor is not None:
             own = own * factor[:, :, None, None, None]

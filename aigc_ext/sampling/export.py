@@ -72,8 +72,9 @@ def export_generator(
         ValueError: an argument is not valid.
         ModuleNotFoundError: the packages for ONNX are missing.
         ExportError: torch cannot export this generator (a decision on values, or on the batch size in an
-            open batch; in ONNX also an op that it lacks, or a convolution with a filter for each image of an
-            open batch), or the program does not compute what the generator does.
+            open batch; in ONNX also an op that it lacks, such as a convolution with a group for each image of
+            an open batch), or the program does not compute what the generator does. Those of
+            `aigc_ext.models` have none of this, with and without classes, in both formats.
     """
     path = Path(path)
     format = format or path.suffix.lower().removeprefix(".")

@@ -55,6 +55,7 @@ class OpCase:
     luck: tuple[str, ...] = ()
     # In the place of the 2 in half types, where function and reference round intermediates at other places.
     half_factor: float = 2.0
+    decomposes_to_reference: bool = True  # bit for bit; else to another form in plain PyTorch
     cpu_only: bool = False  # elsewhere the function is PyTorch's own
     dtypes: tuple[torch.dtype, ...] = DTYPES
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)

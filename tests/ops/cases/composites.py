@@ -138,6 +138,7 @@ CASES = [
         large_call=large_filtered_lrelu_call,
         native=None,
         dtypes=DTYPES[:2],
+        decomposes_to_reference=False,
     ),
     OpCase(
         name="filtered_lrelu[one pass]",

@@ -107,6 +107,7 @@ def case(
         own_sums=False,
         luck=luck,
         half_factor=half_factor,
+        decomposes_to_reference=False,
     )
 
 
