@@ -337,6 +337,7 @@ class Trainer:
         position = recipe.ramp(config, state.nimg)
         assert config.loss.gamma is not None
         step.objective.gamma = recipe.between(config.loss.gamma, config.loss.gamma_end, position)
+        step.objective.blur_sigma = recipe.blur_sigma(config, state.nimg)
         recipe.set_rates(state.g_optimizer, config.g_optim, position)
         recipe.set_rates(state.d_optimizer, config.d_optim, position)
         images_per_update = config.batch * config.n_dis
@@ -514,6 +515,7 @@ class Trainer:
             "ema_decay": state.g_optimizer.ema_decay,
             "gamma": self._take_step.objective.gamma,
             "lr_g": state.g_optimizer.param_groups[0]["lr"],
+            "blur_sigma": self._take_step.objective.blur_sigma if self.config.augment.blur_sigma else None,
             "augment_p": state.augment.p.item() if isinstance(state.augment, AdaAugment) else None,
             "seconds": round(state.seconds, 3),
             "img_per_sec": round(images_per_second, 1),
@@ -573,6 +575,7 @@ class Trainer:
                 "penalize": inputs.penalize,
                 "stretch": self._stretched,
                 "gamma": self._take_step.objective.gamma,
+                "blur_sigma": self._take_step.objective.blur_sigma,
                 "seed": inputs.seed,
                 "start": inputs.start,
                 "total": inputs.total,

@@ -22,8 +22,10 @@ def complete(config: TrainConfig, image_shape: Sequence[int]) -> TrainConfig:
     R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
     Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp.
     The average's half-life is 10/32 of the batch size, in thousands of images.
+    The blur is of 10 pixels (Karras et al., 2021, "Alias-Free Generative Adversarial Networks"), which the
+    paper has for sides of 256 and more; of a shorter side it is the same share, to hide the same detail.
     """
-    loss, ema = config.loss, config.ema
+    loss, ema, augment = config.loss, config.ema, config.augment
     if loss.gamma is None:
         pixels = image_shape[1] * image_shape[2]
         if loss.r2:
@@ -34,7 +36,9 @@ def complete(config: TrainConfig, image_shape: Sequence[int]) -> TrainConfig:
             loss = dataclasses.replace(loss, gamma=0.0002 * pixels / config.batch)
     if ema.kimg is None:
         ema = dataclasses.replace(ema, kimg=config.batch * 10 / 32)
-    return dataclasses.replace(config, loss=loss, ema=ema)
+    if augment.blur_sigma is None:
+        augment = dataclasses.replace(augment, blur_sigma=10 * min(1.0, min(image_shape[1:]) / 256))
+    return dataclasses.replace(config, loss=loss, ema=ema, augment=augment)
 
 
 def _r3gan_gamma(side: float) -> float:
@@ -70,6 +74,13 @@ def ramp(config: TrainConfig, nimg: int) -> float:
 def between(start: float, end: float | None, position: float) -> float:
     """`start`, or a point on the way from there to `end`, if there is one."""
     return start if end is None else start + position * (end - start)
+
+
+def blur_sigma(config: TrainConfig, nimg: int) -> float:
+    """The blur of what D sees after `nimg` images, in pixels: down to 0 along a straight line."""
+    augment = config.augment
+    assert augment.blur_sigma is not None, "recipe.complete has not been called"
+    return augment.blur_sigma * max(0.0, 1 - nimg / (augment.blur_kimg * 1000))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, config: AdamConfig, position: float) -> None:

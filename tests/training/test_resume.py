@@ -75,7 +75,7 @@ VARIANTS = {
         },
         "discriminator": {"family": "stylegan2", "channel_max": 6},
         "loss": {"gamma": None, "r1_interval": 4},
-        "augment": {"kind": "diffaug"},
+        "augment": {"kind": "diffaug", "blur_sigma": 1.5, "blur_kimg": 0.6},
         "batch_gpu": 5,
         "n_dis": 2,
     },
