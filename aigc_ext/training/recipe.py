@@ -103,22 +103,19 @@ def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.
     return AdaAugment(p, config.blit, config.geometric, config.color, value_range)
 
 
-@torch.no_grad()
 def adjust_augment(
     augment: AdaAugment, config: TrainConfig, step: int, position: float, acc_real: Tensor
 ) -> None:
     """Moves the probability of augmentation behind a step: by the ramp, or by how sure D was of real images.
 
     Args:
-        acc_real: the share of real images that D took for real; NaN counts for nothing.
+        acc_real: the share of the whole batch's real images that D took for real; NaN counts for nothing.
     """
     settings = config.augment
     if settings.kind == "fixed":
         if settings.p_start is not None:
-            augment.p.fill_(between(settings.p_start, settings.p, position))
+            augment.set_p(between(settings.p_start, settings.p, position))
         return
-    known = acc_real.isfinite()
-    augment.sum += torch.where(known, 2 * acc_real - 1, 0) * config.batch
-    augment.count += known * config.batch
+    augment.observe_mean(2 * acc_real - 1, config.batch)
     if (step + 1) % settings.interval == 0:
         augment.adjust(config.batch * settings.interval, settings.target, settings.kimg)
