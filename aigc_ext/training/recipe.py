@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.training.augment import AdaAugment, DiffAugment
 from aigc_ext.training.config import AdamConfig, AugmentConfig, ConfigError, TrainConfig
 
@@ -45,6 +46,23 @@ def _r3gan_gamma(side: float) -> float:
     """A straight line through two of the figures, the nearest, on logarithmic scales."""
     (low, a), (high, b) = _R3GAN_GAMMA[:2] if side < _R3GAN_GAMMA[1][0] else _R3GAN_GAMMA[1:]
     return float(f"{a * (b / a) ** (math.log(side / low) / math.log(high / low)):.3g}")
+
+
+def check_fits(config: TrainConfig, generator: nn.Module) -> None:
+    """Raises ConfigError for what makes no sense together, or not with this generator."""
+    loss = config.loss
+    if config.augment.kind == "ada" and loss.kind in RELATIVISTIC:
+        raise ConfigError(
+            f"augment.kind is 'ada', but loss.kind is {loss.kind!r}: D's logits of real images "
+            "then mean nothing by themselves; use 'fixed'"
+        )
+    missing = [name for name in ("mapping", "synthesis", "num_ws") if not hasattr(generator, name)]
+    if (loss.mixing or loss.path_weight) and missing:
+        key = "mixing" if loss.mixing else "path_weight"
+        raise ConfigError(
+            f"loss.{key} is {getattr(loss, key)}, but must be 0: {type(generator).__name__} has no "
+            f"{missing[0]}, as a generator with a mapping network has"
+        )
 
 
 def part_size(config: TrainConfig, processes: int) -> int:
