@@ -139,7 +139,7 @@ class Recorder:
             save_pretrained(run.model, facts["generator"], files["ema"])
         run.stats.sync()
         write_checkpoint(run.checkpoint(name), files, facts)
-        prune_checkpoints(run.path, self._config.keep, spare=best_checkpoint(run.metrics.rows()))
+        self._prune()
 
     def dump(
         self, path: Path, inputs: StepInputs, statistics: Tensor, stretched: bool, last_checkpoint: str | None
@@ -201,6 +201,7 @@ class Recorder:
         measured = history.path.with_name(METRICS_FILE)
         if measured.exists():
             run.metrics.restart([row for row in StatsLog(measured).rows() if row["step"] <= state.step])
+        self._prune()  # a dead process may not have come to it, and a complete run takes no further snapshot
 
         if self._data.bad_files:
             report = "".join(f"{bad}\n" for bad in self._data.bad_files)
@@ -213,6 +214,10 @@ class Recorder:
             self._save_reals(run.path / "reals.png")
         if not (run.path / "fakes_init.png").exists():
             self._save_fakes(run.path / "fakes_init.png", serialize(state.ema.state_dict()))
+
+    def _prune(self) -> None:
+        run = self._run
+        prune_checkpoints(run.path, self._config.keep, spare=best_checkpoint(run.metrics.rows()))
 
     def _compare_threads(self, before: int) -> None:
         now = torch.get_num_threads()
