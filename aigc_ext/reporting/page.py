@@ -38,6 +38,7 @@ _TRAINING = (
     ("Gradient penalties", {"r1": "R1", "r2": "R2"}, None),
     ("Path length", {"path_length": "path length"}, None),
     ("Probability of augmentation", {"augment_p": "p"}, (0.0, 1.0)),
+    ("Blur of what D sees", {"blur_sigma": "sigma, pixels"}, None),
     ("Speed", {"img_per_sec": "images per second"}, None),
     ("Memory", {"memory_gb": "peak, GB"}, None),
 )

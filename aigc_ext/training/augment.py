@@ -36,9 +36,10 @@ class AdaAugment(nn.Module):
     which copies pixels if only blits happen. (The paper filters around it, against aliasing.) With p = 0 the
     result is the images, bit for bit.
 
-    The controller: `observe` takes D's logits of the augmented real images, and `adjust`, every few steps,
-    moves `p` so that r_t, the mean sign of the logits, comes near its target. The buffers `p`, `sum` and
-    `count` are all of its state; several processes add up `sum` and `count` before they `adjust`.
+    The controller: `observe` takes D's logits of the augmented real images, or `observe_mean` the mean of
+    their signs, which several processes average first; and `adjust`, every few steps, moves `p` so that r_t,
+    the mean sign of all these logits, comes near its target. The buffers `p`, `sum` and `count` are all of
+    its state.
 
     Args:
         p: probability to begin with.
@@ -62,11 +63,10 @@ class AdaAugment(nn.Module):
         value_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is {p}, but must be from 0 to 1")
         self.blit, self.geometric, self.color = blit, geometric, color
         self.value_range = _checked_range(value_range)
-        self.register_buffer("p", torch.tensor(float(p)))
+        self.register_buffer("p", torch.zeros(()))
+        self.set_p(p)
         self.register_buffer("sum", torch.zeros(()))
         self.register_buffer("count", torch.zeros(()))
 
@@ -87,8 +87,14 @@ class AdaAugment(nn.Module):
     @torch.no_grad()
     def observe(self, real_logits: Tensor) -> None:
         """Counts the signs of D's logits of augmented real images, of any shape. Waits for no device."""
-        self.sum += real_logits.detach().sign().float().sum()
-        self.count += real_logits.numel()
+        self.observe_mean(real_logits.sign().float().mean(), real_logits.numel())
+
+    @torch.no_grad()
+    def observe_mean(self, sign: Tensor, logits: int) -> None:
+        """Counts so many logits by the mean of their signs, 0-d; none, if it is NaN. Waits for no device."""
+        known = sign.isfinite()
+        self.sum += torch.where(known, sign, 0) * logits
+        self.count += known * logits
 
     @torch.no_grad()
     def adjust(self, images: int, target: float = 0.6, kimg: float = 500.0) -> None:
@@ -101,6 +107,13 @@ class AdaAugment(nn.Module):
         self.p.copy_(adjusted_p(self.p, self.rt, images, target, kimg))
         self.sum.zero_()
         self.count.zero_()
+
+    @torch.no_grad()
+    def set_p(self, p: float) -> None:
+        """For a probability that follows a schedule; raises ValueError if it is not from 0 to 1."""
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p}, but must be from 0 to 1")
+        self.p.fill_(p)
 
     @property
     def rt(self) -> Tensor:

@@ -347,6 +347,12 @@ class AugmentConfig(_Config):
     color: bool = True
     policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
     """Of diffaug."""
+    blur_sigma: NonNegative | None = 0.0
+    """Behind any of these, a Gaussian blur of so many pixels (standard deviation) at the start of training;
+    see `training.blur`. 0 turns it off; null is a number for the size of the images, see
+    `training.recipe`."""
+    blur_kimg: Positive = 200.0
+    """It fades linearly, to nothing after so many thousands of images."""
 
 
 @dataclass(frozen=True)

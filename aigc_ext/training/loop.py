@@ -1,63 +1,40 @@
-"""The training loop: steps, figures, sample grids, checkpoints, and the run directory that holds them."""
+"""The training loop: what a step is made from, when something is written, and when it all ends.
+
+What is written then is in `training.record`.
+"""
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from aigc_ext import _files
-from aigc_ext.data import ImageDataset, describe_bad_files, normalize, open_dataset
-from aigc_ext.metrics import MetricSet
+from aigc_ext.data import ImageDataset, normalize, open_dataset
 from aigc_ext.models import build_discriminator, build_generator
-from aigc_ext.ops.gan_loss import RELATIVISTIC
-from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
+from aigc_ext.sampling import Sampler
 from aigc_ext.sampling.sampler import attribute
 from aigc_ext.training import recipe
 from aigc_ext.training.augment import AdaAugment
 from aigc_ext.training.batches import batches
-from aigc_ext.training.checkpoint import (
-    CheckpointError,
-    best_checkpoint,
-    checkpoint_name,
-    list_checkpoints,
-    prune_checkpoints,
-    serialize,
-    set_aside,
-    write_checkpoint,
-)
+from aigc_ext.training.checkpoint import CheckpointError, checkpoint_name
 from aigc_ext.training.config import ConfigError, TrainConfig
 from aigc_ext.training.distributed import Processes, process_group
-from aigc_ext.training.loggers import Loggers, check_loggers, open_loggers
+from aigc_ext.training.loggers import check_loggers
 from aigc_ext.training.malloc import keep_freed_memory
 from aigc_ext.training.nonfinite import NonFiniteError, make_objective
-from aigc_ext.training.progress import ProgressLine, peak_memory_gb
-from aigc_ext.training.run import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    STATS_FILE,
-    ResumePoint,
-    Run,
-    RunError,
-    StatsLog,
-    check_resumable,
-    create_run,
-    open_run,
-    watched_run,
-)
-from aigc_ext.training.runtime import StopSignals, resolve_device, torch_settings
+from aigc_ext.training.progress import ProgressLine
+from aigc_ext.training.record import Recorder, describe
+from aigc_ext.training.run import ResumePoint, Run, check_resumable, create_run, open_run, watched_run
+from aigc_ext.training.runtime import StopSignals, own_random_numbers, resolve_device, torch_settings
 from aigc_ext.training.state import TrainingState, architecture, derive_seed
 from aigc_ext.training.step import STATISTICS, AdversarialStep, Mixing
 
-BAD_FILES = "bad_files.txt"
 _STEPS_PER_CUDA_CHECK = 50
 
 
@@ -132,13 +109,7 @@ class Trainer:
         if config.channels_last:
             for network in (generator, discriminator):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.augment.kind == "ada" and config.loss.kind in RELATIVISTIC:
-            raise ConfigError(
-                f"augment.kind is 'ada', but loss.kind is {config.loss.kind!r}: D's logits of real images "
-                "then mean nothing by themselves; use 'fixed'"
-            )
-        if config.loss.path_weight or config.loss.mixing:
-            _check_has_mapping(generator, config)
+        recipe.check_fits(config, generator)
         value_range = attribute(generator, "value_range", value_range)
         augment = recipe.make_augment(config.augment, value_range)
         if augment is not None:
@@ -163,11 +134,10 @@ class Trainer:
         self._desc = desc
         self._resumed: ResumePoint | None = None
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
-        self._skipped_checked = self._skipped_logged = (0, 0)
+        self._skipped_checked = (0, 0)
         self._steps_unchecked = 0
         self._stretched = False  # did the last step take path lengths?
-        self._metrics: MetricSet | None = None  # in the main process
-        self._loggers = Loggers()
+        self._recorder: Recorder | None = None  # in the main process
 
     @classmethod
     def from_config(cls, config: TrainConfig, *, outdir: str | Path = "runs", desc: str = "") -> Trainer:
@@ -208,13 +178,13 @@ class Trainer:
         check_resumable(point.config, self.config)
         checkpoint = point.checkpoint
         if checkpoint is not None:
-            data = _describe(self.data)
+            data = describe(self.data)
             if checkpoint.state["data"] != data:
                 raise CheckpointError(
                     checkpoint.path, f"its data were {checkpoint.state['data']}, but are now {data}"
                 )
             self.state.load(checkpoint)
-            self._skipped_checked = self._skipped_logged = self.state.skipped
+            self._skipped_checked = self.state.skipped
             if point.run_dir is not None:
                 self._saved = (self.state.nimg, checkpoint.path.name)
         self.run_dir = point.run_dir
@@ -239,13 +209,14 @@ class Trainer:
             self._take_step = self._make_step()
             run = stack.enter_context(self._open_run())
             stack.enter_context(torch_settings(self.config))
-            stack.enter_context(_own_random_numbers(self.device))
+            stack.enter_context(own_random_numbers(self.device))
             stop = stack.enter_context(StopSignals())
-            self._prepare(run)
-            if self.config.metrics and self._processes.main:
-                self._metrics = self._make_metrics(run)
-            names = self.config.log if self._processes.main else ()
-            self._loggers = stack.enter_context(open_loggers(names, run, self.config, self.state.nimg))
+            point, self._resumed = self._resumed, None
+            if self._processes.main:
+                self._recorder = Recorder(
+                    *(run, self.state, self.config, self.data, self._sampler, self._take_step.objective)
+                )
+                stack.enter_context(self._recorder.recording(point, self._saved[1] if self._saved else None))
             line = ProgressLine(
                 self.state.nimg,
                 self.config.total_images,
@@ -281,18 +252,6 @@ class Trainer:
         self.run_dir = Path(self._processes.broadcast_text(""))
         return nullcontext(watched_run(self.run_dir))
 
-    def _make_metrics(self, run: Run) -> MetricSet:
-        extractor: Literal["classifier", "random"] = "classifier" if self.data.num_classes else "random"
-        if extractor == "random":
-            run.log.info("the metrics compare features of random weights: %s has no labels", self.data.name)
-        return MetricSet(
-            self.config.metrics,
-            self.data,
-            num_images=self.config.metric_images,
-            extractor=extractor,
-            device=self.device,
-        )
-
     def _train(self, run: Run, stop: StopSignals, line: ProgressLine) -> str:
         """Steps to the end or a signal; returns the name of the checkpoint of the last step."""
         config, state = self.config, self.state
@@ -309,15 +268,27 @@ class Trainer:
                     line.show(state.nimg, state.means.read())
                 if done or state.nimg // config.tick_images > before // config.tick_images:
                     state.seconds = earlier + time.perf_counter() - clock
-                    rate = (state.nimg - tick_nimg) / (state.seconds - tick_seconds)
-                    self._write_row(run, rate)
+                    if self._recorder is not None:
+                        rate = (state.nimg - tick_nimg) / (state.seconds - tick_seconds)
+                        self._recorder.row(rate)
+                    state.rows += 1
+                    state.means.reset()
                     tick_nimg, tick_seconds = state.nimg, state.seconds
                 if done or state.nimg // snapshot_images > before // snapshot_images:
-                    self._snapshot(run)
+                    self._snapshot()
         state.seconds = earlier + time.perf_counter() - clock
         if self._saved is not None and self._saved[0] == state.nimg:
             return self._saved[1]
-        return self._snapshot(run)
+        return self._snapshot()
+
+    def _snapshot(self) -> str:
+        """Writes a checkpoint and all that goes with it; returns its name."""
+        state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
+        self._processes.check_equal((state.generator, state.discriminator, state.ema))
+        self._saved = (state.nimg, name)
+        if self._recorder is not None:
+            self._recorder.snapshot(name)
+        return name
 
     def _stopped(self, stop: StopSignals) -> bool:
         """Has any process received a signal? Then each acts as if it had."""
@@ -338,6 +309,7 @@ class Trainer:
         position = recipe.ramp(config, state.nimg)
         assert config.loss.gamma is not None
         step.objective.gamma = recipe.between(config.loss.gamma, config.loss.gamma_end, position)
+        step.objective.blur_sigma = recipe.blur_sigma(config, state.nimg)
         recipe.set_rates(state.g_optimizer, config.g_optim, position)
         recipe.set_rates(state.d_optimizer, config.d_optim, position)
         images_per_update = config.batch * config.n_dis
@@ -382,7 +354,7 @@ class Trainer:
         directory: for measurements."""
         with (
             torch_settings(self.config),
-            _own_random_numbers(self.device),
+            own_random_numbers(self.device),
             closing(self._batches()) as stream,
         ):
             yield lambda: self._one_step(*next(stream))
@@ -430,214 +402,11 @@ class Trainer:
         self._skipped_checked = skipped
         self._steps_unchecked = 0
         if state.streak >= self.config.nonfinite_limit:
-            error = NonFiniteError(self._dump(statistics, run), state.streak, state.step)
+            path = run.dump(checkpoint_name(state.nimg, self.config.batch))
+            if self._recorder is not None:
+                assert self._take_step.inputs is not None
+                last = self._saved[1] if self._saved else None
+                self._recorder.dump(path, self._take_step.inputs, statistics, self._stretched, last)
+            error = NonFiniteError(path, state.streak, state.step)
             run.log.error("%s", error)
             raise error
-
-    # What a run leaves on disk
-
-    def _prepare(self, run: Run) -> None:
-        """Brings the directory to the state of the last step, whatever a dead process left behind."""
-        point, self._resumed = self._resumed, None
-        if not self._processes.main:
-            return
-        for directory in (run.path, run.path / "checkpoints", run.model):
-            _files.remove_temporaries(directory)
-        history = run.stats
-        if point is None:
-            run.log.info("run %s", run.path)
-        else:
-            run.log.info("run %s goes on at step %d", run.path, self.state.step)
-            for refusal in point.refused:
-                run.log.warning("%s; it is now called %s", refusal, set_aside(refusal.path).name)
-            for change in check_resumable(point.config, self.config):
-                run.log.info("changed: %s", change)
-            if point.checkpoint is not None:
-                self._compare_threads(point.checkpoint.state["threads"], run)
-                if point.run_dir is None:
-                    run.log.info("it starts from %s", point.checkpoint.path)
-                    history = StatsLog(point.checkpoint.path.resolve().parents[1] / STATS_FILE)
-        newest = next((path.name for path in list_checkpoints(run.path)), None)
-        if newest != (self._saved[1] if self._saved else None):
-            raise RunError(f"run {run.path} was continued by another process meanwhile; resume it again")
-        _files.replace_file(run.path / CONFIG_FILE, self.config.to_json().encode())
-
-        # Rows of steps that were lost with their process are written again when these steps are taken again.
-        rows = [row for row in history.rows() if row["step"] <= self.state.step]
-        if len(rows) < self.state.rows:
-            run.log.warning("%s has %d rows where there were %d", history.path, len(rows), self.state.rows)
-        self.state.rows = len(rows)
-        run.stats.restart(rows)
-        measured = history.path.with_name(METRICS_FILE)
-        if measured.exists():
-            run.metrics.restart([row for row in StatsLog(measured).rows() if row["step"] <= self.state.step])
-
-        if self.data.bad_files:
-            report = "".join(f"{bad}\n" for bad in self.data.bad_files)
-            _files.replace_file(run.path / BAD_FILES, report.encode())
-            message = f"{len(self.data.bad_files)} files of {self.data.name} are left out ({BAD_FILES}):"
-            run.log.warning("%s", describe_bad_files(message, self.data.bad_files))
-        if self.data.num_classes and not self._classes:
-            run.log.info("the labels of %s are not used, because data.cond is false", self.data.name)
-        if not (run.path / "reals.png").exists():
-            self._save_reals(run.path / "reals.png")
-        if not (run.path / "fakes_init.png").exists():
-            self._save_fakes(run.path / "fakes_init.png", serialize(self.state.ema.state_dict()))
-
-    def _compare_threads(self, before: int, run: Run) -> None:
-        now = torch.get_num_threads()
-        if now != before:
-            run.log.warning(
-                "the run had %d CPU threads and now has %d: sums may round differently", before, now
-            )
-
-    def _write_row(self, run: Run, images_per_second: float) -> None:
-        state = self.state
-        if not self._processes.main:
-            state.rows += 1
-            state.means.reset()
-            return
-        skipped = state.skipped
-        if skipped != self._skipped_logged:
-            run.log.warning(
-                "step %d: so far %d discriminator and %d generator steps were not finite and were skipped",
-                state.step,
-                *skipped,
-            )
-            self._skipped_logged = skipped
-        row = {
-            "step": state.step,
-            "nimg": state.nimg,
-            "epoch": state.nimg / len(self.data),
-            **state.means.read(),
-            "skipped_d": skipped[0],
-            "skipped_g": skipped[1],
-            "ema_decay": state.g_optimizer.ema_decay,
-            "gamma": self._take_step.objective.gamma,
-            "lr_g": state.g_optimizer.param_groups[0]["lr"],
-            "augment_p": state.augment.p.item() if isinstance(state.augment, AdaAugment) else None,
-            "seconds": round(state.seconds, 3),
-            "img_per_sec": round(images_per_second, 1),
-            "memory_gb": round(peak_memory_gb(self.device), 3),
-        }
-        run.stats.append(row)
-        self._loggers.row("stats", row)
-        state.rows += 1
-        state.means.reset()
-
-    def _snapshot(self, run: Run) -> str:
-        """Writes the sample grid, the model and, last, the checkpoint: if it is there, so are the others.
-
-        Returns its name.
-        """
-        state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
-        self._processes.check_equal((state.generator, state.discriminator, state.ema))
-        self._saved = (state.nimg, name)
-        if not self._processes.main:
-            return name
-        files = state.files()
-        self._save_fakes(run.grid(name), files["ema"])
-        self._loggers.grid(run.grid(name), state.nimg)
-        if self._metrics is not None:
-            figures = self._metrics(self._sampler)
-            row = {"step": state.step, "nimg": state.nimg, "checkpoint": name, **figures}
-            run.metrics.append(row)
-            run.metrics.sync()
-            self._loggers.row("metrics", row)
-            shown = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
-            run.log.info("at %d images: %s", state.nimg, shown)
-        facts = self._facts()
-        if facts["generator"] is not None:
-            save_pretrained(run.model, facts["generator"], files["ema"])
-        run.stats.sync()
-        write_checkpoint(run.checkpoint(name), files, facts)
-        prune_checkpoints(run.path, self.config.keep, spare=best_checkpoint(run.metrics.rows()))
-        return name
-
-    def _dump(self, statistics: Tensor, run: Run) -> Path:
-        """Writes the broken state and the inputs of its step; see `training.nonfinite`."""
-        inputs = self._take_step.inputs
-        assert inputs is not None
-        tensors = {"real": inputs.real, "fake": inputs.fake, "z": inputs.z}
-        if inputs.labels is not None:
-            tensors["labels"] = inputs.labels
-        if inputs.mixing is not None:
-            tensors |= {"mixing_z": inputs.mixing.z, "mixing_cutoff": inputs.mixing.cutoff}
-        path = run.path / f"nonfinite-{checkpoint_name(self.state.nimg, self.config.batch)}"
-        if not self._processes.main:
-            return path
-        if path.exists():  # the run was resumed, and failed at the same step
-            shutil.rmtree(path)
-        facts = {
-            **self._facts(),
-            "failed_step": {
-                "penalize": inputs.penalize,
-                "stretch": self._stretched,
-                "gamma": self._take_step.objective.gamma,
-                "seed": inputs.seed,
-                "start": inputs.start,
-                "total": inputs.total,
-                "value_range": list(self._sampler.value_range),
-            },
-            # As strings, since JSON has no NaN.
-            "statistics": dict(zip(STATISTICS, map(str, statistics.tolist()), strict=True)),
-            "last_checkpoint": self._saved[1] if self._saved else None,
-        }
-        write_checkpoint(path, {**self.state.files(), "inputs": serialize(tensors)}, facts)
-        return path
-
-    def _facts(self) -> dict[str, Any]:
-        """What state.json says."""
-        return {**self.state.counters(), "config": self.config.to_dict(), "data": _describe(self.data)}
-
-    def _save_reals(self, path: Path) -> None:
-        columns, rows = self.config.grid
-        reals, _ = self.data.read(range(min(columns * rows, len(self.data))))
-        images = reals.permute(0, 2, 3, 1).numpy()
-        save_grid(images, path, columns=columns, scale=readable_scale(*images.shape[1:3]), label=False)
-
-    def _save_fakes(self, path: Path, weights: bytes) -> None:
-        """The images of the seeds 0, 1, 2, ...; `aigc-ext sample` makes the same ones from `weights`."""
-        columns, rows = self.config.grid
-        seeds = range(columns * rows)
-        classes = [seed % self._classes for seed in seeds] if self._classes else None
-        self.state.copy_buffers()
-        images = self._sampler.sample(seeds, classes)
-        scale = readable_scale(*images.shape[1:3])
-        provenance = {
-            "model_sha256": _files.sha256(weights),
-            "nimg": self.state.nimg,
-            "seeds": list(seeds),
-            "classes": classes,
-            "truncation": 1.0,
-        }
-        save_grid(images, path, columns=columns, scale=scale, provenance=provenance)
-
-
-@contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Inside, PyTorch's global generators are seeded by each step; afterwards they are the caller's again.
-
-    The networks' own random numbers, such as a dropout's, come from them.
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-def _check_has_mapping(generator: nn.Module, config: TrainConfig) -> None:
-    missing = [name for name in ("mapping", "synthesis", "num_ws") if not hasattr(generator, name)]
-    if missing:
-        key = "mixing" if config.loss.mixing else "path_weight"
-        raise ConfigError(
-            f"loss.{key} is {getattr(config.loss, key)}, but must be 0: {type(generator).__name__} has no "
-            f"{missing[0]}, as a generator with a mapping network has"
-        )
-
-
-def _describe(data: ImageDataset) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "images": len(data),
-        "shape": list(data.image_shape),
-        "num_classes": data.num_classes,
-    }

@@ -62,6 +62,7 @@ def make_objective(
     """The objective that a completed config (`recipe.complete`) describes."""
     loss = config.loss
     assert loss.gamma is not None
+    assert config.augment.blur_sigma is not None
     return Objective(
         discriminator,
         AdversarialLoss(loss.kind, label_smoothing=loss.label_smoothing, l2_weight=loss.l2_weight),
@@ -70,6 +71,7 @@ def make_objective(
         r2=loss.r2,
         path_weight=loss.path_weight * loss.path_interval,
         augment=augment,
+        blur_sigma=config.augment.blur_sigma,
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
     )
 
@@ -115,7 +117,7 @@ def replay(
         buffers = {k.removeprefix("augment."): v for k, v in rest.items() if k.startswith("augment.")}
         augment.load_state_dict(buffers)
     objective = make_objective(built["discriminator"], config, augment)
-    objective.gamma = step["gamma"]
+    objective.gamma, objective.blur_sigma = step["gamma"], step["blur_sigma"]
     loss_d, *_ = objective.discriminator_backward(inputs)
     bad_d = _not_finite(built["discriminator"])
     built["discriminator"].requires_grad_(False)

@@ -20,7 +20,9 @@ from aigc_ext.training.config import (
 )
 
 
-def _stylegan3(preset: str, generator: StyleGAN3GeneratorConfig) -> TrainConfig:
+def _stylegan3(
+    preset: str, generator: StyleGAN3GeneratorConfig, blur_sigma: float | None = 0.0
+) -> TrainConfig:
     """Karras et al. 2021, "Alias-Free Generative Adversarial Networks"; D and its penalty are StyleGAN2's."""
     return TrainConfig(
         preset=preset,
@@ -30,7 +32,7 @@ def _stylegan3(preset: str, generator: StyleGAN3GeneratorConfig) -> TrainConfig:
         g_optim=AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99),
         d_optim=AdamConfig(lr=2e-3, beta1=0.0, beta2=0.99),
         ema=EMAConfig(kimg=None),
-        augment=AugmentConfig(kind="ada"),
+        augment=AugmentConfig(kind="ada", blur_sigma=blur_sigma),
         batch=32,
         kimg=25000.0,
         tick=4.0,
@@ -94,7 +96,9 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "stylegan3-t": _stylegan3("stylegan3-t", StyleGAN3GeneratorConfig()),
     "stylegan3-r": _stylegan3(
-        "stylegan3-r", StyleGAN3GeneratorConfig(variant="r", channel_base=65536, channel_max=1024)
+        "stylegan3-r",
+        StyleGAN3GeneratorConfig(variant="r", channel_base=65536, channel_max=1024),
+        blur_sigma=None,
     ),
     # Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline"; gamma by resolution.
     "r3gan": TrainConfig(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.data import ImageDataset
+from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.training.augment import AdaAugment, DiffAugment
 from aigc_ext.training.config import (
     AdamConfig,
@@ -34,8 +35,10 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
     Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp.
     The average's half-life is 10/32 of the batch size, in thousands of images. The generator's output is
     tanh's if more than a quarter of the data's values are at either end of their range.
+    The blur is of 10 pixels (Karras et al., 2021, "Alias-Free Generative Adversarial Networks"), which the
+    paper has for sides of 256 and more; of a shorter side it is the same share, to hide the same detail.
     """
-    loss, ema, generator = config.loss, config.ema, config.generator
+    loss, ema, augment, generator = config.loss, config.ema, config.augment, config.generator
     if loss.gamma is None:
         pixels = data.image_shape[1] * data.image_shape[2]
         if loss.r2:
@@ -46,10 +49,12 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
             loss = dataclasses.replace(loss, gamma=0.0002 * pixels / config.batch)
     if ema.kimg is None:
         ema = dataclasses.replace(ema, kimg=config.batch * 10 / 32)
+    if augment.blur_sigma is None:
+        augment = dataclasses.replace(augment, blur_sigma=10 * min(1.0, min(data.image_shape[1:]) / 256))
     if isinstance(generator, _WITH_OUTPUT_ACT) and generator.output_act is None:
         act: Literal["linear", "tanh"] = "tanh" if _saturated(data) > 0.25 else "linear"
         generator = dataclasses.replace(generator, output_act=act)
-    return dataclasses.replace(config, loss=loss, ema=ema, generator=generator)
+    return dataclasses.replace(config, loss=loss, ema=ema, augment=augment, generator=generator)
 
 
 def _saturated(data: ImageDataset) -> float:
@@ -62,6 +67,23 @@ def _r3gan_gamma(side: float) -> float:
     """A straight line through two of the figures, the nearest, on logarithmic scales."""
     (low, a), (high, b) = _R3GAN_GAMMA[:2] if side < _R3GAN_GAMMA[1][0] else _R3GAN_GAMMA[1:]
     return float(f"{a * (b / a) ** (math.log(side / low) / math.log(high / low)):.3g}")
+
+
+def check_fits(config: TrainConfig, generator: nn.Module) -> None:
+    """Raises ConfigError for what makes no sense together, or not with this generator."""
+    loss = config.loss
+    if config.augment.kind == "ada" and loss.kind in RELATIVISTIC:
+        raise ConfigError(
+            f"augment.kind is 'ada', but loss.kind is {loss.kind!r}: D's logits of real images "
+            "then mean nothing by themselves; use 'fixed'"
+        )
+    missing = [name for name in ("mapping", "synthesis", "num_ws") if not hasattr(generator, name)]
+    if (loss.mixing or loss.path_weight) and missing:
+        key = "mixing" if loss.mixing else "path_weight"
+        raise ConfigError(
+            f"loss.{key} is {getattr(loss, key)}, but must be 0: {type(generator).__name__} has no "
+            f"{missing[0]}, as a generator with a mapping network has"
+        )
 
 
 def part_size(config: TrainConfig, processes: int) -> int:
@@ -93,6 +115,13 @@ def between(start: float, end: float | None, position: float) -> float:
     return start if end is None else start + position * (end - start)
 
 
+def blur_sigma(config: TrainConfig, nimg: int) -> float:
+    """The blur of what D sees after `nimg` images, in pixels: down to 0 along a straight line."""
+    augment = config.augment
+    assert augment.blur_sigma is not None, "recipe.complete has not been called"
+    return augment.blur_sigma * max(0.0, 1 - nimg / (augment.blur_kimg * 1000))
+
+
 def set_rates(optimizer: torch.optim.Optimizer, config: AdamConfig, position: float) -> None:
     """Learning rate and beta2 at a point of the ramp."""
     for group in optimizer.param_groups:
@@ -113,22 +142,19 @@ def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.
     return AdaAugment(p, config.blit, config.geometric, config.color, value_range)
 
 
-@torch.no_grad()
 def adjust_augment(
     augment: AdaAugment, config: TrainConfig, step: int, position: float, acc_real: Tensor
 ) -> None:
     """Moves the probability of augmentation behind a step: by the ramp, or by how sure D was of real images.
 
     Args:
-        acc_real: the share of real images that D took for real; NaN counts for nothing.
+        acc_real: the share of the whole batch's real images that D took for real; NaN counts for nothing.
     """
     settings = config.augment
     if settings.kind == "fixed":
         if settings.p_start is not None:
-            augment.p.fill_(between(settings.p_start, settings.p, position))
+            augment.set_p(between(settings.p_start, settings.p, position))
         return
-    known = acc_real.isfinite()
-    augment.sum += torch.where(known, 2 * acc_real - 1, 0) * config.batch
-    augment.count += known * config.batch
+    augment.observe_mean(2 * acc_real - 1, config.batch)
     if (step + 1) % settings.interval == 0:
         augment.adjust(config.batch * settings.interval, settings.target, settings.kimg)

@@ -185,6 +185,9 @@ class Run:
     def grid(self, name: str) -> Path:
         return self.path / f"fakes{name}.png"
 
+    def dump(self, name: str) -> Path:
+        return self.path / f"nonfinite-{name}"
+
 
 @contextmanager
 def open_run(path: Path) -> Iterator[Run]:

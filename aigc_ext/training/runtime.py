@@ -50,6 +50,16 @@ def torch_settings(config: TrainConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
+@contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Inside, PyTorch's global generators are seeded by each step; afterwards they are the caller's again.
+
+    The networks' own random numbers, such as a dropout's, come from them.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
 class StopSignals:
     """Notes SIGINT and SIGTERM instead of dying from them; the second one has its usual effect.
 

@@ -31,6 +31,7 @@ class TrainingState:
         generator, discriminator: already on `device`.
 
     Attributes:
+        device: where all of it is.
         ema: the averaged generator, in eval mode.
         latents: the generator of the latents.
         augment: what the discriminator's images go through; its buffers are part of the state.
@@ -63,7 +64,7 @@ class TrainingState:
         self.rows = 0
         self.seconds = 0.0
         self.streak = 0
-        self._device = device
+        self.device = device
         self.path_mean = torch.zeros((), device=device)
         self.augment = augment
 
@@ -105,7 +106,7 @@ class TrainingState:
             "seconds": self.seconds,
             "streak": self.streak,
             "skipped": self.skipped,
-            "device": self._device.type,
+            "device": self.device.type,
             "threads": torch.get_num_threads(),
             "aigc_ext": __version__,
             "torch": torch.__version__,
@@ -116,11 +117,11 @@ class TrainingState:
     def load(self, checkpoint: Checkpoint) -> None:
         """Raises CheckpointError if the checkpoint is of other networks or another kind of device."""
         counters, rest = checkpoint.state, checkpoint.tensors["training_state"]
-        if counters["device"] != self._device.type:
+        if counters["device"] != self.device.type:
             # The generators of random numbers differ, so that the run would be another one.
             raise CheckpointError(
                 checkpoint.path,
-                f"it was written on {counters['device']}, but the device is now {self._device}",
+                f"it was written on {counters['device']}, but the device is now {self.device}",
             )
         load_weights(checkpoint, "generator", self.generator)
         load_weights(checkpoint, "discriminator", self.discriminator)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from aigc_ext.losses import AdversarialLoss, LossStats, path_length, r1_of_logits
 from aigc_ext.nn.split_batch import batch_randn, split_batch
+from aigc_ext.training.blur import blurred
 from aigc_ext.training.distributed import Processes
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
@@ -77,6 +78,8 @@ class Objective:
         r2: take the penalty at the generated images too.
         path_weight: weight of the path length regulariser of G.
         augment: is applied to all images that D sees; R1 and R2 are taken through it.
+        blur_sigma: of a Gaussian blur behind `augment`, likewise, in pixels; see `training.blur`. May be set
+            between steps.
         autocast: the dtype of both networks' arithmetic under autocast, or None.
     """
 
@@ -90,9 +93,11 @@ class Objective:
         r2: bool = False,
         path_weight: float = 0.0,
         augment: Callable[[Tensor], Tensor] | None = None,
+        blur_sigma: float = 0.0,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.gamma = gamma
+        self.blur_sigma = blur_sigma
         self._discriminator = discriminator
         self._loss = loss
         self._interval = r1_interval
@@ -179,6 +184,8 @@ class Objective:
     def _logits(self, images: Tensor, inputs: StepInputs) -> Tensor:
         if self._augment is not None:
             images = self._augment(images)
+        # Behind the augmentation, whose zooms would change sigma and whose edges would be sharp.
+        images = blurred(images, self.blur_sigma)
         with self.arithmetic():
             return with_labels(self._discriminator, inputs.labels)(images)
 

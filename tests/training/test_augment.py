@@ -243,6 +243,17 @@ def test_the_controller_moves_p_towards_the_target():
         assert module.p == end
 
 
+def test_a_mean_of_signs_counts_as_its_logits_do():
+    logits, one, other = torch.randn(48), AdaAugment(0.5), AdaAugment(0.5)
+    one.observe(logits)
+    shares = [share.sign().mean() for share in logits.chunk(3)]  # as several processes have them
+    other.observe_mean(torch.stack(shares).mean(), 48)
+    torch.testing.assert_close((other.sum, other.count), (one.sum, one.count))
+    assert one.sum == pytest.approx(int(logits.sign().sum()))
+    other.observe_mean(torch.tensor(torch.nan), 7)
+    torch.testing.assert_close((other.rt, other.count), (one.rt, torch.tensor(48.0)))
+
+
 def test_p_takes_so_many_images_from_end_to_end():
     p = torch.tensor(0.0)
     for _ in range(50):
@@ -338,6 +349,7 @@ def test_diffaugment_without_changes_is_the_identity():
     [
         (lambda: AdaAugment(1.5), "p is 1.5, but must be from 0 to 1"),
         (lambda: AdaAugment(math.nan), "p is nan, but must be from 0 to 1"),
+        (lambda: AdaAugment().set_p(-0.5), "p is -0.5, but must be from 0 to 1"),
         (lambda: AdaAugment(value_range=(1.0, 1.0)), r"value_range is \(1.0, 1.0\)"),
         (lambda: DiffAugment(value_range=(0.0, math.inf)), r"value_range is \(0.0, inf\)"),
         (lambda: AdaAugment()(torch.zeros(2, 2, 4, 4)), r"images have shape \(2, 2, 4, 4\)"),

@@ -75,7 +75,7 @@ VARIANTS = {
         },
         "discriminator": {"family": "stylegan2", "channel_max": 6},
         "loss": {"gamma": None, "r1_interval": 4},
-        "augment": {"kind": "diffaug"},
+        "augment": {"kind": "diffaug", "blur_sigma": 1.5, "blur_kimg": 0.6},
         "batch_gpu": 5,
         "n_dis": 2,
     },
@@ -252,6 +252,14 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path):
     (first.checkpoint.with_name("000009") / "ema.safetensors").write_bytes(b"")
     result = resume(first.run_dir, kimg=0.75)
     assert find_resume_point(str(result.run_dir), tmp_path).checkpoint.path == result.checkpoint
+
+
+def test_a_checkpoint_that_a_killed_process_was_to_delete_is_deleted(tmp_path):
+    first = Trainer.from_config(config(kimg=0.5, keep=1), outdir=tmp_path).fit()
+    # It was killed when the last checkpoint had its name and the one before still had one.
+    shutil.copytree(first.checkpoint, first.checkpoint.with_name("000000-250"))
+    resume(first.run_dir)
+    assert list(first.checkpoint.parent.iterdir()) == [first.checkpoint]
 
 
 def test_nothing_is_started_over_if_all_checkpoints_are_damaged(whole, tmp_path):

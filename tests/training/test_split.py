@@ -74,6 +74,7 @@ def test_parts_are_the_whole(kind: str, train_generator: bool) -> None:
             r2=True,
             path_weight=2.0,
             augment=augment,
+            blur_sigma=0.8,
         )
         optimizers = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (generator, discriminator))
         step = AdversarialStep(generator, discriminator, objective, *optimizers, part_size=part)
