@@ -3,6 +3,7 @@ the property suite."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def discriminator(convolve: Any, transposed: Any) -> Any:
 def test_r1_through_a_discriminator_is_plain_pytorchs() -> None:
     ours, parameters = discriminator(ops.conv2d_act, ops.conv_transpose2d_act)
     plain, plain_parameters = discriminator(ops.conv2d_act_ref, ops.conv_transpose2d_act_ref)
-    x = torch.randn(3, 32, 16, 16, dtype=torch.float64)
+    x = torch.randn(2, 32, 32, 32, dtype=torch.float64)
     with Calls() as calls:
         value = r1_penalty(ours, x)
     assert "aigc::convolution" in calls.names
@@ -144,7 +145,12 @@ def test_autocast_is_that_of_conv2d() -> None:
 @pytest.mark.parametrize(
     ("shape", "weight", "options", "taken"),
     [
-        ((2, 32, 16, 16), (32, 32, 3, 3), {"padding": 1}, True),
+        ((1, 32, 32, 32), (32, 32, 3, 3), {"padding": 1}, True),
+        ((1, 64, 32, 16), (64, 64, 3, 3), {"padding": 1}, True),
+        ((2, 32, 16, 16), (32, 32, 3, 3), {"padding": 1}, "but for AVX-512"),
+        ((9, 512, 8, 8), (512, 512, 3, 3), {"padding": 1}, "but for AVX-512"),
+        ((9, 32, 8, 8), (32, 32, 3, 3), {"padding": 1, "format": torch.channels_last}, True),
+        ((10, 32, 8, 7), (32, 32, 3, 3), {"padding": 1, "format": torch.channels_last}, "but for AVX-512"),
         ((2, 32, 16, 16), (32, 32, 3, 3), {"padding": 1, "dtype": torch.bfloat16}, True),
         ((2, 31, 16, 16), (32, 31, 3, 3), {"padding": 1}, False),
         ((2, 31, 16, 16), (32, 31, 3, 3), {"padding": 1, "dtype": torch.bfloat16}, True),
@@ -157,12 +163,21 @@ def test_autocast_is_that_of_conv2d() -> None:
     ],
     ids=case_id,
 )
+@pytest.mark.parametrize("avx512", [False, True], ids=["AVX2", "AVX-512"])
 def test_winograd_is_taken_where_it_pays(
-    shape: tuple[int, ...], weight: tuple[int, ...], options: dict[str, Any], taken: bool
+    shape: tuple[int, ...],
+    weight: tuple[int, ...],
+    options: dict[str, Any],
+    taken: bool | str,
+    avx512: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    dtype = options.get("dtype", torch.float32)
-    options = {k: v for k, v in options.items() if k != "dtype"}
-    x, w = torch.randn(shape, dtype=dtype), torch.randn(weight, dtype=dtype)
+    monkeypatch.setattr(importlib.import_module("aigc_ext.ops.conv2d_act"), "_AVX512", avx512)
+    if taken == "but for AVX-512":
+        taken = not avx512
+    options = dict(options)
+    dtype, format = options.pop("dtype", torch.float32), options.pop("format", torch.contiguous_format)
+    x, w = torch.randn(shape, dtype=dtype).to(memory_format=format), torch.randn(weight, dtype=dtype)
     with Calls() as calls:
         ops.conv2d_act(x, w, **options)
     assert ("aigc::conv3x3" in calls.names) == taken
