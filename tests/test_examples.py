@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from aigc_ext.cli import main
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -69,3 +72,14 @@ def test_export_and_run(example):
 def test_every_example_has_a_test():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+@pytest.mark.parametrize("recipe", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_recipes(recipe, tmp_path):
+    preset = recipe.stem.removesuffix("_cpu")
+    arguments = ["--preset", preset, "--config", recipe, "--data", "mnist5k", "--outdir", tmp_path]
+    assert main(["train", *map(str, arguments), "--kimg", "0.03", "--metrics", "none"]) == 0
+    (made,) = tmp_path.glob("*/config.json")
+    written, resolved = json.loads(recipe.read_text()), json.loads(made.read_text())
+    for key in ("generator", "discriminator", "loss", "ema", "augment"):
+        assert written.get(key, {}).items() <= resolved[key].items()
