@@ -312,6 +312,8 @@ class Trainer:
         step.objective.blur_sigma = recipe.blur_sigma(config, state.nimg)
         recipe.set_rates(state.g_optimizer, config.g_optim, position)
         recipe.set_rates(state.d_optimizer, config.d_optim, position)
+        if isinstance(state.augment, AdaAugment):
+            recipe.set_augment(state.augment, config, position)
         images_per_update = config.batch * config.n_dis
         state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, images_per_update, position)
 
@@ -326,7 +328,7 @@ class Trainer:
         state.means.add(statistics)
         if isinstance(state.augment, AdaAugment):
             acc_real = statistics[STATISTICS.index("acc_real")]
-            recipe.adjust_augment(state.augment, config, state.step, position, acc_real)
+            recipe.adjust_augment(state.augment, config, state.step, acc_real)
         state.step += 1
         state.nimg += config.batch
         return statistics

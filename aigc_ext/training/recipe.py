@@ -142,18 +142,22 @@ def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.
     return AdaAugment(p, config.blit, config.geometric, config.color, value_range)
 
 
-def adjust_augment(
-    augment: AdaAugment, config: TrainConfig, step: int, position: float, acc_real: Tensor
-) -> None:
-    """Moves the probability of augmentation behind a step: by the ramp, or by how sure D was of real images.
+def set_augment(augment: AdaAugment, config: TrainConfig, position: float) -> None:
+    """The probability of `fixed` at a point of the ramp."""
+    settings = config.augment
+    if settings.kind == "fixed":
+        start = settings.p if settings.p_start is None else settings.p_start
+        augment.set_p(between(start, settings.p, position))
+
+
+def adjust_augment(augment: AdaAugment, config: TrainConfig, step: int, acc_real: Tensor) -> None:
+    """Moves the probability of `ada` behind a step, by how sure D was of real images.
 
     Args:
         acc_real: the share of the whole batch's real images that D took for real; NaN counts for nothing.
     """
     settings = config.augment
-    if settings.kind == "fixed":
-        if settings.p_start is not None:
-            augment.set_p(between(settings.p_start, settings.p, position))
+    if settings.kind != "ada":
         return
     augment.observe_mean(2 * acc_real - 1, config.batch)
     if (step + 1) % settings.interval == 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.optim import AdamEMA
+from aigc_ext.training.augment import AdaAugment
 from aigc_ext.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -130,7 +131,8 @@ class TrainingState:
         load_optimizer(self.d_optimizer, _under("d_optimizer", rest))
         self.latents.set_state(rest["rng.latents"])
         self.path_mean.copy_(rest["path.mean"])
-        if self.augment is not None and (saved := _under("augment", rest)):  # none, if it was off so far
+        # Of one kind or the other before; none, if there was no probability so far.
+        if isinstance(self.augment, AdaAugment) and (saved := _under("augment", rest)):
             self.augment.load_state_dict(saved)
         self.means.sums.copy_(rest["means.sums"])
         self.means.counts.copy_(rest["means.counts"])

@@ -521,3 +521,15 @@ def test_a_penalty_that_grows_from_nothing_is_taken(tmp_path):
     rows = rows_of(done.run_dir)
     assert [row["r1"] is not None for row in rows] == [True, True]
     assert rows[0]["gamma"] < rows[1]["gamma"] == 1.0
+
+
+def test_the_probability_of_augmentation_follows_the_ramp_from_the_first_step_on(tmp_path):
+    settings = config(augment={"kind": "fixed", "p": 0.5, "p_start": 0.1}, ramp_kimg=0.2)
+    trainer = Trainer.from_config(settings, outdir=tmp_path)
+    seen = []
+    trainer.state.augment.register_forward_pre_hook(lambda module, _: seen.append(module.p.item()))
+    with trainer.prepared_step() as take:
+        for _ in range(10):
+            take()
+    expected = [0.1 + 0.4 * (1 - np.cos(np.pi * min(25 * step / 200, 1))) / 2 for step in range(10)]
+    assert seen[::3] == pytest.approx(expected)  # real, fake, and fake again
