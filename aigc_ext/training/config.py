@@ -405,7 +405,7 @@ class TrainConfig(_Config):
     grid: tuple[Count, Count] = (8, 8)
     """Columns and rows of the sample grids."""
     nonfinite_limit: Count = 100
-    """After so many steps in a row without a finite gradient the run stops with a dump."""
+    """After so many steps of one network in a row without a finite gradient the run stops with a dump."""
     metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] = ()
     """Taken at every snapshot; see `aigc_ext.metrics`."""
     metric_images: Annotated[int, Range(ge=2)] = 5000

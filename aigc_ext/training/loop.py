@@ -135,7 +135,7 @@ class Trainer:
         self._resumed: ResumePoint | None = None
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
         self._skipped_checked = (0, 0)
-        self._steps_unchecked = 0
+        self._steps_unchecked = [0, 0]  # of the discriminator, of the generator
         self._stretched = False  # did the last step take path lengths?
         self._recorder: Recorder | None = None  # in the main process
 
@@ -393,22 +393,27 @@ class Trainer:
         return z, Mixing(other, torch.where(draws[0] < config.loss.mixing, cutoff, layers))
 
     def _check_finite(self, statistics: Tensor, run: Run) -> None:
-        """Ends the run when an optimiser has refused every step of a long streak."""
-        self._steps_unchecked += 1
+        """Ends the run when an optimiser has refused every step of its own in a long streak."""
+        self._steps_unchecked[0] += 1
+        self._steps_unchecked[1] += self.state.step % self.config.n_dis == 0  # the generator's
         # Reading the counters costs nothing on the CPU, but waits for the device on CUDA.
-        if self.device.type == "cuda" and self._steps_unchecked < _STEPS_PER_CUDA_CHECK:
+        if self.device.type == "cuda" and self._steps_unchecked[0] < _STEPS_PER_CUDA_CHECK:
             return
         state, skipped = self.state, self.state.skipped
-        refused = max(now - before for now, before in zip(skipped, self._skipped_checked, strict=True))
-        state.streak = state.streak + refused if refused == self._steps_unchecked else 0
+        for i, steps in enumerate(self._steps_unchecked):
+            if skipped[i] - self._skipped_checked[i] < steps:
+                state.streaks[i] = 0
+            else:
+                state.streaks[i] += steps
         self._skipped_checked = skipped
-        self._steps_unchecked = 0
-        if state.streak >= self.config.nonfinite_limit:
+        self._steps_unchecked = [0, 0]
+        streak = max(state.streaks)
+        if streak >= self.config.nonfinite_limit:
             path = run.dump(checkpoint_name(state.nimg, self.config.batch))
             if self._recorder is not None:
                 assert self._take_step.inputs is not None
                 last = self._saved[1] if self._saved else None
                 self._recorder.dump(path, self._take_step.inputs, statistics, self._stretched, last)
-            error = NonFiniteError(path, state.streak, state.step)
+            error = NonFiniteError(path, streak, state.step)
             run.log.error("%s", error)
             raise error

@@ -329,6 +329,15 @@ def test_a_long_streak_stops_the_run_with_a_dump(tmp_path):
     assert (sound.bad_d, sound.bad_g) == ((), ())
 
 
+def test_a_generator_that_learns_in_every_third_step_and_never_does_stops_the_run(tmp_path):
+    trainer = exploding_trainer(tmp_path, 10**9, 0, n_dis=3, nonfinite_limit=4)
+    # Sound images, no sound gradient: the discriminator learns on.
+    trainer.state.generator.last.weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteError, match="stopped at step 12: 4 steps in a row"):
+        trainer.fit()
+    assert trainer.state.skipped == (0, 4)
+
+
 def test_a_diverging_run_of_our_networks_can_be_replayed(tmp_path):
     trainer = Trainer.from_config(config(loss__kind="lsgan", nonfinite_limit=3), outdir=tmp_path)
     with torch.no_grad():
@@ -344,7 +353,7 @@ def test_a_diverging_run_of_our_networks_can_be_replayed(tmp_path):
 
 def test_the_streak_survives_a_resume(tmp_path):
     first = exploding_trainer(tmp_path, 19, 10**9, kimg=0.25, nonfinite_limit=6).fit()
-    assert read_checkpoint(first.checkpoint).state["streak"] == 4
+    assert read_checkpoint(first.checkpoint).state["streaks"] == [4, 4]
     point = find_resume_point(str(first.run_dir), tmp_path)
     second = exploding_trainer(tmp_path, 1, 10**9, kimg=1, nonfinite_limit=6)
     second.restore(point)
