@@ -201,7 +201,8 @@ class AdversarialStep:
 
     The same latents serve both halves, so G runs forward once. Nothing waits for the device: losses and
     statistics come back as one tensor. If a loss is not finite, so is a gradient; `AdamEMA` refuses these,
-    and neither weights nor moments change.
+    and neither weights nor moments change. A buffer, such as a running mean, that would not be finite stays
+    as it was.
 
     A batch may be computed in several parts, one after another (`part_size`) and in several processes
     (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet
@@ -242,6 +243,7 @@ class AdversarialStep:
         self._d_optimizer = d_optimizer
         self._g_parameters = _trained(generator)
         self._d_parameters = _trained(discriminator)
+        self._buffers = [b for n in (generator, discriminator) for b in n.buffers() if b.is_floating_point()]
         self._part_size = part_size
         self._processes = processes or Processes()
         self._path_decay = path_decay
@@ -282,6 +284,7 @@ class AdversarialStep:
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
         self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
+        before = [buffer.clone() for buffer in self._buffers]
         parts = self._parts(StepInputs(real, z, z, labels, penalize, mixing, seed))
         whole = len(parts) == 1
         keep_graph = whole and train_generator
@@ -304,6 +307,7 @@ class AdversarialStep:
         self._d_optimizer.step()
         not_measured = torch.full_like(statistics[:1], torch.nan)
         if not train_generator:
+            _restore_unless_finite(self._buffers, before)
             return torch.cat((statistics, not_measured))
 
         _clear(self._g_parameters)
@@ -334,6 +338,7 @@ class AdversarialStep:
         if stretch:
             moved = self.path_mean.lerp(length.to(self.path_mean.dtype), self._path_decay)
             self.path_mean.copy_(torch.where(length.isfinite(), moved, self.path_mean))
+        _restore_unless_finite(self._buffers, before)
 
         return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
 
@@ -440,6 +445,13 @@ def _clear(parameters: list[Tensor]) -> None:
     # `Optimizer.zero_grad` does the same for 20 times the price, which counts in a step of 2 ms.
     for parameter in parameters:
         parameter.grad = None
+
+
+@torch.no_grad()
+def _restore_unless_finite(buffers: list[Tensor], before: list[Tensor]) -> None:
+    """Undoes what happened to a buffer that is not finite now: it would never become so again."""
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.data.copy_(torch.where(buffer.isfinite().all(), buffer, old))
 
 
 def _spoil_unless_finite(parameters: list[Tensor], loss: Tensor) -> None:
