@@ -16,6 +16,7 @@ from aigc_ext.training.distributed import Processes
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
 """The entries of the vector that a step returns. See `losses.LossStats`."""
+_ACCURACIES = slice(STATISTICS.index("acc_real"), STATISTICS.index("acc_fake") + 1)
 
 
 class Mixing(NamedTuple):
@@ -303,6 +304,7 @@ class AdversarialStep:
                 made.append(inputs)
         self._parts_done, self._losses_done = made, [torch.stack([f[0] for f in figures])]
         statistics = self._finish(self._d_parameters, figures)
+        statistics[_ACCURACIES] += statistics[0] * 0  # a NaN is neither right nor wrong
         _spoil_unless_finite(self._d_parameters, statistics[0])
         self._d_optimizer.step()
         not_measured = torch.full_like(statistics[:1], torch.nan)

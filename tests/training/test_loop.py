@@ -542,3 +542,17 @@ def test_the_probability_of_augmentation_follows_the_ramp_from_the_first_step_on
             take()
     expected = [0.1 + 0.4 * (1 - np.cos(np.pi * min(25 * step / 200, 1))) / 2 for step in range(10)]
     assert seen[::3] == pytest.approx(expected)  # real, fake, and fake again
+
+
+def test_a_step_that_is_not_finite_says_nothing_about_the_probability_of_augmentation(tmp_path):
+    settings = config(augment={"kind": "ada", "kimg": 0.1, "interval": 1})
+    trainer = Trainer.from_config(settings, outdir=tmp_path)
+    trainer.state.augment.set_p(0.5)
+    with trainer.prepared_step() as take:
+        take()
+        moved = trainer.state.augment.p.item()
+        assert abs(moved - 0.5) == pytest.approx(0.25)
+        with torch.no_grad():
+            next(trainer.state.discriminator.parameters()).fill_(torch.nan)
+        assert take()[STATISTICS.index("acc_real")].isnan()
+    assert trainer.state.augment.p == moved
