@@ -57,8 +57,8 @@ class StepInputs(NamedTuple):
         if self.seed is not None:
             # Not torch.manual_seed, which looks for every kind of device first.
             torch.default_generator.manual_seed(self.seed + purpose)
-            if self.z.device.type == "cuda":
-                torch.cuda.manual_seed(self.seed + purpose)
+            if self.z.device.type == "cuda":  # which need not be the current one
+                torch.cuda.default_generators[self.z.device.index].manual_seed(self.seed + purpose)
         with split_batch(len(self.z) if self.total is None else self.total, self.start):
             yield
 

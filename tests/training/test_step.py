@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,3 +237,12 @@ def test_the_statistics_have_names():
     assert statistics.dtype == torch.float32
     assert not statistics.requires_grad
     assert statistics[STATISTICS.index("r1")].isnan()
+
+
+def test_the_random_numbers_of_the_latents_card_are_seeded_not_of_the_current_one(monkeypatch):
+    cards = tuple(torch.Generator().manual_seed(9) for _ in range(2))
+    monkeypatch.setattr(torch.cuda, "default_generators", cards)
+    z = SimpleNamespace(device=torch.device("cuda:1"))
+    inputs = StepInputs(z, z, z, None, False, seed=5, total=4)
+    with inputs.random(2):
+        assert [card.initial_seed() for card in cards] == [9, 7]
