@@ -152,7 +152,7 @@ class DataConfig(_Config):
     cond: bool = False
     """Train on the labels: both networks are told the class."""
     mirror: bool = False
-    """Flip every second image from left to right."""
+    """Flip every image from left to right half of the time."""
 
 
 @dataclass(frozen=True)
@@ -407,7 +407,7 @@ class TrainConfig(_Config):
     nonfinite_limit: Count = 100
     """After so many steps of one network in a row without a finite gradient the run stops with a dump."""
     metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] = ()
-    """Taken at every snapshot; see `aigc_ext.metrics`."""
+    """Taken at every snapshot but the one that a signal asks for; see `aigc_ext.metrics`."""
     metric_images: Annotated[int, Range(ge=2)] = 5000
     """How many generated images they are taken of."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()

@@ -279,15 +279,16 @@ class Trainer:
         state.seconds = earlier + time.perf_counter() - clock
         if self._saved is not None and self._saved[0] == state.nimg:
             return self._saved[1]
-        return self._snapshot()
+        # Who sends a signal may kill soon: metrics can take minutes, and the checkpoint waits for them.
+        return self._snapshot(measure=stop.received is None)
 
-    def _snapshot(self) -> str:
+    def _snapshot(self, *, measure: bool = True) -> str:
         """Writes a checkpoint and all that goes with it; returns its name."""
         state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
         self._processes.check_equal((state.generator, state.discriminator, state.ema))
         self._saved = (state.nimg, name)
         if self._recorder is not None:
-            self._recorder.snapshot(name)
+            self._recorder.snapshot(name, measure=measure)
         return name
 
     def _stopped(self, stop: StopSignals) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -508,6 +509,28 @@ def test_metrics_of_data_without_labels_use_random_features(tmp_path, monkeypatc
         done = trainer.fit()
     assert "features of random weights" in caplog.text
     assert "kid" in json.loads((done.run_dir / "metrics.jsonl").read_text())
+
+
+def test_a_signal_waits_for_no_metrics(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = config(metrics=["kid"], metric_images=30, kimg=0.5)
+    whole = plain_trainer(tiny_images(), settings, tmp_path / "whole").fit()
+    trainer = plain_trainer(tiny_images(), settings, tmp_path / "stopped")
+    one_step = trainer._one_step
+
+    def one_step_and_a_signal(*batch):
+        if trainer.state.step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return one_step(*batch)
+
+    trainer._one_step = one_step_and_a_signal
+    stopped = trainer.fit()
+    assert stopped.checkpoint.name == "000000-325"
+    rows = (stopped.run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["nimg"] for row in rows] == [250]
+    trainer._one_step = one_step
+    done = trainer.fit()
+    assert (done.run_dir / "metrics.jsonl").read_bytes() == (whole.run_dir / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
