@@ -32,7 +32,8 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
     """The config with a value in the place of every null that depends on the data.
 
     R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
-    Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp.
+    Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp,
+    if there is one.
     The average's half-life is 10/32 of the batch size, in thousands of images. The generator's output is
     tanh's if more than a quarter of the data's values are at either end of their range.
     The blur is of 10 pixels (Karras et al., 2021, "Alias-Free Generative Adversarial Networks"), which the
@@ -43,7 +44,7 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
         pixels = data.image_shape[1] * data.image_shape[2]
         if loss.r2:
             gamma = _r3gan_gamma(math.sqrt(pixels))
-            end = gamma / 10 if loss.gamma_end is None else loss.gamma_end
+            end = gamma / 10 if loss.gamma_end is None and config.ramp_kimg else loss.gamma_end
             loss = dataclasses.replace(loss, gamma=gamma, gamma_end=end)
         else:
             loss = dataclasses.replace(loss, gamma=0.0002 * pixels / config.batch)
@@ -77,6 +78,21 @@ def check_fits(config: TrainConfig, generator: nn.Module) -> None:
             f"augment.kind is 'ada', but loss.kind is {loss.kind!r}: D's logits of real images "
             "then mean nothing by themselves; use 'fixed'"
         )
+    if config.augment.kind == "ada" and loss.kind == "wgan":
+        raise ConfigError(
+            "augment.kind is 'ada', but loss.kind is 'wgan': the sign of D's logits then means nothing; "
+            "use 'fixed'"
+        )
+    ends = {
+        "loss.gamma_end": loss.gamma_end,
+        "ema.kimg_start": config.ema.kimg_start,
+        "augment.p_start": config.augment.p_start,
+    }
+    for name, optim in (("g_optim", config.g_optim), ("d_optim", config.d_optim)):
+        ends |= {f"{name}.lr_end": optim.lr_end, f"{name}.beta2_end": optim.beta2_end}
+    for key, value in ends.items():
+        if value is not None and not config.ramp_kimg:
+            raise ConfigError(f"{key} is {value}, but must be null: ramp_kimg is 0, so that there is no ramp")
     missing = [name for name in ("mapping", "synthesis", "num_ws") if not hasattr(generator, name)]
     if (loss.mixing or loss.path_weight) and missing:
         key = "mixing" if loss.mixing else "path_weight"

@@ -540,6 +540,9 @@ def test_a_signal_waits_for_no_metrics(tmp_path, monkeypatch):
         ({"loss__mixing": 0.5}, "loss.mixing is 0.5, but must be 0: MLPGenerator has no mapping"),
         ({"loss__path_weight": 2.0}, "loss.path_weight is 2.0, but must be 0: MLPGenerator has no mapping"),
         ({"batch_gpu": 10}, "batch_gpu is 10, but must divide the 25 images"),
+        ({"augment__kind": "ada", "loss__kind": "wgan"}, "augment.kind is 'ada', but loss.kind is 'wgan'"),
+        ({"d_optim__lr_end": 1e-5}, "d_optim.lr_end is 1e-05, but must be null: ramp_kimg is 0"),
+        ({"augment__p_start": 0.0}, "augment.p_start is 0.0, but must be null: ramp_kimg is 0"),
     ],
 )
 def test_recipes_that_do_not_fit_the_networks(tmp_path, overrides, message):
