@@ -206,10 +206,10 @@ class AdversarialStep:
     as it was.
 
     A batch may be computed in several parts, one after another (`part_size`) and in several processes
-    (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet
-    inside a network, as they do in batch norm and in a minibatch's standard deviation. Between the parts G's
-    graph is not kept, so that it runs forward twice. Buffers, such as a running mean, become the mean of what
-    each part makes of them.
+    (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet,
+    as they do in batch norm, in a minibatch's standard deviation and in the loss `relativistic_avg`. Between
+    the parts G's graph is not kept, so that it runs forward twice. Buffers, such as a running mean, become
+    the mean of what each part makes of them.
 
     Args:
         generator, discriminator, objective, g_optimizer, d_optimizer: of the pair. For mixing and path
