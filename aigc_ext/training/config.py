@@ -429,11 +429,11 @@ class TrainConfig(_Config):
 
     @property
     def total_images(self) -> int:
-        return math.ceil(self.kimg * 1000)
+        return _images(self.kimg)
 
     @property
     def tick_images(self) -> int:
-        return math.ceil(self.tick * 1000)
+        return _images(self.tick)
 
     def override(self, key: str, value: Any) -> TrainConfig:
         """A copy with one dotted key (`"g_optim.lr"`) set."""
@@ -463,6 +463,11 @@ class TrainConfig(_Config):
             return cls.from_dict(values, base=base)
         except ConfigError as error:
             raise ConfigError(f"config {path}: {error}") from error
+
+
+def _images(kimg: float) -> int:
+    """Rounded up; 16.1 are 16,100, although the product of the floats is a little more."""
+    return max(1, math.ceil(round(kimg * 1000, 6)))
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
