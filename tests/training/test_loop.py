@@ -29,7 +29,7 @@ from aigc_ext.training.batches import batches
 from aigc_ext.training.malloc import keep_freed_memory
 from aigc_ext.training.progress import ProgressLine, RunningMeans
 from aigc_ext.training.run import next_run_name
-from aigc_ext.training.runtime import resolve_device
+from aigc_ext.training.runtime import resolve_device, torch_settings
 from aigc_ext.training.step import STATISTICS
 from tests.data.helpers import MIXED_REASONS, mixed_folder
 from tests.training.helpers import (
@@ -237,6 +237,20 @@ def test_settings_of_the_process_are_put_back(tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
     assert logging.getLogger("aigc_ext").handlers == handlers
     assert not any(logging.getLogger(f"aigc_ext.training.{result.run_dir.name}").handlers)
+
+
+@pytest.mark.parametrize("own", [None, ":16:8"])
+def test_deterministic_runs_may_use_cublas(monkeypatch, own):
+    """What PyTorch asks for, lest it refuse every matrix product on CUDA."""
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+    with torch_settings(config(deterministic=True)):
+        assert os.environ[name] == (own or ":4096:8")
+    assert os.environ.get(name) == own
+    with torch_settings(config()):
+        assert os.environ.get(name) == own
 
 
 def test_another_number_of_threads_is_said_on_resume(tmp_path):
