@@ -217,6 +217,9 @@ class Trainer:
                     *(run, self.state, self.config, self.data, self._sampler, self._take_step.objective)
                 )
                 stack.enter_context(self._recorder.recording(point, self._saved[1] if self._saved else None))
+            part = recipe.part_size(self.config, self._processes.count)
+            if remark := recipe.smaller_groups(self.state.discriminator, part):
+                run.log.warning("%s", remark)
             line = ProgressLine(
                 self.state.nimg,
                 self.config.total_images,

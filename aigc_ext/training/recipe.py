@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.data import ImageDataset
+from aigc_ext.models import StyleGAN2Discriminator
 from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.training.augment import AdaAugment, DiffAugment
 from aigc_ext.training.config import (
@@ -117,6 +118,19 @@ def part_size(config: TrainConfig, processes: int) -> int:
             f"batch_gpu is {size}, but must divide the {share} images of a process ({config.batch} in all)"
         )
     return size
+
+
+def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
+    """Says that so many images at once are no whole groups of StyleGAN2's minibatch standard deviation."""
+    if not isinstance(discriminator, StyleGAN2Discriminator) or part % discriminator.group_size == 0:
+        return None
+    wanted = discriminator.group_size
+    size = max(n for n in range(1, min(wanted, part) + 1) if part % n == 0)
+    effect = "is off" if size == 1 else f"is taken in groups of {size}"
+    return (
+        f"the discriminator gets {part} images at once, no multiple of its group_size, {wanted}: "
+        f"its minibatch's standard deviation {effect}"
+    )
 
 
 def ramp(config: TrainConfig, nimg: int) -> float:

@@ -23,6 +23,7 @@ from aigc_ext.training import (
     Trainer,
     find_resume_point,
     read_checkpoint,
+    recipe,
     replay,
 )
 from aigc_ext.training.batches import batches
@@ -596,3 +597,22 @@ def test_a_step_that_is_not_finite_says_nothing_about_the_probability_of_augment
             next(trainer.state.discriminator.parameters()).fill_(torch.nan)
         assert take()[STATISTICS.index("acc_real")].isnan()
     assert trainer.state.augment.p == moved
+
+
+def test_a_minibatch_deviation_that_parts_make_smaller_is_said(tmp_path):
+    networks = {
+        "generator": {"family": "mlp", "z_dim": 4, "hidden": [8]},
+        "discriminator": {"family": "stylegan2", "channel_max": 4},
+    }
+    trainer = Trainer.from_config(
+        config(**networks, batch=6, batch_gpu=3, kimg=0.006, grid=[1, 1]), outdir=tmp_path
+    )
+    log = (trainer.fit().run_dir / "log.txt").read_text()
+    expected = "WARNING the discriminator gets 3 images at once, no multiple of its group_size, 4"
+    assert f"{expected}: its minibatch's standard deviation is taken in groups of 3" in log
+    critic = trainer.state.discriminator
+    assert recipe.smaller_groups(critic, 6).endswith("groups of 3")
+    assert recipe.smaller_groups(critic, 5).endswith("is off")
+    assert recipe.smaller_groups(critic, 1).endswith("is off")
+    assert recipe.smaller_groups(critic, 4) is recipe.smaller_groups(critic, 8) is None
+    assert recipe.smaller_groups(PlainDiscriminator(), 1) is None
