@@ -151,6 +151,12 @@ def _label_column(source: str, features: Any, kind: type) -> str | None:
         isinstance(features["label"], kind) or "int" in getattr(features["label"], "dtype", "")
     ):
         return "label"
+    if "label" in features:
+        _log.warning(
+            "%s: its column label is not used, since it is %s, but must be integers or a ClassLabel",
+            source,
+            getattr(features["label"], "dtype", type(features["label"]).__name__),
+        )
     columns = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(columns) > 1:
         _log.warning(

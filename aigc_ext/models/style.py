@@ -25,6 +25,7 @@ from aigc_ext.models.checks import (
     check_output_act,
     check_positive,
 )
+from aigc_ext.nn.split_batch import whole_batch
 
 CLAMP = 256.0
 """Largest magnitude of activations and of RGB, so that half types are never near their limit (float16's is
@@ -277,5 +278,6 @@ def in_format_of(weight: Tensor, x: Tensor) -> Tensor:
 @torch.no_grad()
 def follow(average: Tensor, value: Tensor, images: int, half_life: float) -> None:
     """Moves `average` towards `value`, the mean over so many images; half the way in `half_life` images,
-    whether they come in few large batches or in many small ones."""
-    average.lerp_(value.to(average.dtype), 1 - 0.5 ** (images / half_life))
+    whether they come in few large batches or in many small ones. A part of a batch moves it as far as the
+    whole would, since the trainer then takes the mean over the parts."""
+    average.lerp_(value.to(average.dtype), 1 - 0.5 ** (whole_batch(images) / half_life))

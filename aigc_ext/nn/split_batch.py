@@ -37,6 +37,11 @@ def split_batch(total: int, start: int) -> Iterator[None]:
         _part = outside
 
 
+def whole_batch(n: int) -> int:
+    """Samples of the whole batch that these n are a part of; n outside :func:`split_batch`."""
+    return n if _part is None else _part[0]
+
+
 def batch_randn(
     n: int, *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:

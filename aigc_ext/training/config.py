@@ -152,7 +152,7 @@ class DataConfig(_Config):
     cond: bool = False
     """Train on the labels: both networks are told the class."""
     mirror: bool = False
-    """Flip every second image from left to right."""
+    """Flip every image from left to right half of the time."""
 
 
 @dataclass(frozen=True)
@@ -405,9 +405,9 @@ class TrainConfig(_Config):
     grid: tuple[Count, Count] = (8, 8)
     """Columns and rows of the sample grids."""
     nonfinite_limit: Count = 100
-    """After so many steps in a row without a finite gradient the run stops with a dump."""
+    """After so many steps of one network in a row without a finite gradient the run stops with a dump."""
     metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] = ()
-    """Taken at every snapshot; see `aigc_ext.metrics`."""
+    """Taken at every snapshot but the one that a signal asks for; see `aigc_ext.metrics`."""
     metric_images: Annotated[int, Range(ge=2)] = 5000
     """How many generated images they are taken of."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -429,11 +429,11 @@ class TrainConfig(_Config):
 
     @property
     def total_images(self) -> int:
-        return math.ceil(self.kimg * 1000)
+        return _images(self.kimg)
 
     @property
     def tick_images(self) -> int:
-        return math.ceil(self.tick * 1000)
+        return _images(self.tick)
 
     def override(self, key: str, value: Any) -> TrainConfig:
         """A copy with one dotted key (`"g_optim.lr"`) set."""
@@ -463,6 +463,11 @@ class TrainConfig(_Config):
             return cls.from_dict(values, base=base)
         except ConfigError as error:
             raise ConfigError(f"config {path}: {error}") from error
+
+
+def _images(kimg: float) -> int:
+    """Rounded up; 16.1 are 16,100, although the product of the floats is a little more."""
+    return max(1, math.ceil(round(kimg * 1000, 6)))
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

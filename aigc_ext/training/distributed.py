@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from aigc_ext.training.config import ConfigError
+
+# The others wait while the main process writes and measures, also the real data; NCCL's own 10 minutes can be
+# too few. Should a process die, torchrun ends the others at once.
+_PATIENCE = timedelta(hours=6)
 
 
 class Processes:
@@ -105,7 +110,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         if local >= found:
             raise ConfigError(f"process {local} of this machine has no CUDA device: there are {found}")
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Processes()
     finally:

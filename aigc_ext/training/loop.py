@@ -135,7 +135,7 @@ class Trainer:
         self._resumed: ResumePoint | None = None
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
         self._skipped_checked = (0, 0)
-        self._steps_unchecked = 0
+        self._steps_unchecked = [0, 0]  # of the discriminator, of the generator
         self._stretched = False  # did the last step take path lengths?
         self._recorder: Recorder | None = None  # in the main process
 
@@ -217,6 +217,9 @@ class Trainer:
                     *(run, self.state, self.config, self.data, self._sampler, self._take_step.objective)
                 )
                 stack.enter_context(self._recorder.recording(point, self._saved[1] if self._saved else None))
+            part = recipe.part_size(self.config, self._processes.count)
+            if remark := recipe.smaller_groups(self.state.discriminator, part):
+                run.log.warning("%s", remark)
             line = ProgressLine(
                 self.state.nimg,
                 self.config.total_images,
@@ -279,15 +282,16 @@ class Trainer:
         state.seconds = earlier + time.perf_counter() - clock
         if self._saved is not None and self._saved[0] == state.nimg:
             return self._saved[1]
-        return self._snapshot()
+        # Who sends a signal may kill soon: metrics can take minutes, and the checkpoint waits for them.
+        return self._snapshot(measure=stop.received is None)
 
-    def _snapshot(self) -> str:
+    def _snapshot(self, *, measure: bool = True) -> str:
         """Writes a checkpoint and all that goes with it; returns its name."""
         state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
         self._processes.check_equal((state.generator, state.discriminator, state.ema))
         self._saved = (state.nimg, name)
         if self._recorder is not None:
-            self._recorder.snapshot(name)
+            self._recorder.snapshot(name, measure=measure)
         return name
 
     def _stopped(self, stop: StopSignals) -> bool:
@@ -312,6 +316,8 @@ class Trainer:
         step.objective.blur_sigma = recipe.blur_sigma(config, state.nimg)
         recipe.set_rates(state.g_optimizer, config.g_optim, position)
         recipe.set_rates(state.d_optimizer, config.d_optim, position)
+        if isinstance(state.augment, AdaAugment):
+            recipe.set_augment(state.augment, config, position)
         images_per_update = config.batch * config.n_dis
         state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, images_per_update, position)
 
@@ -326,7 +332,7 @@ class Trainer:
         state.means.add(statistics)
         if isinstance(state.augment, AdaAugment):
             acc_real = statistics[STATISTICS.index("acc_real")]
-            recipe.adjust_augment(state.augment, config, state.step, position, acc_real)
+            recipe.adjust_augment(state.augment, config, state.step, acc_real)
         state.step += 1
         state.nimg += config.batch
         return statistics
@@ -391,22 +397,27 @@ class Trainer:
         return z, Mixing(other, torch.where(draws[0] < config.loss.mixing, cutoff, layers))
 
     def _check_finite(self, statistics: Tensor, run: Run) -> None:
-        """Ends the run when an optimiser has refused every step of a long streak."""
-        self._steps_unchecked += 1
+        """Ends the run when an optimiser has refused every step of its own in a long streak."""
+        self._steps_unchecked[0] += 1
+        self._steps_unchecked[1] += self.state.step % self.config.n_dis == 0  # the generator's
         # Reading the counters costs nothing on the CPU, but waits for the device on CUDA.
-        if self.device.type == "cuda" and self._steps_unchecked < _STEPS_PER_CUDA_CHECK:
+        if self.device.type == "cuda" and self._steps_unchecked[0] < _STEPS_PER_CUDA_CHECK:
             return
         state, skipped = self.state, self.state.skipped
-        refused = max(now - before for now, before in zip(skipped, self._skipped_checked, strict=True))
-        state.streak = state.streak + refused if refused == self._steps_unchecked else 0
+        for i, steps in enumerate(self._steps_unchecked):
+            if skipped[i] - self._skipped_checked[i] < steps:
+                state.streaks[i] = 0
+            else:
+                state.streaks[i] += steps
         self._skipped_checked = skipped
-        self._steps_unchecked = 0
-        if state.streak >= self.config.nonfinite_limit:
+        self._steps_unchecked = [0, 0]
+        streak = max(state.streaks)
+        if streak >= self.config.nonfinite_limit:
             path = run.dump(checkpoint_name(state.nimg, self.config.batch))
             if self._recorder is not None:
                 assert self._take_step.inputs is not None
                 last = self._saved[1] if self._saved else None
                 self._recorder.dump(path, self._take_step.inputs, statistics, self._stretched, last)
-            error = NonFiniteError(path, state.streak, state.step)
+            error = NonFiniteError(path, streak, state.step)
             run.log.error("%s", error)
             raise error

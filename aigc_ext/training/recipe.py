@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.data import ImageDataset
+from aigc_ext.models import StyleGAN2Discriminator
 from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.training.augment import AdaAugment, DiffAugment
 from aigc_ext.training.config import (
@@ -32,7 +33,8 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
     """The config with a value in the place of every null that depends on the data.
 
     R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
-    Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp.
+    Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp,
+    if there is one.
     The average's half-life is 10/32 of the batch size, in thousands of images. The generator's output is
     tanh's if more than a quarter of the data's values are at either end of their range.
     The blur is of 10 pixels (Karras et al., 2021, "Alias-Free Generative Adversarial Networks"), which the
@@ -43,7 +45,7 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
         pixels = data.image_shape[1] * data.image_shape[2]
         if loss.r2:
             gamma = _r3gan_gamma(math.sqrt(pixels))
-            end = gamma / 10 if loss.gamma_end is None else loss.gamma_end
+            end = gamma / 10 if loss.gamma_end is None and config.ramp_kimg else loss.gamma_end
             loss = dataclasses.replace(loss, gamma=gamma, gamma_end=end)
         else:
             loss = dataclasses.replace(loss, gamma=0.0002 * pixels / config.batch)
@@ -77,6 +79,21 @@ def check_fits(config: TrainConfig, generator: nn.Module) -> None:
             f"augment.kind is 'ada', but loss.kind is {loss.kind!r}: D's logits of real images "
             "then mean nothing by themselves; use 'fixed'"
         )
+    if config.augment.kind == "ada" and loss.kind == "wgan":
+        raise ConfigError(
+            "augment.kind is 'ada', but loss.kind is 'wgan': the sign of D's logits then means nothing; "
+            "use 'fixed'"
+        )
+    ends = {
+        "loss.gamma_end": loss.gamma_end,
+        "ema.kimg_start": config.ema.kimg_start,
+        "augment.p_start": config.augment.p_start,
+    }
+    for name, optim in (("g_optim", config.g_optim), ("d_optim", config.d_optim)):
+        ends |= {f"{name}.lr_end": optim.lr_end, f"{name}.beta2_end": optim.beta2_end}
+    for key, value in ends.items():
+        if value is not None and not config.ramp_kimg:
+            raise ConfigError(f"{key} is {value}, but must be null: ramp_kimg is 0, so that there is no ramp")
     missing = [name for name in ("mapping", "synthesis", "num_ws") if not hasattr(generator, name)]
     if (loss.mixing or loss.path_weight) and missing:
         key = "mixing" if loss.mixing else "path_weight"
@@ -101,6 +118,19 @@ def part_size(config: TrainConfig, processes: int) -> int:
             f"batch_gpu is {size}, but must divide the {share} images of a process ({config.batch} in all)"
         )
     return size
+
+
+def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
+    """Says that so many images at once are no whole groups of StyleGAN2's minibatch standard deviation."""
+    if not isinstance(discriminator, StyleGAN2Discriminator) or part % discriminator.group_size == 0:
+        return None
+    wanted = discriminator.group_size
+    size = max(n for n in range(1, min(wanted, part) + 1) if part % n == 0)
+    effect = "is off" if size == 1 else f"is taken in groups of {size}"
+    return (
+        f"the discriminator gets {part} images at once, no multiple of its group_size, {wanted}: "
+        f"its minibatch's standard deviation {effect}"
+    )
 
 
 def ramp(config: TrainConfig, nimg: int) -> float:
@@ -142,18 +172,22 @@ def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.
     return AdaAugment(p, config.blit, config.geometric, config.color, value_range)
 
 
-def adjust_augment(
-    augment: AdaAugment, config: TrainConfig, step: int, position: float, acc_real: Tensor
-) -> None:
-    """Moves the probability of augmentation behind a step: by the ramp, or by how sure D was of real images.
+def set_augment(augment: AdaAugment, config: TrainConfig, position: float) -> None:
+    """The probability of `fixed` at a point of the ramp."""
+    settings = config.augment
+    if settings.kind == "fixed":
+        start = settings.p if settings.p_start is None else settings.p_start
+        augment.set_p(between(start, settings.p, position))
+
+
+def adjust_augment(augment: AdaAugment, config: TrainConfig, step: int, acc_real: Tensor) -> None:
+    """Moves the probability of `ada` behind a step, by how sure D was of real images.
 
     Args:
         acc_real: the share of the whole batch's real images that D took for real; NaN counts for nothing.
     """
     settings = config.augment
-    if settings.kind == "fixed":
-        if settings.p_start is not None:
-            augment.set_p(between(settings.p_start, settings.p, position))
+    if settings.kind != "ada":
         return
     augment.observe_mean(2 * acc_real - 1, config.batch)
     if (step + 1) % settings.interval == 0:

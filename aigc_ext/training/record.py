@@ -120,13 +120,14 @@ class Recorder:
         self._run.stats.append(row)
         self._loggers.row("stats", row)
 
-    def snapshot(self, name: str) -> None:
-        """Writes the sample grid, the model and, last, the checkpoint: if it is there, so are the others."""
+    def snapshot(self, name: str, *, measure: bool) -> None:
+        """Writes the sample grid, the metrics if `measure`, the model and, last, the checkpoint: if it is
+        there, so are the others."""
         run, state = self._run, self._state
         files = state.files()
         self._save_fakes(run.grid(name), files["ema"])
         self._loggers.grid(run.grid(name), state.nimg)
-        if self._metrics is not None:
+        if measure and self._metrics is not None:
             figures = self._metrics(self._sampler)
             row = {"step": state.step, "nimg": state.nimg, "checkpoint": name, **figures}
             run.metrics.append(row)

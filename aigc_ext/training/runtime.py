@@ -14,6 +14,8 @@ import torch
 
 from aigc_ext.training.config import ConfigError, TrainConfig
 
+_CUBLAS_WORK_SPACE = "CUBLAS_WORKSPACE_CONFIG"
+
 
 def resolve_device(name: str) -> torch.device:
     """The device that `config.device` means; raises ConfigError if it is none that this process can use."""
@@ -36,16 +38,24 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def torch_settings(config: TrainConfig) -> Iterator[None]:
-    """PyTorch's number of CPU threads and choice of algorithms, as the config says."""
+    """PyTorch's number of CPU threads and choice of algorithms, as the config says.
+
+    PyTorch refuses cuBLAS among deterministic algorithms unless an environment variable limits its work
+    space; where there is none, it is set meanwhile.
+    """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    work_space = os.environ.get(_CUBLAS_WORK_SPACE)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
+        os.environ.setdefault(_CUBLAS_WORK_SPACE, ":4096:8")
     try:
         yield
     finally:
+        if work_space is None:
+            os.environ.pop(_CUBLAS_WORK_SPACE, None)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
 

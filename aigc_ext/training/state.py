@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.optim import AdamEMA
+from aigc_ext.training.augment import AdaAugment
 from aigc_ext.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -41,7 +42,7 @@ class TrainingState:
         nimg: real images shown to the discriminator.
         rows: rows of figures written.
         seconds: time spent training.
-        streak: steps in a row, up to the last one, that an optimiser refused.
+        streaks: steps in a row, up to the last one, that an optimiser refused: D's and G's.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class TrainingState:
         self.nimg = 0
         self.rows = 0
         self.seconds = 0.0
-        self.streak = 0
+        self.streaks = [0, 0]
         self.device = device
         self.path_mean = torch.zeros((), device=device)
         self.augment = augment
@@ -104,7 +105,7 @@ class TrainingState:
             "nimg": self.nimg,
             "rows": self.rows,
             "seconds": self.seconds,
-            "streak": self.streak,
+            "streaks": self.streaks,
             "skipped": self.skipped,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
@@ -130,12 +131,15 @@ class TrainingState:
         load_optimizer(self.d_optimizer, _under("d_optimizer", rest))
         self.latents.set_state(rest["rng.latents"])
         self.path_mean.copy_(rest["path.mean"])
-        if self.augment is not None and (saved := _under("augment", rest)):  # none, if it was off so far
+        # Of one kind or the other before; none, if there was no probability so far.
+        if isinstance(self.augment, AdaAugment) and (saved := _under("augment", rest)):
             self.augment.load_state_dict(saved)
         self.means.sums.copy_(rest["means.sums"])
         self.means.counts.copy_(rest["means.counts"])
         self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
-        self.seconds, self.streak = counters["seconds"], counters["streak"]
+        self.seconds = counters["seconds"]
+        # Older checkpoints have one number for both.
+        self.streaks = list(counters["streaks"] if "streaks" in counters else [counters["streak"]] * 2)
         for optimizer, skipped in zip((self.d_optimizer, self.g_optimizer), counters["skipped"], strict=True):
             optimizer.skipped.fill_(skipped)
 

@@ -16,6 +16,7 @@ from aigc_ext.training.distributed import Processes
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
 """The entries of the vector that a step returns. See `losses.LossStats`."""
+_ACCURACIES = slice(STATISTICS.index("acc_real"), STATISTICS.index("acc_fake") + 1)
 
 
 class Mixing(NamedTuple):
@@ -56,8 +57,8 @@ class StepInputs(NamedTuple):
         if self.seed is not None:
             # Not torch.manual_seed, which looks for every kind of device first.
             torch.default_generator.manual_seed(self.seed + purpose)
-            if self.z.device.type == "cuda":
-                torch.cuda.manual_seed(self.seed + purpose)
+            if self.z.device.type == "cuda":  # which need not be the current one
+                torch.cuda.default_generators[self.z.device.index].manual_seed(self.seed + purpose)
         with split_batch(len(self.z) if self.total is None else self.total, self.start):
             yield
 
@@ -201,13 +202,14 @@ class AdversarialStep:
 
     The same latents serve both halves, so G runs forward once. Nothing waits for the device: losses and
     statistics come back as one tensor. If a loss is not finite, so is a gradient; `AdamEMA` refuses these,
-    and neither weights nor moments change.
+    and neither weights nor moments change. A buffer, such as a running mean, that would not be finite stays
+    as it was.
 
     A batch may be computed in several parts, one after another (`part_size`) and in several processes
-    (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet
-    inside a network, as they do in batch norm and in a minibatch's standard deviation. Between the parts G's
-    graph is not kept, so that it runs forward twice. Buffers, such as a running mean, become the mean of what
-    each part makes of them.
+    (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet,
+    as they do in batch norm, in a minibatch's standard deviation and in the loss `relativistic_avg`. Between
+    the parts G's graph is not kept, so that it runs forward twice. Buffers, such as a running mean, become
+    the mean of what each part makes of them.
 
     Args:
         generator, discriminator, objective, g_optimizer, d_optimizer: of the pair. For mixing and path
@@ -242,6 +244,7 @@ class AdversarialStep:
         self._d_optimizer = d_optimizer
         self._g_parameters = _trained(generator)
         self._d_parameters = _trained(discriminator)
+        self._buffers = [b for n in (generator, discriminator) for b in n.buffers() if b.is_floating_point()]
         self._part_size = part_size
         self._processes = processes or Processes()
         self._path_decay = path_decay
@@ -282,6 +285,7 @@ class AdversarialStep:
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
         self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
+        before = [buffer.clone() for buffer in self._buffers]
         parts = self._parts(StepInputs(real, z, z, labels, penalize, mixing, seed))
         whole = len(parts) == 1
         keep_graph = whole and train_generator
@@ -300,10 +304,12 @@ class AdversarialStep:
                 made.append(inputs)
         self._parts_done, self._losses_done = made, [torch.stack([f[0] for f in figures])]
         statistics = self._finish(self._d_parameters, figures)
+        statistics[_ACCURACIES] += statistics[0] * 0  # a NaN is neither right nor wrong
         _spoil_unless_finite(self._d_parameters, statistics[0])
         self._d_optimizer.step()
         not_measured = torch.full_like(statistics[:1], torch.nan)
         if not train_generator:
+            _restore_unless_finite(self._buffers, before)
             return torch.cat((statistics, not_measured))
 
         _clear(self._g_parameters)
@@ -334,6 +340,7 @@ class AdversarialStep:
         if stretch:
             moved = self.path_mean.lerp(length.to(self.path_mean.dtype), self._path_decay)
             self.path_mean.copy_(torch.where(length.isfinite(), moved, self.path_mean))
+        _restore_unless_finite(self._buffers, before)
 
         return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
 
@@ -440,6 +447,13 @@ def _clear(parameters: list[Tensor]) -> None:
     # `Optimizer.zero_grad` does the same for 20 times the price, which counts in a step of 2 ms.
     for parameter in parameters:
         parameter.grad = None
+
+
+@torch.no_grad()
+def _restore_unless_finite(buffers: list[Tensor], before: list[Tensor]) -> None:
+    """Undoes what happened to a buffer that is not finite now: it would never become so again."""
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.data.copy_(torch.where(buffer.isfinite().all(), buffer, old))
 
 
 def _spoil_unless_finite(parameters: list[Tensor], loss: Tensor) -> None:

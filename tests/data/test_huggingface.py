@@ -135,6 +135,13 @@ def test_columns_are_chosen_by_type_and_then_by_name(tmp_path, caplog):
     assert "none of its label columns is used, since none is called label: fine, coarse" in caplog.text
 
 
+def test_labels_that_are_text_are_said_to_be_ignored(tmp_path, caplog):
+    words = rows([1, 2], label=None).add_column("label", ["cat", "dog"])
+    words.save_to_disk(tmp_path / "words")
+    assert open_dataset(f"hf:{tmp_path}/words").num_classes == 0
+    assert "its column label is not used, since it is string, but must be integers" in caplog.text
+
+
 def test_rows_may_be_paths_of_files(tmp_path):
     write(tmp_path / "files", {f"{name}/{name}.png": encoded(pixels(i)) for i, name in enumerate("abc")})
     dataset = open_dataset(f"hf:{tmp_path}/files", memory_limit=0, on_bad="skip")

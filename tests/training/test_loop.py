@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,14 @@ from aigc_ext.training import (
     Trainer,
     find_resume_point,
     read_checkpoint,
+    recipe,
     replay,
 )
 from aigc_ext.training.batches import batches
 from aigc_ext.training.malloc import keep_freed_memory
 from aigc_ext.training.progress import ProgressLine, RunningMeans
 from aigc_ext.training.run import next_run_name
-from aigc_ext.training.runtime import resolve_device
+from aigc_ext.training.runtime import resolve_device, torch_settings
 from aigc_ext.training.step import STATISTICS
 from tests.data.helpers import MIXED_REASONS, mixed_folder
 from tests.training.helpers import (
@@ -238,6 +240,20 @@ def test_settings_of_the_process_are_put_back(tmp_path):
     assert not any(logging.getLogger(f"aigc_ext.training.{result.run_dir.name}").handlers)
 
 
+@pytest.mark.parametrize("own", [None, ":16:8"])
+def test_deterministic_runs_may_use_cublas(monkeypatch, own):
+    """What PyTorch asks for, lest it refuse every matrix product on CUDA."""
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+    with torch_settings(config(deterministic=True)):
+        assert os.environ[name] == (own or ":4096:8")
+    assert os.environ.get(name) == own
+    with torch_settings(config()):
+        assert os.environ.get(name) == own
+
+
 def test_another_number_of_threads_is_said_on_resume(tmp_path):
     threads = torch.get_num_threads()
     first = Trainer.from_config(config(kimg=0.1, threads=threads + 1), outdir=tmp_path).fit()
@@ -329,6 +345,15 @@ def test_a_long_streak_stops_the_run_with_a_dump(tmp_path):
     assert (sound.bad_d, sound.bad_g) == ((), ())
 
 
+def test_a_generator_that_learns_in_every_third_step_and_never_does_stops_the_run(tmp_path):
+    trainer = exploding_trainer(tmp_path, 10**9, 0, n_dis=3, nonfinite_limit=4)
+    # Sound images, no sound gradient: the discriminator learns on.
+    trainer.state.generator.last.weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteError, match="stopped at step 12: 4 steps in a row"):
+        trainer.fit()
+    assert trainer.state.skipped == (0, 4)
+
+
 def test_a_diverging_run_of_our_networks_can_be_replayed(tmp_path):
     trainer = Trainer.from_config(config(loss__kind="lsgan", nonfinite_limit=3), outdir=tmp_path)
     with torch.no_grad():
@@ -344,7 +369,7 @@ def test_a_diverging_run_of_our_networks_can_be_replayed(tmp_path):
 
 def test_the_streak_survives_a_resume(tmp_path):
     first = exploding_trainer(tmp_path, 19, 10**9, kimg=0.25, nonfinite_limit=6).fit()
-    assert read_checkpoint(first.checkpoint).state["streak"] == 4
+    assert read_checkpoint(first.checkpoint).state["streaks"] == [4, 4]
     point = find_resume_point(str(first.run_dir), tmp_path)
     second = exploding_trainer(tmp_path, 1, 10**9, kimg=1, nonfinite_limit=6)
     second.restore(point)
@@ -501,6 +526,28 @@ def test_metrics_of_data_without_labels_use_random_features(tmp_path, monkeypatc
     assert "kid" in json.loads((done.run_dir / "metrics.jsonl").read_text())
 
 
+def test_a_signal_waits_for_no_metrics(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = config(metrics=["kid"], metric_images=30, kimg=0.5)
+    whole = plain_trainer(tiny_images(), settings, tmp_path / "whole").fit()
+    trainer = plain_trainer(tiny_images(), settings, tmp_path / "stopped")
+    one_step = trainer._one_step
+
+    def one_step_and_a_signal(*batch):
+        if trainer.state.step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return one_step(*batch)
+
+    trainer._one_step = one_step_and_a_signal
+    stopped = trainer.fit()
+    assert stopped.checkpoint.name == "000000-325"
+    rows = (stopped.run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["nimg"] for row in rows] == [250]
+    trainer._one_step = one_step
+    done = trainer.fit()
+    assert (done.run_dir / "metrics.jsonl").read_bytes() == (whole.run_dir / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -508,6 +555,9 @@ def test_metrics_of_data_without_labels_use_random_features(tmp_path, monkeypatc
         ({"loss__mixing": 0.5}, "loss.mixing is 0.5, but must be 0: MLPGenerator has no mapping"),
         ({"loss__path_weight": 2.0}, "loss.path_weight is 2.0, but must be 0: MLPGenerator has no mapping"),
         ({"batch_gpu": 10}, "batch_gpu is 10, but must divide the 25 images"),
+        ({"augment__kind": "ada", "loss__kind": "wgan"}, "augment.kind is 'ada', but loss.kind is 'wgan'"),
+        ({"d_optim__lr_end": 1e-5}, "d_optim.lr_end is 1e-05, but must be null: ramp_kimg is 0"),
+        ({"augment__p_start": 0.0}, "augment.p_start is 0.0, but must be null: ramp_kimg is 0"),
     ],
 )
 def test_recipes_that_do_not_fit_the_networks(tmp_path, overrides, message):
@@ -521,3 +571,48 @@ def test_a_penalty_that_grows_from_nothing_is_taken(tmp_path):
     rows = rows_of(done.run_dir)
     assert [row["r1"] is not None for row in rows] == [True, True]
     assert rows[0]["gamma"] < rows[1]["gamma"] == 1.0
+
+
+def test_the_probability_of_augmentation_follows_the_ramp_from_the_first_step_on(tmp_path):
+    settings = config(augment={"kind": "fixed", "p": 0.5, "p_start": 0.1}, ramp_kimg=0.2)
+    trainer = Trainer.from_config(settings, outdir=tmp_path)
+    seen = []
+    trainer.state.augment.register_forward_pre_hook(lambda module, _: seen.append(module.p.item()))
+    with trainer.prepared_step() as take:
+        for _ in range(10):
+            take()
+    expected = [0.1 + 0.4 * (1 - np.cos(np.pi * min(25 * step / 200, 1))) / 2 for step in range(10)]
+    assert seen[::3] == pytest.approx(expected)  # real, fake, and fake again
+
+
+def test_a_step_that_is_not_finite_says_nothing_about_the_probability_of_augmentation(tmp_path):
+    settings = config(augment={"kind": "ada", "kimg": 0.1, "interval": 1})
+    trainer = Trainer.from_config(settings, outdir=tmp_path)
+    trainer.state.augment.set_p(0.5)
+    with trainer.prepared_step() as take:
+        take()
+        moved = trainer.state.augment.p.item()
+        assert abs(moved - 0.5) == pytest.approx(0.25)
+        with torch.no_grad():
+            next(trainer.state.discriminator.parameters()).fill_(torch.nan)
+        assert take()[STATISTICS.index("acc_real")].isnan()
+    assert trainer.state.augment.p == moved
+
+
+def test_a_minibatch_deviation_that_parts_make_smaller_is_said(tmp_path):
+    networks = {
+        "generator": {"family": "mlp", "z_dim": 4, "hidden": [8]},
+        "discriminator": {"family": "stylegan2", "channel_max": 4},
+    }
+    trainer = Trainer.from_config(
+        config(**networks, batch=6, batch_gpu=3, kimg=0.006, grid=[1, 1]), outdir=tmp_path
+    )
+    log = (trainer.fit().run_dir / "log.txt").read_text()
+    expected = "WARNING the discriminator gets 3 images at once, no multiple of its group_size, 4"
+    assert f"{expected}: its minibatch's standard deviation is taken in groups of 3" in log
+    critic = trainer.state.discriminator
+    assert recipe.smaller_groups(critic, 6).endswith("groups of 3")
+    assert recipe.smaller_groups(critic, 5).endswith("is off")
+    assert recipe.smaller_groups(critic, 1).endswith("is off")
+    assert recipe.smaller_groups(critic, 4) is recipe.smaller_groups(critic, 8) is None
+    assert recipe.smaller_groups(PlainDiscriminator(), 1) is None

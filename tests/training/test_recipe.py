@@ -23,3 +23,11 @@ def test_the_output_is_limited_where_much_of_the_data_is_black_or_white(preset, 
     assert recipe.complete(config, drawn).generator.output_act == "tanh"
     chosen = config.override("generator.output_act", "linear")
     assert recipe.complete(chosen, drawn).generator.output_act == "linear"
+
+
+def test_gamma_falls_to_a_tenth_only_along_a_ramp(tmp_path):
+    data = _data(tmp_path, np.zeros((4, 64, 64, 1), np.uint8))
+    ramped = recipe.complete(PRESETS["r3gan"], data).loss
+    assert (ramped.gamma, ramped.gamma_end) == (2.0, 0.2)
+    plain = recipe.complete(PRESETS["stylegan2"].override("loss.r2", True), data)
+    assert (plain.loss.gamma, plain.loss.gamma_end, plain.ramp_kimg) == (2.0, None, 0)

@@ -355,6 +355,14 @@ def test_what_may_change_on_resume_is_logged_and_kept(tmp_path):
     assert find_resume_point(str(result.run_dir), tmp_path).config.g_optim.lr == 0.01
 
 
+def test_the_augmentation_is_the_one_that_the_resumed_config_says(tmp_path):
+    first = Trainer.from_config(config(kimg=0.25, augment__kind="fixed"), outdir=tmp_path).fit()
+    result = resume(first.run_dir, kimg=0.5, augment__p=0.7)
+    assert [row["augment_p"] for row in rows_of(result.run_dir)] == pytest.approx([0.2, 0.2, 0.7, 0.7])
+    result = resume(first.run_dir, kimg=0.75, augment__kind="diffaug")
+    assert [row["augment_p"] for row in rows_of(result.run_dir)[4:]] == [None, None]
+
+
 def test_other_data_under_the_same_name_are_refused(tmp_path):
     def make(count):
         return Trainer(

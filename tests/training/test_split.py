@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.losses import AdversarialLoss
+from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.nn.split_batch import batch_randn
 from aigc_ext.training import ConfigError, Trainer, find_resume_point, read_checkpoint
 from aigc_ext.training.augment import AdaAugment
+from aigc_ext.training.distributed import process_group
 from aigc_ext.training.recipe import part_size
 from aigc_ext.training.step import STATISTICS, AdversarialStep, Mixing, Objective
 from tests.training.helpers import config, rows_of
@@ -102,6 +104,35 @@ def test_parts_are_the_whole(kind: str, train_generator: bool) -> None:
             )
         assert torch.equal(parts[1]["constant"], whole[1]["constant"])
         torch.testing.assert_close(parts[2], whole[2])
+
+
+STYLEGANS = {
+    "stylegan2": {"mapping_layers": 2, "channel_max": 6},
+    "stylegan3": {"mapping_layers": 1, "channel_max": 4, "num_layers": 4},
+}
+
+
+@pytest.mark.parametrize("family", STYLEGANS)
+def test_running_means_of_our_generators_move_as_far_in_parts(family: str) -> None:
+    shape = {"image_shape": (1, 8, 8), "num_classes": 0}
+    torch.manual_seed(0)
+    start = build_generator({"family": family, "z_dim": 8, "w_dim": 8, **STYLEGANS[family], **shape}).train()
+    critic = build_discriminator({"family": "stylegan2", "channel_max": 6, "group_size": 1, **shape})
+    real, z = torch.randn(8, 1, 8, 8), torch.randn(8, 8)
+    moved = []
+    for part in (None, 2):
+        generator, discriminator = copy.deepcopy((start, critic))
+        optimizers = (torch.optim.SGD(m.parameters(), lr=0.01) for m in (generator, discriminator))
+        objective = Objective(discriminator, AdversarialLoss())
+        AdversarialStep(generator, discriminator, objective, *optimizers, part_size=part)(real, z, seed=3)
+        before = dict(start.named_buffers())
+        moved.append({name: buffer - before[name] for name, buffer in generator.named_buffers()})
+    changed = {name for name, change in moved[0].items() if change.any()}
+    assert "w_avg" in changed
+    assert len(changed) == (1 if family == "stylegan2" else 6)
+    for name in changed:
+        # A layer behind others of StyleGAN3 is scaled by what each part alone made of their means.
+        torch.testing.assert_close(moved[1][name], moved[0][name], rtol=0.01, atol=1e-7)
 
 
 def test_parts_of_another_seed_are_another_step() -> None:
@@ -192,3 +223,22 @@ def test_two_processes_are_one_and_a_run_goes_on_with_another_number(tmp_path: P
         for stem in ("generator", "discriminator", "ema"):
             for name, value in expected.tensors[stem].items():
                 torch.testing.assert_close(got.tensors[stem][name], value, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_processes_wait_for_the_metrics_of_the_main_one(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    called: list[tuple[str, float]] = []
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group",
+        lambda backend, timeout: called.append((backend, timeout.total_seconds())),
+    )
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with process_group(torch.device(kind)):
+        pass
+    ((backend, seconds),) = called
+    assert backend == {"cpu": "gloo", "cuda": "nccl"}[kind]
+    assert seconds >= 3600  # PyTorch's own: 1800 and 600

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from aigc_ext.losses import AdversarialLoss
+from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.optim import AdamEMA
 from aigc_ext.training.step import STATISTICS, AdversarialStep, Objective, StepInputs
 
@@ -143,6 +145,38 @@ def test_labels_reach_both_networks():
     assert all(torch.equal(c, labels) for c in generator.seen + discriminator.seen)
 
 
+@pytest.mark.parametrize(
+    ("generator", "critic"),
+    [
+        ({"family": "dcgan", "channels": 6}, "dcgan"),
+        ({"family": "stylegan2", "w_dim": 8, "mapping_layers": 1, "channel_max": 6}, "stylegan2"),
+        ({"family": "stylegan3", "w_dim": 8, "channel_max": 4, "num_layers": 4}, "stylegan2"),
+    ],
+)
+@pytest.mark.parametrize("part", [None, 2])
+def test_a_step_that_is_not_finite_leaves_the_running_means(generator, critic, part):
+    shape = {"image_shape": (1, 8, 8), "num_classes": 0}
+    torch.manual_seed(0)
+    pair = (
+        build_generator({**generator, "z_dim": 8, **shape}).train(),
+        build_discriminator({"family": critic, **({} if critic == "dcgan" else {"channel_max": 6}), **shape}),
+    )
+    optimizers = (AdamEMA(network.parameters()) for network in pair)
+    step = AdversarialStep(*pair, Objective(pair[1], AdversarialLoss()), *optimizers, part_size=part)
+    real, z = torch.randn(4, 1, 8, 8), torch.randn(4, 8)
+    step(real, z, seed=0)
+    before = [{k: v.clone() for k, v in network.state_dict().items()} for network in pair]
+    bad = z.clone()
+    bad[0] = torch.inf
+    for train_generator in (True, False):
+        assert not step(real, bad, seed=1, train_generator=train_generator)[0].isfinite()
+        for network, old in zip(pair, before, strict=True):
+            for name, value in network.state_dict().items():
+                assert torch.equal(value, old[name]) or name.endswith("num_batches_tracked"), name
+    assert step(real, z, seed=2)[:2].isfinite().all()
+    assert not all(torch.equal(v, before[0][k]) for k, v in pair[0].named_buffers())
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_step_that_is_not_finite_changes_nothing(value):
     generator, discriminator = make_pair()
@@ -203,3 +237,12 @@ def test_the_statistics_have_names():
     assert statistics.dtype == torch.float32
     assert not statistics.requires_grad
     assert statistics[STATISTICS.index("r1")].isnan()
+
+
+def test_the_random_numbers_of_the_latents_card_are_seeded_not_of_the_current_one(monkeypatch):
+    cards = tuple(torch.Generator().manual_seed(9) for _ in range(2))
+    monkeypatch.setattr(torch.cuda, "default_generators", cards)
+    z = SimpleNamespace(device=torch.device("cuda:1"))
+    inputs = StepInputs(z, z, z, None, False, seed=5, total=4)
+    with inputs.random(2):
+        assert [card.initial_seed() for card in cards] == [9, 7]

@@ -179,3 +179,9 @@ def test_ema_half_life():
     assert ramp.decay(nimg=1000, batch=100) == pytest.approx(0.5)
     assert ramp.decay(nimg=10**6, batch=100) == ema.decay(nimg=10**6, batch=100)
     assert EMAConfig(kimg=0).decay(nimg=1000, batch=64) == 0.0
+
+
+def test_thousands_of_images_are_images():
+    for kimg, images in ((16.1, 16_100), (64.9, 64_900), (1e-12, 1), (1.0004, 1001), (25_000.0, 25_000_000)):
+        config = TrainConfig(kimg=kimg, tick=kimg)
+        assert (config.total_images, config.tick_images) == (images, images)
