@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
+from aigc_ext.data import DatasetError
 from aigc_ext.training import (
     PRESETS,
     NonFiniteError,
@@ -21,7 +22,7 @@ from aigc_ext.training import (
     TrainResult,
     find_resume_point,
 )
-from aigc_ext.training.config import parse_setting
+from aigc_ext.training.config import ConfigError, parse_setting
 from aigc_ext.training.cost import probe
 
 # Option -> key of TrainConfig. An option that is not given leaves the preset's, the file's or the run's
@@ -169,9 +170,9 @@ def train(
     logging.getLogger("aigc_ext").addHandler(handler)
     try:
         result = trainer.fit(progress=True)
-    except RunError as error:
+    except (RunError, ConfigError) as error:
         raise InputError(str(error)) from error
-    except (NonFiniteError, OSError) as error:
+    except (NonFiniteError, DatasetError, OSError) as error:
         raise RunFailure(str(error)) from error
     finally:
         logging.getLogger("aigc_ext").removeHandler(handler)

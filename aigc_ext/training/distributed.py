@@ -97,14 +97,23 @@ class Processes:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that torchrun started, if it started this one; gloo on the CPU, NCCL on CUDA.
+    """Joins the processes that torchrun, or another launcher with its environment variables, started together
+    with this one; gloo on the CPU, NCCL on CUDA.
 
     Raises:
-        ConfigError: torchrun's processes share a CUDA device.
+        ConfigError: a variable is missing, or processes share a CUDA device.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield Processes()
         return
+    needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *(["LOCAL_RANK"] if device.type == "cuda" else [])]
+    missing = [name for name in needed if name not in os.environ]
+    if missing:
+        # Each process by itself would train a run of its own.
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: start the "
+            "processes by torchrun, or unset WORLD_SIZE"
+        )
     if device.type == "cuda":
         local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= found:

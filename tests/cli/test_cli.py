@@ -17,6 +17,7 @@ from PIL import Image
 
 import aigc_ext._info
 from aigc_ext.cli import main
+from aigc_ext.data import DatasetError
 from aigc_ext.sampling import Sampler
 from aigc_ext.training import PRESETS, TrainConfig
 from aigc_ext.version import __version__
@@ -254,6 +255,23 @@ def test_a_run_in_use(plain, capsys):
     finally:
         os.close(descriptor)
     assert f"Error: run {plain} is in use by another process\n" in capsys.readouterr().err
+
+
+def test_what_only_shows_in_training_is_one_line_too(tmp_path, capsys, monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        assert main(["train", *TINY, "--outdir", str(tmp_path)]) == 2
+    assert "Error: WORLD_SIZE is 2, but RANK" in capsys.readouterr().err
+
+    def fit(trainer, progress):
+        raise DatasetError("a.png is gone")
+
+    monkeypatch.setattr("aigc_ext.training.Trainer.fit", fit)
+    assert main(["train", *TINY, "--outdir", str(tmp_path)]) == 1
+    assert "Error: " in (shown := capsys.readouterr().err)
+    assert "a.png" in shown
 
 
 def test_a_run_that_breaks_down_is_a_failure_with_a_dump(tmp_path, capsys):
