@@ -145,8 +145,8 @@ class SNGANDiscriminator(nn.Module):
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
                 given in vain.
         """
-        weight: Any = self.head.weight
-        check_input("images", images, self.image_shape, weight)
+        # Of the bias: each look at a normalised weight is an iteration of the power method.
+        check_input("images", images, self.image_shape, self.get_parameter("head.bias"))
         check_labels(c, images.shape[0], self.num_classes)
         features = _relu(self.blocks(images)).sum((2, 3))
         logits: Tensor = self.head(features)
