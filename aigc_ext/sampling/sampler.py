@@ -409,7 +409,10 @@ def _padded(rows: Tensor) -> list[Tensor]:
 
 @contextmanager
 def _fixed_noise(device: torch.device) -> Iterator[None]:
-    """The global generators start from a fixed seed inside, and go on where they were afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    """The device's global generator starts from a fixed seed inside, and goes on where it was afterwards."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        # torch.manual_seed would reach the other devices' as well.
+        generator = torch.cuda.default_generators[device.index] if on_cuda else torch.default_generator
+        generator.manual_seed(0)
         yield

@@ -47,6 +47,13 @@ def test_a_seed_is_the_same_image_in_any_company(classes, noise_mode):
     assert len({image.tobytes() for image in together}) == len(seeds) - 1
 
 
+def test_noise_seeds_no_other_device(monkeypatch):
+    """torch.manual_seed would also seed every CUDA device, now or once there is one."""
+    sampler = Sampler(stand_in())
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("CUDA was seeded"))
+    sampler.sample([1], noise_mode="random")
+
+
 def test_truncation_is_in_w():
     generator = stand_in()
     sampler = Sampler(generator)
