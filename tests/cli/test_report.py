@@ -238,7 +238,7 @@ def test_metrics_prints_the_figures(trained, tmp_path, capsys) -> None:
         (["--num", "1"], "num_images is 1, but must be at least 2"),
         (["--data", "none"], "'none'"),
         (["--network", "none"], "network none is no directory"),
-        (["--extractor", "random", "--num", "3", "--metrics", "pr"], "k is 3"),
+        (["--extractor", "random", "--num", "3", "--metrics", "pr"], "pr needs more than 3 images"),
     ],
 )
 def test_metrics_refuses(trained, tmp_path, capsys, arguments, message) -> None:
