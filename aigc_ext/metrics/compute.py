@@ -147,8 +147,7 @@ class MetricSet:
 
         Raises:
             MetricError: the images' shape is not the dataset's, there are too few of them, or the generator
-            has
-                other classes than the data.
+                has other classes than the data.
         """
         spaces: dict[str, _Accumulator] = {}
         if self._reals is not None:

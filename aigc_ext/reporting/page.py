@@ -22,8 +22,6 @@ from aigc_ext.training.checkpoint import STATE_FILE, list_checkpoints
 from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog
 from aigc_ext.version import __version__
 
-"""In a run directory: a row `{"nimg": ..., "fd": ..., ...}` for each snapshot."""
-
 _GRID = re.compile(r"fakes(\d{6,})(?:-(\d{3}))?\.png")
 _MAX_GRIDS = 24
 _MAX_IMAGE_BYTES = 1 << 19
