@@ -1,6 +1,11 @@
 """Fused kernels for GANs in PyTorch."""
 
-from aigc_ext import ops as ops
+from aigc_ext import ops as ops  # the first: what is wrong with the native library, its error says best
+
+# isort: split
+from aigc_ext import losses as losses
+from aigc_ext import nn as nn
+from aigc_ext import optim as optim
 from aigc_ext._info import Info as Info
 from aigc_ext._info import cmake_prefix as cmake_prefix
 from aigc_ext._info import info as info

@@ -43,7 +43,9 @@ from aigc_ext.sampling.walk import CURVES
     type=click.Choice(["z", "w"]),
     help="Where to walk: before the mapping network or behind it.  [default: w if there is one]",
 )
-@click.option("--curve", type=click.Choice(CURVES), default=CURVES[0], help="Through w.  [default: cubic]")
+@click.option(
+    "--curve", type=click.Choice(CURVES), help="Through w; in z it is a great circle.  [default: cubic]"
+)
 @click.option(
     "--grid", type=GridType(), metavar="CxR", help="So many walks side by side, which share out the seeds."
 )
@@ -62,7 +64,7 @@ def interpolate(
     class_: int | None,
     loop: bool,
     space: str | None,
-    curve: str,
+    curve: str | None,
     grid: tuple[int, int] | None,
     label: bool,
     producer: str,
@@ -102,13 +104,14 @@ def interpolate(
             )
             for start in range(0, len(seeds), each)
         ]
+    space = sampler.resolve_space(space)
     provenance = {
         "model_sha256": sampler.model_sha256,
         "seeds": seeds,
         "classes": sampler.resolve_classes(seeds, class_),
         **style_record(trunc, trunc_cutoff, noise_mode),
-        "space": sampler.resolve_space(space),
-        "curve": curve,
+        "space": space,
+        "curve": (curve or CURVES[0]) if space == "w" else "slerp",
         "loop": loop,
         "frames": frames,
         "grid": grid,

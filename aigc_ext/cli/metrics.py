@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 
 import click
-import torch
 
 from aigc_ext.cli.errors import InputError, input_errors
+from aigc_ext.cli.network import network_options, open_sampler
 from aigc_ext.data import open_dataset
 from aigc_ext.metrics import METRICS, MetricError, MetricSet
-from aigc_ext.sampling import Sampler
 from aigc_ext.training.runtime import resolve_device
 
 
 @click.command()
-@click.option("--network", required=True, metavar="DIR", help="A run, a checkpoint, or a model directory.")
+@network_options
 @click.option(
     "--data", required=True, metavar="NAME|PATH", help="The real images; a name or path as for train."
 )
@@ -48,6 +47,7 @@ from aigc_ext.training.runtime import resolve_device
 @click.option("--threads", type=click.IntRange(min=1), metavar="INT", help="CPU threads of PyTorch.")
 def metrics(
     network: str,
+    allow_download: bool,
     data: str,
     names: str,
     num: int,
@@ -64,11 +64,8 @@ def metrics(
     fd (Fréchet distance), kid (kernel distance) and pr (precision and recall) in the features of a network
     that needs no download, fid in those of Inception, and coverage: the classes that the images show.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     with input_errors():
-        where = resolve_device(device)
-        sampler = Sampler.from_pretrained(network, device=where)
+        sampler = open_sampler(network, allow_download, device, threads)
         measure = MetricSet(
             [name.strip() for name in names.split(",")],
             open_dataset(data),
@@ -77,7 +74,7 @@ def metrics(
             extractor=extractor,  # type: ignore[arg-type]
             fid_weights=fid_weights,
             cache_dir=cache,
-            device=where,
+            device=resolve_device(device),
         )
     try:
         figures = measure(sampler)

@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.data import DatasetError
+from aigc_ext.metrics import MetricError
 from aigc_ext.training import (
     PRESETS,
     NonFiniteError,
+    ResumePoint,
     RunError,
     TrainConfig,
     Trainer,
@@ -145,6 +147,8 @@ def train(
     with input_errors():
         point = find_resume_point(resume, Path(outdir)) if resume else None
         resolved = PRESETS[preset or "mlp"] if point is None else point.config
+        if preset is not None:
+            resolved = resolved.override("preset", preset)  # of a resumed run another one is refused
         if config is not None:
             resolved = TrainConfig.from_json(config, base=resolved)
         for option, key in _KEYS.items():
@@ -153,12 +157,12 @@ def train(
         for key, names in (("metrics", metrics), ("log", log)):
             if names is not None:
                 resolved = resolved.override(key, [] if names == "none" else names.split(","))
-        for name, channels in (("channel_base", cbase), ("channel_max", cmax)):
+        for option, name, channels in (("cbase", "channel_base", cbase), ("cmax", "channel_max", cmax)):
             if channels is not None:
-                for network in ("generator", "discriminator"):
-                    resolved = resolved.override(f"{network}.{name}", channels)
+                resolved = _set_channels(resolved, option, name, channels)
         for setting in settings:
             resolved = resolved.override(*parse_setting(setting))
+        _check_used(resolved, point, options["p"], options["target"], desc)
         trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc)
         if point is not None:
             trainer.restore(point)
@@ -170,7 +174,7 @@ def train(
     logging.getLogger("aigc_ext").addHandler(handler)
     try:
         result = trainer.fit(progress=True)
-    except (RunError, ConfigError) as error:
+    except (RunError, ConfigError, MetricError) as error:
         raise InputError(str(error)) from error
     except (NonFiniteError, DatasetError, OSError) as error:
         raise RunFailure(str(error)) from error
@@ -178,6 +182,35 @@ def train(
         logging.getLogger("aigc_ext").removeHandler(handler)
     _report(result)
     return 0 if result.signal is None else 128 + result.signal
+
+
+def _set_channels(config: TrainConfig, option: str, name: str, channels: int) -> TrainConfig:
+    for network in ("generator", "discriminator"):
+        family = getattr(config, network).family
+        if not hasattr(getattr(config, network), name):
+            networks = (preset.generator for preset in PRESETS.values())
+            known = dict.fromkeys(each.family for each in networks if hasattr(each, name))
+            raise ValueError(
+                f"{option} is {channels}, but {family} has no {name}: only {', '.join(known)} have"
+            )
+        config = config.override(f"{network}.{name}", channels)
+    return config
+
+
+def _check_used(
+    config: TrainConfig, point: ResumePoint | None, p: float | None, target: float | None, desc: str
+) -> None:
+    """Refuses options that would change nothing."""
+    for name, value, kind in (("p", p, "fixed"), ("target", target, "ada")):
+        if value is not None and config.augment.kind != kind:
+            raise ValueError(
+                f"{name} is {value}, but only --aug {kind} has one: --aug is {config.augment.kind}"
+            )
+    if desc and point is not None and point.run_dir is not None:
+        raise ValueError(
+            f"desc is {desc!r}, but a run that goes on keeps its name; one that starts from a checkpoint "
+            "(--resume RUN/checkpoints/...) has a new one"
+        )
 
 
 def _report(result: TrainResult) -> None:

@@ -229,14 +229,16 @@ class SampleClassifier:
         parts = [function(_prepare(part.cpu()).to(self._device)) for part in images.split(512)]
         return torch.cat(parts).cpu()
 
-    def evaluate(self, images: Tensor, confidence: float = 0.9, min_share: float = 0.01) -> ClassCoverage:
+    def evaluate(
+        self, images: Tensor, confidence: float = 0.9, min_share: float | None = None
+    ) -> ClassCoverage:
         """Judges images.
 
         Args:
             images: uint8, (N, C, H, W), N at least 1.
             confidence: an answer counts when its probability is above this; in [0, 1).
             min_share: a class is found when its confident answers are at least this share of all images; in
-                (0, 1].
+                (0, 1]. By default a hundredth, or, of more than 10 classes, a tenth of an even share.
 
         Raises:
             TypeError: images are not a uint8 tensor.
@@ -246,9 +248,11 @@ class SampleClassifier:
         return self.coverage_of(self.probabilities(images), confidence, min_share)
 
     def coverage_of(
-        self, probabilities: Tensor, confidence: float = 0.9, min_share: float = 0.01
+        self, probabilities: Tensor, confidence: float = 0.9, min_share: float | None = None
     ) -> ClassCoverage:
         """As :meth:`evaluate`, from the :meth:`probabilities` of the images."""
+        if min_share is None:
+            min_share = min(0.01, 0.1 / self.num_classes)
         _check_thresholds(confidence, min_share)
         probability, answer = probabilities.max(dim=1)
         histogram = torch.bincount(answer[probability > confidence], minlength=self.num_classes)
@@ -297,10 +301,10 @@ def _check_images(name: str, images: Tensor, image_shape: tuple[int, ...] | None
         raise ValueError(f"{name} has images of shape {shape}, but must have the real images' {image_shape}")
 
 
-def _check_thresholds(confidence: float, min_share: float) -> None:
+def _check_thresholds(confidence: float, min_share: float | None) -> None:
     if not 0 <= confidence < 1:
         raise ValueError(f"confidence is {confidence}, but must be in [0, 1)")
-    if not 0 < min_share <= 1:
+    if min_share is not None and not 0 < min_share <= 1:
         raise ValueError(f"min_share is {min_share}, but must be in (0, 1]")
 
 

@@ -17,7 +17,7 @@ from aigc_ext.metrics.errors import MetricError
 from aigc_ext.metrics.extractors import FeatureExtractor, InceptionFeatures, RandomFeatures, extract
 from aigc_ext.metrics.frechet import Moments, frechet_distance
 from aigc_ext.metrics.kernel import kernel_distance
-from aigc_ext.metrics.manifold import precision_recall
+from aigc_ext.metrics.manifold import NEIGHBOURS, precision_recall
 
 METRICS = ("fd", "kid", "pr", "fid", "coverage")
 """The names that `MetricSet` knows."""
@@ -91,6 +91,11 @@ class MetricSet:
             raise MetricError(f"num_images is {num_images}, but must be at least 2")
         if not 0 <= seed < 2**31:
             raise MetricError(f"seed is {seed}, but must be from 0 to {2**31 - 1}")
+        if "pr" in self.names and min(num_images, len(dataset)) <= NEIGHBOURS:
+            raise MetricError(
+                f"pr needs more than {NEIGHBOURS} images, real and generated, but has {len(dataset)} of "
+                f"{dataset.name} and {num_images}"
+            )
         self.dataset = dataset
         self.num_images = num_images
         self.seed = seed
@@ -142,8 +147,7 @@ class MetricSet:
 
         Raises:
             MetricError: the images' shape is not the dataset's, there are too few of them, or the generator
-            has
-                other classes than the data.
+                has other classes than the data.
         """
         spaces: dict[str, _Accumulator] = {}
         if self._reals is not None:

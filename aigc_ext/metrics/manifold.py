@@ -13,13 +13,15 @@ from torch import Tensor
 
 from aigc_ext.metrics.errors import MetricError
 
+NEIGHBOURS = 3
+"""k by default, the paper's."""
 _ROWS = 1024
 # float32 features of one image differ by about 1e-7 of their size from batch to batch. What is that near is
 # the same image: else whether duplicates lie in each other's balls would be a matter of rounding.
 _SAME = 1e-12
 
 
-def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> tuple[float, float]:
     """Precision and recall of features (N, D) and (M, D), in [0, 1]; of the larger set only as many vectors
     as the smaller one has are used, the first ones.
 

@@ -44,11 +44,9 @@ def channels_at(sides: int, channel_base: int, channel_max: int) -> int:
     return min(channel_base // sides, channel_max)
 
 
-def halvings_of(image_shape: Sequence[int], channels: int, num_classes: int) -> int:
+def halvings_of(image_shape: Sequence[int], num_classes: int) -> int:
     """How often the sides can be halved and still be 4 pixels at least. Checks the arguments too."""
     check_images(image_shape, num_classes)
-    if channels < 1:
-        raise ValueError(f"channels is {channels}, but must be at least 1")
     height, width = image_shape[1:]
     halvings = 0
     while height % 2 == width % 2 == 0 and min(height, width) >= 2 * _COARSEST:

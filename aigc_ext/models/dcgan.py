@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.models.checks import check_input, check_labels, check_positive, halvings_of
 from aigc_ext.nn import BatchNormAct2d, Conv2d, ConvTranspose2d
 
 
@@ -42,9 +42,8 @@ class DCGANGenerator(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        halvings = halvings_of(image_shape, channels, num_classes)
-        if z_dim < 1:
-            raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
+        halvings = halvings_of(image_shape, num_classes)
+        check_positive(channels=channels, z_dim=z_dim)
         self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
         self.channels = channels
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
@@ -114,7 +113,8 @@ class DCGANDiscriminator(nn.Module):
         self, image_shape: Sequence[int] = (3, 64, 64), channels: int = 64, num_classes: int = 0
     ) -> None:
         super().__init__()
-        halvings = halvings_of(image_shape, channels, num_classes)
+        check_positive(channels=channels)
+        halvings = halvings_of(image_shape, num_classes)
         self.image_shape, self.channels, self.num_classes = tuple(image_shape), channels, num_classes
         layers: list[nn.Module] = [
             Conv2d(image_shape[0], channels, 4, stride=2, padding=1, act="lrelu", gain=1.0)

@@ -252,7 +252,7 @@ def _widths(
 ) -> tuple[int, ...]:
     """The width of each stage, from coarsest to finest. Checks the arguments too."""
     check_positive(channel_max=channel_max, group_size=group_size, expansion=expansion)
-    halvings = halvings_of(image_shape, channel_max, num_classes)
+    halvings = halvings_of(image_shape, num_classes)
     widths = []
     for k in reversed(range(halvings + 1)):
         most = channels_at(max(image_shape[1:]) >> k, channel_base, channel_max)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from aigc_ext import ops
-from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.models.checks import check_input, check_labels, check_positive, halvings_of
 from aigc_ext.nn import BatchNormAct2d, Conv2d
 
 
@@ -46,9 +46,8 @@ class SNGANGenerator(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        halvings = halvings_of(image_shape, channels, num_classes)
-        if z_dim < 1:
-            raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
+        halvings = halvings_of(image_shape, num_classes)
+        check_positive(channels=channels, z_dim=z_dim)
         self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
         self.channels = channels
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
@@ -110,8 +109,9 @@ class SNGANDiscriminator(nn.Module):
         self, image_shape: Sequence[int] = (3, 32, 32), channels: int = 128, num_classes: int = 0
     ) -> None:
         super().__init__()
+        check_positive(channels=channels)
         # The paper halves 32x32 images twice, to 8x8.
-        halvings = max(1, halvings_of(image_shape, channels, num_classes) - 1)
+        halvings = max(1, halvings_of(image_shape, num_classes) - 1)
         self.image_shape, self.channels, self.num_classes = tuple(image_shape), channels, num_classes
         blocks = [_DownBlock(image_shape[0], channels, down=True, first=True)]
         blocks += [_DownBlock(channels, channels, down=i < halvings - 1) for i in range(halvings + 1)]
@@ -145,8 +145,8 @@ class SNGANDiscriminator(nn.Module):
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
                 given in vain.
         """
-        weight: Any = self.head.weight
-        check_input("images", images, self.image_shape, weight)
+        # Of the bias: each look at a normalised weight is an iteration of the power method.
+        check_input("images", images, self.image_shape, self.get_parameter("head.bias"))
         check_labels(c, images.shape[0], self.num_classes)
         features = _relu(self.blocks(images)).sum((2, 3))
         logits: Tensor = self.head(features)

@@ -66,7 +66,7 @@ class StyleGAN2Generator(StyleGenerator):
         num_classes: int = 0,
         output_act: str = "linear",
     ) -> None:
-        halvings = halvings_of(image_shape, channel_max, num_classes)
+        halvings = halvings_of(image_shape, num_classes)
         super().__init__(image_shape, z_dim, w_dim, 2 * halvings + 2, mapping_layers, num_classes, output_act)
         self.channel_base, self.channel_max = channel_base, channel_max
         sizes = [(image_shape[1] >> k, image_shape[2] >> k) for k in reversed(range(halvings + 1))]
@@ -159,7 +159,7 @@ class StyleGAN2Discriminator(nn.Module):
         mapping_layers: int = 8,
     ) -> None:
         super().__init__()
-        halvings = halvings_of(image_shape, channel_max, num_classes)
+        halvings = halvings_of(image_shape, num_classes)
         check_positive(group_size=group_size, mapping_layers=mapping_layers)
         self.image_shape, self.num_classes = tuple(image_shape), num_classes
         self.channel_base, self.channel_max, self.group_size = channel_base, channel_max, group_size

@@ -22,8 +22,6 @@ from aigc_ext.training.checkpoint import STATE_FILE, list_checkpoints
 from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog
 from aigc_ext.version import __version__
 
-"""In a run directory: a row `{"nimg": ..., "fd": ..., ...}` for each snapshot."""
-
 _GRID = re.compile(r"fakes(\d{6,})(?:-(\d{3}))?\.png")
 _MAX_GRIDS = 24
 _MAX_IMAGE_BYTES = 1 << 19
@@ -33,7 +31,7 @@ _MAX_TABLE_ROWS = 100
 # Title, the columns with their names, and what the axis spans at least.
 _TRAINING = (
     ("Losses", {"loss_d": "discriminator", "loss_g": "generator"}, None),
-    ("The discriminator's belief", {"d_real": "D(x)", "d_fake": "D(G(z))"}, (0.0, 1.0)),
+    ("The discriminator's scores", {"d_real": "D(x)", "d_fake": "D(G(z))"}, None),
     ("Share it judges right", {"acc_real": "real", "acc_fake": "generated"}, (0.0, 1.0)),
     ("Gradient penalties", {"r1": "R1", "r2": "R2"}, None),
     ("Path length", {"path_length": "path length"}, None),
@@ -141,7 +139,8 @@ def _page(run_dir: Path) -> str:
     if metrics:
         body += ["<h2>Metrics</h2>", _charts(metrics, _METRICS), _table(metrics)]
     body.append("<h2>Training</h2>")
-    body.append(_charts(rows, _TRAINING) if rows else "<p>No figures have been written yet.</p>")
+    charts = _charts(rows, _training_charts(config))
+    body.append(charts if rows else "<p>No figures have been written yet.</p>")
     body += ["<h2>Config</h2>", _config(config)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -151,6 +150,18 @@ def _page(run_dir: Path) -> str:
         + f'\n<p class="note" style="margin-top:36px">Written by aigc_ext {escape(__version__)}. The samples '
         "are AI-generated images.</p>\n</body></html>\n"
     )
+
+
+def _training_charts(config: Mapping[str, Any]) -> list[tuple[str, dict[str, str], Any]]:
+    """`_TRAINING`; D's scores are probabilities if the loss makes them so (`ops.gan_loss.LossStats`)."""
+    loss = config.get("loss")
+    if not isinstance(loss, dict) or loss.get("kind") not in ("logistic", "minimax"):
+        return list(_TRAINING)
+    belief = "The discriminator's belief"
+    return [
+        (belief, columns, (0.0, 1.0)) if "d_real" in columns else (title, columns, span)
+        for title, columns, span in _TRAINING
+    ]
 
 
 def _progress(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

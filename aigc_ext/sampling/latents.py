@@ -63,4 +63,12 @@ class Latents:
                 f"latents {path} hold {shapes or 'nothing'}, but must hold z [N, z_dim] or "
                 "w [N, num_ws, w_dim]"
             )
+        if classes is not None:
+            if space == "w":
+                raise LatentsError(f"latents {path} hold classes, but w have their class in them")
+            if classes.dtype != torch.int64 or classes.shape != tensors[space].shape[:1]:
+                raise LatentsError(
+                    f"latents {path} hold classes {list(classes.shape)} of {classes.dtype}, but must hold "
+                    f"[{len(tensors[space])}] of torch.int64"
+                )
         return cls(tensors[space], None if classes is None else classes.tolist(), metadata)

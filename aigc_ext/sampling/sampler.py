@@ -119,9 +119,7 @@ class Sampler:
                 "none".
             output: "numpy" for uint8 (N, H, W, C), "pil" for a list of PIL images.
         """
-        seeds = _integers("seed", seeds, MAX_SEED)
-        if not seeds:
-            raise ValueError("seeds is empty, but must hold at least one")
+        seeds = _seeds(seeds)
         if output not in ("numpy", "pil"):
             raise ValueError(f"output is {output!r}, but must be 'numpy' or 'pil'")
         self._check_options(truncation, truncation_cutoff, noise_mode)
@@ -164,7 +162,7 @@ class Sampler:
         """The latents of `seeds` behind the mapping network, w (N, num_ws, w_dim), on the CPU; arguments as
         for `sample`. Style-based generators only."""
         self.resolve_space("w")
-        seeds = _integers("seed", seeds, MAX_SEED)
+        seeds = _seeds(seeds)
         self._check_options(truncation, truncation_cutoff, None)
         labels = self.resolve_classes(seeds, classes)
         z = torch.stack([_draw(seed, self.z_dim)[0] for seed in seeds])
@@ -226,7 +224,7 @@ class Sampler:
         frames: int = 60,
         loop: bool = True,
         space: str | None = None,
-        curve: str = "cubic",
+        curve: str | None = None,
         truncation_cutoff: int | None = None,
         noise_mode: str | None = None,
     ) -> Iterator[np.ndarray]:
@@ -240,7 +238,7 @@ class Sampler:
                 last seed.
             space: "w" interpolates behind the mapping network, "z" before it along great circles (White 2016,
                 https://arxiv.org/abs/1609.04468). By default "w" where there is one.
-            curve: through w, "cubic" (a Catmull-Rom spline, without corners) or "linear".
+            curve: through w, "cubic" (the default: a Catmull-Rom spline, without corners) or "linear".
             classes, truncation, truncation_cutoff, noise_mode: as for `sample`; but in z all seeds must have
                 the same class, since there is nothing between two.
         """
@@ -249,9 +247,11 @@ class Sampler:
             raise ValueError(f"seeds has {len(seeds)} entries, but a walk needs at least 2")
         if isinstance(frames, bool) or not isinstance(frames, (int, np.integer)) or frames < 2:
             raise ValueError(f"frames is {frames!r}, but must be an integer of at least 2")
-        if curve not in CURVES:
+        if curve is not None and curve not in CURVES:
             raise ValueError(f"curve is {curve!r}, but must be one of {', '.join(CURVES)}")
         space = self.resolve_space(space)
+        if curve is not None and space == "z":
+            raise ValueError(f"curve is {curve!r}, but a walk in z follows great circles: it has no choice")
         self._check_options(truncation, truncation_cutoff, noise_mode)
         labels = self.resolve_classes(seeds, classes)
         if space == "z" and labels is not None and len(set(labels)) > 1:
@@ -262,7 +262,7 @@ class Sampler:
         positions = walk_positions(len(seeds), int(frames), loop)
         if space == "w":
             w = self.map(seeds, labels, truncation, truncation_cutoff=truncation_cutoff)
-            points = curve_points(w, positions, curve, loop)
+            points = curve_points(w, positions, curve or CURVES[0], loop)
         else:
             points = slerp_points(torch.stack([_draw(seed, self.z_dim)[0] for seed in seeds]), positions)
         c = torch.full((len(points),), labels[0] if labels else 0)
@@ -280,8 +280,8 @@ class Sampler:
             return None
         if classes is None:
             return [_draw(seed, self.z_dim, self.num_classes)[1] for seed in seeds]
-        if isinstance(classes, (int, np.integer)):
-            classes = [int(classes)] * len(seeds)
+        if not isinstance(classes, Iterable):
+            classes = [classes] * len(seeds)
         if len(classes) != len(seeds):
             raise ValueError(f"classes has {len(classes)} entries, but must have one per seed, {len(seeds)}")
         return _integers("class", classes, self.num_classes - 1)
@@ -387,6 +387,13 @@ def _integers(name: str, values: Sequence[int], largest: int) -> list[int]:
     return [int(value) for value in values]
 
 
+def _seeds(seeds: Sequence[int]) -> list[int]:
+    seeds = _integers("seed", seeds, MAX_SEED)
+    if not seeds:
+        raise ValueError("seeds is empty, but must hold at least one")
+    return seeds
+
+
 def _draw(seed: int, z_dim: int, num_classes: int = 0) -> tuple[Tensor, int]:
     """The latents (z_dim,) of a seed, and the class that it decides for (0 if there are none)."""
     rng = torch.Generator().manual_seed(seed)
@@ -402,7 +409,10 @@ def _padded(rows: Tensor) -> list[Tensor]:
 
 @contextmanager
 def _fixed_noise(device: torch.device) -> Iterator[None]:
-    """The global generators start from a fixed seed inside, and go on where they were afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    """The device's global generator starts from a fixed seed inside, and goes on where it was afterwards."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        # torch.manual_seed would reach the other devices' as well.
+        generator = torch.cuda.default_generators[device.index] if on_cuda else torch.default_generator
+        generator.manual_seed(0)
         yield

@@ -200,6 +200,12 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(plain, tmp_path, capsys):
         (["--set", "loss.kind=bce"], "loss.kind is 'bce', but must be one of"),
         (["--config", "none.json"], "config none.json cannot be read: No such file or directory"),
         (["--resume", "nowhere"], "resume is 'nowhere', but that is neither"),
+        (["--p", "0.5"], "p is 0.5, but only --aug fixed has one: --aug is noaug"),
+        (["--aug", "fixed", "--target", "0.5"], "target is 0.5, but only --aug ada has one: --aug is fixed"),
+        (
+            ["--preset", "dcgan", "--cmax", "64"],
+            "cmax is 64, but dcgan has no channel_max: only stylegan2, stylegan3, r3gan have",
+        ),
         (["--resume", "latest"], "resume is 'latest', but there is no run in runs"),
         (["--frobnicate"], "--frobnicate"),
         (["digits"], "unexpected extra argument"),
@@ -238,11 +244,23 @@ def test_resume_refuses(plain, tmp_path, capsys):
         capsys, ["train", "--resume", plain, "--seed", "5"], "seed is 5, but the run was started with 0"
     )
     assert_refused(capsys, ["train", "--resume", plain, "--data", "mnist5k"], "data.source is 'mnist5k', but")
+    assert_refused(capsys, ["train", "--resume", plain, "--preset", "dcgan"], "preset is 'dcgan', but")
+    assert_refused(
+        capsys, ["train", "--resume", plain, "--desc", "more"], "desc is 'more', but a run that goes on"
+    )
     run_dir = tmp_path / plain.name
     shutil.copytree(plain, run_dir)
     for path in (run_dir / "checkpoints").iterdir():
         (path / "state.json").unlink()
     assert_refused(capsys, ["train", "--resume", run_dir], "none of 2 is whole")
+
+
+def test_metrics_that_cannot_be_taken_are_an_error_of_the_user(tmp_path, capsys):
+    arguments = ["train", *TINY, "--outdir", str(tmp_path), "--metrics", "pr", "--set", "metric_images=3"]
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "Error: pr needs more than 3 images, real and generated, but has 1797 of digits and 3" in shown
+    assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
 def test_a_run_in_use(plain, capsys):

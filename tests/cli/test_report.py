@@ -107,6 +107,15 @@ def test_a_run_on_one_page(run, capsys) -> None:
     assert f"mlp, {number(weights)} weights" in page.text
 
 
+def test_scores_of_a_hinge_loss_are_not_called_a_belief(run) -> None:
+    """They are no probabilities, and have no range."""
+    config = json.loads((run / "config.json").read_text())
+    for kind, title in (("hinge", "The discriminator's scores"), ("minimax", "The discriminator's belief")):
+        config["loss"]["kind"] = kind
+        (run / "config.json").write_text(json.dumps(config))
+        assert title in Page(write_report(run).read_text()).charts
+
+
 def test_a_run_that_has_nothing_yet(tmp_path) -> None:
     run, output = tmp_path / "00000-a", tmp_path / "page.html"
     run.mkdir()
@@ -238,7 +247,7 @@ def test_metrics_prints_the_figures(trained, tmp_path, capsys) -> None:
         (["--num", "1"], "num_images is 1, but must be at least 2"),
         (["--data", "none"], "'none'"),
         (["--network", "none"], "network none is no directory"),
-        (["--extractor", "random", "--num", "3", "--metrics", "pr"], "k is 3"),
+        (["--extractor", "random", "--num", "3", "--metrics", "pr"], "pr needs more than 3 images"),
     ],
 )
 def test_metrics_refuses(trained, tmp_path, capsys, arguments, message) -> None:

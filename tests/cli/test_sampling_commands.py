@@ -97,6 +97,7 @@ def test_interpolate(networks, tmp_path, capsys):
     assert np.array_equal(frames[:, ::8, ::8, :1], np.stack(expected))  # grey needs no palette
     assert comment.keys() == {"aigc_ext"}
     assert comment["aigc_ext"]["classes"] == [2, 2]
+    assert (made["curve"], comment["aigc_ext"]["curve"]) == ("cubic", "slerp")
 
 
 def test_interpolate_refuses(networks, tmp_path, monkeypatch, capsys):
@@ -111,6 +112,7 @@ def test_interpolate_refuses(networks, tmp_path, monkeypatch, capsys):
     refused(capsys, "and at least 2", *walk, *gif, "--grid", "3x2")
     refused(capsys, "no mapping network", *walk, *gif, "--space", "w")
     refused(capsys, "truncation_cutoff is 1", *walk, *gif, "--trunc-cutoff", 1)
+    refused(capsys, "curve is 'linear', but a walk in z", *walk, *gif, "--curve", "linear")
     refused(capsys, "a walk in z needs one class", *walk, *gif, "--network", networks / "mlp-cond")
     refused(capsys, "network owner/name is no directory", *walk, *gif, "--network", "owner/name")
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
@@ -194,6 +196,19 @@ def test_project_and_sample_refuse(networks, tmp_path, monkeypatch, capsys):
     save_pretrained(tmp_path / "other", other.config, serialize(other.state_dict()))
     assert run(*sample, *latents, "--network", "other", "--outdir", "made", "--grid", "1x1") == 0
     assert "Warning: these latents were found with another network" in capsys.readouterr().err
+
+
+def test_metrics_fetches_only_on_demand(networks, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def load(path, *, allow_download=False):
+        asked.append(allow_download)
+        raise ValueError("none")
+
+    monkeypatch.setattr("aigc_ext.sampling.sampler.load_pretrained", load)
+    for more in ([], ["--allow-download"]):
+        refused(capsys, "none", "metrics", "--network", "owner/name", "--data", "digits", *more)
+    assert asked == [False, True]
 
 
 def test_export(networks, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aigc_ext.metrics import SampleClassifier, class_coverage
 
@@ -72,6 +72,17 @@ def test_min_share_counts_a_class_from_that_share_on(bars: SampleClassifier) -> 
     assert bars.evaluate(mixed, min_share=0.05).num_classes_found == 2
     assert bars.evaluate(mixed, min_share=0.051).num_classes_found == 1
     assert bars.evaluate(mixed).histogram == (1, 19, 0, 0)
+
+
+def test_many_classes_can_all_be_found() -> None:
+    """Of 150 classes none is a hundredth of the images of a perfect generator."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 150))
+    judge = SampleClassifier(network, (1, 2, 2), 150, torch.zeros(2, 1, 2, 2), torch.zeros(2).long())
+    coverage = judge.coverage_of(torch.eye(150).repeat(10, 1))
+    assert (coverage.num_classes_found, coverage.min_share) == (150, pytest.approx(0.1 / 150))
+    # One of 15,001 images is less than a tenth of the share.
+    few = torch.cat([torch.eye(150)[:2].repeat(7500, 1), torch.eye(150)[2:3]])
+    assert judge.coverage_of(few).num_classes_found == 2
 
 
 def test_confidence_threshold(bars: SampleClassifier) -> None:

@@ -53,6 +53,16 @@ def test_all_layers_of_the_discriminator_have_spectral_norm_one():
         assert norm == pytest.approx(1, abs=0.02), name
 
 
+def test_a_forward_pass_is_one_iteration_of_the_power_method():
+    discriminator = SNGANDiscriminator((1, 8, 8), channels=4, num_classes=2)
+    seen = []
+    for name, module in discriminator.named_modules():
+        if name.endswith("parametrizations.weight.0"):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    discriminator(torch.randn(2, 1, 8, 8), torch.tensor([0, 1]))
+    assert len(seen) == len(set(seen)) == 9
+
+
 def test_labels_make_a_difference():
     generator, discriminator = (
         network((1, 8, 8), channels=4, num_classes=2).eval()

@@ -195,6 +195,8 @@ def test_half_types_and_channels_last():
         (lambda: StyleGAN2Generator((3, 7, 8)), "height and width must be even and at least 8"),
         (lambda: small_generator(z_dim=0), "z_dim is 0, but must be at least 1"),
         (lambda: small_generator(channel_base=9), "channel_base is 9, but must be at least .* 16"),
+        (lambda: StyleGAN2Generator(channel_max=0), "channel_max is 0, but must be at least 1"),
+        (lambda: StyleGAN2Discriminator(channel_max=0), "channel_max is 0, but must be at least 1"),
         (lambda: small_generator().mapping(torch.randn(2, 9)), r"z has shape \(2, 9\)"),
         (lambda: small_generator().mapping(torch.randn(2, 8), truncation_cutoff=7), "must be from 0 to 6"),
         (lambda: small_generator().mapping(torch.randn(2, 8), truncation=torch.inf), "truncation is inf"),

@@ -114,6 +114,9 @@ def test_latents_on_disk(tmp_path):
         ({"z": torch.zeros(1, 2), "w": torch.zeros(1, 2, 3)}, r"hold w \[1, 2, 3\], z \[1, 2\], but"),
         ({"x": torch.zeros(1, 2)}, r"hold x \[1, 2\], but"),
         ({}, "hold nothing, but"),
+        ({"z": torch.zeros(2, 2), "classes": torch.zeros(1).long()}, r"classes \[1\] .* must hold \[2\]"),
+        ({"z": torch.zeros(2, 2), "classes": torch.zeros(2)}, r"classes \[2\] of torch.float32, but"),
+        ({"w": torch.zeros(1, 2, 3), "classes": torch.zeros(1).long()}, "w have their class in them"),
     ):
         safetensors.torch.save_file(tensors, tmp_path / "b.safetensors")
         with pytest.raises(LatentsError, match=message):

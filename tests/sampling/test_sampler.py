@@ -127,6 +127,7 @@ def test_classes():
         ({"seeds": 3}, "seeds is 3, but must be a sequence of integers"),
         ({"seeds": [1], "classes": 4}, "class is 4, but must be an integer from 0 to 3"),
         ({"seeds": [1], "classes": -1}, "class is -1, but must be an integer from 0 to 3"),
+        ({"seeds": [1], "classes": 0.5}, "class is 0.5, but must be an integer from 0 to 3"),
         ({"seeds": [1], "classes": [0.5]}, "class is 0.5, but must be an integer from 0 to 3"),
         ({"seeds": [1, 2], "classes": [0]}, "classes has 1 entries, but must have one per seed, 2"),
         ({"seeds": [1], "truncation": float("nan")}, "truncation is nan, but must be a finite number"),
