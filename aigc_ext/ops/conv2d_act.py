@@ -172,6 +172,8 @@ def _winograd_pays(x: Tensor, w: Tensor) -> bool:
         return False
     if not _AVX512:
         return True
+    if x.size(0) * pixels < 2 * channels:  # few images for the filters that are transformed first
+        return False
     if is_channels_last(x):
         return bool(pixels >= 64)
     return bool(x.size(3) >= 16 and channels * x.size(3) >= 1024)

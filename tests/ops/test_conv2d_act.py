@@ -150,6 +150,7 @@ def test_autocast_is_that_of_conv2d() -> None:
         ((2, 32, 16, 16), (32, 32, 3, 3), {"padding": 1}, "but for AVX-512"),
         ((9, 512, 8, 8), (512, 512, 3, 3), {"padding": 1}, "but for AVX-512"),
         ((9, 32, 8, 8), (32, 32, 3, 3), {"padding": 1, "format": torch.channels_last}, True),
+        ((9, 512, 8, 8), (512, 512, 3, 3), {"padding": 1, "format": torch.channels_last}, "but for AVX-512"),
         ((10, 32, 8, 7), (32, 32, 3, 3), {"padding": 1, "format": torch.channels_last}, "but for AVX-512"),
         ((2, 32, 16, 16), (32, 32, 3, 3), {"padding": 1, "dtype": torch.bfloat16}, True),
         ((2, 31, 16, 16), (32, 31, 3, 3), {"padding": 1}, False),
