@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 TEMPORARY_PREFIX = ".tmp-"
 """What is still being written has a name that starts so. It never survives the next start of its run."""
@@ -14,6 +17,12 @@ TEMPORARY_PREFIX = ".tmp-"
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def json_digest(content: Mapping[str, Any]) -> str:
+    """The SHA-256 that an object carries under the key "sha256", of all else in it."""
+    body = {key: value for key, value in content.items() if key != "sha256"}
+    return sha256(json.dumps(body, sort_keys=True).encode())
 
 
 def sha256_file(path: Path) -> str:

@@ -112,6 +112,8 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any], str, str | None]:
             config, expected_hash = state["generator"], state["files"][weights]["sha256"]
         except (KeyError, TypeError) as error:
             raise PretrainedError(f"network {path}: state.json is not that of a checkpoint") from error
+        if state.get("sha256") != _files.json_digest(state):
+            raise PretrainedError(f"network {path}: state.json was altered (its SHA-256 does not match)")
         if config is None:
             raise PretrainedError(
                 f"network {path} is a checkpoint of a generator that has no `config` to build it from; "

@@ -84,7 +84,7 @@ def write_checkpoint(path: Path, files: Mapping[str, bytes], state: Mapping[str,
         _files.write_durable(temporary / f"{stem}.safetensors", data)
         manifest[f"{stem}.safetensors"] = {"bytes": len(data), "sha256": _files.sha256(data)}
     content = {"format": FORMAT, **state, "files": manifest}
-    content["sha256"] = _digest(content)
+    content["sha256"] = _files.json_digest(content)
     _files.write_durable(temporary / STATE_FILE, json.dumps(content, indent=2).encode())
     _files.fsync_directory(temporary)
     os.rename(temporary, path)
@@ -105,7 +105,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(path, f"{STATE_FILE} has format {found!r}, but this version reads {FORMAT!r}")
     digest = content.pop("sha256", None)
-    if digest != _digest(content):
+    if digest != _files.json_digest(content):
         raise CheckpointError(path, f"{STATE_FILE} was altered (its SHA-256 does not match)")
     tensors = {}
     for name, expected in content.pop("files").items():
@@ -217,8 +217,3 @@ def _read(path: Path, name: str) -> bytes:
         return (path / name).read_bytes()
     except OSError as error:
         raise CheckpointError(path, f"{name} cannot be read ({error.strerror})") from error
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    body = {key: value for key, value in content.items() if key != "sha256"}
-    return _files.sha256(json.dumps(body, sort_keys=True).encode())

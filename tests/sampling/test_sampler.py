@@ -221,6 +221,7 @@ def edit(path, **changes):
         ("model", lambda p: edit(p / "config.json", depth=9), "depth"),
         ("checkpoint", lambda p: truncate(p / "ema.safetensors"), "ema.safetensors was altered"),
         ("checkpoint", lambda p: (p / "ema.safetensors").unlink(), "ema.safetensors cannot be read"),
+        ("checkpoint", lambda p: edit(p / "state.json", nimg=1), "state.json was altered"),
         (
             "checkpoint",
             lambda p: (p / "state.json").write_text("{}"),
