@@ -13,7 +13,7 @@ from aigc_ext.training.loop import Trainer
 from aigc_ext.training.progress import memory_size_gb, peak_memory_gb
 
 _SECONDS = 10.0
-_TRIAL = 8  # images, of a step that surely fits
+_TRIAL = 4  # images of the first step
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,24 @@ def probe(trainer: Trainer) -> Cost:
     while 10 seconds are not over, and weighs them as often as they occur. The trainer is of no use
     afterwards: its networks have moved.
 
-    Steps of a few images come first. If by these the whole ones would take more memory than the machine has,
+    Steps of a few images come first, and of more of them until two in a row have raised the peak of memory,
+    which reading the data may have set. If by these the whole ones would take more memory than there is,
     they are not tried, and the result says so."""
     images, available = recipe.part_size(trainer.config, 1), memory_size_gb(trainer.device)
-    if images > _TRIAL:
-        half, trial = (_measure(_with_batch(trainer, size), rounds=1) for size in (_TRIAL // 2, _TRIAL))
-        per_image = (trial.memory_gb - half.memory_gb) / (_TRIAL // 2)
-        memory = trial.memory_gb + per_image * (images - _TRIAL)
-        if memory > available:
+    size, before, risen = _TRIAL, peak_memory_gb(trainer.device), False
+    while size < images:
+        trial = _measure(_with_batch(trainer, size), rounds=1)
+        if risen and trial.memory_gb > before:
+            per_image = (trial.memory_gb - before) / (size // 2)
+            memory = trial.memory_gb + per_image * (images - size)
+            if memory <= available:
+                break
             reason = (
                 f"{images} images at once would take about {memory:.3g} GB, but there are {available:.3g}; "
-                f"--batch-gpu computes a batch in parts. The time is that of {_TRIAL} images"
+                f"--batch-gpu computes a batch in parts. The time is that of {size} images"
             )
             return dataclasses.replace(trial, memory_gb=memory, too_large=reason)
+        size, before, risen = 2 * size, trial.memory_gb, trial.memory_gb > before
     return _measure(trainer, rounds=3)
 
 
