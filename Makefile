@@ -6,7 +6,8 @@ TORCH ?= torch==2.13.*
 # pytest-xdist workers
 WORKERS ?= auto
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+# Two packages are here for their data files alone, without what they require: pip would call that an error.
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-warn-conflicts
 SIMT := build/simt/libaigc_ops_simt.so
 SANITIZED := build/sanitize/libaigc_ops.so build/sanitize-simt/libaigc_ops_simt.so
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f -not -name '*.py*')
@@ -14,7 +15,7 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
 
-.PHONY: demo test lint sanitize bench gpu-check clean
+.PHONY: demo test test-avx2 lint sanitize bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -27,6 +28,11 @@ test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 	AIGC_EXT_BACKEND=simt AIGC_SIMT_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
 	  tests/ops/test_properties.py tests/ops/test_adam_ema.py \
 	  -k "not memory and not compile and not conv and not stddev and not opcheck and not threads"
+
+# The ops and layers once more as on a machine without AVX-512 and AMX: our kernels, and the libraries below PyTorch.
+test-avx2: $(VENV)/installed $(VENV)/test-tools
+	AIGC_EXT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/ops tests/nn
 
 # The ops of both backends under AddressSanitizer and UndefinedBehaviorSanitizer: all kernels on all layouts and sizes,
 # with first and second derivatives. What is left out runs no code of ours, or the same again.

@@ -29,6 +29,7 @@ _Pair = int | Sequence[int]
 # stride, padding, dilation, output_padding, groups, transposed
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
 _HALF = (torch.float16, torch.bfloat16)
+_SURELY_RIGHT = 16  # pixels: see _in_float32
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -288,13 +289,37 @@ def widened(x: Tensor) -> bool:
     return not fast()
 
 
+def _in_float32(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry: Sequence[Any]) -> bool:
+    """Whether a convolution of x (or its transpose), with results of ``size``, is computed in float32.
+
+    A half type is, where PyTorch is slow in it, and bfloat16 also where PyTorch cannot be relied on: the
+    oneDNN that comes with torch 2.13 reads memory beyond narrow images. On CPUs with AVX512_BF16, weight
+    gradients of images one pixel wide, padded and with stride 2, are NaN or anything, and a dilation of 3
+    there can end the process; on those with AMX results of images of 1 to 3 pixels are wrong too. What was
+    seen right on both are square images with the strides and paddings that networks have, and large ones.
+    """
+    if widened(x):
+        return True
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return False
+    stride, padding, dilation = geometry[:3]
+    if not (stride[0] == stride[1] <= 2 and dilation[0] == dilation[1] == 1):
+        return True
+    if min(*x.shape[2:], *size[2:]) >= _SURELY_RIGHT:
+        return False
+    taps = kernel[0]
+    usual = taps == kernel[1] and taps in (1, 3, 4, 5, 7) and padding[0] == padding[1] == (taps - 1) // 2
+    square = x.size(2) == x.size(3) and size[2] == size[3]
+    return not (usual and square and max(x.size(2), size[2]) > 1)
+
+
 def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
     size = _check("convolution", x, w, b, geometry)
     if x.size(0) == 0:
         return _like_images(x, size)
     stride, padding, dilation, output_padding, groups, transposed = geometry
     channels_last, dtype = is_channels_last(x), x.dtype
-    if widened(x):
+    if _in_float32(x, w.shape[2:], size, geometry):
         x, w, b = x.float(), w.float(), None if b is None else b.float()
     y = torch.ops.aten.convolution.default(
         x, w, b, stride, padding, dilation, transposed, output_padding, groups
@@ -312,7 +337,7 @@ def _weight_gradient_kernel(dy: Tensor, x: Tensor, size: Sequence[int], *geometr
         return w.zero_()
     stride, padding, dilation, output_padding, groups, transposed = geometry
     dtype = x.dtype
-    if widened(x):
+    if _in_float32(x, size[2:], dy.shape, geometry):
         dy, x, w = dy.float(), x.float(), w.float()
     mask = [False, True, False]
     gradient: Tensor = torch.ops.aten.convolution_backward.default(

@@ -1,6 +1,7 @@
 """A linear layer with its bias and activation: ``bias_act(x @ w.T, b)``.
 
-The matrix products are PyTorch's; bias, activation, mask and bias gradient are one pass over the result.
+The matrix products are PyTorch's, whose bits depend on the number of threads; bias, activation, mask and bias
+gradient are one pass over the result.
 Inside :func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``.
 """
 

@@ -4,6 +4,10 @@ the property suite."""
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +143,66 @@ def test_autocast_is_that_of_conv2d() -> None:
         assert ops.conv2d_act(x, w, b, act="lrelu").dtype == torch.bfloat16
     assert y.dtype == plain.dtype == torch.bfloat16
     torch.testing.assert_close(y, plain)
+
+
+# What oneDNN was seen to get wrong in bfloat16: the shapes of x and w, and the rest.
+WRONG_IN_ONEDNN = [
+    # with AVX512_BF16: the gradient of w reads beyond an image that is one pixel wide
+    ((3, 6, 13, 1), (5, 6, 2, 2), {"stride": 2, "padding": [0, 1]}),
+    ((2, 4, 12, 1), (6, 2, 4, 4), {"stride": 2, "padding": [1, 2], "groups": 2}),
+    ((3, 8, 4, 1), (8, 7, 3, 3), {"stride": 2, "padding": 1, "transposed": True}),
+    ((3, 4, 3, 1), (6, 2, 2, 1), {"stride": 2, "padding": [0, 1], "dilation": [1, 3], "groups": 2}),
+    # with AMX: anything
+    ((3, 7, 11, 3), (6, 7, 3, 3), {"stride": 2}),
+    (
+        *((1, 3, 6, 1), (3, 3, 2, 3)),
+        {"stride": [1, 3], "padding": [0, 2], "output_padding": [0, 1], "dilation": 2, "transposed": True},
+    ),
+]
+# What is left to it (1x1 to 7x7 filters, as networks have them).
+LEFT_TO_ONEDNN = [
+    *(
+        ((2, 3 * c, side, side), (4 * c, 3 * c, taps, taps), {"stride": stride, "padding": (taps - 1) // 2})
+        for c, side, taps, stride in [
+            *((1, 2, 4, 2), (1, 4, 5, 2), (5, 8, 4, 2), (2, 7, 3, 2), (1, 28, 5, 1), (10, 9, 7, 1)),
+            *((1, 5, 1, 2), (3, 14, 3, 2)),
+        ]
+    ),
+    ((3, 32, 4, 4), (32, 16, 4, 4), {"stride": 2, "padding": 1, "transposed": True}),
+    ((2, 16, 33, 41), (8, 16, 3, 3), {"stride": 2}),
+    ((1, 8, 17, 16), (8, 8, 3, 3), {"stride": 2, "transposed": True}),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "converted"),
+    [*((case, True) for case in WRONG_IN_ONEDNN), *((case, False) for case in LEFT_TO_ONEDNN)],
+    ids=str,
+)
+def test_bfloat16_is_not_left_to_onednn_where_that_is_wrong(
+    case: tuple[Any, ...], converted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("aigc_ext.ops.conv2d_act")
+    decide, decisions = module._in_float32, []
+    monkeypatch.setattr(module, "widened", lambda x: False)
+    monkeypatch.setattr(module, "_in_float32", lambda *call: decisions.append(decide(*call)) or decisions[-1])
+    x_shape, w_shape, options = case
+    options = dict(options)
+    run = ops.conv_transpose2d_act if options.pop("transposed", False) else ops.conv2d_act
+    x, w = (torch.randn(shape).bfloat16().requires_grad_() for shape in (x_shape, w_shape))
+    y = run(x, w, **options)
+    torch.autograd.grad(y, (x, w), torch.ones_like(y))
+    assert decisions == [converted] * 3  # forward, and the gradients of x and w
+
+
+def test_bfloat16_is_right_whatever_the_memory_around_it_holds() -> None:
+    """In a process whose unwritten memory is full of large numbers: reading any of it would show. A crash of
+    oneDNN's would, too."""
+    program = Path(__file__).with_name("bfloat16_convolutions.py")
+    environment = {**os.environ, "MALLOC_PERTURB_": "128"}
+    subprocess.run(
+        [sys.executable, str(program), "250"], env=environment, cwd=Path(__file__).parents[2], check=True
+    )
 
 
 @pytest.mark.skipif(not has_conv3x3(X), reason="this backend has no kernel for it")

@@ -57,5 +57,6 @@ CASES = [
         large_call=large_call,
         native=native,
         keeps_format=False,
+        own_sums=False,
     )
 ]
