@@ -28,7 +28,7 @@ def promoted_dtype(op: str, **tensors: Tensor | None) -> torch.dtype:
         if tensor is not None:
             if tensor.dtype not in DTYPES:
                 allowed = "float64, float32, float16 or bfloat16"
-                raise RuntimeError(f"{op}: {name} is {_dtype_name(tensor.dtype)}, but must be {allowed}")
+                raise RuntimeError(f"{op}: {name} is {dtype_name(tensor.dtype)}, but must be {allowed}")
             dtypes.append(tensor.dtype)
     dtype = dtypes[0]
     for other in dtypes[1:]:
@@ -36,8 +36,8 @@ def promoted_dtype(op: str, **tensors: Tensor | None) -> torch.dtype:
     return dtype
 
 
-def check_fake(op: str, **tensors: Tensor | None) -> None:
-    """All on the first one's device and of its dtype, as the native code checks for real tensors."""
+def check_same_kind(op: str, **tensors: Tensor | None) -> None:
+    """All on the first one's device and of its dtype."""
     given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
     first, like = given[0]
     promoted_dtype(op, **{first: like})
@@ -47,15 +47,38 @@ def check_fake(op: str, **tensors: Tensor | None) -> None:
                 f"{op}: {name} is on {tensor.device}, but must be on {like.device}, as {first} is"
             )
         if tensor.dtype != like.dtype:
-            dtype, wanted = _dtype_name(tensor.dtype), _dtype_name(like.dtype)
+            dtype, wanted = dtype_name(tensor.dtype), dtype_name(like.dtype)
             raise RuntimeError(f"{op}: {name} is {dtype}, but must be {wanted}, as {first} is")
+
+
+def check_same_shape(op: str, **tensors: Tensor | None) -> None:
+    """All of the first one's shape."""
+    (first, like), *others = tensors.items()
+    assert like is not None
+    for name, tensor in others:
+        if tensor is not None and tensor.shape != like.shape:
+            raise RuntimeError(
+                f"{op}: {name} has shape {shape_of(tensor)}, but {first} has shape {shape_of(like)}"
+            )
+
+
+def wrap_dim(op: str, x: Tensor, dim: int) -> int:
+    """A dimension of ``x``, counted from 0."""
+    if x.dim() == 0:
+        raise RuntimeError(f"{op}: dim is {dim}, but a tensor of shape [] has no dimensions")
+    if not -x.dim() <= dim < x.dim():
+        raise RuntimeError(
+            f"{op}: dim is {dim}, but must be from {-x.dim()} to {x.dim() - 1} for a tensor of shape "
+            f"{shape_of(x)}"
+        )
+    return dim % x.dim()
 
 
 def shape_of(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aigc_ext.ops._mode import decomposed
-
-_adam_ema_ = torch.ops.aigc.adam_ema_.default
-_adam_ema_tensor_ = torch.ops.aigc.adam_ema_.tensor
-_any_nonfinite = torch.ops.aigc.any_nonfinite.default
+from aigc_ext.ops._op import Op, native
 
 
 def adam_ema_(
@@ -138,12 +136,12 @@ def any_nonfinite_ref(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([~tensor.isfinite().all() for tensor in tensors]).any().to(torch.float32)
 
 
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("aigc::adam_ema_")
-@torch.library.register_fake("aigc::adam_ema_.tensor")
-def _(params, grads, exp_avgs, exp_avg_sqs, emas, steps, *_numbers):  # type: ignore[no-untyped-def]
+def _fake(  # type: ignore[no-untyped-def]
+    params, grads, exp_avgs, exp_avg_sqs, emas, steps, *_numbers
+) -> None:
     lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "emas": emas}
     for name, tensors in {**lists, "steps": steps}.items():
         for i, tensor in enumerate(tensors):
@@ -154,6 +152,20 @@ def _(params, grads, exp_avgs, exp_avg_sqs, emas, steps, *_numbers):  # type: ig
                 )
 
 
-@torch.library.register_fake("aigc::any_nonfinite")
-def _(tensors):  # type: ignore[no-untyped-def]
-    return tensors[0].new_empty((), dtype=torch.float32)
+_adam_ema_ = native("adam_ema_", fake=_fake)
+_adam_ema_tensor_ = native("adam_ema_.tensor", fake=_fake)
+_any_nonfinite = native("any_nonfinite", fake=lambda tensors: tensors[0].new_empty((), dtype=torch.float32))
+
+
+def _example() -> dict[str, Any]:
+    lists = {
+        name: [torch.rand(8, 8), torch.rand(8)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")
+    }
+    rates = {"lr": 1e-3, "beta1": 0.5, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "ema_decay": 0.99}
+    return {**lists, "emas": [torch.rand(8, 8), torch.rand(8)], "steps": torch.zeros(()), **rates}
+
+
+OPS = [
+    Op(adam_ema_, adam_ema_ref, _example),
+    Op(any_nonfinite, any_nonfinite_ref, {"tensors": [(8, 8), (8,)]}),
+]

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import eager, empty_dense_like, reference_gradients, register_autograd
-from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops._arguments import check_same_kind, check_same_shape, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._gradients import leaf
+from aigc_ext.ops._layout import empty_dense_like
+from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act_ref
-
-_batch_norm_act = torch.ops.aigc.batch_norm_act.default
-_backward = torch.ops.aigc.batch_norm_act_backward.default
 
 
 def batch_norm_act(
@@ -79,10 +78,9 @@ def batch_norm_act(
         return batch_norm_act_ref(
             x, running_mean, running_var, weight, bias, training, momentum, eps, act, alpha, gain, clamp
         )
-    call = _batch_norm_act_eager if eager() else _batch_norm_act
     statistics = (None, None) if training else (running_mean, running_var)
     y: Tensor
-    y, mean, var = call(x, weight, bias, *statistics, eps, activation.name, alpha, gain, clamp)
+    y, mean, var = _batch_norm_act(x, weight, bias, *statistics, eps, activation.name, alpha, gain, clamp)
     if training and running_mean is not None and running_var is not None:
         _move_statistics(running_mean, running_var, mean, var, x, momentum)
     return y
@@ -132,17 +130,16 @@ def batch_norm_act_ref(
     return bias_act_ref(z, None, 1, act, alpha, gain, clamp).to(x.dtype)
 
 
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
-def _check_fake(op: str, x: Tensor, **channels: Tensor | None) -> None:
-    check_fake(op, x=x)
+def _check(op: str, x: Tensor, mean: Tensor | None, var: Tensor | None, **channels: Tensor | None) -> None:
+    promoted_dtype(op, x=x)
     if x.dim() < 2:
         raise RuntimeError(f"{op}: x has shape {shape_of(x)}, but must be [N, C, ...]")
-    for name, t in channels.items():
+    for name, t in {**channels, "mean": mean, "var": var}.items():
         if t is None:
             continue
-        promoted_dtype(op, **{name: t})
         if t.device != x.device:
             raise RuntimeError(f"{op}: {name} is on {t.device}, but must be on {x.device}, as x is")
         if t.dim() != 1 or t.size(0) != x.size(1):
@@ -150,91 +147,79 @@ def _check_fake(op: str, x: Tensor, **channels: Tensor | None) -> None:
                 f"{op}: {name} has shape {shape_of(t)}, but must be [{x.size(1)}] for an x of shape "
                 f"{shape_of(x)}"
             )
+        promoted_dtype(op, **{name: t})
+    if mean is None or var is None:
+        if mean is not var:
+            raise RuntimeError(f"{op}: mean and var must be given together")
+    elif mean.dtype != var.dtype:
+        raise RuntimeError(f"{op}: mean and var must be of one dtype")
 
 
-@torch.library.register_fake("aigc::batch_norm_act")
-def _(x, weight, bias, mean, var, eps, act, alpha, gain, clamp):  # type: ignore[no-untyped-def]
-    _check_fake("batch_norm_act", x, weight=weight, bias=bias, mean=mean, var=var)
+def _fake(  # type: ignore[no-untyped-def]
+    x, weight, bias, mean, var, eps, act, alpha, gain, clamp
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check("batch_norm_act", x, mean, var, weight=weight, bias=bias)
     channels = x.size(1) if mean is None else 0
-    statistics = (x.new_empty(channels, dtype=torch.float64) for _ in range(2))
-    return empty_dense_like(x), *statistics
+    return empty_dense_like(x), *(x.new_empty(channels, dtype=torch.float64) for _ in range(2))
 
 
-@torch.library.register_fake("aigc::batch_norm_act_backward")
-def _(  # type: ignore[no-untyped-def]
+def _fake_backward(  # type: ignore[no-untyped-def]
     dy, x, weight, bias, mean, var, of_batch, eps, act, alpha, gain, clamp, need_weight, need_bias
-):
-    _check_fake("batch_norm_act_backward", x, weight=weight, bias=bias, mean=mean, var=var)
-    check_fake("batch_norm_act_backward", x=x, dy=dy)
-    return (
-        empty_dense_like(x),
-        weight.new_empty(x.size(1)) if need_weight else (x if weight is None else weight).new_empty(0),
-        bias.new_empty(x.size(1)) if need_bias else (x if bias is None else bias).new_empty(0),
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "batch_norm_act_backward"
+    _check(op, x, mean, var, weight=weight, bias=bias)
+    if mean is None:
+        raise RuntimeError(f"{op}: mean and var must be given")
+    check_same_kind(op, x=x, dy=dy)
+    check_same_shape(op, x=x, dy=dy)
+    if (need_weight and weight is None) or (need_bias and bias is None):
+        raise RuntimeError(f"{op}: the gradient of a parameter that there is none of")
+    dweight, dbias = (
+        (x if parameter is None else parameter).new_empty(x.size(1) if need else 0)
+        for parameter, need in ((weight, need_weight), (bias, need_bias))
     )
+    return empty_dense_like(x), dweight, dbias
 
 
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, mean, var, *ctx.arguments = inputs
-    _, batch_mean, batch_var = output
-    ctx.of_batch = mean is None
-    ctx.mark_non_differentiable(batch_mean, batch_var)
-    ctx.set_materialize_grads(False)
-    statistics = (batch_mean, batch_var) if ctx.of_batch else (mean, var)
-    ctx.save_for_backward(x, weight, bias, *statistics)
+def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = (dy, a.x, a.weight, a.bias, a.mean, a.var)
+    dx, dweight, dbias = _backward(*inputs, a.of_batch, *a.plain, needs.weight, needs.bias)
+    return dx, dweight if needs.weight else None, dbias if needs.bias else None
 
 
-def _forward_gradients(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return (None,) * 10
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    if not weight_gradients():
-        need_weight = need_bias = False
-    call = _backward_eager if eager() else _backward
-    dx, dweight, dbias = call(dy, *ctx.saved_tensors, ctx.of_batch, *ctx.arguments, need_weight, need_bias)
-    return (
-        dx if need_x else None,
-        dweight if need_weight else None,
-        dbias if need_bias else None,
-        *(None,) * 7,
+def _backward_ref(  # type: ignore[no-untyped-def]
+    dy, x, weight, bias, mean, var, of_batch, eps, act, alpha, gain, clamp, need_weight, need_bias
+) -> tuple[Tensor, ...]:
+    x, weight, bias = (None if t is None else leaf(t) for t in (x, weight, bias))
+    mean, var = (None, None) if of_batch else (mean, var)  # the batch's depend on x
+    y = batch_norm_act_ref(x, mean, var, weight, bias, of_batch, 0.0, eps, act, alpha, gain, clamp)
+    asked = [x, *([weight] if need_weight else []), *([bias] if need_bias else [])]
+    gradients = list(torch.autograd.grad(y, asked, dy, create_graph=True))
+    dx, empty = gradients.pop(0), x.new_empty(0)
+    return dx, gradients.pop(0) if need_weight else empty, gradients.pop(0) if need_bias else empty
+
+
+_backward = native(
+    "batch_norm_act_backward", fake=_fake_backward, reference=_backward_ref, weights=("weight", "bias")
+)
+_batch_norm_act = native(
+    "batch_norm_act",
+    fake=_fake,
+    gradients=_gradients,
+    wrt=("x", "weight", "bias"),
+    weights=("weight", "bias"),
+    save=("x", "weight", "bias"),
+    keep=("mean", "var", "of_batch"),
+    kept=lambda x, weight, bias, mean, var, *rest: (
+        (*rest[-1][1:], True) if mean is None else (mean, var, False)
+    ),
+    constants=("result1", "result2"),
+)
+
+OPS = [
+    Op(
+        batch_norm_act,
+        batch_norm_act_ref,
+        {"x": (2, 3, 4, 4), "weight": (3,), "bias": (3,), "training": True, "act": "lrelu"},
     )
-
-
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.of_batch, ctx.eps, ctx.act, ctx.alpha, ctx.gain, ctx.clamp, ctx.has_w, ctx.has_b = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    def reference(
-        dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor
-    ) -> tuple[Tensor, ...]:
-        def leaf(t: Tensor) -> Tensor:
-            return t if t.requires_grad else t.detach().requires_grad_()
-
-        x = leaf(x)
-        weight, bias = (None if t is None else leaf(t) for t in (weight, bias))
-        running_mean, running_var = (None, None) if ctx.of_batch else (mean, var)  # the batch's depend on x
-        y = batch_norm_act_ref(
-            *(x, running_mean, running_var, weight, bias, ctx.of_batch, 0.0),
-            *(ctx.eps, ctx.act, ctx.alpha, ctx.gain, ctx.clamp),
-        )
-        leaves = [x]
-        if ctx.has_w and weight is not None:
-            leaves.append(weight)
-        if ctx.has_b and bias is not None:
-            leaves.append(bias)
-        gradients = list(torch.autograd.grad(y, leaves, dy, create_graph=True))
-        empty = x.new_empty(0)
-        dx = gradients.pop(0)
-        return dx, gradients.pop(0) if ctx.has_w else empty, gradients.pop(0) if ctx.has_b else empty
-
-    needed = list(ctx.needs_input_grad[:6])
-    if not weight_gradients():
-        needed[2] = needed[3] = False
-    gradients = reference_gradients(reference, ctx.saved_tensors, needed, grad_outputs)
-    return (*gradients, *(None,) * 8)
-
-
-_batch_norm_act_eager = register_autograd(_batch_norm_act, _forward_gradients, _setup_forward)
-_backward_eager = register_autograd(_backward, _backward_gradients, _setup_backward)
+]

@@ -12,20 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import (
-    eager,
-    empty_dense_like,
-    is_channels_last,
-    reference_gradients,
-    register_autograd,
+from aigc_ext.ops._arguments import (
+    check_same_kind,
+    check_same_shape,
+    no_tensor,
+    promoted_dtype,
+    shape_of,
+    wrap_dim,
 )
-from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops._gradients import leaf
+from aigc_ext.ops._layout import empty_dense_like, is_channels_last, new_in_format
+from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
-
-_bias_act = torch.ops.aigc.bias_act.default
-_backward = torch.ops.aigc.bias_act_backward.default
-_double_backward = torch.ops.aigc.bias_act_double_backward.default
 
 
 def bias_act(
@@ -66,8 +65,7 @@ def bias_act(
         dtype = promoted_dtype("bias_act", x=x, b=b)
         x, b = x.to(dtype), b.to(dtype)
     save = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
-    call = _bias_act_eager if eager() else _bias_act
-    y: Tensor = call(x, b, None, None, dim, activation.name, alpha, gain, clamp, save)[0]
+    y: Tensor = _bias_act(x, b, None, None, dim, activation.name, alpha, gain, clamp, save)[0]
     return y
 
 
@@ -128,8 +126,7 @@ def noise_bias_act(
         x, noise, strength = x.to(dtype), noise.to(dtype), strength.to(dtype)
         b = None if b is None else b.to(dtype)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    call = _bias_act_eager if eager() else _bias_act
-    y: Tensor = call(x, b, noise, strength, 1, activation.name, alpha, gain, clamp, save)[0]
+    y: Tensor = _bias_act(x, b, noise, strength, 1, activation.name, alpha, gain, clamp, save)[0]
     return y
 
 
@@ -147,7 +144,7 @@ def noise_bias_act_ref(
     return bias_act_ref(x + strength.reshape(()) * noise, b, 1, act, alpha, gain, clamp)
 
 
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
 def mask_size(x: Tensor, b: Tensor | None, has_noise: bool, dim: int, act: str, clamp: float | None) -> int:
@@ -171,66 +168,112 @@ def mask_size(x: Tensor, b: Tensor | None, has_noise: bool, dim: int, act: str, 
     return planes * (x.numel() // max(row, 1)) * ((row + 7) // 8)
 
 
-def _check_fake(
+def _is_smooth(act: str) -> bool:
+    return not ACTIVATIONS[act].piecewise_linear
+
+
+def _check(
     op: str, x: Tensor, b: Tensor | None, noise: Tensor | None, strength: Tensor | None, dim: int
 ) -> None:
-    check_fake(op, x=x, b=b, noise=noise, strength=strength)
-    if (b is not None or noise is not None) and not -x.dim() <= dim < x.dim():
-        raise RuntimeError(f"{op}: dim is {dim}, but x has shape {shape_of(x)}")
+    check_same_kind(op, x=x)
+    if b is not None or noise is not None:
+        dim = wrap_dim(op, x, dim)
+    check_same_kind(op, x=x, b=b)
     if b is not None and (b.dim() != 1 or b.size(0) != x.size(dim)):
         raise RuntimeError(
             f"{op}: b has shape {shape_of(b)}, but must be [{x.size(dim)}] for an x of shape {shape_of(x)} "
             f"and dim {dim}"
         )
-    if noise is not None:
-        fits = noise.dim() == x.dim() and noise.shape[2:] == x.shape[2:] and noise.size(1) == 1
-        if not (fits and (noise.size(0) == 1 or noise.size(0) == x.size(0))):
-            raise RuntimeError(
-                f"{op}: noise has shape {shape_of(noise)}, but for an x of shape {shape_of(x)} it must be "
-                "[N or 1, 1, ...] with x's spatial sizes"
-            )
+    if (noise is None) != (strength is None):
+        raise RuntimeError(f"{op}: noise and strength must be given together")
+    if noise is None or strength is None:
+        return
+    if x.dim() < 2 or dim != 1:
+        raise RuntimeError(
+            f"{op}: noise needs an x of shape [N, C, ...] and dim 1, but x has shape {shape_of(x)} and dim "
+            f"is {dim}"
+        )
+    check_same_kind(op, x=x, noise=noise, strength=strength)
+    if strength.numel() != 1:
+        raise RuntimeError(f"{op}: strength has shape {shape_of(strength)}, but must be one number")
+    fits = noise.dim() == x.dim() and noise.shape[2:] == x.shape[2:] and noise.size(1) == 1
+    if not (fits and (noise.size(0) == 1 or noise.size(0) == x.size(0))):
+        raise RuntimeError(
+            f"{op}: noise has shape {shape_of(noise)}, but for an x of shape {shape_of(x)} it must be "
+            "[N or 1, 1, ...] with x's spatial sizes"
+        )
 
 
-@torch.library.register_fake("aigc::bias_act")
-def _(x, b, noise, strength, dim, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
-    _check_fake("bias_act" if noise is None else "noise_bias_act", x, b, noise, strength, dim)
+def _fake(  # type: ignore[no-untyped-def]
+    x, b, noise, strength, dim, act, alpha, gain, clamp, save
+) -> tuple[Tensor, Tensor]:
+    _check("bias_act" if noise is None and strength is None else "noise_bias_act", x, b, noise, strength, dim)
     y = empty_dense_like(x)
-    saves_mask = save and ACTIVATIONS[act].piecewise_linear
+    saves_mask = save and not _is_smooth(act)
     size = mask_size(y, b, noise is not None, dim, act, clamp) if saves_mask else 0
     return y, x.new_empty(size, dtype=torch.uint8)
 
 
-@torch.library.register_fake("aigc::bias_act_backward")
-def _(  # type: ignore[no-untyped-def]
+def _fake_backward(  # type: ignore[no-untyped-def]
     dy, x, b, noise, strength, mask, dim, act, alpha, gain, clamp, channels_last, need_b, need_strength
-):
-    check_fake("bias_act_backward", dy=dy, x=x, b=b, noise=noise, strength=strength)
-    return (
-        _empty_in_format(dy, channels_last),
-        dy.new_empty(b.size(0) if need_b else 0),
-        dy.new_empty(1 if need_strength else 0),
-    )
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "bias_act_backward"
+    check_same_kind(op, dy=dy)
+    _check_format(op, "dy", dy, channels_last)
+    _check(op, dy, b, noise, strength, dim)
+    if need_b and b is None:
+        raise RuntimeError(f"{op}: the gradient of b is asked for, but b is not given")
+    if need_strength and noise is None:
+        raise RuntimeError(f"{op}: the gradient of strength is asked for, but noise is not given")
+    dz = new_in_format(dy, dy.shape, channels_last)
+    if _is_smooth(act):
+        if x is None:
+            raise RuntimeError(f"{op}: act is '{act}', whose backward needs x")
+        check_same_kind(op, dy=dy, x=x)
+        check_same_shape(op, dy=dy, x=x)
+    else:
+        size = mask_size(dz, b, noise is not None, dim, act, clamp)
+        if size and (mask is None or mask.dtype != torch.uint8 or mask.numel() != size):
+            raise RuntimeError(
+                f"{op}: the backward of '{act}' needs the mask that bias_act(..., save=True) returned for a "
+                f"tensor of shape {shape_of(dy)} in this memory format"
+            )
+    return dz, dy.new_empty(dy.size(dim) if need_b else 0), dy.new_empty(1 if need_strength else 0)
 
 
-@torch.library.register_fake("aigc::bias_act_double_backward")
-def _(  # type: ignore[no-untyped-def]
+def _fake_double_backward(  # type: ignore[no-untyped-def]
     u, dy, x, b, noise, strength, dim, act, alpha, gain, clamp, channels_last, need_b, need_strength
-):
-    check_fake("bias_act_double_backward", x=x, u=u, dy=dy, b=b, noise=noise, strength=strength)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "bias_act_double_backward"
+    check_same_kind(op, x=x)
+    if not _is_smooth(act):
+        raise RuntimeError(f"{op}: act is '{act}', whose second derivative is zero")
+    check_same_kind(op, x=x, u=u, dy=dy)
+    check_same_shape(op, x=x, u=u, dy=dy)
+    _check_format(op, "x", x, channels_last)
+    _check(op, x, b, noise, strength, dim)
+    if (need_b and b is None) or (need_strength and noise is None):
+        raise RuntimeError(f"{op}: a gradient is asked for of what is not given")
     return (
-        _empty_in_format(x, channels_last),
-        _empty_in_format(x, channels_last),
-        x.new_empty(b.size(0) if need_b else 0),
+        new_in_format(x, x.shape, channels_last),
+        new_in_format(x, x.shape, channels_last),
+        x.new_empty(x.size(dim) if need_b else 0),
         x.new_empty(1 if need_strength else 0),
     )
 
 
-def _empty_in_format(like: Tensor, channels_last: bool) -> Tensor:
-    if not channels_last:
-        return torch.empty_like(like, memory_format=torch.contiguous_format)
-    order = [0, *range(2, like.dim()), 1]
-    back = [order.index(d) for d in range(like.dim())]
-    return like.new_empty([like.size(d) for d in order]).permute(back)
+def _check_format(op: str, name: str, x: Tensor, channels_last: bool) -> None:
+    if channels_last and x.dim() < 3:
+        raise RuntimeError(f"{op}: channels_last needs 3 dimensions or more, {name} has shape {shape_of(x)}")
+
+
+def _kept(  # type: ignore[no-untyped-def]
+    x, b, noise, strength, dim, act, alpha, gain, clamp, save, out
+) -> tuple[Tensor | None, bool]:
+    smooth = _is_smooth(act)
+    if not (save or smooth or (act == "linear" and clamp is None)):
+        raise RuntimeError(f"bias_act: a gradient through act {act!r} with clamp {clamp} needs save=True")
+    return x if smooth else None, not out[0].is_contiguous()
 
 
 def _along(values: Tensor, dim: int, like: Tensor) -> Tensor:
@@ -243,135 +286,99 @@ def _noise_gradient(dz: Tensor, noise: Tensor, scale: Tensor) -> Tensor:
     return dz.sum((0, 1) if noise.size(0) == 1 else 1, keepdim=True) * scale.reshape(())
 
 
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, b, noise, strength, *ctx.arguments, save = inputs
-    y, mask = output
-    act, clamp = ctx.arguments[1], ctx.arguments[4]
-    smooth = not ACTIVATIONS[act].piecewise_linear
-    if not (save or smooth or (act == "linear" and clamp is None)):
-        raise RuntimeError(f"bias_act: a gradient through act {act!r} with clamp {clamp} needs save=True")
-    ctx.smooth, ctx.channels_last = smooth, not y.is_contiguous()
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x if smooth else None, b, noise, strength, mask)
-
-
-def _forward_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return (None,) * 10
-    x, b, noise, strength, mask = ctx.saved_tensors
-    need_x, need_b, need_noise, need_strength = ctx.needs_input_grad[:4]
-    if not weight_gradients():
-        need_b = need_strength = False
+def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dx, db, dstrength = bias_act_backward(
-        dy, x, b, noise, strength, mask, *ctx.arguments, ctx.channels_last, need_b, need_strength
+        *(dy, a.x, a.b, a.noise, a.strength, a.mask, *a.plain[:5], a.channels_last, needs.b, needs.strength)
     )
     return (
-        dx if need_x else None,
-        db if need_b else None,
-        _noise_gradient(dx, noise, strength) if need_noise else None,
-        dstrength.reshape(strength.shape) if need_strength else None,
-        *(None,) * 6,
+        dx,
+        db if needs.b else None,
+        _noise_gradient(dx, a.noise, a.strength) if needs.noise else None,
+        dstrength.reshape(a.strength.shape) if needs.strength else None,
     )
-
-
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, b, noise, strength, mask, *ctx.arguments, ctx.channels_last, ctx.has_db, ctx.has_dstrength = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(dy, x, b, noise, strength, mask)
 
 
 def _backward_gradients(
-    ctx: Any, g_dx: Tensor | None, g_db: Tensor | None, g_dstrength: Tensor | None
+    a: Any, needs: Any, g_dx: Tensor | None, g_db: Tensor | None, g_dstrength: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    dy, x, b, noise, strength, mask = ctx.saved_tensors
-    need_dy, need_x, need_b, need_noise, need_strength = ctx.needs_input_grad[:5]
-    if not weight_gradients():
-        need_b = need_strength = False
-    dim, act = ctx.arguments[:2]
+    options = a.plain[:6]
+    # An output that was not asked for is empty, and so is its cotangent.
+    g_db, g_dstrength = g_db if a.need_b else None, g_dstrength if a.need_strength else None
     # u is the cotangent of dz, of which dx is a copy and db and dstrength are sums.
     u = g_dx
-    if g_db is not None and ctx.has_db:  # an output that was not asked for is empty, and so is its cotangent
-        g = _along(g_db, dim, dy)
-        u = g.expand_as(dy) if u is None else u + g
-    if g_dstrength is not None and ctx.has_dstrength:
-        g = g_dstrength.reshape(()) * noise
-        u = g.expand_as(dy) if u is None else u + g
+    if g_db is not None:
+        g = _along(g_db, a.dim, a.dy)
+        u = g.expand_as(a.dy) if u is None else u + g
+    if g_dstrength is not None:
+        g = g_dstrength.reshape(()) * a.noise
+        u = g.expand_as(a.dy) if u is None else u + g
     if u is None:
-        return (None,) * 14
+        return (None,) * 5
 
     def dz_from(cotangent: Tensor) -> Tensor:
-        flags = (ctx.channels_last, False, False)
-        dz: Tensor = bias_act_backward(cotangent, x, b, noise, strength, mask, *ctx.arguments, *flags)[0]
+        inputs = (cotangent, a.x, a.b, a.noise, a.strength, a.mask)
+        dz: Tensor = bias_act_backward(*inputs, *options, False, False)[0]
         return dz
 
     grad_dy = grad_x = grad_b = grad_noise = grad_strength = None
-    if ACTIVATIONS[act].piecewise_linear:
-        grad_dy = dz_from(u) if need_dy else None
+    if not _is_smooth(a.act):
+        grad_dy = dz_from(u) if needs.dy else None
     else:
-        grad_dy, grad_x, grad_b, grad_strength = _double_backward(
-            u, dy, x, b, noise, strength, *ctx.arguments, ctx.channels_last, need_b, need_strength
-        )
-        grad_strength = grad_strength.reshape(strength.shape) if need_strength else None
-        if need_noise:
-            grad_noise = _noise_gradient(grad_x, noise, strength)
-    if need_noise and g_dstrength is not None and ctx.has_dstrength:
-        direct = _noise_gradient(dz_from(dy), noise, g_dstrength)
+        inputs = (u, a.dy, a.x, a.b, a.noise, a.strength)
+        grad_dy, grad_x, grad_b, grad_strength = _double_backward(*inputs, *options, needs.b, needs.strength)
+        grad_b = grad_b if needs.b else None
+        grad_strength = grad_strength.reshape(a.strength.shape) if needs.strength else None
+        grad_noise = _noise_gradient(grad_x, a.noise, a.strength) if needs.noise else None
+    if needs.noise and g_dstrength is not None:
+        direct = _noise_gradient(dz_from(a.dy), a.noise, g_dstrength)
         grad_noise = direct if grad_noise is None else grad_noise + direct
-    return (
-        grad_dy if need_dy else None,
-        grad_x if need_x else None,
-        grad_b if need_b else None,
-        grad_noise,
-        grad_strength,
-        *(None,) * 9,
-    )
+    return grad_dy, grad_x, grad_b, grad_noise, grad_strength
 
 
-def _setup_double_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp, _, ctx.need_b, ctx.need_strength = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
+def _double_backward_ref(  # type: ignore[no-untyped-def]
+    u, dy, x, b, noise, strength, dim, act, alpha, gain, clamp, channels_last, need_b, need_strength
+) -> tuple[Tensor, ...]:
+    z = x if b is None else x + _along(b, dim, x)
+    if noise is not None:
+        z = z + strength.reshape(()) * noise
+    z, dy = leaf(z), leaf(dy)
+    y = bias_act_ref(z, None, dim, act, alpha, gain, clamp)
+    (dz,) = torch.autograd.grad(y, z, dy, create_graph=True)
+    grad_dy, grad_z = torch.autograd.grad(dz, (dy, z), u, create_graph=True)
+    grad_b = grad_strength = x.new_empty(0)
+    if need_b:
+        grad_b = grad_z.movedim(dim, 0).flatten(1).sum(1) if x.dim() > 1 else grad_z
+    if need_strength:
+        grad_strength = (grad_z * noise).sum().reshape(1)
+    return grad_dy, grad_z, grad_b, grad_strength
 
 
-def _double_backward_gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    def reference(
-        u: Tensor,
-        dy: Tensor,
-        x: Tensor,
-        b: Tensor | None,
-        noise: Tensor | None,
-        strength: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        z = x if b is None else x + _along(b, ctx.dim, x)
-        if noise is not None and strength is not None:
-            z = z + strength.reshape(()) * noise
-        y = bias_act_ref(z, None, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp)
-        z, dy = (t if t.requires_grad else t.detach().requires_grad_() for t in (z, dy))
-        if not y.requires_grad:
-            y = bias_act_ref(z, None, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp)
-        (dz,) = torch.autograd.grad(y, z, dy, create_graph=True)
-        grad_dy, grad_z = torch.autograd.grad(dz, (dy, z), u, create_graph=True)
-        grad_b = x.new_empty(0)
-        if ctx.need_b:
-            grad_b = grad_z.movedim(ctx.dim, 0).flatten(1).sum(1) if x.dim() > 1 else grad_z
-        grad_strength = x.new_empty(0)
-        if ctx.need_strength and noise is not None:
-            grad_strength = (grad_z * noise).sum().reshape(1)
-        return grad_dy, grad_z, grad_b, grad_strength
-
-    gradients = reference_gradients(reference, ctx.saved_tensors, ctx.needs_input_grad[:6], grad_outputs)
-    return (*gradients, *(None,) * 8)
-
-
-_bias_act_eager = register_autograd(_bias_act, _forward_gradients, _setup_forward)
-_backward_eager = register_autograd(_backward, _backward_gradients, _setup_backward)
-_double_backward_eager = register_autograd(
-    _double_backward, _double_backward_gradients, _setup_double_backward
+_double_backward = native(
+    "bias_act_double_backward", fake=_fake_double_backward, reference=_double_backward_ref
+)
+bias_act_backward = native(  # linear_act's derivative too
+    "bias_act_backward",
+    fake=_fake_backward,
+    gradients=_backward_gradients,
+    wrt=("dy", "x", "b", "noise", "strength"),
+    weights=("b", "strength"),
+)
+_bias_act = native(
+    "bias_act",
+    fake=_fake,
+    gradients=_gradients,
+    weights=("b", "strength"),
+    save=("b", "noise", "strength", "mask"),
+    keep=("x", "channels_last"),
+    kept=_kept,
+    constants=("mask",),
 )
 
-
-def bias_act_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward op, for other ops' formulas."""
-    call = _backward_eager if eager() else _backward
-    result: tuple[Tensor, Tensor, Tensor] = call(*arguments)
-    return result
+OPS = [
+    Op(bias_act, bias_act_ref, {"x": (2, 3, 4, 4), "b": (3,), "act": "lrelu"}),
+    Op(
+        noise_bias_act,
+        noise_bias_act_ref,
+        {"x": (2, 3, 4, 4), "noise": (2, 1, 4, 4), "strength": (), "b": (3,), "act": "lrelu"},
+    ),
+]

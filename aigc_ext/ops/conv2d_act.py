@@ -11,16 +11,17 @@ one's derivatives are the other two, to every order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
-from aigc_ext.ops._autograd import eager, is_channels_last, register_autocast, register_autograd
-from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
+from aigc_ext.ops._layout import HALF, is_channels_last, new_like_images
+from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_ref
 from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
@@ -28,7 +29,6 @@ from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
 _Pair = int | Sequence[int]
 # stride, padding, dilation, output_padding, groups, transposed
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
-_HALF = (torch.float16, torch.bfloat16)
 _SURELY_RIGHT = 16  # pixels: see _in_float32
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -158,13 +158,14 @@ def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometr
         if transposed:
             padding = [2 - padding[0], 2 - padding[1]]
         return conv3x3_padded(x, w, b, padding[0], padding[1], transposed)
-    return _call(x, w, b, *geometry)
+    y: Tensor = _convolution(x, w, b, *geometry)
+    return y
 
 
 def _winograd_pays(x: Tensor, w: Tensor) -> bool:
     if w.shape[2:] != (3, 3) or not has_conv3x3(x):
         return False
-    if x.dtype in _HALF:  # PyTorch has no fast form for them on most CPUs
+    if x.dtype in HALF:  # PyTorch has no fast form for them on most CPUs
         return True
     # Measured on one core: from here on about as fast or faster, forward and backward together. With AVX-512
     # PyTorch's form is better than with AVX2, and ours loses in short rows, whose tiles fill no vector.
@@ -192,7 +193,7 @@ def _convolve_and_act(
     clamp: float | None,
 ) -> Tensor:
     identity = act == "linear" and gain in (None, 1) and clamp is None
-    if identity or x.dtype in _HALF or torch._C._is_any_autocast_enabled():
+    if identity or x.dtype in HALF or torch._C._is_any_autocast_enabled():
         # A product that is stored in a half type is rounded; with the bias in it, its sign at least is right.
         y = convolve(op, x, w, b, geometry)
         return y if identity else bias_act(y, None, 1, act, alpha, gain, clamp)
@@ -260,29 +261,13 @@ def _output_size(
     return [x.size(0), w.size(1) * groups if transposed else w.size(0), *sizes]
 
 
-# ---- registration ------------------------------------------------------------------------------------------
-
-_library = torch.library.Library("aigc", "FRAGMENT")
-_GEOMETRY = (
-    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, SymInt groups, "
-    "bool transposed"
-)
-_library.define(f"convolution(Tensor x, Tensor w, Tensor? b, {_GEOMETRY}) -> Tensor")
-_library.define(f"convolution_weight_gradient(Tensor dy, Tensor x, SymInt[] size, {_GEOMETRY}) -> Tensor")
-_convolution = torch.ops.aigc.convolution.default
-_weight_gradient = torch.ops.aigc.convolution_weight_gradient.default
-
-
-def _like_images(x: Tensor, size: Sequence[int]) -> Tensor:
-    if is_channels_last(x):
-        return x.new_empty([size[0], *size[2:], size[1]]).permute(0, 3, 1, 2)
-    return x.new_empty(size)
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
 def widened(x: Tensor) -> bool:
     """Half types on a CPU without instructions for them: there PyTorch's convolution takes 200 times as long
     as in float32."""
-    if x.device.type != "cpu" or x.dtype not in _HALF:
+    if x.device.type != "cpu" or x.dtype not in HALF:
         return False
     mkldnn = torch.ops.mkldnn
     fast = mkldnn._is_mkldnn_bf16_supported if x.dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported
@@ -316,7 +301,7 @@ def _in_float32(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry:
 def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
     size = _check("convolution", x, w, b, geometry)
     if x.size(0) == 0:
-        return _like_images(x, size)
+        return new_like_images(x, size)
     stride, padding, dilation, output_padding, groups, transposed = geometry
     channels_last, dtype = is_channels_last(x), x.dtype
     if _in_float32(x, w.shape[2:], size, geometry):
@@ -331,8 +316,7 @@ def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> 
 
 
 def _weight_gradient_kernel(dy: Tensor, x: Tensor, size: Sequence[int], *geometry: Any) -> Tensor:
-    w = x.new_empty(size)
-    _check_weight_gradient(dy, x, w, geometry)
+    w = _fake_weight_gradient(dy, x, size, *geometry)
     if x.size(0) == 0:
         return w.zero_()
     stride, padding, dilation, output_padding, groups, transposed = geometry
@@ -346,9 +330,15 @@ def _weight_gradient_kernel(dy: Tensor, x: Tensor, size: Sequence[int], *geometr
     return gradient.to(dtype).contiguous()
 
 
+def _fake_weight_gradient(dy: Tensor, x: Tensor, size: Sequence[int], *geometry: Any) -> Tensor:
+    w = x.new_empty(size)
+    _check_weight_gradient(dy, x, w, geometry)
+    return w
+
+
 def _check(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: Sequence[Any]) -> list[int]:
     size = _output_size(op, x, w, *geometry)
-    check_fake(op, x=x, w=w, b=b)
+    check_same_kind(op, x=x, w=w, b=b)
     if b is not None and (b.dim() != 1 or b.size(0) != size[1]):
         raise RuntimeError(f"{op}: b has shape {shape_of(b)}, but must be [{size[1]}]")
     return size
@@ -356,31 +346,10 @@ def _check(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: Sequence[A
 
 def _check_weight_gradient(dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[Any]) -> None:
     op = "convolution_weight_gradient"
-    check_fake(op, x=x, dy=dy)
+    check_same_kind(op, x=x, dy=dy)
     size = _output_size(op, x, w, *geometry)
     if list(dy.shape) != size:
         raise RuntimeError(f"{op}: dy has shape {shape_of(dy)}, but must be {size}")
-
-
-_library.impl("convolution", _convolve_kernel, "CompositeExplicitAutograd")
-_library.impl("convolution_weight_gradient", _weight_gradient_kernel, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("aigc::convolution")
-def _(x, w, b, *geometry):  # type: ignore[no-untyped-def]
-    return _like_images(x, _check("convolution", x, w, b, geometry))
-
-
-@torch.library.register_fake("aigc::convolution_weight_gradient")
-def _(dy, x, size, *geometry):  # type: ignore[no-untyped-def]
-    w = x.new_empty(size)
-    _check_weight_gradient(dy, x, w, geometry)
-    return w
-
-
-def _call(*arguments: Any) -> Tensor:
-    y: Tensor = (_convolution_eager if eager() else _convolution)(*arguments)
-    return y
 
 
 def _input_gradient(dy: Tensor, w: Tensor, x: Tensor, geometry: Sequence[Any]) -> Tensor:
@@ -390,47 +359,52 @@ def _input_gradient(dy: Tensor, w: Tensor, x: Tensor, geometry: Sequence[Any]) -
         for d in range(2):
             reach = dilation[d] * (w.size(2 + d) - 1)
             output_padding[d] = (x.size(2 + d) + 2 * padding[d] - reach - 1) % stride[d]
-    dx = _call(dy, w, None, stride, padding, dilation, output_padding, groups, not transposed)
+    dx = _convolution(dy, w, None, stride, padding, dilation, output_padding, groups, not transposed)
     # An output_padding as large as the stride makes room for pixels that x does not have.
     return dx if dx.shape == x.shape else dx[:, :, : x.size(2), : x.size(3)]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, *ctx.geometry = inputs
-    ctx.save_for_backward(x, w)
-
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, w = ctx.saved_tensors
-    dx = dw = db = None
-    if ctx.needs_input_grad[0]:
-        dx = _input_gradient(dy, w, x, ctx.geometry)
-    if ctx.needs_input_grad[1] and weight_gradients():
-        gradient = _weight_gradient_eager if eager() else _weight_gradient
-        dw = gradient(dy, x, list(w.shape), *ctx.geometry)
-    if ctx.needs_input_grad[2] and weight_gradients():
-        db = dy.sum((0, 2, 3))
-    return dx, dw, db, *(None,) * 6
-
-
-def _save_weight_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, x, _, *ctx.geometry = inputs
-    ctx.save_for_backward(dy, x)
-
-
-def _weight_gradient_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    dy, x = ctx.saved_tensors
-    need_dy, need_x = ctx.needs_input_grad[:2]
+def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    geometry = a.plain
     return (
-        _call(x, g, None, *ctx.geometry) if need_dy else None,
-        _input_gradient(dy, g, x, ctx.geometry) if need_x else None,
-        *(None,) * 7,
+        _input_gradient(dy, a.w, a.x, geometry) if needs.x else None,
+        _weight_gradient(dy, a.x, list(a.w.shape), *geometry) if needs.w else None,
+        dy.sum((0, 2, 3)) if needs.b else None,
     )
 
 
-_convolution_eager = register_autograd(_convolution, _gradients, _save)
-_weight_gradient_eager = register_autograd(
-    _weight_gradient, _weight_gradient_gradients, _save_weight_gradient
+_GEOMETRY = (
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, SymInt groups, "
+    "bool transposed"
+)
+_weight_gradient: Callable[..., Tensor] = native(
+    f"convolution_weight_gradient(Tensor dy, Tensor x, SymInt[] size, {_GEOMETRY}) -> Tensor",
+    kernel=_weight_gradient_kernel,
+    fake=_fake_weight_gradient,
+    gradients=lambda a, needs, g: (
+        _convolution(a.x, g, None, *a.plain[1:]) if needs.dy else None,
+        _input_gradient(a.dy, g, a.x, a.plain[1:]) if needs.x else None,
+    ),
+)
+_convolution: Callable[..., Tensor] = native(
+    f"convolution(Tensor x, Tensor w, Tensor? b, {_GEOMETRY}) -> Tensor",
+    kernel=_convolve_kernel,
+    fake=lambda x, w, b, *geometry: new_like_images(x, _check("convolution", x, w, b, geometry)),
+    gradients=_gradients,
+    weights=("w", "b"),
+    save=("x", "w"),
+    autocast=True,
 )
 
-register_autocast(_convolution)
+OPS = [
+    Op(
+        conv2d_act,
+        conv2d_act_ref,
+        {"x": (2, 3, 6, 6), "w": (4, 3, 3, 3), "b": (4,), "padding": 1, "act": "lrelu"},
+    ),
+    Op(
+        conv_transpose2d_act,
+        conv_transpose2d_act_ref,
+        {"x": (2, 3, 6, 6), "w": (3, 4, 4, 4), "b": (4,), "stride": 2, "padding": 1, "act": "lrelu"},
+    ),
+]

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext.ops._arguments import no_tensor, shape_of
+from aigc_ext.ops._op import Op
 from aigc_ext.ops.conv2d_act import conv2d_act, conv_transpose2d_act
-from aigc_ext.ops.upfirdn2d import four_paddings, number_of_taps, upfirdn2d, upfirdn2d_ref
+from aigc_ext.ops.upfirdn2d import centring, four_paddings, number_of_taps, upfirdn2d, upfirdn2d_ref
 
 
 def conv2d_resample(
@@ -117,11 +118,17 @@ def _with_filters(
     x0: int, x1: int, y0: int, y1: int, taps: tuple[int, int], up: int, down: int
 ) -> tuple[int, int, int, int]:
     """The padding, and what the filters need to leave the image where it is."""
-    taps_x, taps_y = taps
-    if up > 1:
-        x0, x1 = x0 + (taps_x + up - 1) // 2, x1 + (taps_x - up) // 2
-        y0, y1 = y0 + (taps_y + up - 1) // 2, y1 + (taps_y - up) // 2
-    if down > 1:
-        x0, x1 = x0 + (taps_x - down + 1) // 2, x1 + (taps_x - down) // 2
-        y0, y1 = y0 + (taps_y - down + 1) // 2, y1 + (taps_y - down) // 2
+    for factors in ((up, 1), (1, down)):
+        if factors != (1, 1):
+            (x_before, x_after), (y_before, y_after) = (centring(n, *factors) for n in taps)
+            x0, x1, y0, y1 = x0 + x_before, x1 + x_after, y0 + y_before, y1 + y_after
     return x0, x1, y0, y1
+
+
+OPS = [
+    Op(
+        conv2d_resample,
+        conv2d_resample_ref,
+        {"x": (2, 3, 6, 6), "w": (4, 3, 3, 3), "f": (4, 4), "up": 2, "padding": 1},
+    )
+]

@@ -6,18 +6,15 @@ one's derivatives are the other two, to every order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
-from aigc_ext.ops._autograd import eager, is_channels_last, register_autocast, register_autograd
-from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
+from aigc_ext.ops._layout import new_like_images
+from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 
-_conv3x3 = torch.ops.aigc.conv3x3.default
-_weight_gradient = torch.ops.aigc.conv3x3_weight_gradient.default
 _HAS_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("aigc::conv3x3", "CPU")
 
 
@@ -60,7 +57,7 @@ def conv3x3_padded(
     x: Tensor, w: Tensor, b: Tensor | None, pad_y: int, pad_x: int, transposed: bool
 ) -> Tensor:
     """The op itself, with a bias; ``transposed`` is the transpose of the one with padding ``2 - pad``."""
-    y: Tensor = (_conv3x3_eager if eager() else _conv3x3)(x, w, b, pad_y, pad_x, transposed)
+    y: Tensor = _conv3x3(x, w, b, pad_y, pad_x, transposed)
     return y
 
 
@@ -69,7 +66,7 @@ def has_conv3x3(x: Tensor) -> bool:
     return _HAS_KERNEL and x.device.type == "cpu"
 
 
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
 def _new_images(op: str, x: Tensor, channels: int, pad_y: int, pad_x: int) -> Tensor:
@@ -86,14 +83,13 @@ def _new_images(op: str, x: Tensor, channels: int, pad_y: int, pad_x: int) -> Te
             f"{op}: x has shape {shape_of(x)}, but with padding [{pad_y}, {pad_x}] must be at least 3 high "
             "and 3 wide"
         )
-    if is_channels_last(x):
-        return x.new_empty([x.size(0), height, width, channels]).permute(0, 3, 1, 2)
-    return x.new_empty([x.size(0), channels, height, width])
+    return new_like_images(x, [x.size(0), channels, height, width])
 
 
-@torch.library.register_fake("aigc::conv3x3")
-def _(x, w, b, pad_y, pad_x, transposed):  # type: ignore[no-untyped-def]
-    check_fake("conv3x3", x=x, w=w, b=b)
+def _fake(  # type: ignore[no-untyped-def]
+    x, w, b, pad_y, pad_x, transposed
+) -> Tensor:
+    check_same_kind("conv3x3", x=x, w=w)
     if w.dim() != 4 or min(w.shape[:2]) < 1 or tuple(w.shape[2:]) != (3, 3):
         raise RuntimeError(
             f"conv3x3: w has shape {shape_of(w)}, but must be [out_channels, in_channels, 3, 3]"
@@ -105,15 +101,15 @@ def _(x, w, b, pad_y, pad_x, transposed):  # type: ignore[no-untyped-def]
             f"conv3x3: x has shape {shape_of(x)}, but must have {in_channels} channels for a w of shape "
             f"{shape_of(w)}"
         )
+    check_same_kind("conv3x3", x=x, b=b)
     if b is not None and (b.dim() != 1 or b.size(0) != out_channels):
         raise RuntimeError(f"conv3x3: b has shape {shape_of(b)}, but must be [{out_channels}]")
     return y
 
 
-@torch.library.register_fake("aigc::conv3x3_weight_gradient")
-def _(dy, x, pad_y, pad_x):  # type: ignore[no-untyped-def]
+def _fake_weight_gradient(dy: Tensor, x: Tensor, pad_y: int, pad_x: int) -> Tensor:
     op = "conv3x3_weight_gradient"
-    check_fake(op, x=x, dy=dy)
+    check_same_kind(op, x=x, dy=dy)
     out_channels = dy.size(1) if dy.dim() > 1 else 0
     y = _new_images(op, x, out_channels, pad_y, pad_x)
     if out_channels < 1 or dy.shape != y.shape:
@@ -124,44 +120,35 @@ def _(dy, x, pad_y, pad_x):  # type: ignore[no-untyped-def]
     return x.new_empty(out_channels, x.size(1), 3, 3)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, *ctx.arguments = inputs
-    ctx.save_for_backward(x, w)
-
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, w = ctx.saved_tensors
-    pad_y, pad_x, transposed = ctx.arguments
-    back_y, back_x = 2 - pad_y, 2 - pad_x
-    dx = dw = db = None
-    if ctx.needs_input_grad[0]:
-        dx = conv3x3_padded(dy, w, None, back_y, back_x, not transposed)
-    if ctx.needs_input_grad[1] and weight_gradients():
-        gradient = _weight_gradient_eager if eager() else _weight_gradient
-        dw = gradient(x, dy, back_y, back_x) if transposed else gradient(dy, x, pad_y, pad_x)
-    if ctx.needs_input_grad[2] and weight_gradients():
-        db = dy.sum((0, 2, 3))
-    return dx, dw, db, None, None, None
-
-
-def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, x, *ctx.arguments = inputs
-    ctx.save_for_backward(dy, x)
-
-
-def _weight_gradient_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    dy, x = ctx.saved_tensors
-    pad_y, pad_x = ctx.arguments
-    need_dy, need_x = ctx.needs_input_grad[:2]
+def _gradients(a, needs, dy) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    back = 2 - a.pad_y, 2 - a.pad_x
+    dw = None
+    if needs.w:
+        dw = _weight_gradient(a.x, dy, *back) if a.transposed else _weight_gradient(dy, a.x, a.pad_y, a.pad_x)
     return (
-        conv3x3_padded(x, g, None, pad_y, pad_x, False) if need_dy else None,
-        conv3x3_padded(dy, g, None, 2 - pad_y, 2 - pad_x, True) if need_x else None,
-        None,
-        None,
+        conv3x3_padded(dy, a.w, None, *back, not a.transposed) if needs.x else None,
+        dw,
+        dy.sum((0, 2, 3)) if needs.b else None,
     )
 
 
-_conv3x3_eager = register_autograd(_conv3x3, _gradients, _save)
-_weight_gradient_eager = register_autograd(_weight_gradient, _weight_gradient_gradients, _save_gradient)
+_weight_gradient = native(
+    "conv3x3_weight_gradient",
+    fake=_fake_weight_gradient,
+    gradients=lambda a, needs, g: (
+        conv3x3_padded(a.x, g, None, a.pad_y, a.pad_x, False) if needs.dy else None,
+        conv3x3_padded(a.dy, g, None, 2 - a.pad_y, 2 - a.pad_x, True) if needs.x else None,
+    ),
+    cuda=False,
+)
+_conv3x3 = native(
+    "conv3x3",
+    fake=_fake,
+    gradients=_gradients,
+    weights=("w", "b"),
+    save=("x", "w"),
+    autocast=True,
+    cuda=False,
+)
 
-register_autocast(_conv3x3)
+OPS = [Op(conv3x3, conv3x3_ref, {"x": (2, 4, 6, 6), "w": (5, 4, 3, 3)})]

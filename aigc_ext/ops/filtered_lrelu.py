@@ -19,15 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import eager, is_channels_last, register_autograd
-from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops._arguments import check_same_kind, dtype_name, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._layout import is_channels_last, new_in_format, wide_dtype
+from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_ref
-from aigc_ext.ops.upfirdn2d import four_paddings, number_of_taps, upfirdn2d, upfirdn2d_ref
-
-_filtered_lrelu = torch.ops.aigc.filtered_lrelu.default
-_backward = torch.ops.aigc.filtered_lrelu_backward.default
+from aigc_ext.ops.upfirdn2d import filter_for, four_paddings, number_of_taps, upfirdn2d, upfirdn2d_ref
 
 _SQRT2 = 2**0.5
 _MOST_FACTOR, _MOST_TAPS = 4, 24  # of the native op
@@ -109,11 +107,12 @@ def _one_pass(
     flip_filter: bool,
 ) -> Tensor:
     _, slope, gain = resolve_activation("lrelu", slope, gain, clamp)
-    fu, fd = (_as_filter(f, x) for f in (fu, fd))
+    fu, fd = filter_for(fu, x), filter_for(fd, x)
     b = None if b is None else b.to(x.dtype)
     save = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
     numbers = (up, down, *pads, gain, slope, clamp, bool(flip_filter))
-    return _call(x, b, fu, fd, None, *numbers, save)
+    y: Tensor = _filtered_lrelu(x, b, fu, fd, None, *numbers, save)[0]
+    return y
 
 
 def _composed(
@@ -179,20 +178,7 @@ def _check(x: Tensor, fu: Tensor | None, fd: Tensor | None, b: Tensor | None, up
             raise ValueError(f"{op}: {name} is {factor}, but must be at least 1")
 
 
-def _filter_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _as_filter(f: Tensor | None, x: Tensor) -> Tensor | None:
-    return f.to(_filter_dtype(x)) if f is not None and f.is_floating_point() else f
-
-
-def _call(*arguments: Any) -> Tensor:
-    y: Tensor = (_filtered_lrelu_eager if eager() else _filtered_lrelu)(*arguments)[0]
-    return y
-
-
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 # The numbers of the native ops: up, down, x0, x1, y0, y1, gain, slope, clamp, flip_filter.
 
 
@@ -222,90 +208,124 @@ def _mask_size(planes: int, height: int, width: int, numbers: Sequence[Any]) -> 
     return planes * height * phases * run * (1 if numbers[8] is None else 2)
 
 
-def _empty(like: Tensor, height: int, width: int, channels_last: bool) -> Tensor:
-    n, c = like.shape[:2]
-    if channels_last:
-        return like.new_empty([n, height, width, c]).movedim(-1, 1)
-    return like.new_empty([n, c, height, width])
-
-
-def _check_fake_filters(op: str, x: Tensor, fu: Tensor | None, fd: Tensor | None) -> tuple[int, int]:
+def _check_filters(op: str, x: Tensor, fu: Tensor | None, fd: Tensor | None) -> tuple[int, int]:
     for name, f in (("fu", fu), ("fd", fd)):
-        if f is not None and (f.dim() != 1 or f.dtype != _filter_dtype(x) or f.device != x.device):
+        if f is None:
+            continue
+        if f.dim() != 1 or not 1 <= f.numel() <= _MOST_TAPS:
             raise RuntimeError(
-                f"{op}: {name} is {f.dtype} of shape {shape_of(f)} on {f.device}, but must be "
-                f"{_filter_dtype(x)} of one dimension on {x.device} for images of {x.dtype}"
+                f"{op}: {name} has shape {shape_of(f)}, but must have one dimension of 1 to {_MOST_TAPS} taps"
             )
+        if f.dtype != wide_dtype(x):
+            raise RuntimeError(
+                f"{op}: {name} is {dtype_name(f.dtype)}, but must be {dtype_name(wide_dtype(x))} for images "
+                f"of {dtype_name(x.dtype)}"
+            )
+        if f.device != x.device:
+            raise RuntimeError(f"{op}: {name} is on {f.device}, but must be on {x.device}, as x is")
     return number_of_taps(op, fu)[0], number_of_taps(op, fd)[0]
 
 
-@torch.library.register_fake("aigc::filtered_lrelu")
-def _(x, b, fu, fd, mask, *numbers):  # type: ignore[no-untyped-def]
-    op = "filtered_lrelu"
-    check_fake(op, x=x, b=b)
-    taps = _check_fake_filters(op, x, fu, fd)
-    between_y, between_x, height, width = _sizes(op, x.size(2), x.size(3), taps, numbers)
-    saves = numbers[-1] and mask is None
-    size = _mask_size(x.size(0) * x.size(1), between_y, between_x, numbers) if saves else 0
-    return _empty(x, height, width, is_channels_last(x)), x.new_empty(size, dtype=torch.uint8)
-
-
-@torch.library.register_fake("aigc::filtered_lrelu_backward")
-def _(dy, mask, fu, fd, height, width, *rest):  # type: ignore[no-untyped-def]
-    op = "filtered_lrelu_backward"
-    promoted_dtype(op, dy=dy)
-    *numbers, channels_last, need_b = rest
-    _sizes(op, height, width, _check_fake_filters(op, dy, fu, fd), numbers)
-    return _empty(dy, height, width, channels_last), dy.new_empty(dy.size(1) if need_b else 0)
-
-
-def _no_filter_gradient(ctx: Any, op: str, first: int) -> None:
-    if any(ctx.needs_input_grad[first : first + 2]):
+def _check_mask(op: str, mask: Tensor, size: int, x: Tensor) -> None:
+    if mask.dtype != torch.uint8 or mask.device != x.device or mask.numel() != size:
         raise RuntimeError(
-            f"{op}: the native op has no gradient of the filters; aigc_ext.ops.filtered_lrelu has, by others"
+            f"{op}: mask is {dtype_name(mask.dtype)} of shape {shape_of(mask)}, but must be the one that "
+            f"filtered_lrelu(..., save=True) returned for these sizes: uint8 of shape [{size}] on {x.device}"
         )
 
 
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, fu, fd, given_mask, *ctx.numbers, save = inputs
-    if not (save or given_mask is not None):
+def _fake(x, b, fu, fd, mask, *numbers) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    op = "filtered_lrelu"
+    if x.dim() != 4 or min(x.shape[2:]) < 1:
+        raise RuntimeError(
+            f"{op}: x has shape {shape_of(x)}, but must be [N, C, H, W] with at least one row and column"
+        )
+    check_same_kind(op, x=x)
+    taps = _check_filters(op, x, fu, fd)
+    between_y, between_x, height, width = _sizes(op, x.size(2), x.size(3), taps, numbers)
+    check_same_kind(op, x=x, b=b)
+    if b is not None and (b.dim() != 1 or b.size(0) != x.size(1)):
+        raise RuntimeError(
+            f"{op}: b has shape {shape_of(b)}, but must be [{x.size(1)}] for an x of shape {shape_of(x)}"
+        )
+    size = _mask_size(x.size(0) * x.size(1), between_y, between_x, numbers)
+    if mask is not None:
+        _check_mask(op, mask, size, x)
+    saves = numbers[-1] and mask is None
+    y = new_in_format(x, [*x.shape[:2], height, width], is_channels_last(x))
+    return y, x.new_empty(size if saves else 0, dtype=torch.uint8)
+
+
+def _fake_backward(  # type: ignore[no-untyped-def]
+    dy, mask, fu, fd, height, width, *rest
+) -> tuple[Tensor, Tensor]:
+    op = "filtered_lrelu_backward"
+    *numbers, channels_last, need_b = rest
+    if dy.dim() != 4:
+        raise RuntimeError(f"{op}: dy has shape {shape_of(dy)}, but must be [N, C, H, W]")
+    if height < 1 or width < 1:
+        raise RuntimeError(
+            f"{op}: the height is {height} and the width is {width}, but both must be at least 1"
+        )
+    promoted_dtype(op, dy=dy)
+    taps = _check_filters(op, dy, fu, fd)
+    between_y, between_x, *out = _sizes(op, height, width, taps, numbers)
+    if list(dy.shape[2:]) != out:
+        raise RuntimeError(
+            f"{op}: dy has shape {shape_of(dy)}, but must be {[*dy.shape[:2], *out]} for images of {height} "
+            f"x {width}"
+        )
+    _check_mask(op, mask, _mask_size(dy.size(0) * dy.size(1), between_y, between_x, numbers), dy)
+    dx = new_in_format(dy, [*dy.shape[:2], height, width], channels_last)
+    return dx, dy.new_empty(dy.size(1) if need_b else 0)
+
+
+def _kept(x, b, fu, fd, mask, *numbers) -> tuple[Tensor, Any, bool]:  # type: ignore[no-untyped-def]
+    *_, save, (_, new_mask) = numbers
+    if not (save or mask is not None):
         raise RuntimeError("filtered_lrelu: a gradient needs save=True")
-    ctx.size, ctx.channels_last = x.shape[2:], is_channels_last(x)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1] if given_mask is None else given_mask, fu, fd)
+    return new_mask if mask is None else mask, x.shape[2:], is_channels_last(x)
 
 
-def _forward_gradients(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    _no_filter_gradient(ctx, "filtered_lrelu", 2)
-    mask, fu, fd = ctx.saved_tensors
-    need_x, need_b = ctx.needs_input_grad[:2]
-    need_b = need_b and weight_gradients()
-    dx = db = None
-    if dy is not None and (need_x or need_b):
-        call = _backward_eager if eager() else _backward
-        dx, db = call(dy, mask, fu, fd, *ctx.size, *ctx.numbers, ctx.channels_last, need_b)
-    return dx if need_x else None, db if need_b else None, *(None,) * 14
+def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    dx, db = _backward(dy, a.mask, a.fu, a.fd, *a.size, *a.plain[:-1], a.channels_last, needs.b)
+    return dx, db if needs.b else None
 
 
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, mask, fu, fd, _, _, *ctx.numbers, _, ctx.has_db = inputs
-    ctx.image = output[0].shape
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(mask, fu, fd)
-
-
-def _backward_gradients(ctx: Any, u: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None, ...]:
-    _no_filter_gradient(ctx, "filtered_lrelu_backward", 2)
-    mask, fu, fd = ctx.saved_tensors
-    nothing = (None,) * 17
-    if not ctx.has_db:  # an output that was not asked for is empty, and so is its cotangent
-        u_b = None
+def _backward_gradients(a: Any, needs: Any, u: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None]:
+    u_b = u_b if a.need_b else None  # what was not asked for is empty, and so is its cotangent
     if u is None and u_b is not None:
-        u = u_b.new_zeros(ctx.image)
-    if u is None or not ctx.needs_input_grad[0]:
-        return None, *nothing
-    return _call(u, u_b, fu, fd, mask, *ctx.numbers, False), *nothing
+        u = u_b.new_zeros(a.image)
+    if u is None:
+        return (None,)
+    return (_filtered_lrelu(u, u_b, a.fu, a.fd, a.mask, *a.plain[2:-2], False)[0],)
 
 
-_filtered_lrelu_eager = register_autograd(_filtered_lrelu, _forward_gradients, _setup_forward)
-_backward_eager = register_autograd(_backward, _backward_gradients, _setup_backward)
+_backward = native(
+    "filtered_lrelu_backward",
+    fake=_fake_backward,
+    gradients=_backward_gradients,
+    wrt=("dy",),
+    save=("mask", "fu", "fd"),
+    keep=("image",),
+    kept=lambda *values: (values[-1][0].shape,),
+)
+_filtered_lrelu = native(
+    "filtered_lrelu",
+    fake=_fake,
+    gradients=_gradients,
+    wrt=("x", "b"),
+    weights=("b",),
+    save=("fu", "fd"),
+    keep=("mask", "size", "channels_last"),
+    kept=_kept,
+    constants=("result1",),
+)
+
+OPS = [
+    Op(
+        filtered_lrelu,
+        filtered_lrelu_ref,
+        {"x": (2, 3, 8, 8), "fu": (12,), "fd": (12,), "b": (3,), "up": 2, "down": 2, "padding": 11},
+    )
+]

@@ -24,27 +24,24 @@ Orders of differentiation: the gradient comes out of the same kernel as the loss
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import empty_dense_like, is_channels_last, reference_gradients
+from aigc_ext.ops._arguments import check_same_kind, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._gradients import reference_gradients
+from aigc_ext.ops._layout import empty_dense_like, is_channels_last, wide_dtype
 from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 from aigc_ext.ops.sample_sqnorm import sample_sqnorm, sample_sqnorm_ref
 
 KINDS = ("logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg")
 REDUCTIONS = ("mean", "sum", "none")
 _WITH_LABELS = ("logistic", "minimax")
 RELATIVISTIC = ("relativistic", "relativistic_avg")
-
-_discriminator = torch.ops.aigc.discriminator_loss.default
-_discriminator_and_grad = torch.ops.aigc.discriminator_loss_and_grad.default
-_generator = torch.ops.aigc.generator_loss.default
-_generator_and_grad = torch.ops.aigc.generator_loss_and_grad.default
 
 
 class LossStats(NamedTuple):
@@ -140,7 +137,9 @@ def discriminator_loss_and_grad(
     check_options(*options)
     real_logits, fake_logits, weight = _promote(real_logits, fake_logits, weight)
     if decomposed():
-        return _discriminator_loss_and_grad_ref(real_logits, fake_logits, weight, *options)
+        return discriminator_loss_and_grad_ref(
+            real_logits, fake_logits, kind, label_smoothing, l2_weight, weight, reduction
+        )
     loss, stats, d_real, d_fake = _discriminator_and_grad(real_logits, fake_logits, weight, *options)
     return loss, LossStats(*stats.unbind()), d_real, d_fake
 
@@ -178,10 +177,7 @@ def generator_loss(
         loss = discriminator_loss(fake_logits, real_logits, kind, weight=weight, reduction=reduction)
     else:
         weight = _wide(weight, fake_logits)
-        if torch.compiler.is_compiling():
-            loss = _generator(fake_logits, weight, kind, reduction)
-        else:
-            loss = _record_generator(fake_logits, weight, (kind, reduction))
+        loss = _generator(fake_logits, weight, kind, reduction)
     if l2_weight != 0:
         loss = loss + images_term(fake_logits, images, l2_weight, weight, reduction)
     return loss
@@ -198,7 +194,7 @@ def generator_loss_and_grad(
     check_options(kind, 0.0, 0.0, reduction)
     _check_generator_tensors(fake_logits, real_logits, None, weight)
     if decomposed():
-        return _generator_loss_and_grad_ref(fake_logits, real_logits, weight, kind, reduction)
+        return generator_loss_and_grad_ref(fake_logits, real_logits, kind, weight, reduction)
     if kind in RELATIVISTIC:
         fake_logits, real_logits, weight = _promote(
             fake_logits, _opponents(fake_logits, real_logits, kind, weight, reduction), weight
@@ -220,10 +216,7 @@ def _discriminator_loss(
         kind, label_smoothing, l2_weight, reduction = options
         loss = discriminator_loss_ref(real, fake, kind, label_smoothing, l2_weight, weight, reduction)
         return loss, _stats_ref(real, fake, kind)
-    if torch.compiler.is_compiling():
-        loss, stats = _discriminator(real, fake, weight, *options)
-    else:  # without the dispatcher, which would only lead to the same autograd kernel
-        loss, stats = _record_discriminator(real, fake, weight, options)
+    loss, stats = _discriminator(real, fake, weight, *options)
     return loss, stats
 
 
@@ -309,12 +302,18 @@ def generator_loss_ref(
     return loss
 
 
-def _discriminator_loss_and_grad_ref(
-    real: Tensor, fake: Tensor, weight: Tensor | None, *options: Any
+def discriminator_loss_and_grad_ref(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    kind: str = "logistic",
+    label_smoothing: float = 0.0,
+    l2_weight: float = 0.0,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
 ) -> tuple[Tensor, LossStats, Tensor, Tensor]:
-    kind, label_smoothing, l2_weight, reduction = options
+    """:func:`discriminator_loss_and_grad` in plain PyTorch."""
     with torch.enable_grad():
-        real, fake = (_widen(t.detach()).requires_grad_() for t in (real, fake))
+        real, fake = (_widen(t.detach()).requires_grad_() for t in (real_logits, fake_logits))
         loss, stats = discriminator_loss_and_stats_ref(
             real, fake, kind, label_smoothing, l2_weight, weight, reduction
         )
@@ -322,12 +321,17 @@ def _discriminator_loss_and_grad_ref(
     return loss.detach(), stats, d_real, d_fake
 
 
-def _generator_loss_and_grad_ref(
-    fake: Tensor, real: Tensor | None, weight: Tensor | None, kind: str, reduction: str
+def generator_loss_and_grad_ref(
+    fake_logits: Tensor,
+    real_logits: Tensor | None = None,
+    kind: str = "logistic",
+    weight: Tensor | None = None,
+    reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
+    """:func:`generator_loss_and_grad` in plain PyTorch."""
     with torch.enable_grad():
-        fake = _widen(fake.detach()).requires_grad_()
-        loss = generator_loss_ref(fake, real, kind, weight=weight, reduction=reduction)
+        fake = _widen(fake_logits.detach()).requires_grad_()
+        loss = generator_loss_ref(fake, real_logits, kind, weight=weight, reduction=reduction)
         (d_fake,) = torch.autograd.grad(loss.sum(), fake)
     return loss.detach(), d_fake
 
@@ -387,16 +391,12 @@ def check_options(kind: str, label_smoothing: float, l2_weight: float, reduction
         raise ValueError(f"l2_weight is {l2_weight}, but must be finite and at least 0")
 
 
-def _wide_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _widen(x: Tensor) -> Tensor:
-    return x.to(_wide_dtype(x))
+    return x.to(wide_dtype(x))
 
 
 def _wide(weight: Tensor | None, logits: Tensor) -> Tensor | None:
-    return None if weight is None else weight.to(_wide_dtype(logits))
+    return None if weight is None else weight.to(wide_dtype(logits))
 
 
 def _promote(real: Tensor, fake: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -487,127 +487,63 @@ def images_term(
         terms = terms * weight.to(terms.dtype)
     if reduction != "mean":
         terms = _per_sample(terms, fake_logits).expand_as(fake_logits)
-    return _reduce(terms, reduction).to(_wide_dtype(fake_logits))
+    return _reduce(terms, reduction).to(wide_dtype(fake_logits))
 
 
-# ---- registration -----------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 #
-# Each loss is two ops around one kernel. `*_and_grad` has no derivative, and autograd passes it by. The other
-# one has: its autograd kernel below does what torch.library.register_autograd would, for less than half of
-# the overhead, which at the size of a batch of logits decides whether it is faster than plain PyTorch.
+# Each loss is two ops around one kernel. `*_and_grad` has no derivative; the other one runs it where a
+# gradient may be asked for, and multiplies its slopes.
 
 
-class _DiscriminatorLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, real: Tensor, fake: Tensor, weight: Tensor | None, options: tuple[Any, ...]
-    ) -> tuple[Tensor, Tensor]:
-        loss, stats, *ctx.slopes = _discriminator_and_grad(real, fake, weight, *options)
-        ctx.options = options
-        ctx.save_for_backward(real, fake, weight)
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        return loss, stats
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None, None
-        kind, label_smoothing, l2_weight, reduction = ctx.options
-        # The slopes are constants, and sums: of no use for a second derivative, for the gradient of weight,
-        # nor where several losses depend on one logit.
-        coupled = kind == "relativistic_avg" and reduction == "none"
-        if torch.is_grad_enabled() or ctx.needs_input_grad[2] or coupled:
-            gradients = reference_gradients(
-                lambda real, fake, weight: discriminator_loss_ref(
-                    real, fake, kind, label_smoothing, l2_weight, weight, reduction
-                ),
-                ctx.saved_tensors,
-                ctx.needs_input_grad[:3],
-                (grad,),
-            )
-            return (*gradients, None)
-        d_real, d_fake = ctx.slopes
-        return grad * d_real, grad * d_fake, None, None
+def _discriminator_gradients(a: Any, needs: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    # The slopes are constants, and sums: of no use for a second derivative, for the gradient of weight, nor
+    # where several losses depend on one logit.
+    coupled = a.kind == "relativistic_avg" and a.reduction == "none"
+    if torch.is_grad_enabled() or needs.weight or coupled:
+        return reference_gradients(
+            lambda real, fake, weight: discriminator_loss_ref(
+                real, fake, a.kind, a.label_smoothing, a.l2_weight, weight, a.reduction
+            ),
+            *((a.real_logits, a.fake_logits, a.weight), needs, (grad,)),
+        )
+    return grad * a.d_real, grad * a.d_fake, None
 
 
-class _GeneratorLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, fake: Tensor, weight: Tensor | None, options: tuple[str, str]) -> Tensor:
-        loss: Tensor
-        loss, ctx.slopes = _generator_and_grad(fake, weight, *options)
-        ctx.options = options
-        ctx.save_for_backward(fake, weight)
-        ctx.set_materialize_grads(False)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None
-        kind, reduction = ctx.options
-        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
-            gradients = reference_gradients(
-                lambda fake, weight: generator_loss_ref(fake, None, kind, weight=weight, reduction=reduction),
-                ctx.saved_tensors,
-                ctx.needs_input_grad[:2],
-                (grad,),
-            )
-            return (*gradients, None)
-        return grad * ctx.slopes, None, None
+def _generator_gradients(a: Any, needs: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    if torch.is_grad_enabled() or needs.weight:
+        return reference_gradients(
+            lambda fake, weight: generator_loss_ref(fake, None, a.kind, weight=weight, reduction=a.reduction),
+            *((a.fake_logits, a.weight), needs, (grad,)),
+        )
+    return grad * a.d_fake, None
 
 
-def _record_discriminator(
-    real: Tensor, fake: Tensor, weight: Tensor | None, options: tuple[Any, ...]
-) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and (
-        real.requires_grad or fake.requires_grad or (weight is not None and weight.requires_grad)
-    ):
-        loss, stats = _DiscriminatorLoss.apply(real, fake, weight, options)
-    else:
-        loss, stats, _, _ = _discriminator_and_grad(real, fake, weight, *options)
-    return loss, stats
-
-
-def _record_generator(fake: Tensor, weight: Tensor | None, options: tuple[Any, ...]) -> Tensor:
-    loss: Tensor
-    if torch.is_grad_enabled() and (fake.requires_grad or (weight is not None and weight.requires_grad)):
-        loss = _GeneratorLoss.apply(fake, weight, options)
-    else:
-        loss, _ = _generator_and_grad(fake, weight, *options)
-    return loss
-
-
-_library = torch.library.Library("aigc", "FRAGMENT")
-_library.impl(
-    "discriminator_loss", lambda r, f, weight, *o: _record_discriminator(r, f, weight, o), "Autograd"
-)
-_library.impl("generator_loss", lambda f, weight, *o: _record_generator(f, weight, o), "Autograd")
-_library.impl("discriminator_loss_and_grad", torch.library.fallthrough_kernel, "Autograd")
-_library.impl("generator_loss_and_grad", torch.library.fallthrough_kernel, "Autograd")
-
-
-@torch.library.register_fake("aigc::discriminator_loss_and_grad")
-def _fake_discriminator(  # type: ignore[no-untyped-def]
-    real, fake, weight, kind, label_smoothing, l2_weight, reduction
-):
-    check_fake("discriminator_loss", real_logits=real, fake_logits=fake)
+def _fake_discriminator(
+    real: Tensor,
+    fake: Tensor,
+    weight: Tensor | None,
+    kind: str,
+    label_smoothing: float,
+    l2_weight: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_same_kind("discriminator_loss", real_logits=real, fake_logits=fake)
     real, fake = empty_dense_like(real), empty_dense_like(fake)
     if kind == "relativistic" or reduction == "none":
         _check_same_shape("discriminator_loss", real, fake, kind, reduction)
         if is_channels_last(real) != is_channels_last(fake):
             real, fake = real.contiguous(), fake.contiguous()
-    d_real, d_fake = (torch.empty_like(t, dtype=_wide_dtype(t)) for t in (real, fake))
+    d_real, d_fake = (torch.empty_like(t, dtype=wide_dtype(t)) for t in (real, fake))
     _check_fake_weight("discriminator_loss", weight, real_logits=d_real, fake_logits=d_fake)
     loss = torch.empty_like(d_real) if reduction == "none" else d_real.new_empty(())
     return loss, real.new_empty(4, dtype=torch.float32), d_real, d_fake
 
 
-@torch.library.register_fake("aigc::generator_loss_and_grad")
-def _fake_generator(fake, weight, kind, reduction):  # type: ignore[no-untyped-def]
-    check_fake("generator_loss", fake_logits=fake)
+def _fake_generator(fake: Tensor, weight: Tensor | None, kind: str, reduction: str) -> tuple[Tensor, Tensor]:
+    check_same_kind("generator_loss", fake_logits=fake)
     fake = empty_dense_like(fake)
-    d_fake = torch.empty_like(fake, dtype=_wide_dtype(fake))
+    d_fake = torch.empty_like(fake, dtype=wide_dtype(fake))
     _check_fake_weight("generator_loss", weight, fake_logits=d_fake)
     return torch.empty_like(d_fake) if reduction == "none" else d_fake.new_empty(()), d_fake
 
@@ -615,15 +551,33 @@ def _fake_generator(fake, weight, kind, reduction):  # type: ignore[no-untyped-d
 def _check_fake_weight(op: str, weight: Tensor | None, **gradients: Tensor) -> None:
     if weight is not None:
         for name, gradient in gradients.items():
-            check_fake(op, **{name: gradient, "weight": weight})
+            check_same_kind(op, **{name: gradient, "weight": weight})
             _check_weight(weight, gradient, name)
 
 
-@torch.library.register_fake("aigc::discriminator_loss")
-def _(*args):  # type: ignore[no-untyped-def]
-    return _fake_discriminator(*args)[:2]
+_discriminator_and_grad = native("discriminator_loss_and_grad", fake=_fake_discriminator)
+_discriminator = native(
+    "discriminator_loss",
+    fake=lambda *arguments: _fake_discriminator(*arguments)[:2],
+    gradients=_discriminator_gradients,
+    recorded="discriminator_loss_and_grad",
+    save=("real_logits", "fake_logits", "weight", "d_real", "d_fake"),
+    constants=("stats",),
+)
+_generator_and_grad = native("generator_loss_and_grad", fake=_fake_generator)
+_generator = native(
+    "generator_loss",
+    fake=lambda *arguments: _fake_generator(*arguments)[0],
+    gradients=_generator_gradients,
+    recorded="generator_loss_and_grad",
+    save=("fake_logits", "weight", "d_fake"),
+)
 
-
-@torch.library.register_fake("aigc::generator_loss")
-def _(*args):  # type: ignore[no-untyped-def]
-    return _fake_generator(*args)[0]
+_LOGITS = {"real_logits": (8, 1), "fake_logits": (8, 1)}
+OPS = [
+    Op(discriminator_loss, discriminator_loss_ref, _LOGITS),
+    Op(discriminator_loss_and_stats, discriminator_loss_and_stats_ref, _LOGITS),
+    Op(discriminator_loss_and_grad, discriminator_loss_and_grad_ref, _LOGITS),
+    Op(generator_loss, generator_loss_ref, {"fake_logits": (8, 1)}),
+    Op(generator_loss_and_grad, generator_loss_and_grad_ref, {"fake_logits": (8, 1)}),
+]

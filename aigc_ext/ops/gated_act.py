@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import empty_dense_like, is_channels_last, reference_gradients
+from aigc_ext.ops._arguments import check_same_kind, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._layout import empty_dense_like, new_like_images
 from aigc_ext.ops._mode import decomposed
-
-_gated_act = torch.ops.aigc.gated_act.default
-_backward = torch.ops.aigc.gated_act_backward.default
+from aigc_ext.ops._op import Op, native
 
 
 def gated_act(x: Tensor, b: Tensor | None = None) -> Tensor:
@@ -51,13 +49,13 @@ def gated_act_ref(x: Tensor, b: Tensor | None = None) -> Tensor:
     return z1.tanh() * z2.sigmoid()
 
 
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
-def _halves(x: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+def _halves(x: Tensor, b: Tensor | None, op: str = "gated_act") -> tuple[Tensor, Tensor]:
     if x.dim() < 2 or x.size(1) % 2 != 0:
         raise RuntimeError(
-            f"gated_act: x has shape {shape_of(x)}, but must be [N, C, ...] with an even number of channels C"
+            f"{op}: x has shape {shape_of(x)}, but must be [N, C, ...] with an even number of channels C"
         )
     if b is not None:
         x = x + b.reshape(-1, *[1] * (x.dim() - 2))
@@ -65,57 +63,47 @@ def _halves(x: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
     return x[:, :half], x[:, half:]
 
 
-def _check_fake(op: str, x: Tensor, b: Tensor | None) -> None:
-    check_fake(op, x=x, b=b)
-    _halves(x, None)
+def _result_size(op: str, x: Tensor, b: Tensor | None) -> list[int]:
+    check_same_kind(op, x=x)
+    half, _ = _halves(x, None, op)
+    check_same_kind(op, x=x, b=b)
     if b is not None and b.shape != x.shape[1:2]:
-        raise RuntimeError(f"{op}: b has shape {shape_of(b)}, but must be [{x.size(1)}]")
+        raise RuntimeError(
+            f"{op}: b has shape {shape_of(b)}, but must be [{x.size(1)}] for an x of shape {shape_of(x)}"
+        )
+    return list(half.shape)
 
 
-@torch.library.register_fake("aigc::gated_act")
-def _(x, b):  # type: ignore[no-untyped-def]
-    _check_fake("gated_act", x, b)
-    shape = [x.size(0), x.size(1) // 2, *x.shape[2:]]
-    if not is_channels_last(x):
-        return x.new_empty(shape)
-    return x.new_empty([shape[0], *shape[2:], shape[1]]).movedim(-1, 1)
+def _fake(x: Tensor, b: Tensor | None) -> Tensor:
+    return new_like_images(x, _result_size("gated_act", x, b))
 
 
-@torch.library.register_fake("aigc::gated_act_backward")
-def _(dy, x, b, need_b):  # type: ignore[no-untyped-def]
-    _check_fake("gated_act_backward", x, b)
-    check_fake("gated_act_backward", x=x, dy=dy)
+def _fake_backward(dy: Tensor, x: Tensor, b: Tensor | None, need_b: bool) -> tuple[Tensor, Tensor]:
+    op = "gated_act_backward"
+    size = _result_size(op, x, b)
+    if need_b and b is None:
+        raise RuntimeError(f"{op}: the gradient of b is asked for, but b is not given")
+    check_same_kind(op, x=x, dy=dy)
+    if list(dy.shape) != size:
+        raise RuntimeError(
+            f"{op}: dy has shape {shape_of(dy)}, but must be that of x, {shape_of(x)}, with half the channels"
+        )
     return empty_dense_like(x), x.new_empty(x.size(1) if need_b else 0)
 
 
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _backward_ref(dy: Tensor, x: Tensor, b: Tensor | None, need_b: bool) -> tuple[Tensor, Tensor]:
+    z1, z2 = _halves(x, b)
+    t, s = z1.tanh(), z2.sigmoid()
+    dz = torch.cat([dy * s * (1 - t * t), dy * t * s * (1 - s)], 1)
+    return dz, dz.movedim(1, 0).flatten(1).sum(1) if need_b else x.new_empty(0)
 
 
-def _forward_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, b = ctx.saved_tensors
-    need_x, need_b = ctx.needs_input_grad
-    dx, db = _backward(dy, x, b, need_b)
-    return dx if need_x else None, db if need_b else None
+def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    dx, db = _backward(dy, a.x, a.b, needs.b)
+    return dx, db if needs.b else None
 
 
-def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    dy, x, b, ctx.need_b = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(dy, x, b)
+_backward = native("gated_act_backward", fake=_fake_backward, reference=_backward_ref)
+_gated_act = native("gated_act", fake=_fake, gradients=_gradients)
 
-
-def _backward_gradients(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    def reference(dy: Tensor, x: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
-        z1, z2 = _halves(x, b)
-        t, s = z1.tanh(), z2.sigmoid()
-        dz = torch.cat([dy * s * (1 - t * t), dy * t * s * (1 - s)], 1)
-        return dz, dz.movedim(1, 0).flatten(1).sum(1) if ctx.need_b else x.new_empty(0)
-
-    return *reference_gradients(reference, ctx.saved_tensors, ctx.needs_input_grad[:3], grad_outputs), None
-
-
-torch.library.register_autograd("aigc::gated_act", _forward_gradients, setup_context=_setup_forward)
-torch.library.register_autograd(
-    "aigc::gated_act_backward", _backward_gradients, setup_context=_setup_backward
-)
+OPS = [Op(gated_act, gated_act_ref, {"x": (2, 6, 4, 4), "b": (6,)})]

@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_fake, no_tensor, shape_of
-from aigc_ext.ops._autograd import eager, register_autocast, register_autograd
-from aigc_ext.ops._mode import decomposed, weight_gradients
+from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
+from aigc_ext.ops._layout import HALF
+from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
 from aigc_ext.ops.bias_act import bias_act_backward, bias_act_ref, mask_size
-
-_linear_act = torch.ops.aigc.linear_act.default
 
 
 def linear_act(
@@ -56,8 +55,7 @@ def linear_act(
     save = torch.is_grad_enabled() and (
         x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)
     )
-    call = _linear_act_eager if eager() else _linear_act
-    y: Tensor = call(x, w, b, activation.name, alpha, gain, clamp, save)[0]
+    y: Tensor = _linear_act(x, w, b, activation.name, alpha, gain, clamp, save)[0]
     return y
 
 
@@ -74,12 +72,13 @@ def linear_act_ref(
     return bias_act_ref(F.linear(x, w, b), None, -1, act, alpha, gain, clamp)
 
 
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("aigc::linear_act")
-def _(x, w, b, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
-    check_fake("linear_act", x=x, w=w, b=b)
+def _fake(  # type: ignore[no-untyped-def]
+    x, w, b, act, alpha, gain, clamp, save
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_same_kind("linear_act", x=x, w=w)
     if w.dim() != 2:
         raise RuntimeError(f"linear_act: w has shape {shape_of(w)}, but must be [out_features, in_features]")
     if x.dim() == 0 or x.size(-1) != w.size(1):
@@ -87,6 +86,7 @@ def _(x, w, b, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
             f"linear_act: x has shape {shape_of(x)}, but its last dimension must be {w.size(1)}, "
             f"the in_features of w {shape_of(w)}"
         )
+    check_same_kind("linear_act", x=x, b=b)
     if b is not None and (b.dim() != 1 or b.size(0) != w.size(0)):
         raise RuntimeError(f"linear_act: b has shape {shape_of(b)}, but must be [{w.size(0)}]")
     y = x.new_empty(*x.shape[:-1], w.size(0))
@@ -96,46 +96,46 @@ def _(x, w, b, act, alpha, gain, clamp, save):  # type: ignore[no-untyped-def]
     return y, product, x.new_empty(size, dtype=torch.uint8)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, w, b, *ctx.arguments, save = inputs
-    _, product, mask = output
-    act, _, _, clamp = ctx.arguments
+def _kept(x, w, b, act, alpha, gain, clamp, save, out) -> tuple[Tensor | None]:  # type: ignore[no-untyped-def]
     if not save and not (act == "linear" and clamp is None):
         raise RuntimeError(f"linear_act: a gradient through act {act!r} with clamp {clamp} needs save=True")
-    ctx.smooth = not ACTIVATIONS[act].piecewise_linear
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, w, b, product if ctx.smooth else None, mask)
+    return (None if ACTIVATIONS[act].piecewise_linear else out[1],)
 
 
-def _gradients(ctx: Any, dy: Tensor | None, d_product: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    x, w, b, product, mask = ctx.saved_tensors
-    need_x, need_w, need_b = ctx.needs_input_grad[:3]
-    if not weight_gradients():
-        need_w = need_b = False
-    bias_in_product = x.dtype in (torch.float16, torch.bfloat16)  # as the forward had it
-    if bias_in_product:
-        b = None
-    sum_b = need_b and b is not None
-    dz: Tensor | None = None
-    dx = dw = db = None
+def _gradients(
+    a: Any, needs: Any, dy: Tensor | None, d_product: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    bias_in_product = a.x.dtype in HALF  # as the forward had it
+    b = None if bias_in_product else a.b
+    sum_b = needs.b and b is not None
+    dz = dx = dw = db = None
     if dy is not None:
-        act, alpha, gain, clamp = ctx.arguments
-        dz, db = bias_act_backward(
-            dy, product, b, None, None, mask, dy.dim() - 1, act, alpha, gain, clamp, False, sum_b, False
-        )[:2]
-    if d_product is not None and ctx.smooth:  # a second derivative arrives at the saved pre-activation
+        inputs = (dy, a.product, b, None, None, a.mask, dy.dim() - 1, *a.plain[:4])
+        dz, db, _ = bias_act_backward(*inputs, False, sum_b, False)
+    if d_product is not None and a.product is not None:
+        # A second derivative arrives at the pre-activation that was saved.
         dz = d_product if dz is None else dz + d_product
     if dz is not None:
-        if need_x:
-            dx = dz.matmul(w)
-        if need_w:
-            rows = math.prod(x.shape[:-1])  # not -1: undetermined for empty tensors
-            dw = dz.reshape(rows, w.size(0)).t().mm(x.reshape(rows, w.size(1)))
-        if need_b and bias_in_product:
+        if needs.x:
+            dx = dz.matmul(a.w)
+        if needs.w:
+            rows = math.prod(a.x.shape[:-1])  # not -1: undetermined for empty tensors
+            dw = dz.reshape(rows, a.w.size(0)).t().mm(a.x.reshape(rows, a.w.size(1)))
+        if needs.b and bias_in_product:
             db = dz.sum_to_size(dz.size(-1))
-    return dx, dw, db if need_b else None, *(None,) * 5
+    return dx, dw, db if needs.b else None
 
 
-_linear_act_eager = register_autograd(_linear_act, _gradients, _setup)
+_linear_act = native(
+    "linear_act",
+    fake=_fake,
+    gradients=_gradients,
+    weights=("w", "b"),
+    save=("x", "w", "b", "mask"),
+    keep=("product",),
+    kept=_kept,
+    constants=("mask",),
+    autocast=True,
+)
 
-register_autocast(_linear_act)
+OPS = [Op(linear_act, linear_act_ref, {"x": (4, 8), "w": (6, 8), "b": (6,), "act": "lrelu"})]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from aigc_ext.ops._arguments import no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import is_channels_last
+from aigc_ext.ops._layout import is_channels_last
+from aigc_ext.ops._op import Op
 
 _EPS = 1e-8
 
@@ -19,7 +20,7 @@ def minibatch_stddev(x: Tensor, group_size: int | None = 4, num_channels: int = 
     ``num_channels`` equal runs. The standard deviation over a group's samples, averaged over a run's channels
     and over the pixels, is what every sample of the group gets as a channel.
 
-    In plain PyTorch: it stands at the 4x4 end of a discriminator, where it is no time that counts.
+    In plain PyTorch: it stands at the 4x4 end of a discriminator, where time does not matter.
 
     Args:
         x: ``[N, C, H, W]``, of any floating-point dtype; half types are computed in float32.
@@ -62,3 +63,17 @@ def minibatch_stddev(x: Tensor, group_size: int | None = 4, num_channels: int = 
     if is_channels_last(x):
         return torch.cat([x, extra], 1).contiguous(memory_format=torch.channels_last)
     return torch.cat([x, extra], 1)
+
+
+def minibatch_stddev_ref(x: Tensor, group_size: int | None = 4, num_channels: int = 1) -> Tensor:
+    """:func:`minibatch_stddev` as the paper has it, in x's own dtype."""
+    n, _, h, w = x.shape
+    size = n if group_size is None else min(group_size, n)
+    if n == 0:
+        return minibatch_stddev(x, group_size, num_channels)
+    groups = x.reshape(size, n // size, num_channels, -1, h, w)
+    deviation = (groups.var(0, correction=0) + _EPS).sqrt().mean((2, 3, 4))
+    return torch.cat([x, deviation.repeat(size, 1)[:, :, None, None].expand(-1, -1, h, w)], 1)
+
+
+OPS = [Op(minibatch_stddev, minibatch_stddev_ref, {"x": (4, 3, 4, 4)})]

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from aigc_ext.ops._arguments import no_tensor, shape_of
+from aigc_ext.ops._layout import wide_dtype
 from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_ref, noise_bias_act, noise_bias_act_ref
 from aigc_ext.ops.conv2d_act import widened
@@ -78,7 +80,7 @@ def modulated_conv2d(
     dtype = x.dtype
     if not plain and widened(x):
         x = x.float()
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x)
     w, s = w.to(wide), s.to(wide)
     if normalize and demodulate:
         w, s = _normalized(w, s)
@@ -141,7 +143,7 @@ def modulated_conv2d_ref(
     clamp: float | None = None,
 ) -> Tensor:
     """:func:`modulated_conv2d` in plain PyTorch: a grouped convolution, a group for each sample."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x)
     w, s = w.to(wide), s.to(wide)
     if normalize and demodulate:
         w, s = _normalized(w, s)
@@ -211,3 +213,12 @@ def _check(
         raise RuntimeError(f"{op}: s has shape {shape_of(s)}, but must be {list(x.shape[:2])}")
     if b is not None and (b.dim() != 1 or b.size(0) != w.size(0)):
         raise RuntimeError(f"{op}: b has shape {shape_of(b)}, but must be [{w.size(0)}]")
+
+
+OPS = [
+    Op(
+        modulated_conv2d,
+        modulated_conv2d_ref,
+        {"x": (2, 3, 6, 6), "w": (4, 3, 3, 3), "s": (2, 3), "b": (4,), "padding": 1, "act": "lrelu"},
+    )
+]

@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aigc_ext.ops._arguments import no_tensor, promoted_dtype, shape_of
-from aigc_ext.ops._autograd import eager, is_channels_last, register_autograd
-from aigc_ext.ops._mode import decomposed, weight_gradients
-
-_upfirdn2d = torch.ops.aigc.upfirdn2d.default
-_filter_gradient = torch.ops.aigc.upfirdn2d_filter_gradient.default
+from aigc_ext.ops._arguments import check_same_kind, dtype_name, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._layout import new_like_images, wide_dtype
+from aigc_ext.ops._mode import decomposed
+from aigc_ext.ops._op import Op, native
 
 _MOST_FACTOR = 1 << 16
 _SEPARABLE_TAPS = 8  # from so many on setup_filter keeps a filter one-dimensional
@@ -194,10 +192,18 @@ def filter2d(
 
     Arguments, result and errors are those of :func:`upfirdn2d`.
     """
-    taps_x, taps_y = number_of_taps("filter2d", f)
-    x0, x1, y0, y1 = four_paddings(padding, "filter2d")
-    around = [x0 + taps_x // 2, x1 + (taps_x - 1) // 2, y0 + taps_y // 2, y1 + (taps_y - 1) // 2]
-    return upfirdn2d(x, f, padding=around, flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, **_resampling("filter2d", f, 1, 1, padding, gain), flip_filter=flip_filter)
+
+
+def filter2d_ref(
+    x: Tensor,
+    f: Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """:func:`filter2d` in plain PyTorch."""
+    return upfirdn2d_ref(x, f, **_resampling("filter2d", f, 1, 1, padding, gain), flip_filter=flip_filter)
 
 
 def upsample2d(
@@ -213,21 +219,19 @@ def upsample2d(
     A filter of sum 1 keeps the brightness: the gain is multiplied with ``up`` of both axes, for the zeros
     that were inserted. Arguments, result and errors are those of :func:`upfirdn2d`.
     """
-    taps_x, taps_y = number_of_taps("upsample2d", f)
-    up_x, up_y = _factors("up", up, "upsample2d")
-    x0, x1, y0, y1 = four_paddings(padding, "upsample2d")
-    around = [
-        *(x0 + (taps_x + up_x - 1) // 2, x1 + (taps_x - up_x) // 2),
-        *(y0 + (taps_y + up_y - 1) // 2, y1 + (taps_y - up_y) // 2),
-    ]
-    return upfirdn2d(
-        x,
-        f,
-        [up_x, up_y],
-        padding=around,
-        flip_filter=flip_filter,
-        gain=_gain(gain, "upsample2d") * up_x * up_y,
-    )
+    return upfirdn2d(x, f, **_resampling("upsample2d", f, up, 1, padding, gain), flip_filter=flip_filter)
+
+
+def upsample2d_ref(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """:func:`upsample2d` in plain PyTorch."""
+    return upfirdn2d_ref(x, f, **_resampling("upsample2d", f, up, 1, padding, gain), flip_filter=flip_filter)
 
 
 def downsample2d(
@@ -242,17 +246,49 @@ def downsample2d(
 
     Arguments, result and errors are those of :func:`upfirdn2d`.
     """
-    taps_x, taps_y = number_of_taps("downsample2d", f)
-    down_x, down_y = _factors("down", down, "downsample2d")
-    x0, x1, y0, y1 = four_paddings(padding, "downsample2d")
-    around = [
-        *(x0 + (taps_x - down_x + 1) // 2, x1 + (taps_x - down_x) // 2),
-        *(y0 + (taps_y - down_y + 1) // 2, y1 + (taps_y - down_y) // 2),
-    ]
-    return upfirdn2d(x, f, down=[down_x, down_y], padding=around, flip_filter=flip_filter, gain=gain)
+    return upfirdn2d(x, f, **_resampling("downsample2d", f, 1, down, padding, gain), flip_filter=flip_filter)
+
+
+def downsample2d_ref(
+    x: Tensor,
+    f: Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """:func:`downsample2d` in plain PyTorch."""
+    return upfirdn2d_ref(
+        x, f, **_resampling("downsample2d", f, 1, down, padding, gain), flip_filter=flip_filter
+    )
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------
+
+
+def centring(taps: int, up: int, down: int) -> tuple[int, int]:
+    """The padding before and after by which a filter leaves images where they are that it makes larger, or
+    smaller, by a factor; one of the factors is 1."""
+    if down > 1:
+        return (taps - down + 1) // 2, (taps - down) // 2
+    return (taps + up - 1) // 2, (taps - up) // 2
+
+
+def _resampling(
+    op: str,
+    f: Tensor | None,
+    up: int | Sequence[int],
+    down: int | Sequence[int],
+    padding: int | Sequence[int],
+    gain: float,
+) -> dict[str, Any]:
+    """The arguments of :func:`upfirdn2d` for images that stay where they are, and as bright."""
+    (up_x, up_y), (down_x, down_y) = _factors("up", up, op), _factors("down", down, op)
+    taps_x, taps_y = number_of_taps(op, f)
+    around = *centring(taps_x, up_x, down_x), *centring(taps_y, up_y, down_y)
+    pads = [p + more for p, more in zip(four_paddings(padding, op), around, strict=True)]
+    gain = _gain(gain, op) * up_x * up_y
+    return {"up": [up_x, up_y], "down": [down_x, down_y], "padding": pads, "gain": gain}
 
 
 def _integers(op: str, name: str, value: int | Sequence[int], lengths: tuple[int, ...]) -> list[int]:
@@ -351,85 +387,84 @@ def _transposed(size: Sequence[int], out: Tensor, taps: tuple[int, int], argumen
     )
 
 
-def _filter_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def filter_for(f: Tensor | None, x: Tensor) -> Tensor | None:
+    """The filter in the dtype that native ops take it in for images ``x``."""
+    return f.to(wide_dtype(x)) if f is not None and f.is_floating_point() else f
 
 
 def _call(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
-    if f is not None and f.dtype != _filter_dtype(x) and f.is_floating_point():
-        f = f.to(_filter_dtype(x))
-    y: Tensor = (_upfirdn2d_eager if eager() else _upfirdn2d)(x, f, *arguments)
+    y: Tensor = _upfirdn2d(x, filter_for(f, x), *arguments)
     return y
 
 
-# ---- registration ------------------------------------------------------------------------------------------
+# ---- native ops --------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("aigc::upfirdn2d")
-def _(x, f, *arguments):  # type: ignore[no-untyped-def]
+def _fake(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
     height, width = _output_size("upfirdn2d", x, *number_of_taps("upfirdn2d", f), *arguments[:8])
-    if f is not None and (f.dtype != _filter_dtype(x) or f.device != x.device):
+    if f is not None and f.dtype != wide_dtype(x):
         raise RuntimeError(
-            f"upfirdn2d: f is {f.dtype} on {f.device}, but must be {_filter_dtype(x)} on {x.device} for an x "
-            f"of {x.dtype}"
+            f"upfirdn2d: f is {dtype_name(f.dtype)}, but must be {dtype_name(wide_dtype(x))} for an x of "
+            f"{dtype_name(x.dtype)}"
         )
-    if is_channels_last(x):
-        return x.new_empty([x.size(0), height, width, x.size(1)]).movedim(-1, 1)
-    return x.new_empty([x.size(0), x.size(1), height, width])
+    if f is not None and f.device != x.device:
+        raise RuntimeError(f"upfirdn2d: f is on {f.device}, but must be on {x.device}, as x is")
+    return new_like_images(x, [*x.shape[:2], height, width])
 
 
-@torch.library.register_fake("aigc::upfirdn2d_filter_gradient")
-def _(dy, x, taps_x, taps_y, *arguments):  # type: ignore[no-untyped-def]
+def _fake_filter_gradient(dy: Tensor, x: Tensor, taps_x: int, taps_y: int, *arguments: Any) -> Tensor:
     op = "upfirdn2d_filter_gradient"
-    height, width = _output_size(op, x, taps_x, taps_y, *arguments[:8])
-    if dy.dtype != x.dtype or dy.device != x.device or dy.shape != (*x.shape[:2], height, width):
+    if taps_x < 1 or taps_y < 1:
         raise RuntimeError(
-            f"{op}: dy is {dy.dtype} of shape {shape_of(dy)} on {dy.device}, but must be {x.dtype} of shape "
-            f"{[*x.shape[:2], height, width]} on {x.device}"
+            f"{op}: the filter's shape is [{taps_y}, {taps_x}], but it must have at least one tap"
         )
-    return x.new_empty([taps_y, taps_x], dtype=_filter_dtype(x))
+    height, width = _output_size(op, x, taps_x, taps_y, *arguments[:8])
+    check_same_kind(op, x=x, dy=dy)
+    if dy.shape != (*x.shape[:2], height, width):
+        raise RuntimeError(
+            f"{op}: dy has shape {shape_of(dy)}, but must be {[*x.shape[:2], height, width]} for an x of "
+            f"shape {shape_of(x)}"
+        )
+    return x.new_empty([taps_y, taps_x], dtype=wide_dtype(x))
 
 
-def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, f, *ctx.arguments = inputs
-    ctx.size = x.shape[2:]
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, f)
-
-
-def _forward_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, f = ctx.saved_tensors
-    need_x, need_f = ctx.needs_input_grad[:2]
-    taps = number_of_taps("upfirdn2d", f)
+def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    taps = number_of_taps("upfirdn2d", a.f)
     dx = df = None
-    if need_x:
-        dx = _call(dy, f, *_transposed(ctx.size, dy, taps, ctx.arguments))
-    if need_f and weight_gradients():
-        df = _gradient(dy, x, *taps, *ctx.arguments)
-        if f.dim() == 1:  # it was used twice, as an outer product with itself
-            df = ((df + df.t()) * f).sum(1)
-    return dx, df, *(None,) * 10
+    if needs.x:
+        dx = _call(dy, a.f, *_transposed(a.size, dy, taps, a.plain))
+    if needs.f:
+        df = _filter_gradient(dy, a.x, *taps, *a.plain)
+        if a.f.dim() == 1:  # it was used twice, as an outer product with itself
+            df = ((df + df.t()) * a.f).sum(1)
+    return dx, df
 
 
-def _setup_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, x, *ctx.arguments = inputs
-    ctx.save_for_backward(dy, x)
-
-
-def _gradient_gradients(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-    dy, x = ctx.saved_tensors
-    need_dy, need_x = ctx.needs_input_grad[:2]
-    taps_x, taps_y, *arguments = ctx.arguments
+def _filter_gradient_gradients(a: Any, needs: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    taps_x, taps_y, *numbers = a.plain
     return (
-        _call(x, u, *arguments) if need_dy else None,
-        _call(dy, u, *_transposed(x.shape[2:], dy, (taps_x, taps_y), arguments)) if need_x else None,
-        *(None,) * 12,
+        _call(a.x, u, *numbers) if needs.dy else None,
+        _call(a.dy, u, *_transposed(a.x.shape[2:], a.dy, (taps_x, taps_y), numbers)) if needs.x else None,
     )
 
 
-_upfirdn2d_eager = register_autograd(_upfirdn2d, _forward_gradients, _setup_forward)
-_filter_gradient_eager = register_autograd(_filter_gradient, _gradient_gradients, _setup_gradient)
+_filter_gradient = native(
+    "upfirdn2d_filter_gradient", fake=_fake_filter_gradient, gradients=_filter_gradient_gradients
+)
+_upfirdn2d = native(
+    "upfirdn2d",
+    fake=_fake,
+    gradients=_gradients,
+    weights=("f",),
+    save=("f",),
+    keep=("x", "size"),
+    kept=lambda x, f, *_: (x if f is not None and f.requires_grad else None, x.shape[2:]),
+)
 
-
-def _gradient(*arguments: Any) -> Tensor:
-    df: Tensor = (_filter_gradient_eager if eager() else _filter_gradient)(*arguments)
-    return df
+_IMAGES = {"x": (2, 3, 8, 8), "f": (4, 4)}
+OPS = [
+    Op(upfirdn2d, upfirdn2d_ref, {**_IMAGES, "up": 2, "padding": [2, 1]}),
+    Op(filter2d, filter2d_ref, _IMAGES),
+    Op(upsample2d, upsample2d_ref, _IMAGES),
+    Op(downsample2d, downsample2d_ref, _IMAGES),
+]

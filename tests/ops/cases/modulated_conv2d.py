@@ -125,7 +125,7 @@ CASES = [
         large_modulated_call,
         ops.modulated_conv2d,
         ops.modulated_conv2d_ref,
-        luck=("f", "strength"),
+        luck=("f", "strength", "b"),
         half_factor=4.0,  # the reference resamples first, and multiplies the weights by the styles
     ),
 ]

@@ -1,0 +1,88 @@
+"""Derivatives by PyTorch's own autograd, and lists of tensors as autograd wants them: one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def reference_gradients(
+    reference: Callable[..., Any], inputs: Sequence[Any], needed: Sequence[Any], grad_outputs: Sequence[Any]
+) -> list[Any]:
+    """Gradients of ``reference(*inputs)`` by PyTorch's own autograd: the formula of an op that has no kernel
+    for it.
+
+    The result is itself differentiable (where the caller's backward is), and so on to every order: this is
+    how the set of our ops is closed. ``needed[i]`` asks for the gradient of ``inputs[i]``. Where an input or
+    an output is a list of tensors, ``needed``, ``grad_outputs`` and the result have lists too.
+    """
+    create_graph = torch.is_grad_enabled()
+    sizes = sizes_of(inputs)
+    flat = flattened(inputs)
+    flags = flattened(
+        [False] * n if n and need is False else need for n, need in zip(sizes, needed, strict=True)
+    )
+    wanted = [i for i, need in enumerate(flags) if need]
+    with torch.enable_grad():
+        for i in wanted:
+            # A view, not the tensor itself: one input may be computed from another (the incoming gradient
+            # from x), and the partial derivatives must not follow that path; autograd does, behind the views.
+            linked = create_graph and flat[i].requires_grad
+            flat[i] = flat[i].view_as(flat[i]) if linked else flat[i].detach().requires_grad_()
+        outputs = reference(*nested(flat, sizes))
+        outputs = flattened(outputs) if isinstance(outputs, tuple) else [outputs]
+        pairs = [
+            (output, grad)
+            for output, grad in zip(outputs, flattened(grad_outputs), strict=True)
+            if grad is not None and output.requires_grad
+        ]
+        result: list[Tensor | None] = [None] * len(flat)
+        if pairs and wanted:
+            gradients = torch.autograd.grad(
+                [output for output, _ in pairs],
+                [flat[i] for i in wanted],
+                [grad for _, grad in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            for i, gradient in zip(wanted, gradients, strict=True):
+                result[i] = gradient
+    return nested(result, sizes)
+
+
+def leaf(t: Tensor) -> Tensor:
+    """``t``, or where nothing is differentiated with respect to it, something equal that one can."""
+    return t if t.requires_grad else t.detach().requires_grad_()
+
+
+def sizes_of(values: Iterable[Any]) -> list[int | None]:
+    """The lengths of the lists among the values, None for the others."""
+    return [len(value) if isinstance(value, (list, tuple)) else None for value in values]
+
+
+def flattened(values: Iterable[Any]) -> list[Any]:
+    """The values, with the elements of a list in its place."""
+    result: list[Any] = []
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            result += value
+        else:
+            result.append(value)
+    return result
+
+
+def nested(flat: Sequence[Any], sizes: Iterable[int | None]) -> list[Any]:
+    """The inverse of :func:`flattened`, of values whose :func:`sizes_of` these are."""
+    result: list[Any] = []
+    start = 0
+    for size in sizes:
+        if size is None:
+            result.append(flat[start])
+            start += 1
+        else:
+            result.append(list(flat[start : start + size]))
+            start += size
+    return result

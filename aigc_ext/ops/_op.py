@@ -1,0 +1,406 @@
+"""The record of an op: its public functions, their references, and the native ops behind them.
+
+An op is a file of this folder. It declares each of its native ops by :func:`native`, which derives from the
+schema how the op is called, differentiated, traced and cast; and each of its public functions by an
+:class:`Op`, which the exports, README's table, the benchmarks and the tests read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aigc_ext.ops._arguments import check_same_kind, check_same_shape
+from aigc_ext.ops._gradients import flattened, nested, reference_gradients, sizes_of
+from aigc_ext.ops._layout import empty_dense_like
+from aigc_ext.ops._mode import weight_gradients
+
+_library = torch.library.Library("aigc", "FRAGMENT")
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_is_compiling = torch.compiler.is_compiling
+_is_autocast_enabled = torch._C._is_any_autocast_enabled
+_are_transforms_active = torch._C._are_functorch_transforms_active
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # of a tensor that was kept from within a transform
+
+
+@dataclass(frozen=True)
+class Op:
+    """A public function, and what it has to be equal to.
+
+    Attributes:
+        public: the function that users call.
+        ref: the same in plain PyTorch.
+        example: the arguments of a small call, where a tuple is the shape of a tensor, and a list of tuples
+            is one of tensors; or a function that makes them.
+    """
+
+    public: Callable[..., Any]
+    ref: Callable[..., Any]
+    example: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the example, with normal random numbers."""
+
+        def made(value: Any) -> Any:
+            if isinstance(value, list):
+                return [made(item) for item in value]
+            return torch.randn(value) if isinstance(value, tuple) else value
+
+        if callable(self.example):
+            return dict(self.example())
+        return {name: made(value) for name, value in self.example.items()}
+
+    @property
+    def name(self) -> str:
+        return self.public.__name__
+
+    @property
+    def natives(self) -> list[Native]:
+        """The native ops of its file."""
+        return [op for op in NATIVES.values() if op.module == self.public.__module__]
+
+
+@dataclass(frozen=True)
+class Native:
+    """What is known of a native op.
+
+    Attributes:
+        name: of its schema.
+        module: that declares it.
+        overload: ``torch.ops.aigc.<name>.<overload>``.
+        wrt: the arguments that have a gradient.
+        cuda: whether there is a kernel for cards.
+    """
+
+    name: str
+    module: str
+    overload: Any
+    wrt: tuple[str, ...]
+    cuda: bool
+
+
+NATIVES: dict[str, Native] = {}
+"""By name."""
+
+
+def records() -> list[Op]:
+    """The public functions of all ops by name: the list ``OPS`` of each file of this folder that has one."""
+    names = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_")]
+    modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
+    return sorted((op for m in modules for op in getattr(m, "OPS", ())), key=lambda op: op.name)
+
+
+def native(
+    schema: str,
+    *,
+    fake: str | Callable[..., Any],
+    gradients: Callable[..., Sequence[Any]] | None = None,
+    reference: Callable[..., Any] | None = None,
+    wrt: Sequence[str] | None = None,
+    weights: Sequence[str] = (),
+    save: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+    kept: Callable[..., tuple[Any, ...]] | None = None,
+    constants: Sequence[str] = (),
+    recorded: str | None = None,
+    kernel: Callable[..., Any] | None = None,
+    autocast: bool = False,
+    cuda: bool = True,
+) -> Callable[..., Any]:
+    """Declares a native op, and returns the function that calls it, with the schema's arguments by position.
+
+    The call goes through the dispatcher where a graph is traced or autocast is on; elsewhere straight to the
+    op, which takes less than half of the time. Either way it has the same gradient.
+
+    Args:
+        schema: the op's name (with ``.overload``, if it has one); of an op that is written in Python, the
+            whole schema.
+        fake: of the schema's arguments, the results without their values. It refuses what the op refuses. The
+            name of an argument stands for one result like that, where all tensors are of one kind and shape.
+        gradients: the derivative. ``gradients(a, needs, *grad_outputs)`` returns a gradient or None for each
+            argument of ``wrt``, and None for one that was not given. ``a`` has what the op was called with
+            and what was saved, ``needs`` says which gradients are asked for, both by name; ``a.plain`` are
+            all arguments but the tensors. A result's gradient is None if it has none. Where the op takes or
+            returns a list of tensors, so do these.
+        reference: in the place of ``gradients``: the op in plain PyTorch, whose derivatives are autograd's.
+        wrt: the arguments that have a gradient, the first tensors; by default all. To ask for the gradient of
+            another one is an error.
+        weights: those of ``wrt`` whose gradients :func:`no_weight_gradients` leaves out.
+        save: the tensors that the derivative reads, arguments or results; by default all arguments. It has
+            all other arguments anyway.
+        keep: the names of what else it reads: first tensors, which have the name of one and are in its
+            place, then others.
+        kept: returns these: a function of the schema's arguments and, last, the results.
+        constants: results that have no gradient.
+        recorded: the native op that runs in this one's place where a gradient may be asked for. Its first
+            results are the same, and the derivative may read the others.
+        kernel: the op's code, if it is written in Python.
+        autocast: whether autocast casts floating-point tensors, but for float64, as it does for ``F.linear``.
+            By default an op computes in the dtypes that it is given.
+        cuda: whether there is a kernel for cards.
+
+    An op without ``gradients`` and ``reference`` has no derivative: autograd passes it by.
+    """
+    name, is_whole, _ = schema.partition("(")
+    if is_whole:
+        _library.define(schema)
+        _library.impl(name, kernel, "CompositeExplicitAutograd")
+    overload = _overload(name)
+    torch.library.register_fake(f"aigc::{name}")(
+        _fake_like(fake, overload) if isinstance(fake, str) else fake
+    )
+    if autocast:
+        _register_autocast(overload)
+    NATIVES[name] = Native(
+        *(name, sys._getframe(1).f_globals["__name__"], overload),
+        wrt=tuple(_tensors(overload) if wrt is None else wrt) if gradients or reference else (),
+        cuda=cuda,
+    )
+    if gradients or reference:
+        formula = gradients or _by_reference(reference, overload)
+        run = _overload(recorded) if recorded else overload
+        function = _function(NATIVES[name], run, formula, weights, save, keep, kept, constants)
+        _library.impl(name, function(False), "Autograd")
+        return function(True)
+    if not overload._schema.is_mutable:
+        _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+    def call(*values: Any) -> Any:
+        if _is_compiling() or _is_autocast_enabled():
+            return overload(*values)
+        with _BelowAutograd():
+            return overload(*values)
+
+    return call
+
+
+def _function(
+    op: Native,
+    run: Any,
+    formula: Callable[..., Sequence[Any]],
+    weights: Sequence[str],
+    save: Sequence[str] | None,
+    keep: Sequence[str],
+    kept: Callable[..., tuple[Any, ...]] | None,
+    constants: Sequence[str],
+) -> Callable[[bool], Callable[..., Any]]:
+    """Makes the function that calls the op with its derivative: ``function(True)`` is for everybody,
+    ``function(False)`` for the dispatcher, which comes from there.
+
+    ``torch.library.register_autograd`` does the same; at small sizes its calls take twice as long. Therefore
+    what is known from the schema is looked up here, once, and no call does what its op does not need.
+    """
+    overload, below, is_grad_enabled = op.overload, _BelowAutograd, torch.is_grad_enabled
+    schema, tensors = run._schema, _tensors(run)
+    arguments, count, wanted = [a.name for a in schema.arguments], len(tensors), len(op.wrt)
+    assert arguments[:count] == tensors, f"{op.name}: the tensors must come first in the schema"
+    assert tensors[:wanted] == list(op.wrt), f"{op.name}: wrt must be the first tensors"
+    results = [r.name or f"result{i}" for i, r in enumerate(schema.returns)]
+    returned = len(overload._schema.returns)
+    visible = [i for i in range(returned) if results[i] not in constants]
+    first, one_visible, one_result = visible[0], len(visible) == 1, len(results) == 1
+    has_lists = any("List" in str(a.type) for a in (*schema.arguments[:count], *schema.returns))
+
+    saved_names = [t for t in (tensors if save is None else save) if t not in keep]
+    places = {name: i for i, name in reversed(list(enumerate([*tensors, *results])))}
+    kept_tensors = sum(name in places for name in keep)
+    assert all(name in places for name in keep[:kept_tensors]), f"{op.name}: keep must have tensors first"
+    saves_all, saves_result = saved_names == tensors, not set(saved_names) <= set(tensors)
+    pick_saved = _picker([places[name] for name in saved_names])
+    keeps_more = bool(keep[kept_tensors:])
+    available_names = [*saved_names, *keep, *arguments[count:], "plain"]
+    Available: Any = None  # named tuples, whose classes are made at the first backward: that takes time
+    Needs: Any = None
+    named = tuple.__new__
+    left_out = [t in weights for t in tensors]
+    no_gradients = (None,) * (count - wanted)
+
+    # Most ops need little of what follows, and where a call takes 8 us, half of one is to be seen.
+    simple = one_result and not (has_lists or saves_result or keep)
+
+    def simple_forward(ctx: Any, plain: tuple[Any, ...], *values: Any) -> Any:
+        with below():
+            out = run(*values, *plain)
+        ctx.save_for_backward(*(values if saves_all else pick_saved(values)))
+        ctx.plain = plain
+        return out
+
+    class Formula(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, call: list[Any], *inputs: Any) -> Any:
+            plain, sizes = call
+            values = tuple(nested(inputs, sizes)) if has_lists else inputs
+            with below():
+                out = run(*values, *plain)
+            saved = values if saves_all else pick_saved((*values, *out) if saves_result else values)
+            ctx.plain = plain
+            if kept is not None:
+                more = kept(*values, *plain, out)
+                saved += more[:kept_tensors]
+                ctx.more = more[kept_tensors:]
+            if has_lists:
+                ctx.sizes = sizes, sizes_of(saved), sizes_of(out[i] for i in visible)
+            ctx.save_for_backward(*(flattened(saved) if has_lists else saved))
+            if one_result:
+                return out
+            call.append(out)
+            if one_visible:
+                return out[first]
+            ctx.set_materialize_grads(False)
+            return tuple(flattened(out[i] for i in visible))
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            nonlocal Available, Needs
+            if Available is None:
+                Available, Needs = namedtuple("Available", available_names), namedtuple("Needs", op.wrt)
+            asked: Sequence[Any] = ctx.needs_input_grad[1:]
+            saved: Sequence[Any] = ctx.saved_tensors
+            if grads[0] is None and all(grad is None for grad in grads):
+                return (None,) * (len(asked) + 1)
+            needs, given = asked, grads
+            if has_lists:
+                sizes, saved_sizes, result_sizes = ctx.sizes
+                needs, saved = nested(asked, sizes), nested(saved, saved_sizes)
+                given = nested(grads, result_sizes)  # type: ignore[assignment]
+            if weights and not weight_gradients():
+                needs = [_none_of(n) if leave else n for n, leave in zip(needs, left_out, strict=True)]
+            if no_gradients:
+                if True in (flattened(needs[wanted:]) if has_lists else needs[wanted:]):
+                    names = ", ".join(tensors[wanted:])
+                    raise RuntimeError(f"{op.name}: there is no gradient with respect to {names}")
+                needs = needs[:wanted]
+            plain = ctx.plain
+            more = ctx.more if keeps_more else ()
+            a = named(Available, (*saved, *more, *plain, plain))
+            result = formula(a, named(Needs, needs), *given)
+            if no_gradients:
+                result = *result, *no_gradients
+            if has_lists:
+                pairs = zip(result, sizes, strict=True)
+                result = flattened(
+                    [None] * n if n and gradient is None else gradient for gradient, n in pairs
+                )
+            return None, *result
+
+    if simple:
+        Formula.forward = staticmethod(simple_forward)  # type: ignore[method-assign, assignment]
+    Formula.__name__ = Formula.__qualname__ = f"aigc_{op.name}"
+    apply_directly = super(torch.autograd.Function, Formula).apply
+
+    def apply(call: Any, inputs: Sequence[Tensor | None]) -> Any:
+        """``Formula.apply``, without what it does at each call for other functions than ours."""
+        if _are_transforms_active():
+            return Formula.apply(call, *inputs)  # which raises: torch.func needs the decomposed form
+        return apply_directly(call, *[t if t is None else _unwrap_if_dead(t) for t in inputs])
+
+    def recorded(values: tuple[Any, ...], inputs: Sequence[Tensor | None]) -> Any:
+        call: list[Any] = [values[count:], sizes_of(values[:count]) if has_lists else None]
+        shown = apply(call, inputs)
+        if one_result:
+            return shown
+        out = list(call[-1][:returned])
+        if one_visible:
+            out[first] = shown
+        else:
+            shown = nested(shown, sizes_of(out[i] for i in visible)) if has_lists else shown
+            for i, value in zip(visible, shown, strict=True):
+                out[i] = value
+        return tuple(out) if returned > 1 else out[0]
+
+    def function(asks: bool) -> Callable[..., Any]:
+        def call(*values: Any) -> Any:
+            if asks and (_is_compiling() or _is_autocast_enabled()):
+                return overload(*values)
+            if is_grad_enabled():
+                inputs = flattened(values[:count]) if has_lists else values[:count]
+                for t in inputs:
+                    if t is not None and t.requires_grad:
+                        return apply(values[count:], inputs) if simple else recorded(values, inputs)
+            with below():
+                return overload(*values)
+
+        return call
+
+    return function
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """The values at these places, as a tuple."""
+    if list(places) == list(range(len(places))):
+        return itemgetter(slice(len(places)))
+    if len(places) == 1:
+        (place,) = places
+        return itemgetter(slice(place, place + 1))
+    return itemgetter(*places)
+
+
+def _none_of(need: Any) -> Any:
+    return [False] * len(need) if isinstance(need, list) else False
+
+
+def _overload(name: str) -> Any:
+    base, _, which = name.partition(".")
+    return getattr(getattr(torch.ops.aigc, base), which or "default")
+
+
+def _tensors(overload: Any) -> list[str]:
+    return [a.name for a in overload._schema.arguments if "Tensor" in str(a.type)]
+
+
+def _fake_like(name: str, overload: Any) -> Callable[..., Tensor]:
+    op = overload.name().partition("::")[2]
+    arguments, tensors = [a.name for a in overload._schema.arguments], _tensors(overload)
+    order = [name, *(t for t in tensors if t != name)]
+
+    def fake(*values: Any) -> Tensor:
+        given = {t: values[arguments.index(t)] for t in order}
+        check_same_kind(op, **given)
+        check_same_shape(op, **given)
+        return empty_dense_like(given[name])
+
+    return fake
+
+
+def _by_reference(reference: Any, overload: Any) -> Callable[..., Sequence[Any]]:
+    arguments = [a.name for a in overload._schema.arguments]
+
+    def gradients(a: Any, needs: Any, *grad_outputs: Any) -> list[Any]:
+        inputs = [getattr(a, name) for name in arguments]
+        needed = [getattr(needs, name, False) for name in arguments]
+        result = reference_gradients(reference, inputs, needed, grad_outputs)
+        return [result[arguments.index(name)] for name in needs._fields]
+
+    return gradients
+
+
+def _register_autocast(overload: Any) -> None:
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _library.impl(overload.name(), _autocast_kernel(overload, device_type, key), key)
+
+
+def _autocast_kernel(overload: Any, device_type: str, key: str) -> Callable[..., Any]:
+    below_autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cast(item) for item in value]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(torch.get_autocast_dtype(device_type))
+        return value
+
+    def kernel(*arguments: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(below_autocast):
+            return overload(*map(cast, arguments))
+
+    return kernel
