@@ -6,6 +6,8 @@ promotion, and the fake kernels, which also answer for a call that mixes ``meta`
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,16 +38,22 @@ def promoted_dtype(op: str, **tensors: Tensor | None) -> torch.dtype:
     return dtype
 
 
-def check_same_kind(op: str, **tensors: Tensor | None) -> None:
-    """All on the first one's device and of its dtype."""
-    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
-    first, like = given[0]
-    promoted_dtype(op, **{first: like})
-    for name, tensor in given[1:]:
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """All on the first one's device."""
+    (first, like), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    for name, tensor in others:
         if tensor.device != like.device:
             raise RuntimeError(
                 f"{op}: {name} is on {tensor.device}, but must be on {like.device}, as {first} is"
             )
+
+
+def check_same_kind(op: str, **tensors: Tensor | None) -> None:
+    """All on the first one's device and of its dtype."""
+    (first, like), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    promoted_dtype(op, **{first: like})
+    for name, tensor in others:
+        check_same_device(op, **{first: like, name: tensor})
         if tensor.dtype != like.dtype:
             dtype, wanted = dtype_name(tensor.dtype), dtype_name(like.dtype)
             raise RuntimeError(f"{op}: {name} is {dtype}, but must be {wanted}, as {first} is")
@@ -60,6 +68,17 @@ def check_same_shape(op: str, **tensors: Tensor | None) -> None:
             raise RuntimeError(
                 f"{op}: {name} has shape {shape_of(tensor)}, but {first} has shape {shape_of(like)}"
             )
+
+
+def check_finite(op: str, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise RuntimeError(f"{op}: {name} is {number:g}, but must be finite")
+
+
+def check_eps(op: str, eps: float) -> None:
+    if not 0 <= eps < math.inf:
+        raise RuntimeError(f"{op}: eps is {eps:g}, but must be at least 0 and finite")
 
 
 def wrap_dim(op: str, x: Tensor, dim: int) -> int:

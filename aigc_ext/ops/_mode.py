@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.autograd import forward_ad
+
+from aigc_ext.ops._route import Route, is_debugging, take
 
 # Plain module globals, because Dynamo guards on them; they hold for the whole process, not for one thread.
 _decompose_depth = 0
@@ -19,7 +22,17 @@ def decomposed() -> bool:
     differentiation? In the last two a custom op's autograd formula does not apply, and only plain PyTorch is
     right (measured on 2.13: the transform would raise, and a dual number would silently lose its tangent).
     """
-    return _decompose_depth > 0 or _inside_transform() or forward_ad._current_level >= 0
+    if _decompose_depth > 0:
+        because = "it is inside decompose()"
+    elif _inside_transform():
+        because = "it is inside a torch.func transform"
+    elif forward_ad._current_level >= 0:
+        because = "it is inside forward-mode differentiation"
+    else:
+        return False
+    if is_debugging():
+        take(sys._getframe(1).f_code.co_name.lstrip("_"), Route("plain PyTorch", because))
+    return True
 
 
 def _inside_transform() -> bool:

@@ -8,6 +8,7 @@ schema how the op is called, differentiated, traced and cast; and each of its pu
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import sys
 from collections import namedtuple
@@ -20,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_same_kind, check_same_shape
 from aigc_ext.ops._gradients import flattened, nested, reference_gradients, sizes_of
-from aigc_ext.ops._layout import empty_dense_like
 from aigc_ext.ops._mode import weight_gradients
+from aigc_ext.ops._route import LOG
 
 _library = torch.library.Library("aigc", "FRAGMENT")
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_is_logging = LOG.isEnabledFor
+_DEBUG = logging.DEBUG
 _is_compiling = torch.compiler.is_compiling
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
@@ -103,7 +105,7 @@ def records() -> list[Op]:
 def native(
     schema: str,
     *,
-    fake: str | Callable[..., Any],
+    fake: Callable[..., Any],
     gradients: Callable[..., Sequence[Any]] | None = None,
     reference: Callable[..., Any] | None = None,
     wrt: Sequence[str] | None = None,
@@ -125,8 +127,8 @@ def native(
     Args:
         schema: the op's name (with ``.overload``, if it has one); of an op that is written in Python, the
             whole schema.
-        fake: of the schema's arguments, the results without their values. It refuses what the op refuses. The
-            name of an argument stands for one result like that, where all tensors are of one kind and shape.
+        fake: of the schema's arguments, the results without their values. It refuses what the op refuses, in
+            the same words.
         gradients: the derivative. ``gradients(a, needs, *grad_outputs)`` returns a gradient or None for each
             argument of ``wrt``, and None for one that was not given. ``a`` has what the op was called with
             and what was saved, ``needs`` says which gradients are asked for, both by name; ``a.plain`` are
@@ -156,9 +158,7 @@ def native(
         _library.define(schema)
         _library.impl(name, kernel, "CompositeExplicitAutograd")
     overload = _overload(name)
-    torch.library.register_fake(f"aigc::{name}")(
-        _fake_like(fake, overload) if isinstance(fake, str) else fake
-    )
+    torch.library.register_fake(f"aigc::{name}")(fake)
     if autocast:
         _register_autocast(overload)
     NATIVES[name] = Native(
@@ -178,6 +178,8 @@ def native(
     def call(*values: Any) -> Any:
         if _is_compiling() or _is_autocast_enabled():
             return overload(*values)
+        if _is_logging(_DEBUG):
+            _log_run(NATIVES[name], values)
         with _BelowAutograd():
             return overload(*values)
 
@@ -322,6 +324,8 @@ def _function(
         def call(*values: Any) -> Any:
             if asks and (_is_compiling() or _is_autocast_enabled()):
                 return overload(*values)
+            if _is_logging(_DEBUG):
+                _log_run(op, values)
             if is_grad_enabled():
                 inputs = flattened(values[:count]) if has_lists else values[:count]
                 for t in inputs:
@@ -333,6 +337,18 @@ def _function(
         return call
 
     return function
+
+
+def _log_run(op: Native, values: Sequence[Any]) -> None:
+    tensor = next((t for t in flattened(values) if isinstance(t, Tensor)), None)
+    if _is_compiling() or tensor is None:
+        return
+    kernel = f"its {tensor.device.type} kernel"
+    if op.overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeExplicitAutograd):
+        kernel = "PyTorch's ops"
+    elif tensor.device.type == "cpu":
+        kernel += f" for {torch.ops.aigc.instruction_set()}"
+    LOG.debug("%s runs %s: its tensors are on %s", op.name, kernel, tensor.device)
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -356,20 +372,6 @@ def _overload(name: str) -> Any:
 
 def _tensors(overload: Any) -> list[str]:
     return [a.name for a in overload._schema.arguments if "Tensor" in str(a.type)]
-
-
-def _fake_like(name: str, overload: Any) -> Callable[..., Tensor]:
-    op = overload.name().partition("::")[2]
-    arguments, tensors = [a.name for a in overload._schema.arguments], _tensors(overload)
-    order = [name, *(t for t in tensors if t != name)]
-
-    def fake(*values: Any) -> Tensor:
-        given = {t: values[arguments.index(t)] for t in order}
-        check_same_kind(op, **given)
-        check_same_shape(op, **given)
-        return empty_dense_like(given[name])
-
-    return fake
 
 
 def _by_reference(reference: Any, overload: Any) -> Callable[..., Sequence[Any]]:

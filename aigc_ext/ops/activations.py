@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc_ext.ops._arguments import check_finite
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -54,6 +56,15 @@ def resolve_activation(
     if clamp is not None and not _number("clamp", clamp) >= 0:
         raise ValueError(f"clamp is {clamp}, but must be None or at least 0")
     return activation, alpha, gain
+
+
+def check_activation(op: str, act: str, alpha: float, gain: float, clamp: float | None) -> None:
+    """What the native code checks of the resolved arguments."""
+    if act not in ACTIVATIONS:
+        raise RuntimeError(f"{op}: act is '{act}', but must be one of {', '.join(ACTIVATIONS)}")
+    check_finite(op, alpha=alpha, gain=gain)
+    if clamp is not None and not clamp >= 0:
+        raise RuntimeError(f"{op}: clamp is {clamp:g}, but must be None or at least 0")
 
 
 def _number(name: str, value: float) -> float:

@@ -12,12 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_same_kind, check_same_shape, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._arguments import (
+    check_eps,
+    check_same_kind,
+    check_same_shape,
+    no_tensor,
+    promoted_dtype,
+    shape_of,
+)
 from aigc_ext.ops._gradients import leaf
 from aigc_ext.ops._layout import empty_dense_like
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
-from aigc_ext.ops.activations import resolve_activation
+from aigc_ext.ops.activations import check_activation, resolve_activation
 from aigc_ext.ops.bias_act import bias_act_ref
 
 
@@ -133,8 +140,12 @@ def batch_norm_act_ref(
 # ---- native ops --------------------------------------------------------------------------------------------
 
 
-def _check(op: str, x: Tensor, mean: Tensor | None, var: Tensor | None, **channels: Tensor | None) -> None:
+def _check(  # type: ignore[no-untyped-def]
+    op: str, x, mean, var, eps, act, alpha, gain, clamp, **channels: Tensor | None
+) -> None:
     promoted_dtype(op, x=x)
+    check_activation(op, act, alpha, gain, clamp)
+    check_eps(op, eps)
     if x.dim() < 2:
         raise RuntimeError(f"{op}: x has shape {shape_of(x)}, but must be [N, C, ...]")
     for name, t in {**channels, "mean": mean, "var": var}.items():
@@ -158,7 +169,7 @@ def _check(op: str, x: Tensor, mean: Tensor | None, var: Tensor | None, **channe
 def _fake(  # type: ignore[no-untyped-def]
     x, weight, bias, mean, var, eps, act, alpha, gain, clamp
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check("batch_norm_act", x, mean, var, weight=weight, bias=bias)
+    _check("batch_norm_act", x, mean, var, eps, act, alpha, gain, clamp, weight=weight, bias=bias)
     channels = x.size(1) if mean is None else 0
     return empty_dense_like(x), *(x.new_empty(channels, dtype=torch.float64) for _ in range(2))
 
@@ -167,7 +178,7 @@ def _fake_backward(  # type: ignore[no-untyped-def]
     dy, x, weight, bias, mean, var, of_batch, eps, act, alpha, gain, clamp, need_weight, need_bias
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "batch_norm_act_backward"
-    _check(op, x, mean, var, weight=weight, bias=bias)
+    _check(op, x, mean, var, eps, act, alpha, gain, clamp, weight=weight, bias=bias)
     if mean is None:
         raise RuntimeError(f"{op}: mean and var must be given")
     check_same_kind(op, x=x, dy=dy)

@@ -24,7 +24,7 @@ from aigc_ext.ops._gradients import leaf
 from aigc_ext.ops._layout import empty_dense_like, is_channels_last, new_in_format
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
-from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
+from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
 
 
 def bias_act(
@@ -207,7 +207,10 @@ def _check(
 def _fake(  # type: ignore[no-untyped-def]
     x, b, noise, strength, dim, act, alpha, gain, clamp, save
 ) -> tuple[Tensor, Tensor]:
-    _check("bias_act" if noise is None and strength is None else "noise_bias_act", x, b, noise, strength, dim)
+    op = "bias_act" if noise is None and strength is None else "noise_bias_act"
+    check_same_kind(op, x=x)
+    check_activation(op, act, alpha, gain, clamp)
+    _check(op, x, b, noise, strength, dim)
     y = empty_dense_like(x)
     saves_mask = save and not _is_smooth(act)
     size = mask_size(y, b, noise is not None, dim, act, clamp) if saves_mask else 0
@@ -219,6 +222,7 @@ def _fake_backward(  # type: ignore[no-untyped-def]
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "bias_act_backward"
     check_same_kind(op, dy=dy)
+    check_activation(op, act, alpha, gain, clamp)
     _check_format(op, "dy", dy, channels_last)
     _check(op, dy, b, noise, strength, dim)
     if need_b and b is None:
@@ -246,6 +250,7 @@ def _fake_double_backward(  # type: ignore[no-untyped-def]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "bias_act_double_backward"
     check_same_kind(op, x=x)
+    check_activation(op, act, alpha, gain, clamp)
     if not _is_smooth(act):
         raise RuntimeError(f"{op}: act is '{act}', whose second derivative is zero")
     check_same_kind(op, x=x, u=u, dy=dy)

@@ -22,6 +22,7 @@ from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
 from aigc_ext.ops._layout import HALF, is_channels_last, new_like_images
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
+from aigc_ext.ops._route import Route, take
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_ref
 from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
@@ -29,7 +30,7 @@ from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
 _Pair = int | Sequence[int]
 # stride, padding, dilation, output_padding, groups, transposed
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
-_SURELY_RIGHT = 16  # pixels: see _in_float32
+_SURELY_RIGHT = 16  # pixels: see _dtype_route
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -152,9 +153,8 @@ def conv_transpose2d_act_ref(
 def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
     """The convolution with its bias alone, for ``op``, by the form that suits device and shape."""
     _output_size(op, x, w, *geometry)
-    stride, padding, dilation, output_padding, groups, transposed = geometry
-    plain = stride == [1, 1] == dilation and output_padding == [0, 0] and groups == 1
-    if plain and max(padding) <= 2 and _winograd_pays(x, w):
+    if take(op, _route(x, w, geometry)) == "conv3x3":
+        padding, transposed = geometry[1], geometry[-1]
         if transposed:
             padding = [2 - padding[0], 2 - padding[1]]
         return conv3x3_padded(x, w, b, padding[0], padding[1], transposed)
@@ -162,23 +162,34 @@ def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometr
     return y
 
 
-def _winograd_pays(x: Tensor, w: Tensor) -> bool:
-    if w.shape[2:] != (3, 3) or not has_conv3x3(x):
-        return False
-    if x.dtype in HALF:  # PyTorch has no fast form for them on most CPUs
-        return True
-    # Measured on one core: from here on about as fast or faster, forward and backward together. With AVX-512
-    # PyTorch's form is better than with AVX2, and ours loses in short rows, whose tiles fill no vector.
+def _route(x: Tensor, w: Tensor, geometry: _Geometry) -> Route:
+    """Winograd's convolution or PyTorch's.
+
+    Measured on one core: where it is taken, Winograd's is about as fast or faster, forward and backward
+    together. With AVX-512 PyTorch's form is better than with AVX2, and ours loses in short rows, whose tiles
+    fill no vector.
+    """
+    stride, padding, dilation, output_padding, groups, _ = geometry
+    plain = stride == [1, 1] == dilation and output_padding == [0, 0] and groups == 1 and max(padding) <= 2
+    if not (plain and w.shape[2:] == (3, 3)):
+        return Route("convolution", "conv3x3 is for 3x3 filters, stride 1 and padding to 2")
+    if not has_conv3x3(x):
+        return Route("convolution", "conv3x3 has no kernel for this device")
+    if x.dtype in HALF:
+        return Route("conv3x3", "PyTorch is slow in half types on most CPUs")
     channels, pixels = min(w.size(0), w.size(1)), x.size(2) * x.size(3)
     if channels < 32 or x.size(0) * pixels < 512:
-        return False
+        return Route("convolution", "conv3x3 pays from 32 channels and 512 pixels on")
     if not _AVX512:
-        return True
-    if x.size(0) * pixels < 2 * channels:  # few images for the filters that are transformed first
-        return False
+        return Route("conv3x3", "there are 32 channels and 512 pixels")
+    if x.size(0) * pixels < 2 * channels:
+        return Route("convolution", "there are few pixels for the filters that conv3x3 transforms first")
     if is_channels_last(x):
-        return bool(pixels >= 64)
-    return bool(x.size(3) >= 16 and channels * x.size(3) >= 1024)
+        if pixels < 64:
+            return Route("convolution", "with AVX-512, conv3x3 pays from 64 pixels of an image on")
+    elif x.size(3) < 16 or channels * x.size(3) < 1024:
+        return Route("convolution", "with AVX-512, conv3x3 pays from rows of 16 on, and many channels")
+    return Route("conv3x3", "there are channels, pixels and rows enough for it with AVX-512")
 
 
 def _convolve_and_act(
@@ -274,28 +285,28 @@ def widened(x: Tensor) -> bool:
     return not fast()
 
 
-def _in_float32(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry: Sequence[Any]) -> bool:
-    """Whether a convolution of x (or its transpose), with results of ``size``, is computed in float32.
+def _dtype_route(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry: Sequence[Any]) -> Route:
+    """The dtype that a convolution of x (or its transpose), with results of ``size``, is computed in.
 
-    A half type is, where PyTorch is slow in it, and bfloat16 also where PyTorch cannot be relied on: the
-    oneDNN that comes with torch 2.13 reads memory beyond narrow images. On CPUs with AVX512_BF16, weight
-    gradients of images one pixel wide, padded and with stride 2, are NaN or anything, and a dilation of 3
-    there can end the process; on those with AMX results of images of 1 to 3 pixels are wrong too. What was
-    seen right on both are square images with the strides and paddings that networks have, and large ones.
+    A half type becomes float32 where PyTorch is slow in it, and bfloat16 also where PyTorch is wrong: the
+    oneDNN of torch 2.13 reads memory beyond narrow images. On CPUs with AVX512_BF16, weight gradients of
+    images one pixel wide, padded and with stride 2, are NaN or anything, and a dilation of 3 can end the
+    process; on those with AMX, results of images of 1 to 3 pixels are wrong too. What was seen right on both
+    are square images with the strides and paddings that networks have, and large ones.
     """
     if widened(x):
-        return True
+        return Route("float32", "PyTorch is slow in half types on this CPU")
     if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-        return False
+        return Route("its own dtype", "PyTorch has a kernel for it")
     stride, padding, dilation = geometry[:3]
-    if not (stride[0] == stride[1] <= 2 and dilation[0] == dilation[1] == 1):
-        return True
-    if min(*x.shape[2:], *size[2:]) >= _SURELY_RIGHT:
-        return False
-    taps = kernel[0]
-    usual = taps == kernel[1] and taps in (1, 3, 4, 5, 7) and padding[0] == padding[1] == (taps - 1) // 2
-    square = x.size(2) == x.size(3) and size[2] == size[3]
-    return not (usual and square and max(x.size(2), size[2]) > 1)
+    if stride[0] == stride[1] <= 2 and dilation[0] == dilation[1] == 1:
+        taps = kernel[0]
+        usual = taps == kernel[1] and taps in (1, 3, 4, 5, 7) and padding[0] == padding[1] == (taps - 1) // 2
+        square = x.size(2) == x.size(3) and size[2] == size[3]
+        large = min(*x.shape[2:], *size[2:]) >= _SURELY_RIGHT
+        if large or (usual and square and max(x.size(2), size[2]) > 1):
+            return Route("bfloat16", "oneDNN is right for such images")
+    return Route("float32", "oneDNN cannot be relied on for such images in bfloat16")
 
 
 def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
@@ -304,7 +315,7 @@ def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> 
         return new_like_images(x, size)
     stride, padding, dilation, output_padding, groups, transposed = geometry
     channels_last, dtype = is_channels_last(x), x.dtype
-    if _in_float32(x, w.shape[2:], size, geometry):
+    if take("convolution", _dtype_route(x, w.shape[2:], size, geometry)) == "float32":
         x, w, b = x.float(), w.float(), None if b is None else b.float()
     y = torch.ops.aten.convolution.default(
         x, w, b, stride, padding, dilation, transposed, output_padding, groups
@@ -321,7 +332,7 @@ def _weight_gradient_kernel(dy: Tensor, x: Tensor, size: Sequence[int], *geometr
         return w.zero_()
     stride, padding, dilation, output_padding, groups, transposed = geometry
     dtype = x.dtype
-    if _in_float32(x, size[2:], dy.shape, geometry):
+    if take("convolution_weight_gradient", _dtype_route(x, size[2:], dy.shape, geometry)) == "float32":
         dy, x, w = dy.float(), x.float(), w.float()
     mask = [False, True, False]
     gradient: Tensor = torch.ops.aten.convolution_backward.default(

@@ -7,7 +7,7 @@ two are each other's derivatives to every order.
 
 A composition of :func:`upfirdn2d` and :func:`bias_act`, whose derivatives are those ops' own, for what the
 one pass cannot do (a filter of two dimensions, of more than 24 taps or with a gradient, a factor above 4) and
-for what it is slower at: :func:`_fused` says which.
+for what it is slower at: :func:`_route` says which.
 """
 
 from __future__ import annotations
@@ -19,13 +19,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_same_kind, dtype_name, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._arguments import (
+    check_finite,
+    check_same_kind,
+    dtype_name,
+    no_tensor,
+    promoted_dtype,
+    shape_of,
+)
 from aigc_ext.ops._layout import is_channels_last, new_in_format, wide_dtype
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
+from aigc_ext.ops._route import Route, take
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_ref
-from aigc_ext.ops.upfirdn2d import filter_for, four_paddings, number_of_taps, upfirdn2d, upfirdn2d_ref
+from aigc_ext.ops.upfirdn2d import (
+    check_padding,
+    filter_for,
+    four_paddings,
+    number_of_taps,
+    upfirdn2d,
+    upfirdn2d_ref,
+)
 
 _SQRT2 = 2**0.5
 _MOST_FACTOR, _MOST_TAPS = 4, 24  # of the native op
@@ -71,12 +86,13 @@ def filtered_lrelu(
     """
     _check(x, fu, fd, b, up, down)
     pads = four_paddings(padding, "filtered_lrelu")
-    run = _one_pass if not decomposed() and _fused(x, fu, fd, up, down) else _composed
+    one_pass = not decomposed() and take("filtered_lrelu", _route(x, fu, fd, up, down)) == "one pass"
+    run = _one_pass if one_pass else _composed
     return run(x, fu, fd, b, up, down, pads, gain, slope, clamp, flip_filter)
 
 
-def _fused(x: Tensor, fu: Tensor | None, fd: Tensor | None, up: int, down: int) -> bool:
-    """Can the native op do it, and is it the faster way?
+def _route(x: Tensor, fu: Tensor | None, fd: Tensor | None, up: int, down: int) -> Route:
+    """One pass or a composition: can the native op do it, and is it the faster way?
 
     Slower on the CPU (4x64x64x64 in float32; forward, then forward + backward, as parts of the composition's
     speed): with a factor of 1 (0.7 to 1.0, 0.6 to 0.8), as the image between is then no larger than x or y;
@@ -84,13 +100,19 @@ def _fused(x: Tensor, fu: Tensor | None, fd: Tensor | None, up: int, down: int) 
     """
     filters = [f for f in (fu, fd) if f is not None]
     taps = [f.numel() for f in filters]
-    if min(up, down) == 1 or max(up, down) > _MOST_FACTOR or max(taps, default=1) > _MOST_TAPS:
-        return False
-    if any(f.dim() != 1 for f in filters):
-        return False
+    if min(up, down) == 1:
+        return Route("composition", "with a factor of 1 the image between is no larger than x or y")
+    if (
+        max(up, down) > _MOST_FACTOR
+        or max(taps, default=1) > _MOST_TAPS
+        or any(f.dim() != 1 for f in filters)
+    ):
+        return Route("composition", "one pass takes factors to 4 and filters of one dimension, to 24 taps")
     if torch.is_grad_enabled() and any(f.requires_grad for f in filters):
-        return False
-    return not is_channels_last(x) or (len(taps) == 2 and min(taps) >= _LEAST_TAPS)
+        return Route("composition", "one pass has no gradient of the filters")
+    if is_channels_last(x) and (len(taps) < 2 or min(taps) < _LEAST_TAPS):
+        return Route("composition", "channels-last images pay from 8 taps on: they are read by channel")
+    return Route("one pass", "the image between stays in cache")
 
 
 def _one_pass(
@@ -184,9 +206,16 @@ def _check(x: Tensor, fu: Tensor | None, fd: Tensor | None, b: Tensor | None, up
 
 def _sizes(op: str, height: int, width: int, taps: tuple[int, int], numbers: Sequence[Any]) -> Any:
     """Height and width of the upsampled image and of the result."""
-    up, down, x0, x1, y0, y1 = numbers[:6]
+    up, down, x0, x1, y0, y1, gain, slope, clamp = numbers[:9]
+    for name, factor in (("up", up), ("down", down)):
+        if not 1 <= factor <= _MOST_FACTOR:
+            raise RuntimeError(f"{op}: {name} is {factor}, but must be from 1 to {_MOST_FACTOR}")
+    check_finite(op, gain=gain, slope=slope)
+    if clamp is not None and not clamp >= 0:
+        raise RuntimeError(f"{op}: clamp is {clamp:g}, but must be None or at least 0")
 
     def size(axis: str, size: int, before: int, after: int) -> tuple[int, int]:
+        check_padding(op, axis, before, after)
         padded = size * up + before + after
         if padded < taps[0] + taps[1] - 1:
             raise RuntimeError(
@@ -197,7 +226,7 @@ def _sizes(op: str, height: int, width: int, taps: tuple[int, int], numbers: Seq
         between = padded - taps[0] + 1
         return between, (between - taps[1]) // down + 1
 
-    (between_y, out_y), (between_x, out_x) = size("y", height, y0, y1), size("x", width, x0, x1)
+    (between_x, out_x), (between_y, out_y) = size("x", width, x0, x1), size("y", height, y0, y1)
     return between_y, between_x, out_y, out_x
 
 

@@ -22,9 +22,11 @@ from aigc_ext.ops._gradients import leaf, reference_gradients
 from aigc_ext.ops._layout import HALF
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
-from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
+from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
 from aigc_ext.ops.bias_act import mask_size
 from aigc_ext.ops.linear_act import linear_act_ref
+
+_MOST_LAYERS = 62  # of the native op
 
 
 def fused_mlp(
@@ -89,8 +91,8 @@ def _layers(
 ) -> tuple[str, list[float], list[float]]:
     """The activations as the native op takes them, after a look at everything but the shapes."""
     count = len(weights)
-    if not 1 <= count <= 62:
-        raise ValueError(f"fused_mlp: weights has {count} tensors, but must have 1 to 62")
+    if not 1 <= count <= _MOST_LAYERS:
+        raise ValueError(f"fused_mlp: weights has {count} tensors, but must have 1 to {_MOST_LAYERS}")
     if isinstance(acts, str):
         raise ValueError(f"fused_mlp: acts is {acts!r}, but must be a sequence of {count} names")
     none = [None] * count
@@ -120,12 +122,24 @@ _resolve_once = lru_cache(maxsize=256)(_resolve)
 # ---- native ops --------------------------------------------------------------------------------------------
 
 
-def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> None:
-    check_same_kind(op, x=x)
+def _check_layers(  # type: ignore[no-untyped-def]
+    op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor], acts: str, alphas, gains
+) -> None:
+    count, names = len(weights), _named(acts)
+    if not 1 <= count <= _MOST_LAYERS:
+        raise RuntimeError(f"{op}: weights has {count} tensors, but must have 1 to {_MOST_LAYERS}")
+    if not len(biases) == len(alphas) == len(gains) == count:
+        raise RuntimeError(
+            f"{op}: {count} weights, but {len(biases)} biases, {len(alphas)} alphas and {len(gains)} gains"
+        )
     if x.dim() == 0:
         raise RuntimeError(f"{op}: x has shape [], but must be [..., in_features]")
+    check_same_kind(op, x=x)
     features = x.size(-1)
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        if i >= len(names):
+            raise RuntimeError(f"{op}: acts has {i} names, but there are {count} weights")
+        check_activation(op, names[i], alphas[i], gains[i], None)
         check_same_kind(op, **{"x": x, f"weights[{i}]": w, f"biases[{i}]": b})
         if w.dim() != 2 or w.size(1) != features:
             before = f"weights[{i - 1}]" if i else f"an x of shape {shape_of(x)}"
@@ -136,6 +150,8 @@ def _check_shapes(op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor
         features = w.size(0)
         if b.dim() != 1 or b.size(0) != features:
             raise RuntimeError(f"{op}: biases[{i}] has shape {shape_of(b)}, but must be [{features}]")
+    if len(names) > count:
+        raise RuntimeError(f"{op}: acts has more names than there are weights, which are {count}")
 
 
 def _check_dy(op: str, dy: Tensor, x: Tensor, weights: list[Tensor]) -> None:
@@ -163,7 +179,7 @@ def _named(acts: str) -> list[str]:
 def _fake(  # type: ignore[no-untyped-def]
     x, weights, biases, acts, alphas, gains, save
 ) -> tuple[Tensor, list[Tensor]]:
-    _check_shapes("fused_mlp", x, weights, biases)
+    _check_layers("fused_mlp", x, weights, biases, acts, alphas, gains)
     rows = math.prod(x.shape[:-1])  # numel() would fix a batch size that export left open
     saved = []
     for i, (w, b, act) in enumerate(zip(weights, biases, _named(acts), strict=True)):
@@ -187,7 +203,7 @@ def _fake_backward(  # type: ignore[no-untyped-def]
     dy, x, weights, biases, saved, acts, alphas, gains, need_x, need_w, need_b
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     op = "fused_mlp_backward"
-    _check_shapes(op, x, weights, biases)
+    _check_layers(op, x, weights, biases, acts, alphas, gains)
     _check_saved(op, saved, weights)
     _check_dy(op, dy, x, weights)
     return x.new_empty(x.shape if need_x else 0), _asked(weights, need_w), _asked(biases, need_b)
@@ -197,7 +213,7 @@ def _fake_double_backward(  # type: ignore[no-untyped-def]
     u, dy, x, weights, biases, saved, acts, alphas, gains, need_x, need_w, need_b
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     op = "fused_mlp_double_backward"
-    _check_shapes(op, x, weights, biases)
+    _check_layers(op, x, weights, biases, acts, alphas, gains)
     _check_saved(op, saved, weights)
     _check_dy(op, dy, x, weights)
     check_same_kind(op, x=x, u=u)

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_same_kind, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._arguments import check_same_kind, dtype_name, no_tensor, promoted_dtype, shape_of
 from aigc_ext.ops._gradients import reference_gradients
 from aigc_ext.ops._layout import empty_dense_like, is_channels_last, wide_dtype
 from aigc_ext.ops._mode import decomposed
@@ -252,7 +252,8 @@ def discriminator_loss_ref(
         real, fake = _softplus(f.mean() - r), _softplus(f - r.mean())
     if l2_weight != 0:
         real, fake = real + l2_weight / 2 * r.square(), fake + l2_weight / 2 * f.square()
-    real, fake = _weighted(real, weight, "real_logits"), _weighted(fake, weight, "fake_logits")
+    op = "discriminator_loss"
+    real, fake = _weighted(op, real, weight, "real_logits"), _weighted(op, fake, weight, "fake_logits")
     return _reduce(real, reduction) + _reduce(fake, reduction)
 
 
@@ -296,7 +297,7 @@ def generator_loss_ref(
             losses = (f - 1).square() / 2
         else:
             losses = -f
-        loss = _reduce(_weighted(losses, weight, "fake_logits"), reduction)
+        loss = _reduce(_weighted("generator_loss", losses, weight, "fake_logits"), reduction)
     if l2_weight != 0:
         loss = loss + images_term(fake_logits, images, l2_weight, weight, reduction, sqnorm=sample_sqnorm_ref)
     return loss
@@ -354,10 +355,10 @@ def _softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40.0)  # PyTorch's 20 is not exact in float64
 
 
-def _weighted(losses: Tensor, weight: Tensor | None, name: str) -> Tensor:
+def _weighted(op: str, losses: Tensor, weight: Tensor | None, name: str) -> Tensor:
     if weight is None:
         return losses
-    _check_weight(weight, losses, name)
+    _check_weight(op, weight, losses, name)
     return losses * _per_sample(weight.to(losses.dtype), losses)
 
 
@@ -368,11 +369,18 @@ def _reduce(losses: Tensor, reduction: str) -> Tensor:
 # ---- shared -----------------------------------------------------------------------------------------------
 
 
-def check_options(kind: str, label_smoothing: float, l2_weight: float, reduction: str) -> None:
+def check_options(
+    kind: str, label_smoothing: float, l2_weight: float, reduction: str, native: str | None = None
+) -> None:
+    """Raises ValueError or TypeError; for a native op, RuntimeError with its name."""
+
+    def error(message: str) -> Exception:
+        return ValueError(message) if native is None else RuntimeError(f"{native}: {message}")
+
     if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
+        raise error(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
+        raise error(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
     # A tensor of one element would do as a number too, silently without its gradient.
     if not isinstance(label_smoothing, (float, int)):
         kind_of = type(label_smoothing).__name__
@@ -382,13 +390,13 @@ def check_options(kind: str, label_smoothing: float, l2_weight: float, reduction
         raise TypeError(f"l2_weight is {l2_weight!r} ({kind_of}), but must be a float or an int")
     if label_smoothing != 0:
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1")
+            raise error(f"label_smoothing is {label_smoothing:g}, but must be at least 0 and below 1")
         if kind not in _WITH_LABELS:
-            raise ValueError(
-                f"label_smoothing is {label_smoothing}, but must be 0 for kind {kind}, which has no labels"
+            raise error(
+                f"label_smoothing is {label_smoothing:g}, but must be 0 for kind {kind}, which has no labels"
             )
     if not 0 <= l2_weight < math.inf:
-        raise ValueError(f"l2_weight is {l2_weight}, but must be finite and at least 0")
+        raise error(f"l2_weight is {l2_weight:g}, but must be finite and at least 0")
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -430,10 +438,10 @@ def _check_generator_tensors(
         )
 
 
-def _check_weight(weight: Tensor, logits: Tensor, name: str) -> None:
+def _check_weight(op: str, weight: Tensor, logits: Tensor, name: str) -> None:
     if logits.dim() == 0 or weight.shape != logits.shape[:1]:
         raise RuntimeError(
-            f"weight has shape {shape_of(weight)}, but must have one number for each sample of {name}, "
+            f"{op}: weight has shape {shape_of(weight)}, but must have one number for each sample of {name}, "
             f"whose shape is {shape_of(logits)}"
         )
 
@@ -449,8 +457,8 @@ def _opponents(
     if kind == "relativistic" or reduction == "none":
         _check_same_shape("generator_loss", real_logits, fake_logits, kind, reduction)
     if weight is not None:
-        _check_weight(weight, fake_logits, "fake_logits")
-        _check_weight(weight, real_logits, "real_logits")
+        _check_weight("generator_loss", weight, fake_logits, "fake_logits")
+        _check_weight("generator_loss", weight, real_logits, "real_logits")
     return real_logits
 
 
@@ -529,30 +537,43 @@ def _fake_discriminator(
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_same_kind("discriminator_loss", real_logits=real, fake_logits=fake)
+    check_options(kind, label_smoothing, l2_weight, reduction, native="discriminator_loss")
     real, fake = empty_dense_like(real), empty_dense_like(fake)
     if kind == "relativistic" or reduction == "none":
         _check_same_shape("discriminator_loss", real, fake, kind, reduction)
         if is_channels_last(real) != is_channels_last(fake):
             real, fake = real.contiguous(), fake.contiguous()
     d_real, d_fake = (torch.empty_like(t, dtype=wide_dtype(t)) for t in (real, fake))
-    _check_fake_weight("discriminator_loss", weight, real_logits=d_real, fake_logits=d_fake)
+    _check_fake_weight("discriminator_loss", weight, real_logits=real, fake_logits=fake)
     loss = torch.empty_like(d_real) if reduction == "none" else d_real.new_empty(())
     return loss, real.new_empty(4, dtype=torch.float32), d_real, d_fake
 
 
 def _fake_generator(fake: Tensor, weight: Tensor | None, kind: str, reduction: str) -> tuple[Tensor, Tensor]:
     check_same_kind("generator_loss", fake_logits=fake)
+    if kind in RELATIVISTIC:
+        raise RuntimeError(
+            f"generator_loss: kind is '{kind}', which compares two batches: its loss is discriminator_loss "
+            "with real and fake swapped"
+        )
+    check_options(kind, 0.0, 0.0, reduction, native="generator_loss")
     fake = empty_dense_like(fake)
     d_fake = torch.empty_like(fake, dtype=wide_dtype(fake))
-    _check_fake_weight("generator_loss", weight, fake_logits=d_fake)
+    _check_fake_weight("generator_loss", weight, fake_logits=fake)
     return torch.empty_like(d_fake) if reduction == "none" else d_fake.new_empty(()), d_fake
 
 
-def _check_fake_weight(op: str, weight: Tensor | None, **gradients: Tensor) -> None:
-    if weight is not None:
-        for name, gradient in gradients.items():
-            check_same_kind(op, **{name: gradient, "weight": weight})
-            _check_weight(weight, gradient, name)
+def _check_fake_weight(op: str, weight: Tensor | None, **logits: Tensor) -> None:
+    for name, x in logits.items() if weight is not None else ():
+        assert weight is not None
+        if weight.device != x.device:
+            raise RuntimeError(f"{op}: weight is on {weight.device}, but must be on {x.device}, as {name} is")
+        if weight.dtype != wide_dtype(x):
+            raise RuntimeError(
+                f"{op}: weight is {dtype_name(weight.dtype)}, but must be {dtype_name(wide_dtype(x))} for "
+                f"{name} of {dtype_name(x.dtype)}"
+            )
+        _check_weight(op, weight, x, name)
 
 
 _discriminator_and_grad = native("discriminator_loss_and_grad", fake=_fake_discriminator)
@@ -581,3 +602,4 @@ OPS = [
     Op(generator_loss, generator_loss_ref, {"fake_logits": (8, 1)}),
     Op(generator_loss_and_grad, generator_loss_and_grad_ref, {"fake_logits": (8, 1)}),
 ]
+ALSO = (LossStats,)

@@ -18,7 +18,7 @@ from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
 from aigc_ext.ops._layout import HALF
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
-from aigc_ext.ops.activations import ACTIVATIONS, resolve_activation
+from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
 from aigc_ext.ops.bias_act import bias_act_backward, bias_act_ref, mask_size
 
 
@@ -78,6 +78,8 @@ def linear_act_ref(
 def _fake(  # type: ignore[no-untyped-def]
     x, w, b, act, alpha, gain, clamp, save
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_same_kind("linear_act", x=x)
+    check_activation("linear_act", act, alpha, gain, clamp)
     check_same_kind("linear_act", x=x, w=w)
     if w.dim() != 2:
         raise RuntimeError(f"linear_act: w has shape {shape_of(w)}, but must be [out_features, in_features]")

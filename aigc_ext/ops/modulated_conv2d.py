@@ -4,7 +4,7 @@ Networks"), with noise, bias and activation as one epilogue.
 
 Two forms compute it. One makes the weights of every sample, and convolves each sample with its own. The other
 scales x before and y after a convolution whose weights all samples share. Which one runs is a rule of
-:func:`_own_weights_pay`. Decomposed it is always the second, which is one program for any number of samples:
+:func:`_route`. Decomposed it is always the second, which is one program for any number of samples:
 the reference has a convolution with as many groups as there are samples.
 """
 
@@ -19,6 +19,7 @@ from aigc_ext.ops._arguments import no_tensor, shape_of
 from aigc_ext.ops._layout import wide_dtype
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op
+from aigc_ext.ops._route import Route, take
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_ref, noise_bias_act, noise_bias_act_ref
 from aigc_ext.ops.conv2d_act import widened
@@ -91,7 +92,7 @@ def modulated_conv2d(
         s = s * input_gain
     resampled = up != 1 or down != 1
     pointwise = w.size(2) == w.size(3) == 1 and not resampled and padding == 0 and x.dtype == wide
-    if not plain and (pointwise or x.size(0) == 1) and _own_weights_pay(x, w):
+    if not plain and take("modulated_conv2d", _route(x, w, pointwise)) == "own weights":
         own = w * s[:, None, :, None, None]
         if factor is not None:
             own = own * factor[:, :, None, None, None]
@@ -165,8 +166,9 @@ def modulated_conv2d_ref(
     return bias_act_ref(y, b, 1, act, alpha, gain, clamp)
 
 
-def _own_weights_pay(x: Tensor, w: Tensor) -> bool:
-    """Of one sample, or of a 1x1 kernel: is there less to scale in the weights than in the images?
+def _route(x: Tensor, w: Tensor, pointwise: bool) -> Route:
+    """Weights of each sample's own, of one sample or of a 1x1 kernel, where there is less to scale in the
+    weights than in the images.
 
     Measured on a CPU by ``benchmarks/modulated_forms.py`` (``benchmarks/results/modulated_forms.csv``): where
     there is less, own weights are 1.02 to 3.6 times as fast in 21 of 22 cases; where there is more, they have
@@ -174,8 +176,11 @@ def _own_weights_pay(x: Tensor, w: Tensor) -> bool:
     of the speed in 14 of 16 cases, and is not chosen. Cards have the same rule, but were not measured.
     """
     out_channels, channels, height, width = w.shape
-    pixels = x.size(2) * x.size(3)
-    return out_channels * channels * height * width < (out_channels + channels) * pixels
+    if not (pointwise or x.size(0) == 1):
+        return Route("shared weights", "there are several samples")
+    if out_channels * channels * height * width < (out_channels + channels) * x.size(2) * x.size(3):
+        return Route("own weights", "there is less to scale in the weights than in the images")
+    return Route("shared weights", "there is less to scale in the images than in the weights")
 
 
 def _normalized(w: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

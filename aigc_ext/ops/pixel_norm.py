@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_same_kind, no_tensor, wrap_dim
+from aigc_ext.ops._arguments import check_eps, check_same_kind, check_same_shape, no_tensor, wrap_dim
 from aigc_ext.ops._layout import empty_dense_like
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
@@ -57,23 +57,33 @@ def _double_backward_ref(u: Tensor, dy: Tensor, x: Tensor, dim: int, eps: float)
     return -(r**3) * (x_dy * u + x_u * dy + (mean(dy, u) - 3 * r**2 * x_dy * x_u) * x)
 
 
-def _fake(x: Tensor, dim: int, eps: float) -> Tensor:
-    check_same_kind("pixel_norm", x=x)
-    wrap_dim("pixel_norm", x, dim)
+def _fake(op: str, x: Tensor, dim: int, eps: float, **others: Tensor) -> Tensor:
+    check_same_kind(op, x=x)
+    check_eps(op, eps)
+    wrap_dim(op, x, dim)
+    for name, other in others.items():
+        check_same_kind(op, x=x, **{name: other})
+        check_same_shape(op, x=x, **{name: other})
     return empty_dense_like(x)
 
 
-_double_backward = native("pixel_norm_double_backward", fake="x", reference=_double_backward_ref)
+_double_backward = native(
+    "pixel_norm_double_backward",
+    fake=lambda u, dy, x, dim, eps: _fake("pixel_norm_double_backward", x, dim, eps, dy=dy, u=u),
+    reference=_double_backward_ref,
+)
 _backward: Callable[..., Tensor] = native(
     "pixel_norm_backward",
-    fake="x",
+    fake=lambda dy, x, dim, eps: _fake("pixel_norm_backward", x, dim, eps, dy=dy),
     gradients=lambda a, needs, u: (  # as a map of dy, it is its own transpose
-        _backward(u, a.x, a.dim, a.eps) if needs.dy else None,
-        _double_backward(u, a.dy, a.x, a.dim, a.eps) if needs.x else None,
+        _backward(u, a.x, *a.plain) if needs.dy else None,
+        _double_backward(u, a.dy, a.x, *a.plain) if needs.x else None,
     ),
 )
 _pixel_norm = native(
-    "pixel_norm", fake=_fake, gradients=lambda a, needs, dy: (_backward(dy, a.x, a.dim, a.eps),)
+    "pixel_norm",
+    fake=lambda x, dim, eps: _fake("pixel_norm", x, dim, eps),
+    gradients=lambda a, needs, dy: (_backward(dy, a.x, *a.plain),),
 )
 
 OPS = [Op(pixel_norm, pixel_norm_ref, {"x": (2, 3, 4, 4)})]

@@ -10,7 +10,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_same_kind, check_same_shape, dtype_name, no_tensor, shape_of
+from aigc_ext.ops._arguments import (
+    check_same_device,
+    check_same_kind,
+    check_same_shape,
+    dtype_name,
+    no_tensor,
+    shape_of,
+)
 from aigc_ext.ops._layout import empty_dense_like, wide_dtype
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
@@ -62,10 +69,11 @@ def _fake_dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _fake_scale(a: Tensor, s: Tensor) -> Tensor:
     sums = _new_sums("sample_scale", "a", a)
-    if s.shape != sums.shape or s.dtype != sums.dtype or s.device != sums.device:
+    check_same_device("sample_scale", a=a, s=s)
+    if s.shape != sums.shape or s.dtype != sums.dtype:
         raise RuntimeError(
-            f"sample_scale: s is {dtype_name(s.dtype)} of shape {shape_of(s)} on {s.device}, but must be "
-            f"{dtype_name(sums.dtype)} of shape {shape_of(sums)} on {sums.device}, the device of a"
+            f"sample_scale: s is {dtype_name(s.dtype)} of shape {shape_of(s)}, but must be "
+            f"{dtype_name(sums.dtype)} of shape {shape_of(sums)}"
         )
     return empty_dense_like(a)
 

@@ -17,12 +17,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aigc_ext.ops._arguments import check_same_kind, dtype_name, no_tensor, promoted_dtype, shape_of
+from aigc_ext.ops._arguments import (
+    check_finite,
+    check_same_kind,
+    dtype_name,
+    no_tensor,
+    promoted_dtype,
+    shape_of,
+)
 from aigc_ext.ops._layout import new_like_images, wide_dtype
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
 
-_MOST_FACTOR = 1 << 16
+_MOST_FACTOR, _MOST_PADDING = 1 << 16, 1 << 40  # of the native op
 _SEPARABLE_TAPS = 8  # from so many on setup_filter keeps a filter one-dimensional
 
 
@@ -346,10 +353,20 @@ def number_of_taps(op: str, f: Tensor | None) -> tuple[int, int]:
     return f.size(-1), f.size(0)
 
 
+def check_padding(op: str, axis: str, before: int, after: int) -> None:
+    for pad in (before, after):
+        if not -_MOST_PADDING <= pad <= _MOST_PADDING:
+            raise RuntimeError(
+                f"{op}: padding along {axis} is {pad}, but must be from {-_MOST_PADDING} to {_MOST_PADDING}"
+            )
+
+
 # The arguments of the native op after its tensors: up_x, up_y, down_x, down_y, x0, x1, y0, y1, flip, gain.
 
 
-def _output_size(op: str, x: Tensor, taps_x: int, taps_y: int, *numbers: int) -> tuple[int, int]:
+def _output_size(
+    op: str, x: Tensor, taps_x: int, taps_y: int, *numbers: int, gain: float = 1.0
+) -> tuple[int, int]:
     """Height and width."""
     up_x, up_y, down_x, down_y, x0, x1, y0, y1 = numbers
     promoted_dtype(op, x=x)
@@ -358,7 +375,15 @@ def _output_size(op: str, x: Tensor, taps_x: int, taps_y: int, *numbers: int) ->
             f"{op}: x has shape {shape_of(x)}, but must be [N, C, H, W] with at least one row and column"
         )
 
+    check_finite(op, gain=gain)
+
     def size(axis: str, size: int, taps: int, up: int, down: int, before: int, after: int) -> int:
+        for name, factor in (("up", up), ("down", down)):
+            if not 1 <= factor <= _MOST_FACTOR:
+                raise RuntimeError(
+                    f"{op}: {name} along {axis} is {factor}, but must be from 1 to {_MOST_FACTOR}"
+                )
+        check_padding(op, axis, before, after)
         padded = size * up + before + after
         if padded < taps:
             raise RuntimeError(
@@ -367,10 +392,8 @@ def _output_size(op: str, x: Tensor, taps_x: int, taps_y: int, *numbers: int) ->
             )
         return (padded - taps) // down + 1
 
-    return (
-        size("y", x.size(2), taps_y, up_y, down_y, y0, y1),
-        size("x", x.size(3), taps_x, up_x, down_x, x0, x1),
-    )
+    width = size("x", x.size(3), taps_x, up_x, down_x, x0, x1)
+    return size("y", x.size(2), taps_y, up_y, down_y, y0, y1), width
 
 
 def _transposed(size: Sequence[int], out: Tensor, taps: tuple[int, int], arguments: Sequence[Any]) -> Any:
@@ -401,7 +424,7 @@ def _call(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
 
 
 def _fake(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
-    height, width = _output_size("upfirdn2d", x, *number_of_taps("upfirdn2d", f), *arguments[:8])
+    taps = number_of_taps("upfirdn2d", f)
     if f is not None and f.dtype != wide_dtype(x):
         raise RuntimeError(
             f"upfirdn2d: f is {dtype_name(f.dtype)}, but must be {dtype_name(wide_dtype(x))} for an x of "
@@ -409,6 +432,7 @@ def _fake(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
         )
     if f is not None and f.device != x.device:
         raise RuntimeError(f"upfirdn2d: f is on {f.device}, but must be on {x.device}, as x is")
+    height, width = _output_size("upfirdn2d", x, *taps, *arguments[:8], gain=arguments[-1])
     return new_like_images(x, [*x.shape[:2], height, width])
 
 
@@ -418,7 +442,7 @@ def _fake_filter_gradient(dy: Tensor, x: Tensor, taps_x: int, taps_y: int, *argu
         raise RuntimeError(
             f"{op}: the filter's shape is [{taps_y}, {taps_x}], but it must have at least one tap"
         )
-    height, width = _output_size(op, x, taps_x, taps_y, *arguments[:8])
+    height, width = _output_size(op, x, taps_x, taps_y, *arguments[:8], gain=arguments[-1])
     check_same_kind(op, x=x, dy=dy)
     if dy.shape != (*x.shape[:2], height, width):
         raise RuntimeError(
@@ -468,3 +492,4 @@ OPS = [
     Op(upsample2d, upsample2d_ref, _IMAGES),
     Op(downsample2d, downsample2d_ref, _IMAGES),
 ]
+ALSO = (setup_filter,)

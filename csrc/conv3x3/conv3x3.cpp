@@ -45,6 +45,7 @@ Tensor workspace(const Conv3x3Params& p, int64_t copies, const Tensor& x) {
 Tensor conv3x3(const Tensor& x, const Tensor& w_any, const OptionalTensor& b_any, int64_t pad_y,
                int64_t pad_x, bool transposed) {
   constexpr const char* op = "conv3x3";
+  dtype_of(x, op, "x");
   check_same_kind(w_any, "w", x, "x", op);
   AIGC_CHECK(
       w_any.dim() == 4 && w_any.size(0) > 0 && w_any.size(1) > 0 && w_any.size(2) == 3 && w_any.size(3) == 3,
@@ -78,6 +79,7 @@ Tensor conv3x3(const Tensor& x, const Tensor& w_any, const OptionalTensor& b_any
 
 Tensor conv3x3_weight_gradient(const Tensor& dy_any, const Tensor& x, int64_t pad_y, int64_t pad_x) {
   constexpr const char* op = "conv3x3_weight_gradient";
+  dtype_of(x, op, "x");
   check_same_kind(dy_any, "dy", x, "x", op);
   const Tensor x_dense = as_dense(x);
   Conv3x3Params p = make_params(x, x_dense, dy_any.dim() > 1 ? dy_any.size(1) : 0, pad_y, pad_x, op);

@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discriminator_loss_and_grad(
              ", but must be at least 0 and below 1");
   const bool with_targets = kind.term == GanTerm::softplus && !kind.paired && !kind.centred;
   AIGC_CHECK(label_smoothing == 0 || with_targets, op, ": label_smoothing is ", label_smoothing,
-             ", but kind ", kind_name, " has no labels: it must be 0");
+             ", but must be 0 for kind ", kind_name, ", which has no labels");
   AIGC_CHECK(std::isfinite(l2_weight) && l2_weight >= 0, op, ": l2_weight is ", l2_weight,
              ", but must be finite and at least 0");
 

@@ -65,10 +65,10 @@ Tensor sample_dot(const Tensor& a_any, const Tensor& b_any) {
 Tensor sample_scale(const Tensor& a_any, const Tensor& s_any) {
   constexpr const char* op = "sample_scale";
   SampleParams p = make_params(a_any, "a", op);
-  AIGC_CHECK(s_any.dim() == 1 && s_any.size(0) == p.samples && s_any.scalar_type() == sum_dtype(a_any) &&
-                 s_any.is_cpu() == a_any.is_cpu(),
-             op, ": s is ", dtype_name(s_any.scalar_type()), " of shape ", shape(s_any), ", but must be ",
-             dtype_name(sum_dtype(a_any)), " of shape [", p.samples, "] on the device of a");
+  check_same_device(s_any, "s", a_any, "a", op);
+  AIGC_CHECK(s_any.dim() == 1 && s_any.size(0) == p.samples && s_any.scalar_type() == sum_dtype(a_any), op,
+             ": s is ", dtype_name(s_any.scalar_type()), " of shape ", shape(s_any), ", but must be ",
+             dtype_name(sum_dtype(a_any)), " of shape [", p.samples, "]");
   const Tensor a = as_dense(a_any), s = as_format(s_any, false);
   const Tensor y = torch::stable::empty_like(a);
   if (a.numel() == 0) return y;

@@ -1,0 +1,53 @@
+"""Writes what the records of the ops say into the files that repeat it: `make docs`.
+
+- `aigc_ext/ops/__init__.py`: the exports;
+- `README.md`: the list of ops.
+
+tests/ops/test_records.py fails where a file is not up to date.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from aigc_ext.ops._op import Op, records
+
+ROOT = Path(__file__).parents[1]
+EXPORTS = ROOT / "aigc_ext" / "ops" / "__init__.py"
+README = ROOT / "README.md"
+
+
+def exported(ops: list[Op]) -> dict[str, list[str]]:
+    """The public names of each module: functions, their references, and what a module lists in ALSO."""
+    names: dict[str, set[str]] = {}
+    for op in ops:
+        also = op.public.__globals__.get("ALSO", ())
+        for function in (op.public, op.ref, *also):
+            names.setdefault(op.public.__module__, set()).add(function.__name__)
+    return {module: sorted(names[module]) for module in sorted(names)}
+
+
+def exports(text: str, ops: list[Op]) -> str:
+    """The module with its imports of ops, which come last, made anew."""
+    head = text[: text.index("# Of every op")]
+    lines = ["# Of every op: `make docs` writes these lines.\n"]
+    for module, names in exported(ops).items():
+        lines += [f"from {module} import {name} as {name}\n" for name in names]
+    return head + "".join(lines)
+
+
+def readme(text: str, ops: list[Op]) -> str:
+    """The text with its list of ops, between two comments, made anew."""
+    names = ", ".join(f"`{op.name}`" for op in ops)
+    return re.sub(r"(<!-- ops -->).*?(<!-- /ops -->)", rf"\1{names}\2", text, flags=re.DOTALL)
+
+
+def main() -> None:
+    for path, write in ((EXPORTS, exports), (README, readme)):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(write(text, records()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
