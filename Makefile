@@ -15,7 +15,7 @@ NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
 
-.PHONY: demo test test-avx2 lint sanitize bench gpu-check clean
+.PHONY: demo test test-avx2 lint sanitize docs bench gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 	AIGC_EXT_BACKEND=simt AIGC_SIMT_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
-	  tests/ops/test_properties.py tests/ops/test_adam_ema.py \
+	  tests/ops/test_properties.py tests/ops/test_records.py tests/ops/adam_ema \
 	  -k "not memory and not compile and not conv and not stddev and not opcheck and not threads"
 
 # The ops and layers once more as on a machine without AVX-512 and AMX: our kernels, and the libraries below PyTorch.
@@ -38,7 +38,7 @@ test-avx2: $(VENV)/installed $(VENV)/test-tools
 # with first and second derivatives. What is left out runs no code of ours, or the same again.
 sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
 	$(BIN)/python -m tests.sanitize -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
-	  tests/ops/test_adam_ema.py -k "(budget or second_order or surroundings or adam) and not conv2d \
+	  tests/ops/adam_ema -k "(budget or second_order or surroundings or adam) and not conv2d \
 	  and not conv_transpose and not stddev"
 
 lint: $(VENV)/installed $(VENV)/lint-tools
@@ -46,6 +46,10 @@ lint: $(VENV)/installed $(VENV)/lint-tools
 	$(BIN)/ruff format --check .
 	git ls-files '*.h' '*.cpp' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+
+# What the records of the ops say, where README and the exports repeat it.
+docs: $(VENV)/installed
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(BIN)/python -m benchmarks

@@ -1,10 +1,10 @@
-"""Hypothesis draws the same examples in every run, so that a failure is one for everybody. To look for new
-ones:
-``HYPOTHESIS_PROFILE=explore make test``."""
+"""Hypothesis draws the same examples in every run, so that a failure is one for everybody.
+``HYPOTHESIS_PROFILE=explore make test`` looks for new ones."""
 
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +35,9 @@ elif _backend not in ("cpu", "simt"):
     raise pytest.UsageError(f"AIGC_EXT_BACKEND is '{_backend}', but must be cpu or simt")
 
 
-# ---- tests for a card, marked `cuda` -----------------------------------------------------------------------
-# Without one they are deselected, not skipped one by one. `pytest -m cuda` without one is an error.
+# ---- tests on a card ---------------------------------------------------------------------------------------
+# A test that is marked `card` runs on the CPU, and again on a card, marked `cuda`. Without a card, what is
+# marked `cuda` is deselected, not skipped one by one; `pytest -m cuda` is then an error.
 
 
 def _why_no_cuda() -> str | None:
@@ -71,10 +72,28 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("card"):
+        devices = [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.cuda)]
+        metafunc.parametrize("device", devices, indirect=True, ids=["cpu", "cuda"])
+
+
 @pytest.fixture
-def device() -> torch.device:
-    """Where the property suite runs; tests/cuda has another one."""
-    return torch.device("cpu")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test runs."""
+    on_a_card = request.node.get_closest_marker("cuda") is not None
+    return getattr(request, "param", torch.device("cuda", 0) if on_a_card else torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def default_device(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
+    """A fact of one op makes its tensors on PyTorch's default device; a case of the property suite knows its
+    own, and so do the tests for cards alone."""
+    if request.node.get_closest_marker("card") and "case" not in request.fixturenames:
+        with device:
+            yield
+    else:
+        yield
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tests.ops.cases import all_cases
-from tests.ops.suite import OpCase, outputs_of, prepare, seeded
+from tests.ops.suite import OpCase, all_cases, outputs_of, prepare, seeded
 
 CASES = [case for case in all_cases() if not case.cpu_only]
 

@@ -13,8 +13,8 @@ import torch
 
 from aigc_ext import ops
 from tests.cuda.calls import CASES, on
+from tests.ops.adam_ema.test_adam_ema import arguments
 from tests.ops.suite import prepare, values_and_gradients
-from tests.ops.test_adam_ema import arguments
 from tests.ops.test_properties import draw_example
 
 FEW = ("bias_act[lrelu]", "bias_act[swish]", "discriminator_loss[logistic]")  # of those with many variants

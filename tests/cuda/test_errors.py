@@ -8,8 +8,8 @@ from torch import Tensor
 
 from aigc_ext import ops
 from tests.cuda.calls import CASES
+from tests.ops.adam_ema.test_adam_ema import arguments
 from tests.ops.suite import OpCase, outputs_of, prepare
-from tests.ops.test_adam_ema import arguments
 
 pytestmark = pytest.mark.cuda
 

@@ -22,8 +22,8 @@ from tests.cuda.calls import (
     orders,
     synchronisation_is_an_error,
 )
+from tests.ops.adam_ema.test_adam_ema import NUMBERS, arguments
 from tests.ops.suite import OpCase
-from tests.ops.test_adam_ema import NUMBERS, arguments
 
 pytestmark = pytest.mark.cuda
 

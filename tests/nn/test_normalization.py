@@ -58,6 +58,7 @@ def test_half_images_beside_float32_parameters(dtype):
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.card
 def test_the_variance_of_numbers_far_from_zero():
     x = torch.randn(64, 3, 16, 16) + 30_000
     for x_ in (x, x.contiguous(memory_format=torch.channels_last)):

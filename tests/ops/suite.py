@@ -1,5 +1,4 @@
-"""What every op is held to. An op plugs in with an OpCase (tests/ops/cases/<op>.py);
-tests/ops/test_properties.py runs
+"""What every op is held to. An op plugs in with an OpCase (tests/ops/<op>/case.py); test_properties.py runs
 each property on each case.
 
 The error budget, with the float64 reference as truth, in the maximum and in the relative L2 norm:
@@ -8,14 +7,27 @@ The error budget, with the float64 reference as truth, in the maximum and in the
 
 from __future__ import annotations
 
+import importlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import torch
+from hypothesis import given, settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from aigc_ext.ops._gradients import flattened
+from aigc_ext.ops._op import NATIVES
+
+alphas = st.one_of(st.none(), st.sampled_from([0.0, 0.2, -0.3, 1.5]))
+gains = st.one_of(st.none(), st.sampled_from([0.0, 1.0, -1.7, 0.3]))
+clamps = st.one_of(st.none(), st.sampled_from([0.0, 0.25, 1.0, 256.0]))
+seeds = st.integers(0, 2**31)
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "transposed", "channels_last", "offset")
@@ -39,13 +51,10 @@ class OpCase:
     function: Callable[..., Any]  # function(**inputs, **options) -> Tensor or tuple of tensors
     reference: Callable[..., Any]
     calls: st.SearchStrategy[Call]  # sizes from 0
-    small_calls: st.SearchStrategy[
-        Call
-    ]  # a few elements, nothing on a corner of f: for numeric differentiation
+    # A few elements, nothing on a corner of f: for numeric differentiation.
+    small_calls: st.SearchStrategy[Call]
     # large_call(): enough elements for several threads; large_call(scale): that many times as many
     large_call: Callable[..., Call]
-    # (overload, arguments) of every native op behind the function, for opcheck; None if they are other ops'
-    native: Callable[[], Sequence[tuple[Any, tuple[Any, ...]]]] | None
     constant: tuple[str, ...] = ()  # inputs that have no gradient
     twice_differentiable: bool = True
     keeps_format: bool = True  # the first output has the memory format of the input `x`
@@ -60,6 +69,13 @@ class OpCase:
     cpu_only: bool = False  # elsewhere the function is PyTorch's own
     dtypes: tuple[torch.dtype, ...] = DTYPES
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+
+
+def all_cases() -> list[OpCase]:
+    """The lists CASES of all files tests/ops/<op>/case.py."""
+    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/case.py"))
+    modules = [importlib.import_module(f"{__package__}.{folder}.case") for folder in folders]
+    return [case for module in modules for case in module.CASES]
 
 
 def seeded(shape: Sequence[int], seed: int, scale: float = 1.0) -> Tensor:
@@ -99,9 +115,7 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
         order = [0, *range(2, x.dim()), 1]
         back = [order.index(d) for d in range(x.dim())]
         return x.permute(order).contiguous().permute(back)
-    if (
-        layout == "offset"
-    ):  # a pointer that is aligned to one element only, and elements that are not adjacent
+    if layout == "offset":  # a pointer aligned to one element only, and elements that are not adjacent
         base = x.new_full((x.numel() * 2 + 1,), float("nan"))
         view = (
             base[1:].as_strided(x.shape, [s * 2 for s in x.contiguous().stride()]) if x.numel() else x.clone()
@@ -156,8 +170,7 @@ def values_and_gradients(
     return result
 
 
-# The float64 reference has an error of its own: about this, absolutely (sigmoid' = y(1 - y), for one,
-# cancels).
+# The float64 reference has an error of its own, absolutely about this: sigmoid' = y(1 - y), for one, cancels.
 TRUTH_ERROR = 1e-15
 # A result may be off by a few roundings even where the plain computation happens to be exact.
 FLOOR = {
@@ -194,7 +207,7 @@ def check_budget(
 @contextmanager
 def without_onednn(dtype: torch.dtype) -> Iterator[None]:
     """Inside, PyTorch computes in bfloat16 by itself: oneDNN's convolutions can be anything there
-    (``_in_float32`` in aigc_ext/ops/conv2d_act.py), and a budget relative to garbage proves nothing."""
+    (``_dtype_route`` in aigc_ext/ops/conv2d_act.py), and a budget relative to garbage proves nothing."""
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(before and dtype != torch.bfloat16)
     try:
@@ -225,3 +238,143 @@ def check_call(case: OpCase, call: Call, dtype: torch.dtype, layout: str, seed: 
         what = f"{case.name}, {dtype}, {layout}, {name}"
         factor = case.half_factor if dtype.itemsize == 2 else 2.0
         check_budget(ours[name], plain[name], truth[name], dtype, what, factor)
+
+
+def check_nonfinite(function: Callable[..., Tensor], reference: Callable[..., Tensor], value: float) -> None:
+    """One number that is NaN or infinite comes out as in plain PyTorch."""
+    x = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    x[1, 2, 0] = value
+    torch.testing.assert_close(function(x), reference(x), equal_nan=True)
+
+
+# ---- native calls ------------------------------------------------------------------------------------------
+
+
+class _NativeCalls(TorchDispatchMode):
+    """Notes the calls of our native ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "aigc":
+            self.calls.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+def native_calls(case: OpCase) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Calls of all native ops behind small calls of a case and its first and second derivatives, in several
+    dtypes and layouts; at most a few of each op. Tensors with a gradient require it."""
+    found: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+    kinds = [(torch.float32, "contiguous"), (torch.float32, "channels_last"), (case.dtypes[-1], "contiguous")]
+    for call in examples(case.small_calls, 2):
+        for dtype, layout in kinds:
+            with _NativeCalls() as seen:
+                _run_to_second_order(case, call, dtype, layout)
+            for overload, arguments in seen.calls:
+                found.setdefault((overload, *(_kind(value) for value in arguments)), (overload, arguments))
+    taken: Counter[Any] = Counter()
+    result = []
+    for overload, arguments in found.values():
+        taken[overload] += 1
+        if taken[overload] <= _CALLS_OF_EACH:
+            result.append((overload, _as_leaves(overload, arguments)))
+    return result
+
+
+_CALLS_OF_EACH = 4
+
+
+def _run_to_second_order(case: OpCase, call: Call, dtype: torch.dtype, layout: str) -> None:
+    inputs = prepare(call, case, dtype, layout)
+    with torch.no_grad():
+        outputs_of(case.function, inputs, call.options)
+    leaves = [t for t in inputs.values() if t is not None and t.requires_grad]
+    for wanted in (leaves, leaves[:1]):
+        outputs = [y for y in outputs_of(case.function, inputs, call.options) if y.requires_grad]
+        cotangents = [torch.randn_like(y).requires_grad_() for y in outputs]
+        slopes = torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True)
+        squares = [(g * g).sum() for g in slopes if g is not None and g.requires_grad]
+        if squares and case.twice_differentiable:
+            torch.autograd.grad(sum(squares), [*leaves, *cotangents], allow_unused=True)
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
+    if isinstance(value, Tensor):
+        return value.dtype, value.dim(), value.is_contiguous()
+    return value if isinstance(value, (bool, str)) else type(value)
+
+
+def _as_leaves(overload: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies of the tensors in the same layout, which require a gradient if the op has one for them."""
+    names = [argument.name for argument in overload._schema.arguments]
+    saves = dict(zip(names, arguments, strict=False)).get("save", True)
+    wrt = NATIVES[overload.name().removeprefix("aigc::")].wrt if saves else ()
+
+    def leaf(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [leaf(name, item) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        return copy.copy_(value.detach()).requires_grad_(name in wrt and value.is_floating_point())
+
+    return tuple(leaf(name, value) for name, value in zip(names, arguments, strict=False))
+
+
+def changed_calls(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The same call with one argument that may not fit."""
+    for i, value in enumerate(arguments):
+        others: list[Any] = []
+        if isinstance(value, Tensor):
+            value = value.detach()
+            narrow = torch.float32 if value.dtype == torch.float64 else torch.float64
+            others = [value.to(narrow), value.unsqueeze(0), value.new_zeros(()), value.int()]
+            if value.dim() and value.size(-1):
+                others.append(torch.cat([value, value[..., :1]], -1))
+        elif isinstance(value, bool):
+            others = [not value]
+        elif isinstance(value, int):
+            others = [value + 1, -1, 7, 1 << 41]
+        elif isinstance(value, float):
+            others = [float("nan"), -1.0]
+        elif isinstance(value, str):
+            others = ["?"]
+        for other in others:
+            yield (*arguments[:i], other, *arguments[i + 1 :])
+
+
+def outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Sizes, strides (where they matter) and dtypes of a call's results, or the error."""
+    try:
+        result = function(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".replace("on the CPU", "on cpu")
+    results = flattened(result) if isinstance(result, tuple) else [result]
+    return [
+        (
+            tuple(t.shape),
+            t.dtype,
+            [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1 and t.numel()],
+        )
+        for t in results
+    ]
+
+
+def examples(strategy: st.SearchStrategy[Call], count: int) -> list[Call]:
+    """So many calls that are the same in every run, those with most elements first."""
+    found: list[Call] = []
+
+    @settings(max_examples=20, database=None, derandomize=True, deadline=None)
+    @given(strategy)
+    def collect(call: Call) -> None:
+        found.append(call)
+
+    collect()
+    found.sort(
+        key=lambda call: sum(0 if t is None else t.numel() for t in call.inputs.values()), reverse=True
+    )
+    return found[:count]

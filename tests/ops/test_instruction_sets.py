@@ -10,8 +10,7 @@ import sys
 import pytest
 
 CHECK_ALL = """
-from tests.ops.cases import all_cases
-from tests.ops.suite import check_call
+from tests.ops.suite import all_cases, check_call
 import torch
 for case in all_cases():
     for dtype in case.dtypes:

@@ -1,4 +1,4 @@
-"""Every property of suite.py on every op: here on the CPU, in tests/cuda/test_properties.py on a card."""
+"""Every property of suite.py on every op. Those that could come out differently on a card run there too."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aigc_ext import decompose
-from tests.ops.cases import all_cases
 from tests.ops.suite import (
     LAYOUTS,
+    Call,
     OpCase,
+    all_cases,
+    changed_calls,
     check_call,
+    examples,
+    native_calls,
+    outcome,
     outputs_of,
     prepare,
     values_and_gradients,
@@ -58,27 +64,16 @@ def heap_in_use() -> Iterator[Callable[[], int]]:
 
 # Indirect: the fixture `case` (tests/conftest.py) puts it on the device.
 per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name, indirect=True)
-per_native_case = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.native], ids=lambda case: case.name, indirect=True
-)
+on_a_card_too = pytest.mark.card
 
 
-def draw_example(strategy: st.SearchStrategy, filter_=lambda call: True):  # type: ignore[no-untyped-def]
+def draw_example(strategy: st.SearchStrategy) -> Call:
     """One example that is the same in every run."""
-    found = []
-
-    @settings(max_examples=20, database=None, derandomize=True, deadline=None)
-    @given(strategy)
-    def collect(call):  # type: ignore[no-untyped-def]
-        if filter_(call):
-            found.append(call)
-
-    collect()
-    assert found, "the strategy of the case gives no such example"
-    return max(found, key=lambda call: sum(0 if t is None else t.numel() for t in call.inputs.values()))
+    return examples(strategy, 1)[0]
 
 
 @per_case
+@on_a_card_too
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_and_gradients_are_within_the_error_budget(case: OpCase, layout: str) -> None:
     @settings(max_examples=25, deadline=None)
@@ -90,6 +85,7 @@ def test_values_and_gradients_are_within_the_error_budget(case: OpCase, layout: 
 
 
 @per_case
+@on_a_card_too
 def test_gradients_are_right_to_second_order(case: OpCase) -> None:
     @settings(max_examples=8, deadline=None)
     @given(case.small_calls)
@@ -112,6 +108,7 @@ def test_gradients_are_right_to_second_order(case: OpCase) -> None:
 
 
 @per_case
+@on_a_card_too
 def test_third_derivative_is_the_references(case: OpCase) -> None:
     @settings(max_examples=5, deadline=None)
     @given(case.small_calls)
@@ -133,20 +130,38 @@ def test_third_derivative_is_the_references(case: OpCase) -> None:
         check()
 
 
-@per_native_case
+@per_case
+@on_a_card_too
 def test_opcheck(case: OpCase) -> None:
-    with case.device:
-        calls = case.native()
-    assert calls, "no native call to check"
-    for overload, arguments in calls:
+    for overload, arguments in native_calls(case):
         torch.library.opcheck(overload, arguments)
 
 
-@per_native_case
+@per_case
+def test_the_fake_kernel_refuses_what_the_op_refuses(case: OpCase) -> None:
+    """In the same words; and it says the same of the results."""
+    for overload, arguments in native_calls(case):
+        for changed in changed_calls(arguments):
+            with torch.no_grad():
+                real = outcome(overload, changed)
+            with FakeTensorMode() as mode, torch.no_grad():
+                fakes = [
+                    [mode.from_tensor(t) for t in v]
+                    if isinstance(v, list) and isinstance(v[0], torch.Tensor)
+                    else mode.from_tensor(v)
+                    if isinstance(v, torch.Tensor)
+                    else v
+                    for v in changed
+                ]
+                fake = outcome(overload, tuple(fakes))
+            assert fake == real, f"{overload}: {changed}"
+
+
+@per_case
 def test_calls_leave_no_memory_behind(case: OpCase, heap_in_use: Callable[[], int]) -> None:
     call = draw_example(case.small_calls)
     inputs = prepare(call, case, torch.float32)
-    native = case.native()
+    native = native_calls(case)
 
     def growth() -> int:
         before = heap_in_use()
@@ -184,6 +199,7 @@ def test_result_does_not_depend_on_the_number_of_threads(case: OpCase) -> None:
 
 
 @per_case
+@on_a_card_too
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_large_call_is_within_the_error_budget(case: OpCase, layout: str) -> None:
     for dtype in case.dtypes:
@@ -191,10 +207,12 @@ def test_a_large_call_is_within_the_error_budget(case: OpCase, layout: str) -> N
 
 
 @per_case
+@on_a_card_too
 def test_memory_format_is_kept(case: OpCase) -> None:
     if not case.keeps_format:
         pytest.skip("the output has other dimensions than x")
-    call = draw_example(case.calls, lambda c: c.inputs["x"].dim() == 4 and min(c.inputs["x"].shape) > 1)
+    images = case.calls.filter(lambda c: c.inputs["x"].dim() == 4 and min(c.inputs["x"].shape) > 1)
+    call = draw_example(images)
     inputs = prepare(call, case, torch.float32, "channels_last")
     (y, *_) = outputs_of(case.function, inputs, call.options)
     assert y.stride() == torch.empty_like(y, memory_format=torch.channels_last).stride()
@@ -203,6 +221,7 @@ def test_memory_format_is_kept(case: OpCase) -> None:
 
 
 @per_case
+@on_a_card_too
 def test_inputs_and_their_surroundings_are_left_alone(case: OpCase) -> None:
     @settings(max_examples=10, deadline=None)
     @given(case.calls)
@@ -222,6 +241,7 @@ def test_inputs_and_their_surroundings_are_left_alone(case: OpCase) -> None:
 
 
 @per_case
+@on_a_card_too
 def test_fullgraph_compile_trains(case: OpCase) -> None:
     call = draw_example(case.small_calls)
     torch._dynamo.reset()
@@ -236,6 +256,7 @@ def test_fullgraph_compile_trains(case: OpCase) -> None:
 
 
 @per_case
+@on_a_card_too
 def test_decomposed_is_the_reference(case: OpCase) -> None:
     """Bit for bit, or where another form was chosen, within the budget."""
     if not case.decomposes_to_reference:
@@ -284,6 +305,7 @@ def penalty(scalar):  # type: ignore[no-untyped-def]
 
 
 @per_case
+@on_a_card_too
 def test_penalty_inside_one_compiled_graph(case: OpCase) -> None:
     if not case.twice_differentiable:
         pytest.skip("not twice differentiable")
@@ -295,6 +317,7 @@ def test_penalty_inside_one_compiled_graph(case: OpCase) -> None:
 
 
 @per_case
+@on_a_card_too
 def test_functional_transforms(case: OpCase) -> None:
     leaf, ours, reference = one_leaf(case)
     torch.testing.assert_close(torch.func.grad(ours)(leaf), torch.func.grad(reference)(leaf))
