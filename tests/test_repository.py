@@ -1,0 +1,54 @@
+"""What is in the repository beside code: documents and decisions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DECISIONS = ROOT / "docs" / "decisions"
+
+pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+
+
+def files(*patterns: str) -> list[Path]:
+    """Tracked files, and those that are about to be."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for line in listed.splitlines() if (path := ROOT / line).exists()]
+
+
+def anchors(document: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_relative_links_resolve() -> None:
+    broken = []
+    for document in files("*.md"):
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
+        for link in re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', text):
+            target, _, anchor = "".join(link).partition("#")
+            if re.match(r"[a-z]+:", target):  # https:, mailto:
+                continue
+            path = document.parent / target if target else document
+            if not path.exists() or (anchor and anchor not in anchors(path)):
+                broken.append(f"{document.relative_to(ROOT)}: {''.join(link)}")
+    assert not broken
+
+
+def test_documents_name_no_path_of_one_machine() -> None:
+    for document in files("*.md", ".github", ".pre-commit-config.yaml"):
+        found = re.findall(r"(?<![\w.~}-])/(?:work|root|tmp|home)\b\S*", document.read_text())
+        assert not found, document.relative_to(ROOT)
+
+
+def test_every_decision_is_in_the_index() -> None:
+    pages = sorted(path for path in DECISIONS.glob("*.md") if path.name != "README.md")
+    listed = re.findall(r"^\| \[(\d{4})\]\(([^)]+)\) \|", (DECISIONS / "README.md").read_text(), re.MULTILINE)
+    assert listed == [(path.name[:4], path.name) for path in pages]
+    assert len({number for number, _ in listed}) == len(listed), "two decisions have one number"
