@@ -1,4 +1,4 @@
-"""What is in the repository beside code: documents and decisions."""
+"""What is in the repository beside code: documents, decisions, the glossary."""
 
 from __future__ import annotations
 
@@ -52,3 +52,14 @@ def test_every_decision_is_in_the_index() -> None:
     listed = re.findall(r"^\| \[(\d{4})\]\(([^)]+)\) \|", (DECISIONS / "README.md").read_text(), re.MULTILINE)
     assert listed == [(path.name[:4], path.name) for path in pages]
     assert len({number for number, _ in listed}) == len(listed), "two decisions have one number"
+
+
+def test_the_glossary_is_sorted_and_its_places_exist() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    _, *sections = re.split(r"^## .+$", text, flags=re.MULTILINE)
+    for section in sections:
+        terms = re.findall(r"^- \*\*(.+?)\*\*: ", section, re.MULTILINE)
+        assert len(terms) == len(re.findall("^- ", section, re.MULTILINE)) > 1
+        assert terms == sorted(terms, key=str.casefold)
+    for place in re.findall(r"`((?:aigc_ext|benchmarks|csrc|tests)/[^`]+)`", text):
+        assert (ROOT / place).exists(), place
