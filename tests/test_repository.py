@@ -1,4 +1,4 @@
-"""What is in the repository beside code: documents, decisions, the glossary."""
+"""What is in the repository beside code: documents, decisions, the glossary, hooks."""
 
 from __future__ import annotations
 
@@ -63,3 +63,24 @@ def test_the_glossary_is_sorted_and_its_places_exist() -> None:
         assert terms == sorted(terms, key=str.casefold)
     for place in re.findall(r"`((?:aigc_ext|benchmarks|csrc|tests)/[^`]+)`", text):
         assert (ROOT / place).exists(), place
+
+
+def test_the_hooks_are_make_lint() -> None:
+    yaml = pytest.importorskip("yaml")
+    recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    commands = recipe[1].replace("\\\n", " ").replace("$(BIN)/", ".venv/bin/")
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = repository["hooks"]
+    assert repository["repo"] == "local"
+    assert all(hook["language"] == "system" for hook in hooks)
+
+    def as_in_make(hook: dict[str, str]) -> str:
+        if hook.get("pass_filenames", True):  # of the endings in `files`
+            endings = re.fullmatch(r"\\\.\(([\w|]+)\)\$", hook["files"])
+            assert endings, hook["files"]
+            patterns = " ".join(f"'*.{ending}'" for ending in endings[1].split("|"))
+            return f"git ls-files {patterns} | xargs {hook['entry']}"
+        return hook["entry"]
+
+    assert [as_in_make(hook) for hook in hooks] == [line.strip() for line in commands.splitlines()]
