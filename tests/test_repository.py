@@ -1,4 +1,4 @@
-"""What is in the repository beside code: documents, decisions, the glossary, hooks."""
+"""What is in the repository beside code: documents, decisions, the glossary, hooks, CI."""
 
 from __future__ import annotations
 
@@ -84,3 +84,36 @@ def test_the_hooks_are_make_lint() -> None:
         return hook["entry"]
 
     assert [as_in_make(hook) for hook in hooks] == [line.strip() for line in commands.splitlines()]
+
+
+def test_every_yaml_file_is_sound() -> None:
+    yaml = pytest.importorskip("yaml")
+    forms = ROOT / ".github" / "ISSUE_TEMPLATE"
+    for path in files("*.yml", "*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        assert isinstance(content, dict), path
+        if path.parent == forms and path.name != "config.yml":
+            asked = {field["id"]: field["attributes"]["label"] for field in content["body"]}
+            assert len(asked) == len(content["body"])
+            assert content["name"]
+            assert content["description"]
+            assert "aigc_ext.info" in asked.get("info", "") or path.name == "feature.yml"
+
+
+def test_ci_runs_what_the_documents_promise() -> None:
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    jobs = workflow["jobs"]
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in jobs.items():
+        assert "timeout-minutes" in job, name
+        assert "permissions" not in job, name
+        for step in job["steps"]:
+            assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/none@v0")), step
+    matrix = jobs["ops"]["strategy"]["matrix"]
+    oldest = re.search(r'requires-python = ">=(.+)"', (ROOT / "pyproject.toml").read_text())
+    assert oldest
+    assert matrix["python"][0] == oldest[1]
+    compatibility = (ROOT / "docs" / "compatibility.md").read_text()
+    assert all(re.search(rf"\b{re.escape(torch)}\.\d", compatibility) for torch in matrix["torch"])
+    assert {"run": ".ci/run"} in jobs["reference"]["steps"]
