@@ -93,7 +93,7 @@ $(SIMT) $(SANITIZED): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/si
 	@touch $@
 
 $(VENV)/test-tools: $(VENV)/torch pyproject.toml
-	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath braceexpand webdataset imageio-ffmpeg huggingface_hub \
+	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath braceexpand webdataset pyyaml imageio-ffmpeg huggingface_hub \
 	  onnx onnxscript onnxruntime nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	@touch $@
 
