@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
+from aigc_ext.config import ConfigError, parse_setting
 from aigc_ext.data import DatasetError
 from aigc_ext.metrics import MetricError
 from aigc_ext.training import (
@@ -24,7 +25,6 @@ from aigc_ext.training import (
     TrainResult,
     find_resume_point,
 )
-from aigc_ext.training.config import ConfigError, parse_setting
 from aigc_ext.training.cost import probe
 
 # Option -> key of TrainConfig. An option that is not given leaves the preset's, the file's or the run's

@@ -2,151 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Literal
 
-T = TypeVar("T", bound="_Config")
+from aigc_ext.config import (
+    Choice,
+    Config,
+    ConfigError,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Range,
+    parse_setting,
+)
 
-
-class ConfigError(ValueError):
-    """A key that does not exist, or a value that is not allowed; the message names key, value and rule."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Limits of a number: `ge`/`le` inclusive, `gt`/`lt` exclusive."""
-
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-
-    def broken_rule(self, value: float) -> str | None:
-        # Written as `not (in range)`, so that NaN breaks every rule.
-        if self.ge is not None and not value >= self.ge:
-            return f"at least {self.ge}"
-        if self.gt is not None and not value > self.gt:
-            return f"greater than {self.gt}"
-        if self.le is not None and not value <= self.le:
-            return f"at most {self.le}"
-        if self.lt is not None and not value < self.lt:
-            return f"less than {self.lt}"
-        return None
-
-
-Count = Annotated[int, Range(ge=1)]
-NonNegative = Annotated[float, Range(ge=0)]
-Positive = Annotated[float, Range(gt=0)]
-Fraction = Annotated[float, Range(ge=0, lt=1)]
-
-
-def _check(key: str, value: Any, hint: Any) -> Any:
-    """Returns `value` in the form that `hint` asks for, or raises ConfigError."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        value = _check(key, value, args[0])
-        for limit in args[1:]:
-            if rule := limit.broken_rule(value):
-                raise ConfigError(f"{key} is {value}, but must be {rule}")
-        return value
-    if origin in (Union, types.UnionType):
-        if isinstance(args[0], type) and issubclass(args[0], _Config):
-            return value if isinstance(value, args) else _check(key, value, _of_family(key, value, args))
-        if value is None:
-            return None
-        (inner,) = (arg for arg in args if arg is not type(None))
-        return _check(key, value, inner)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{key} is {value!r}, but must be one of {', '.join(map(repr, args))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{key} is {value!r}, but must be a list")
-        if args[-1] is Ellipsis:
-            args = (args[0],) * len(value)
-        if len(value) != len(args):
-            raise ConfigError(f"{key} has {len(value)} entries, but must have {len(args)}")
-        entries = zip(value, args, strict=True)
-        return tuple(_check(f"{key}[{i}]", entry, arg) for i, (entry, arg) in enumerate(entries))
-    if isinstance(hint, type) and issubclass(hint, _Config):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return hint.from_dict(value, prefix=f"{key}.")
-        raise ConfigError(f"{key} is {value!r}, but must be an object with keys")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    # bool is an int to Python, but `batch=true` is a mistake.
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-        raise ConfigError(f"{key} is {value!r}, but must be {names[hint]}")
-    if hint is float and not math.isfinite(value):
-        raise ConfigError(f"{key} is {value}, but must be finite")
-    return value
-
-
-def _of_family(key: str, value: Any, families: tuple[Any, ...]) -> Any:
-    """The one of several classes of configs that an object's "family" names; without it, the first."""
-    named = value.get("family") if isinstance(value, Mapping) else None
-    by_name = {family.family: family for family in families}
-    if named is None:
-        return families[0]
-    if named not in by_name:
-        names = ", ".join(map(repr, by_name))
-        raise ConfigError(f"{key}.family is {named!r}, but must be one of {names}")
-    return by_name[named]
+__all__ = [
+    "AdamConfig",
+    "AugmentConfig",
+    "ConfigError",
+    "DCGANDiscriminatorConfig",
+    "DCGANGeneratorConfig",
+    "DataConfig",
+    "EMAConfig",
+    "LossConfig",
+    "MLPDiscriminatorConfig",
+    "MLPGeneratorConfig",
+    "R3GANDiscriminatorConfig",
+    "R3GANGeneratorConfig",
+    "Range",
+    "SNGANDiscriminatorConfig",
+    "SNGANGeneratorConfig",
+    "StyleGAN2DiscriminatorConfig",
+    "StyleGAN2GeneratorConfig",
+    "StyleGAN3GeneratorConfig",
+    "TrainConfig",
+    "parse_setting",
+]
 
 
 @dataclass(frozen=True)
-class _Config:
-    """A frozen dataclass that checks its fields against their annotations, however it is made."""
-
-    def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            object.__setattr__(self, name, _check(name, getattr(self, name), hint))
-
-    @classmethod
-    def from_dict(cls: type[T], values: Mapping[str, Any], *, base: T | None = None, prefix: str = "") -> T:
-        """Builds the config from plain values; what they leave out is `base`'s, or the default.
-
-        Raises ConfigError naming an unknown key, or a value of the wrong type or out of range.
-        """
-        hints = typing.get_type_hints(cls, include_extras=True)
-        checked: dict[str, Any] = {}
-        for name, value in values.items():
-            if name not in hints:
-                raise ConfigError(_unknown(f"{prefix}{name}", name, list(hints)))
-            inherited = getattr(base, name, None)
-            changes_family = isinstance(value, Mapping) and value.get("family") not in (
-                None,
-                getattr(inherited, "family", None),
-            )
-            if isinstance(inherited, _Config) and isinstance(value, Mapping) and not changes_family:
-                checked[name] = inherited.from_dict(value, base=inherited, prefix=f"{prefix}{name}.")
-            else:
-                checked[name] = _check(f"{prefix}{name}", value, hints[name])
-        return cls(**checked) if base is None else dataclasses.replace(base, **checked)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def _unknown(key: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"unknown key {key}; {f'did you mean {close[0]}? ' if close else ''}known here: {', '.join(known)}"
-
-
-@dataclass(frozen=True)
-class DataConfig(_Config):
+class DataConfig(Config):
     source: str = "mnist5k"
     """An embedded data set's name or a path; see `aigc_ext.data.open_dataset`."""
     cond: bool = False
@@ -156,49 +53,59 @@ class DataConfig(_Config):
 
 
 @dataclass(frozen=True)
-class MLPGeneratorConfig(_Config):
-    family: Literal["mlp"] = "mlp"
+class GeneratorConfig(Choice, usual="mlp"):
+    family: str = field(default="")
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(Choice, usual="mlp"):
+    family: str = field(default="")
+
+
+@dataclass(frozen=True)
+class MLPGeneratorConfig(GeneratorConfig):
+    family: Literal["mlp"] = field(default="mlp")
     z_dim: Count = 100
     hidden: tuple[Count, ...] = (256, 128, 64)
 
 
 @dataclass(frozen=True)
-class MLPDiscriminatorConfig(_Config):
-    family: Literal["mlp"] = "mlp"
+class MLPDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["mlp"] = field(default="mlp")
     hidden: tuple[Count, ...] = (128, 64)
 
 
 @dataclass(frozen=True)
-class DCGANGeneratorConfig(_Config):
-    family: Literal["dcgan"] = "dcgan"
+class DCGANGeneratorConfig(GeneratorConfig):
+    family: Literal["dcgan"] = field(default="dcgan")
     z_dim: Count = 100
     channels: Count = 64
     """Of the finest hidden images; twice as many for each halving of the sides."""
 
 
 @dataclass(frozen=True)
-class DCGANDiscriminatorConfig(_Config):
-    family: Literal["dcgan"] = "dcgan"
+class DCGANDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["dcgan"] = field(default="dcgan")
     channels: Count = 64
     """Of the first hidden layer; twice as many for each halving of the sides."""
 
 
 @dataclass(frozen=True)
-class SNGANGeneratorConfig(_Config):
-    family: Literal["sngan"] = "sngan"
+class SNGANGeneratorConfig(GeneratorConfig):
+    family: Literal["sngan"] = field(default="sngan")
     z_dim: Count = 128
     channels: Count = 256
 
 
 @dataclass(frozen=True)
-class SNGANDiscriminatorConfig(_Config):
-    family: Literal["sngan"] = "sngan"
+class SNGANDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["sngan"] = field(default="sngan")
     channels: Count = 128
 
 
 @dataclass(frozen=True)
-class StyleGAN2GeneratorConfig(_Config):
-    family: Literal["stylegan2"] = "stylegan2"
+class StyleGAN2GeneratorConfig(GeneratorConfig):
+    family: Literal["stylegan2"] = field(default="stylegan2")
     z_dim: Count = 512
     w_dim: Count = 512
     mapping_layers: Count = 8
@@ -211,8 +118,8 @@ class StyleGAN2GeneratorConfig(_Config):
 
 
 @dataclass(frozen=True)
-class StyleGAN2DiscriminatorConfig(_Config):
-    family: Literal["stylegan2"] = "stylegan2"
+class StyleGAN2DiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["stylegan2"] = field(default="stylegan2")
     channel_base: Count = 32768
     channel_max: Count = 512
     group_size: Count = 4
@@ -220,8 +127,8 @@ class StyleGAN2DiscriminatorConfig(_Config):
 
 
 @dataclass(frozen=True)
-class StyleGAN3GeneratorConfig(_Config):
-    family: Literal["stylegan3"] = "stylegan3"
+class StyleGAN3GeneratorConfig(GeneratorConfig):
+    family: Literal["stylegan3"] = field(default="stylegan3")
     variant: Literal["t", "r"] = "t"
     """Equivariant to translation, or to rotation too."""
     z_dim: Count = 512
@@ -235,8 +142,8 @@ class StyleGAN3GeneratorConfig(_Config):
 
 
 @dataclass(frozen=True)
-class R3GANGeneratorConfig(_Config):
-    family: Literal["r3gan"] = "r3gan"
+class R3GANGeneratorConfig(GeneratorConfig):
+    family: Literal["r3gan"] = field(default="r3gan")
     z_dim: Count = 64
     channel_base: Count = 24576
     """Channels at a resolution are this number divided by its larger side, rounded down to whole groups..."""
@@ -253,8 +160,8 @@ class R3GANGeneratorConfig(_Config):
 
 
 @dataclass(frozen=True)
-class R3GANDiscriminatorConfig(_Config):
-    family: Literal["r3gan"] = "r3gan"
+class R3GANDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["r3gan"] = field(default="r3gan")
     channel_base: Count = 24576
     channel_max: Count = 768
     blocks: Count = 2
@@ -263,7 +170,7 @@ class R3GANDiscriminatorConfig(_Config):
 
 
 @dataclass(frozen=True)
-class LossConfig(_Config):
+class LossConfig(Config):
     kind: Literal["logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg"] = (
         "logistic"
     )
@@ -291,7 +198,7 @@ class LossConfig(_Config):
 
 
 @dataclass(frozen=True)
-class AdamConfig(_Config):
+class AdamConfig(Config):
     lr: Positive = 1e-4
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
@@ -304,7 +211,7 @@ class AdamConfig(_Config):
 
 
 @dataclass(frozen=True)
-class EMAConfig(_Config):
+class EMAConfig(Config):
     """The averaged generator. A half-life in images, unlike a decay, means the same for every batch size."""
 
     kimg: NonNegative | None = 10.0
@@ -326,7 +233,7 @@ class EMAConfig(_Config):
 
 
 @dataclass(frozen=True)
-class AugmentConfig(_Config):
+class AugmentConfig(Config):
     """What the discriminator sees in the place of an image; see `training.augment`."""
 
     kind: Literal["noaug", "ada", "fixed", "diffaug"] = "noaug"
@@ -356,7 +263,7 @@ class AugmentConfig(_Config):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """Everything that decides a run's result. `to_json`/`from_json` are its form on disk (`config.json`).
 
     `kimg` counts thousands of real images shown to the discriminator, the field's unit of training length.
@@ -365,21 +272,8 @@ class TrainConfig(_Config):
     preset: str = "mlp"
     seed: Annotated[int, Range(ge=0, lt=2**63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
-    generator: (
-        MLPGeneratorConfig
-        | DCGANGeneratorConfig
-        | SNGANGeneratorConfig
-        | StyleGAN2GeneratorConfig
-        | StyleGAN3GeneratorConfig
-        | R3GANGeneratorConfig
-    ) = field(default_factory=MLPGeneratorConfig)
-    discriminator: (
-        MLPDiscriminatorConfig
-        | DCGANDiscriminatorConfig
-        | SNGANDiscriminatorConfig
-        | StyleGAN2DiscriminatorConfig
-        | R3GANDiscriminatorConfig
-    ) = field(default_factory=MLPDiscriminatorConfig)
+    generator: GeneratorConfig = field(default_factory=MLPGeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=MLPDiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     g_optim: AdamConfig = field(default_factory=AdamConfig)
     d_optim: AdamConfig = field(default_factory=AdamConfig)
@@ -435,47 +329,7 @@ class TrainConfig(_Config):
     def tick_images(self) -> int:
         return _images(self.tick)
 
-    def override(self, key: str, value: Any) -> TrainConfig:
-        """A copy with one dotted key (`"g_optim.lr"`) set."""
-        tree: Any = value
-        for name in reversed(key.split(".")):
-            tree = {name: tree}
-        return TrainConfig.from_dict(tree, base=self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, path: str | Path, *, base: TrainConfig | None = None) -> TrainConfig:
-        """Reads a config file; keys that it leaves out keep `base`'s value.
-
-        Raises ConfigError naming the file for what is no JSON object, an unknown key or a wrong value.
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"config {path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"config {path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"config {path} holds a {type(values).__name__}, but must hold a JSON object")
-        try:
-            return cls.from_dict(values, base=base)
-        except ConfigError as error:
-            raise ConfigError(f"config {path}: {error}") from error
-
 
 def _images(kimg: float) -> int:
     """Rounded up; 16.1 are 16,100, although the product of the floats is a little more."""
     return max(1, math.ceil(round(kimg * 1000, 6)))
-
-
-def parse_setting(setting: str) -> tuple[str, Any]:
-    """Splits `a.b=value`; the value is JSON where it parses as such, else a string."""
-    key, separator, text = setting.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"setting {setting!r} is not of the form key=value, such as g_optim.lr=0.0002")
-    try:
-        return key.strip(), json.loads(text)
-    except ValueError:
-        return key.strip(), text

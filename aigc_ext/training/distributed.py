@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aigc_ext.training.config import ConfigError
+from aigc_ext.config import ConfigError
 
 # The others wait while the main process writes and measures, also the real data; NCCL's own 10 minutes can be
 # too few. Should a process die, torchrun ends the others at once.

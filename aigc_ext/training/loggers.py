@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from aigc_ext import _files
-from aigc_ext.training.config import ConfigError, TrainConfig
+from aigc_ext.config import ConfigError
+from aigc_ext.training.config import TrainConfig
 from aigc_ext.training.run import Run, RunError
 
 TENSORBOARD_DIRECTORY = "tensorboard"

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset, normalize, open_dataset
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.sampling import Sampler
@@ -23,7 +24,7 @@ from aigc_ext.training import recipe
 from aigc_ext.training.augment import AdaAugment
 from aigc_ext.training.batches import batches
 from aigc_ext.training.checkpoint import CheckpointError, checkpoint_name
-from aigc_ext.training.config import ConfigError, TrainConfig
+from aigc_ext.training.config import TrainConfig
 from aigc_ext.training.distributed import Processes, process_group
 from aigc_ext.training.loggers import check_loggers
 from aigc_ext.training.malloc import keep_freed_memory

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset
 from aigc_ext.models import StyleGAN2Discriminator
 from aigc_ext.ops.gan_loss import RELATIVISTIC
@@ -16,7 +17,6 @@ from aigc_ext.training.augment import AdaAugment, DiffAugment
 from aigc_ext.training.config import (
     AdamConfig,
     AugmentConfig,
-    ConfigError,
     R3GANGeneratorConfig,
     StyleGAN2GeneratorConfig,
     StyleGAN3GeneratorConfig,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc_ext import _files
+from aigc_ext.config import ConfigError
 from aigc_ext.training.checkpoint import (
     STATE_FILE,
     Checkpoint,
@@ -22,7 +23,7 @@ from aigc_ext.training.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
-from aigc_ext.training.config import ConfigError, TrainConfig
+from aigc_ext.training.config import TrainConfig
 
 CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"

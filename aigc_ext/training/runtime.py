@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from aigc_ext.training.config import ConfigError, TrainConfig
+from aigc_ext.config import ConfigError
+from aigc_ext.training.config import TrainConfig
 
 _CUBLAS_WORK_SPACE = "CUBLAS_WORKSPACE_CONFIG"
 
