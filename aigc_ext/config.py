@@ -138,7 +138,7 @@ class Config:
         return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
     @classmethod
-    def keys(cls) -> Sequence[str]:
+    def key_names(cls) -> Sequence[str]:
         """The keys of its form on disk, in their order there."""
         return list(cls.hints())
 
@@ -153,7 +153,7 @@ class Config:
 
         Raises ConfigError naming an unknown key, or a value of the wrong type or out of range.
         """
-        hints, known = cls.hints(), cls.keys()
+        hints, known = cls.hints(), cls.key_names()
         checked: dict[str, Any] = {}
         for name, value in values.items():
             if name not in known:
@@ -170,7 +170,7 @@ class Config:
         return cls(**checked) if base is None else dataclasses.replace(base, **checked)
 
     def to_dict(self) -> dict[str, Any]:
-        values = ((key, getattr(self, key)) for key in self.keys())
+        values = ((key, getattr(self, key)) for key in self.key_names())
         return {key: value.to_dict() if isinstance(value, Config) else value for key, value in values}
 
     def override(self: T, key: str, value: Any) -> T:

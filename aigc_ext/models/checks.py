@@ -7,29 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-OUTPUT_ACTS = ("linear", "tanh")
-"""What a generator's pixels may go through. Many images are black or white in most pixels (digits, drawings,
-masks). A linear output does not hit them exactly, and a discriminator knows it by that alone; tanh does."""
-
 _COARSEST = 4  # pixels, at least
-
-
-def check_images(image_shape: Sequence[int], num_classes: int) -> None:
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"image_shape is {tuple(image_shape)}, but must be (C, H, W), each at least 1")
-    if num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes}, but must be at least 0")
-
-
-def check_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} is {number}, but must be at least 1")
-
-
-def check_output_act(act: str) -> None:
-    if act not in OUTPUT_ACTS:
-        raise ValueError(f"output_act is {act!r}, but must be one of {', '.join(OUTPUT_ACTS)}")
 
 
 def channels_at(sides: int, channel_base: int, channel_max: int) -> int:
@@ -38,15 +16,17 @@ def channels_at(sides: int, channel_base: int, channel_max: int) -> int:
     Raises:
         ValueError: there would be none.
     """
-    check_positive(channel_base=channel_base, channel_max=channel_max)
     if channel_base < sides:
         raise ValueError(f"channel_base is {channel_base}, but must be at least the longer side, {sides}")
     return min(channel_base // sides, channel_max)
 
 
-def halvings_of(image_shape: Sequence[int], num_classes: int) -> int:
-    """How often the sides can be halved and still be 4 pixels at least. Checks the arguments too."""
-    check_images(image_shape, num_classes)
+def halvings_of(image_shape: Sequence[int]) -> int:
+    """How often the sides can be halved and still be 4 pixels at least.
+
+    Raises:
+        ValueError: not at all.
+    """
     height, width = image_shape[1:]
     halvings = 0
     while height % 2 == width % 2 == 0 and min(height, width) >= 2 * _COARSEST:

@@ -9,43 +9,59 @@ concatenates an embedding of the label to z, the discriminator adds a projection
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models.checks import check_input, check_labels, check_positive, halvings_of
+from aigc_ext.config import Count
+from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.models.settings import (
+    ClassCount,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ImageShape,
+    Network,
+    takes,
+)
 from aigc_ext.nn import BatchNormAct2d, Conv2d, ConvTranspose2d
 
 
-class DCGANGenerator(nn.Module):
+@dataclass(frozen=True)
+class DCGANGeneratorConfig(GeneratorConfig):
+    family: Literal["dcgan"] = field(default="dcgan", kw_only=True)
+    image_shape: ImageShape = (3, 64, 64)
+    z_dim: Count = 100
+    """Length of the latent."""
+    channels: Count = 64
+    """Of the finest hidden images; twice as many for each halving of the sides."""
+    num_classes: ClassCount = 0
+
+
+@dataclass(frozen=True)
+class DCGANDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["dcgan"] = field(default="dcgan", kw_only=True)
+    image_shape: ImageShape = (3, 64, 64)
+    channels: Count = 64
+    """Of the first hidden layer; twice as many for each further halving of the sides."""
+    num_classes: ClassCount = 0
+
+
+class DCGANGenerator(Network):
     """From z to an image: every layer but the first doubles the sides; ReLU, and tanh for the pixels.
 
-    Args:
-        image_shape: (C, H, W) of the images; H and W even and at least 8.
-        z_dim: length of the latent vector, which is drawn from N(0, 1).
-        channels: of the finest hidden images; twice as many for each halving of the sides.
-        num_classes: number of labels, 0 for an unconditional generator.
-
-    Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), or the sides cannot be halved.
+    Its arguments are the fields of `DCGANGeneratorConfig`; a ValueError says that the sides cannot be halved.
     """
 
     value_range = (-1.0, 1.0)
+    z_dim: int
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (3, 64, 64),
-        z_dim: int = 100,
-        channels: int = 64,
-        num_classes: int = 0,
-    ) -> None:
-        super().__init__()
-        halvings = halvings_of(image_shape, num_classes)
-        check_positive(channels=channels, z_dim=z_dim)
-        self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
-        self.channels = channels
+    @takes(DCGANGeneratorConfig)
+    def __init__(self, settings: DCGANGeneratorConfig) -> None:
+        super().__init__(settings)
+        image_shape, z_dim, channels = settings.image_shape, settings.z_dim, settings.channels
+        num_classes, halvings = settings.num_classes, halvings_of(image_shape)
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
         coarsest = (image_shape[1] >> halvings, image_shape[2] >> halvings)
         width = channels << (halvings - 1)
@@ -62,17 +78,6 @@ class DCGANGenerator(nn.Module):
         layers.append(ConvTranspose2d(width, image_shape[0], 4, stride=2, padding=1, act="tanh"))
         self.layers = nn.Sequential(*layers)
         self.apply(_initialise)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_generator` makes the same architecture."""
-        return {
-            "family": "dcgan",
-            "image_shape": list(self.image_shape),
-            "z_dim": self.z_dim,
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-        }
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Images in [-1, 1].
@@ -96,26 +101,19 @@ class DCGANGenerator(nn.Module):
         return images
 
 
-class DCGANDiscriminator(nn.Module):
+class DCGANDiscriminator(Network):
     """From an image to a logit: every layer but the last halves the sides; leaky ReLU of slope 0.2, and batch
     norm in all hidden layers but the first.
 
-    Args:
-        image_shape: (C, H, W) of the images; H and W even and at least 8.
-        channels: of the first hidden layer; twice as many for each further halving of the sides.
-        num_classes: number of labels, 0 for an unconditional discriminator.
-
-    Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), or the sides cannot be halved.
+    Its arguments are the fields of `DCGANDiscriminatorConfig`; a ValueError says that the sides cannot be
+    halved.
     """
 
-    def __init__(
-        self, image_shape: Sequence[int] = (3, 64, 64), channels: int = 64, num_classes: int = 0
-    ) -> None:
-        super().__init__()
-        check_positive(channels=channels)
-        halvings = halvings_of(image_shape, num_classes)
-        self.image_shape, self.channels, self.num_classes = tuple(image_shape), channels, num_classes
+    @takes(DCGANDiscriminatorConfig)
+    def __init__(self, settings: DCGANDiscriminatorConfig) -> None:
+        super().__init__(settings)
+        image_shape, channels, num_classes = settings.image_shape, settings.channels, settings.num_classes
+        halvings = halvings_of(image_shape)
         layers: list[nn.Module] = [
             Conv2d(image_shape[0], channels, 4, stride=2, padding=1, act="lrelu", gain=1.0)
         ]
@@ -130,16 +128,6 @@ class DCGANDiscriminator(nn.Module):
         self.head = Conv2d(width, 1, (image_shape[1] >> halvings, image_shape[2] >> halvings))
         self.embedding = nn.Embedding(num_classes, width) if num_classes else None
         self.apply(_initialise)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_discriminator` makes the same architecture."""
-        return {
-            "family": "dcgan",
-            "image_shape": list(self.image_shape),
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-        }
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits, positive for real.

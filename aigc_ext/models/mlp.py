@@ -12,62 +12,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models.checks import check_images, check_input, check_labels
+from aigc_ext.config import Count
+from aigc_ext.models.checks import check_input, check_labels
+from aigc_ext.models.settings import (
+    ClassCount,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ImageShape,
+    Network,
+    Widths,
+    takes,
+)
 from aigc_ext.nn import Linear
 from aigc_ext.nn.layers import run_linears
 
 
-class MLPGenerator(nn.Module):
-    """Linear layers from z to an image.
+@dataclass(frozen=True)
+class MLPGeneratorConfig(GeneratorConfig):
+    family: Literal["mlp"] = field(default="mlp", kw_only=True)
+    image_shape: ImageShape = (1, 28, 28)
+    z_dim: Count = 100
+    """Length of the latent."""
+    hidden: Widths = (256, 128, 64)
+    """Widths of the hidden layers, from the latent to the image; at least one."""
+    num_classes: ClassCount = 0
+
+
+@dataclass(frozen=True)
+class MLPDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["mlp"] = field(default="mlp", kw_only=True)
+    image_shape: ImageShape = (1, 28, 28)
+    hidden: Widths = (128, 64)
+    """Widths of the hidden layers, from the image to the logit; at least one."""
+    num_classes: ClassCount = 0
+
+
+class MLPGenerator(Network):
+    """Linear layers from z to an image. Its arguments are the fields of `MLPGeneratorConfig`.
 
     The hidden layers have a leaky ReLU (slope 0.2), the last of them tanh; sigmoid makes the pixels.
-
-    Args:
-        image_shape: (C, H, W) of the images.
-        z_dim: length of the latent vector, which is drawn from N(0, 1).
-        hidden: widths of the hidden layers, from z to the image; at least one.
-        num_classes: number of labels, 0 for an unconditional generator.
-
-    Raises:
-        ValueError: a size is not positive (`num_classes`: is negative).
     """
 
     value_range = (0.0, 1.0)
+    z_dim: int
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (1, 28, 28),
-        z_dim: int = 100,
-        hidden: Sequence[int] = (256, 128, 64),
-        num_classes: int = 0,
-    ) -> None:
-        super().__init__()
-        check_images(image_shape, num_classes)
-        _check_hidden(hidden)
-        if z_dim < 1:
-            raise ValueError(f"z_dim is {z_dim}, but must be at least 1")
-        self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
-        self.hidden = tuple(hidden)
+    @takes(MLPGeneratorConfig)
+    def __init__(self, settings: MLPGeneratorConfig) -> None:
+        super().__init__(settings)
+        z_dim, hidden, num_classes = settings.z_dim, settings.hidden, settings.num_classes
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
         self.layers = nn.ModuleList(_hidden_layers(2 * z_dim if num_classes else z_dim, hidden))
-        self.head = Linear(hidden[-1], math.prod(image_shape), act="sigmoid", gain=1.0)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_generator` makes the same architecture."""
-        return {
-            "family": "mlp",
-            "image_shape": list(self.image_shape),
-            "z_dim": self.z_dim,
-            "hidden": list(self.hidden),
-            "num_classes": self.num_classes,
-        }
+        self.head = Linear(hidden[-1], math.prod(settings.image_shape), act="sigmoid", gain=1.0)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Images in [0, 1].
@@ -90,44 +92,19 @@ class MLPGenerator(nn.Module):
         return run_linears([*self.layers, self.head], z).unflatten(1, self.image_shape)
 
 
-class MLPDiscriminator(nn.Module):
-    """Linear layers from an image to a logit.
+class MLPDiscriminator(Network):
+    """Linear layers from an image to a logit. Its arguments are the fields of `MLPDiscriminatorConfig`.
 
     The hidden layers have a leaky ReLU (slope 0.2), the last of them tanh.
-
-    Args:
-        image_shape: (C, H, W) of the images.
-        hidden: widths of the hidden layers, from the image to the logit; at least one.
-        num_classes: number of labels, 0 for an unconditional discriminator.
-
-    Raises:
-        ValueError: a size is not positive (`num_classes`: is negative).
     """
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (1, 28, 28),
-        hidden: Sequence[int] = (128, 64),
-        num_classes: int = 0,
-    ) -> None:
-        super().__init__()
-        check_images(image_shape, num_classes)
-        _check_hidden(hidden)
-        self.image_shape, self.num_classes = tuple(image_shape), num_classes
-        self.hidden = tuple(hidden)
-        self.layers = nn.ModuleList(_hidden_layers(math.prod(image_shape), hidden))
+    @takes(MLPDiscriminatorConfig)
+    def __init__(self, settings: MLPDiscriminatorConfig) -> None:
+        super().__init__(settings)
+        hidden, num_classes = settings.hidden, settings.num_classes
+        self.layers = nn.ModuleList(_hidden_layers(math.prod(settings.image_shape), hidden))
         self.head = Linear(hidden[-1], 1)
         self.embedding = nn.Embedding(num_classes, hidden[-1]) if num_classes else None
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_discriminator` makes the same architecture."""
-        return {
-            "family": "mlp",
-            "image_shape": list(self.image_shape),
-            "hidden": list(self.hidden),
-            "num_classes": self.num_classes,
-        }
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits, positive for real.
@@ -155,8 +132,3 @@ def _hidden_layers(in_features: int, hidden: Sequence[int]) -> list[Linear]:
     sizes = [in_features, *hidden]
     acts = ["lrelu"] * (len(hidden) - 1) + ["tanh"]
     return [Linear(*size, act=act, gain=1.0) for size, act in zip(pairwise(sizes), acts, strict=True)]
-
-
-def _check_hidden(hidden: Sequence[int]) -> None:
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"hidden is {tuple(hidden)}, but must be at least one width, each at least 1")

@@ -21,21 +21,26 @@ the discriminator adds a projection.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models.checks import (
-    channels_at,
-    check_input,
-    check_labels,
-    check_output_act,
-    check_positive,
-    halvings_of,
+from aigc_ext.config import Count
+from aigc_ext.models.checks import channels_at, check_input, check_labels, halvings_of
+from aigc_ext.models.settings import (
+    ClassCount,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ImageShape,
+    Network,
+    OutputAct,
+    takes,
 )
 from aigc_ext.nn import Conv2d, Downsample2d, Upsample2d
 
@@ -43,70 +48,80 @@ _TAPS = (1, 2, 1)
 _SLOPE = 0.2
 
 
-class R3GANGenerator(nn.Module):
+@dataclass(frozen=True)
+class R3GANGeneratorConfig(GeneratorConfig):
+    family: Literal["r3gan"] = field(default="r3gan", kw_only=True)
+    image_shape: ImageShape = (3, 32, 32)
+    z_dim: Count = 64
+    """Length of the latent."""
+    channel_base: Count = 24576
+    """Channels at a resolution are this number divided by its longer side, rounded down to whole groups..."""
+    channel_max: Count = 768
+    """... but not more than this."""
+    blocks: Count = 2
+    """Residual blocks at each resolution."""
+    group_size: Count = 16
+    """Channels of a group of a block's 3x3 convolution; fewer only where a block has no more."""
+    expansion: Count = 2
+    """What a block multiplies the channels by inside."""
+    num_classes: ClassCount = 0
+    output_act: OutputAct = None
+    """What the pixels go through; null: linear, as in the paper, but in a run tanh if much of the data is
+    black or white."""
+
+    def architecture(self) -> dict[str, Any]:
+        return {"family": self.family, "z_dim": self.z_dim, **super().architecture()}  # their order on disk
+
+
+@dataclass(frozen=True)
+class R3GANDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["r3gan"] = field(default="r3gan", kw_only=True)
+    image_shape: ImageShape = (3, 32, 32)
+    channel_base: Count = 24576
+    """Channels at a resolution are this number divided by its longer side, rounded down to whole groups..."""
+    channel_max: Count = 768
+    """... but not more than this."""
+    blocks: Count = 2
+    """Residual blocks at each resolution."""
+    group_size: Count = 16
+    """Channels of a group of a block's 3x3 convolution; fewer only where a block has no more."""
+    expansion: Count = 2
+    """What a block multiplies the channels by inside."""
+    num_classes: ClassCount = 0
+
+
+class R3GANGenerator(Network):
     """From z to an image: a learned constant, each channel times a linear function of z, then the stages, and
     a 1x1 convolution for the pixels.
 
-    Args:
-        image_shape: (C, H, W) of the images; H and W even and at least 8.
-        z_dim: length of the latent vector, which is drawn from N(0, 1).
-        channel_base, channel_max: the width of the stages, see the module.
-        blocks: residual blocks of a stage.
-        group_size: channels of a group of the 3x3 convolutions; less only where a block has no more.
-        expansion: what a block multiplies the width by inside.
-        num_classes: number of labels, 0 for an unconditional generator.
-        output_act: what the pixels go through: "linear", as in the paper, or "tanh" (`models.checks`).
+    Its arguments are the fields of `R3GANGeneratorConfig`.
 
     Attributes:
         widths: of the stages, from coarsest to finest.
 
     Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved,
-            `channel_base` is less than the longer side, no width makes whole groups, or `output_act` is
-            unknown.
+        ValueError: the sides cannot be halved, `channel_base` is less than the longer side, or no width makes
+            whole groups.
     """
 
     value_range = (-1.0, 1.0)
+    z_dim: int
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (3, 32, 32),
-        z_dim: int = 64,
-        channel_base: int = 24576,
-        channel_max: int = 768,
-        blocks: int = 2,
-        group_size: int = 16,
-        expansion: int = 2,
-        num_classes: int = 0,
-        output_act: str = "linear",
-    ) -> None:
-        super().__init__()
-        check_positive(z_dim=z_dim, blocks=blocks)
-        check_output_act(output_act)
-        self.output_act = output_act
-        widths = _widths(image_shape, channel_base, channel_max, group_size, expansion, num_classes)
-        self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
-        self.channel_base, self.channel_max, self.widths = channel_base, channel_max, widths
-        self.blocks, self.group_size, self.expansion = blocks, group_size, expansion
+    @takes(R3GANGeneratorConfig)
+    def __init__(self, settings: R3GANGeneratorConfig) -> None:
+        output_act = settings.output_act or "linear"
+        super().__init__(dataclasses.replace(settings, output_act=output_act))
+        image_shape, z_dim, num_classes = settings.image_shape, settings.z_dim, settings.num_classes
+        widths = self.widths = _widths(settings)
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
         self.linear = _initialised(nn.Linear(2 * z_dim if num_classes else z_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(1, widths[0], *_coarsest(image_shape, widths)))
-        stages = [_residuals(width, blocks, group_size, expansion, len(widths)) for width in widths]
+        stages = [_residuals(width, settings, len(widths)) for width in widths]
         layers = [stages[0]]
         for (coarse, fine), stage in zip(pairwise(widths), stages[1:], strict=True):
             layers += [*_change(coarse, fine), Upsample2d(_TAPS), stage]
         self.layers = nn.Sequential(*layers)
         self.head = _initialised(Conv2d(widths[-1], image_shape[0], 1, act=output_act))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_generator` makes the same architecture."""
-        return {
-            "family": "r3gan",
-            "z_dim": self.z_dim,
-            **_config(self),
-            "output_act": self.output_act,
-        }
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Images, about from -1 to 1 (with tanh exactly).
@@ -132,13 +147,9 @@ class R3GANGenerator(nn.Module):
         return images
 
 
-class R3GANDiscriminator(nn.Module):
+class R3GANDiscriminator(Network):
     """From an image to a logit: a 1x1 convolution, the stages, a depthwise convolution as large as the
-    coarsest images, and a linear layer.
-
-    Args:
-        image_shape, channel_base, channel_max, blocks, group_size, expansion: as for `R3GANGenerator`.
-        num_classes: number of labels, 0 for an unconditional discriminator.
+    coarsest images, and a linear layer. Its arguments are the fields of `R3GANDiscriminatorConfig`.
 
     Attributes:
         widths: of the stages, from coarsest to finest too.
@@ -147,24 +158,13 @@ class R3GANDiscriminator(nn.Module):
         ValueError: as `R3GANGenerator`.
     """
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (3, 32, 32),
-        channel_base: int = 24576,
-        channel_max: int = 768,
-        blocks: int = 2,
-        group_size: int = 16,
-        expansion: int = 2,
-        num_classes: int = 0,
-    ) -> None:
-        super().__init__()
-        check_positive(blocks=blocks)
-        widths = _widths(image_shape, channel_base, channel_max, group_size, expansion, num_classes)
-        self.image_shape, self.num_classes = tuple(image_shape), num_classes
-        self.channel_base, self.channel_max, self.widths = channel_base, channel_max, widths
-        self.blocks, self.group_size, self.expansion = blocks, group_size, expansion
+    @takes(R3GANDiscriminatorConfig)
+    def __init__(self, settings: R3GANDiscriminatorConfig) -> None:
+        super().__init__(settings)
+        image_shape, num_classes = settings.image_shape, settings.num_classes
+        widths = self.widths = _widths(settings)
         self.first = _initialised(Conv2d(image_shape[0], widths[-1], 1))
-        stages = [_residuals(width, blocks, group_size, expansion, len(widths)) for width in widths[::-1]]
+        stages = [_residuals(width, settings, len(widths)) for width in widths[::-1]]
         layers = [stages[0]]
         for (fine, coarse), stage in zip(pairwise(widths[::-1]), stages[1:], strict=True):
             layers += [Downsample2d(_TAPS), *_change(fine, coarse), stage]
@@ -176,11 +176,6 @@ class R3GANDiscriminator(nn.Module):
         self.embedding = nn.Embedding(num_classes, width) if num_classes else None
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(width))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_discriminator` makes the same architecture."""
-        return {"family": "r3gan", **_config(self)}
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits, positive for real.
@@ -205,6 +200,9 @@ class R3GANDiscriminator(nn.Module):
         return logits
 
 
+_Settings = R3GANGeneratorConfig | R3GANDiscriminatorConfig
+
+
 class _Residual(nn.Module):
     def __init__(self, width: int, group_size: int, expansion: int, scale: float) -> None:
         super().__init__()
@@ -221,9 +219,9 @@ class _Residual(nn.Module):
         return x + y
 
 
-def _residuals(width: int, blocks: int, group_size: int, expansion: int, stages: int) -> nn.Module:
-    scale = (blocks * stages) ** (-1 / 4)  # three convolutions a block
-    return nn.Sequential(*(_Residual(width, group_size, expansion, scale) for _ in range(blocks)))
+def _residuals(width: int, s: _Settings, stages: int) -> nn.Module:
+    scale = (s.blocks * stages) ** (-1 / 4)  # three convolutions a block
+    return nn.Sequential(*(_Residual(width, s.group_size, s.expansion, scale) for _ in range(s.blocks)))
 
 
 def _change(inputs: int, outputs: int) -> list[nn.Module]:
@@ -242,20 +240,12 @@ def _initialised(layer: _Layer, gain: float = 1.0) -> _Layer:
     return layer
 
 
-def _widths(
-    image_shape: Sequence[int],
-    channel_base: int,
-    channel_max: int,
-    group_size: int,
-    expansion: int,
-    num_classes: int,
-) -> tuple[int, ...]:
-    """The width of each stage, from coarsest to finest. Checks the arguments too."""
-    check_positive(channel_max=channel_max, group_size=group_size, expansion=expansion)
-    halvings = halvings_of(image_shape, num_classes)
+def _widths(settings: _Settings) -> tuple[int, ...]:
+    """The width of each stage, from coarsest to finest."""
+    expansion, group_size = settings.expansion, settings.group_size
     widths = []
-    for k in reversed(range(halvings + 1)):
-        most = channels_at(max(image_shape[1:]) >> k, channel_base, channel_max)
+    for k in reversed(range(halvings_of(settings.image_shape) + 1)):
+        most = channels_at(max(settings.image_shape[1:]) >> k, settings.channel_base, settings.channel_max)
         fitting = (
             width
             for width in range(most, 0, -1)
@@ -274,15 +264,3 @@ def _widths(
 def _coarsest(image_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, int]:
     halvings = len(widths) - 1
     return image_shape[1] >> halvings, image_shape[2] >> halvings
-
-
-def _config(network: R3GANGenerator | R3GANDiscriminator) -> dict[str, Any]:
-    return {
-        "image_shape": list(network.image_shape),
-        "channel_base": network.channel_base,
-        "channel_max": network.channel_max,
-        "blocks": network.blocks,
-        "group_size": network.group_size,
-        "expansion": network.expansion,
-        "num_classes": network.num_classes,
-    }

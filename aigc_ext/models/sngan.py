@@ -9,8 +9,8 @@ label to z, the discriminator adds a projection.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,38 +18,54 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from aigc_ext import ops
-from aigc_ext.models.checks import check_input, check_labels, check_positive, halvings_of
+from aigc_ext.config import Count
+from aigc_ext.models.checks import check_input, check_labels, halvings_of
+from aigc_ext.models.settings import (
+    ClassCount,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ImageShape,
+    Network,
+    takes,
+)
 from aigc_ext.nn import BatchNormAct2d, Conv2d
 
 
-class SNGANGenerator(nn.Module):
+@dataclass(frozen=True)
+class SNGANGeneratorConfig(GeneratorConfig):
+    family: Literal["sngan"] = field(default="sngan", kw_only=True)
+    image_shape: ImageShape = (3, 32, 32)
+    z_dim: Count = 128
+    """Length of the latent."""
+    channels: Count = 256
+    """Of all hidden images."""
+    num_classes: ClassCount = 0
+
+
+@dataclass(frozen=True)
+class SNGANDiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["sngan"] = field(default="sngan", kw_only=True)
+    image_shape: ImageShape = (3, 32, 32)
+    channels: Count = 128
+    """Of all hidden images."""
+    num_classes: ClassCount = 0
+
+
+class SNGANGenerator(Network):
     """From z to an image: a linear layer, residual blocks that double the sides, batch norm and ReLU before
     every convolution, and tanh for the pixels.
 
-    Args:
-        image_shape: (C, H, W) of the images; H and W even and at least 8.
-        z_dim: length of the latent vector, which is drawn from N(0, 1).
-        channels: of all hidden images.
-        num_classes: number of labels, 0 for an unconditional generator.
-
-    Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), or the sides cannot be halved.
+    Its arguments are the fields of `SNGANGeneratorConfig`; a ValueError says that the sides cannot be halved.
     """
 
     value_range = (-1.0, 1.0)
+    z_dim: int
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (3, 32, 32),
-        z_dim: int = 128,
-        channels: int = 256,
-        num_classes: int = 0,
-    ) -> None:
-        super().__init__()
-        halvings = halvings_of(image_shape, num_classes)
-        check_positive(channels=channels, z_dim=z_dim)
-        self.image_shape, self.z_dim, self.num_classes = tuple(image_shape), z_dim, num_classes
-        self.channels = channels
+    @takes(SNGANGeneratorConfig)
+    def __init__(self, settings: SNGANGeneratorConfig) -> None:
+        super().__init__(settings)
+        image_shape, z_dim, channels = settings.image_shape, settings.z_dim, settings.channels
+        num_classes, halvings = settings.num_classes, halvings_of(image_shape)
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
         self._coarsest = (channels, image_shape[1] >> halvings, image_shape[2] >> halvings)
         inputs = 2 * z_dim if num_classes else z_dim
@@ -57,17 +73,6 @@ class SNGANGenerator(nn.Module):
         self.blocks = nn.Sequential(*(_UpBlock(channels) for _ in range(halvings)))
         self.norm = BatchNormAct2d(channels, act="relu", gain=1.0)
         self.head = _initialised(Conv2d(channels, image_shape[0], 3, padding=1, act="tanh"))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_generator` makes the same architecture."""
-        return {
-            "family": "sngan",
-            "image_shape": list(self.image_shape),
-            "z_dim": self.z_dim,
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-        }
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Images in [-1, 1].
@@ -92,27 +97,20 @@ class SNGANGenerator(nn.Module):
         return images
 
 
-class SNGANDiscriminator(nn.Module):
+class SNGANDiscriminator(Network):
     """From an image to a logit: residual blocks that halve the sides and two more that do not, ReLU, and a
     linear layer on the sums over the image.
 
-    Args:
-        image_shape: (C, H, W) of the images; H and W even and at least 8.
-        channels: of all hidden images.
-        num_classes: number of labels, 0 for an unconditional discriminator.
-
-    Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), or the sides cannot be halved.
+    Its arguments are the fields of `SNGANDiscriminatorConfig`; a ValueError says that the sides cannot be
+    halved.
     """
 
-    def __init__(
-        self, image_shape: Sequence[int] = (3, 32, 32), channels: int = 128, num_classes: int = 0
-    ) -> None:
-        super().__init__()
-        check_positive(channels=channels)
+    @takes(SNGANDiscriminatorConfig)
+    def __init__(self, settings: SNGANDiscriminatorConfig) -> None:
+        super().__init__(settings)
+        image_shape, channels, num_classes = settings.image_shape, settings.channels, settings.num_classes
         # The paper halves 32x32 images twice, to 8x8.
-        halvings = max(1, halvings_of(image_shape, num_classes) - 1)
-        self.image_shape, self.channels, self.num_classes = tuple(image_shape), channels, num_classes
+        halvings = max(1, halvings_of(image_shape) - 1)
         blocks = [_DownBlock(image_shape[0], channels, down=True, first=True)]
         blocks += [_DownBlock(channels, channels, down=i < halvings - 1) for i in range(halvings + 1)]
         self.blocks = nn.Sequential(*blocks)
@@ -120,16 +118,6 @@ class SNGANDiscriminator(nn.Module):
         self.embedding = (
             spectral_norm(_initialised(nn.Embedding(num_classes, channels))) if num_classes else None
         )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_discriminator` makes the same architecture."""
-        return {
-            "family": "sngan",
-            "image_shape": list(self.image_shape),
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-        }
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits, positive for real.

@@ -9,22 +9,18 @@ https://arxiv.org/abs/1710.10196 (equalised learning rate: weights start from N(
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
-from aigc_ext.models.checks import (
-    check_images,
-    check_input,
-    check_labels,
-    check_output_act,
-    check_positive,
-)
+from aigc_ext.models.checks import check_input, check_labels
+from aigc_ext.models.settings import Network
 from aigc_ext.nn.split_batch import whole_batch
 
 CLAMP = 256.0
@@ -145,40 +141,26 @@ class MappingNetwork(nn.Module):
         return w
 
 
-class StyleGenerator(nn.Module, ABC):
+class StyleGenerator(Network, ABC):
     """The mapping from z to w, and `forward`; a subclass has the `synthesis` from w to images.
 
     Args:
-        image_shape: (C, H, W) of the images.
-        z_dim, w_dim: lengths of the latent z, which is drawn from N(0, 1), and of w.
+        settings: of the subclass; they have `z_dim`, `w_dim`, `mapping_layers` and `output_act`.
         num_ws: how many layers take a w of their own.
-        mapping_layers: number of layers from z to w.
-        num_classes: number of labels, 0 for an unconditional generator.
-        output_act: "linear" or "tanh", see `models.checks`.
     """
 
     value_range = (-1.0, 1.0)
+    z_dim: int
+    w_dim: int
+    mapping_layers: int
+    output_act: str
     w_avg: Tensor
 
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        z_dim: int,
-        w_dim: int,
-        num_ws: int,
-        mapping_layers: int,
-        num_classes: int,
-        output_act: str,
-    ) -> None:
-        super().__init__()
-        check_images(image_shape, num_classes)
-        check_output_act(output_act)
-        check_positive(z_dim=z_dim, w_dim=w_dim, mapping_layers=mapping_layers)
-        self.image_shape, self.num_classes = tuple(image_shape), num_classes
-        self.z_dim, self.w_dim, self.num_ws, self.mapping_layers = z_dim, w_dim, num_ws, mapping_layers
-        self.output_act = output_act
-        self.mapping_network = MappingNetwork(z_dim, w_dim, mapping_layers, num_classes)
-        self.register_buffer("w_avg", torch.zeros(w_dim))
+    def __init__(self, settings: Any, num_ws: int) -> None:
+        super().__init__(dataclasses.replace(settings, output_act=settings.output_act or "linear"))
+        self.num_ws = num_ws
+        self.mapping_network = MappingNetwork(self.z_dim, self.w_dim, self.mapping_layers, self.num_classes)
+        self.register_buffer("w_avg", torch.zeros(self.w_dim))
 
     def mapping(
         self,

@@ -11,15 +11,27 @@ each normalised; the discriminator's logit is the inner product of its features 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
-from aigc_ext.models.checks import channels_at, check_input, check_labels, check_positive, halvings_of
+from aigc_ext.config import Count
+from aigc_ext.models.checks import channels_at, check_input, check_labels, halvings_of
+from aigc_ext.models.settings import (
+    ClassCount,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ImageShape,
+    Network,
+    OutputAct,
+    OutsideRun,
+    takes,
+)
 from aigc_ext.models.style import (
     CLAMP,
     EqualizedConv2d,
@@ -33,17 +45,48 @@ from aigc_ext.nn import ModulatedConv2d, Upsample2d
 from aigc_ext.nn.split_batch import batch_randn
 
 
+@dataclass(frozen=True)
+class StyleGAN2GeneratorConfig(GeneratorConfig):
+    family: Literal["stylegan2"] = field(default="stylegan2", kw_only=True)
+    image_shape: ImageShape = (3, 256, 256)
+    z_dim: Count = 512
+    """Length of the latent z."""
+    w_dim: Count = 512
+    """Length of w."""
+    mapping_layers: Count = 8
+    """Layers from z to w."""
+    channel_base: Count = 32768
+    """Channels at a resolution are this number divided by its longer side..."""
+    channel_max: Count = 512
+    """... but not more than this."""
+    num_classes: ClassCount = 0
+    output_act: OutputAct = None
+    """What the RGB image goes through; null: linear, as in the paper, but in a run tanh if much of the data
+    is black or white."""
+
+
+@dataclass(frozen=True)
+class StyleGAN2DiscriminatorConfig(DiscriminatorConfig):
+    family: Literal["stylegan2"] = field(default="stylegan2", kw_only=True)
+    image_shape: ImageShape = (3, 256, 256)
+    channel_base: Count = 32768
+    """Channels at a resolution are this number divided by its longer side..."""
+    channel_max: Count = 512
+    """... but not more than this."""
+    group_size: Count = 4
+    """Images whose standard deviation is shown to the last layers."""
+    num_classes: ClassCount = 0
+    cmap_dim: OutsideRun[Count | None] = None
+    """Length of the mapped label; null: the number of channels of the coarsest images."""
+    mapping_layers: OutsideRun[Count] = 8
+    """Layers from the embedding of the label to it."""
+
+
 class StyleGAN2Generator(StyleGenerator):
     """From z by w to an image: a learned constant, two style-modulated convolutions with noise for each
     resolution, and an RGB image that every resolution adds to (skip architecture).
 
-    Args:
-        image_shape: (C, H, W) of the images; H and W even and at least 8.
-        z_dim, w_dim: lengths of the latent z, which is drawn from N(0, 1), and of w.
-        mapping_layers: number of layers from z to w.
-        channel_base, channel_max: the number of channels, see the module.
-        num_classes: number of labels, 0 for an unconditional generator.
-        output_act: what the RGB image goes through: "linear", as in the paper, or "tanh" (`models.checks`).
+    Its arguments are the fields of `StyleGAN2GeneratorConfig`.
 
     Attributes:
         num_ws: one w for each convolution and for the last RGB layer, the coarsest first; the other RGB
@@ -51,26 +94,16 @@ class StyleGAN2Generator(StyleGenerator):
         w_avg: running mean of w, for truncation.
 
     Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved,
-            `channel_base` is less than the longer side, or `output_act` is unknown.
+        ValueError: the sides cannot be halved, or `channel_base` is less than the longer side.
     """
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (3, 256, 256),
-        z_dim: int = 512,
-        w_dim: int = 512,
-        mapping_layers: int = 8,
-        channel_base: int = 32768,
-        channel_max: int = 512,
-        num_classes: int = 0,
-        output_act: str = "linear",
-    ) -> None:
-        halvings = halvings_of(image_shape, num_classes)
-        super().__init__(image_shape, z_dim, w_dim, 2 * halvings + 2, mapping_layers, num_classes, output_act)
-        self.channel_base, self.channel_max = channel_base, channel_max
+    @takes(StyleGAN2GeneratorConfig)
+    def __init__(self, settings: StyleGAN2GeneratorConfig) -> None:
+        image_shape, w_dim = settings.image_shape, settings.w_dim
+        halvings = halvings_of(image_shape)
+        super().__init__(settings, 2 * halvings + 2)
         sizes = [(image_shape[1] >> k, image_shape[2] >> k) for k in reversed(range(halvings + 1))]
-        widths = [channels_at(max(size), channel_base, channel_max) for size in sizes]
+        widths = [channels_at(max(size), settings.channel_base, settings.channel_max) for size in sizes]
         self.constant = nn.Parameter(torch.randn(1, widths[0], *sizes[0]))
         layers = [_StyledConv(widths[0], widths[0], w_dim, sizes[0])]
         for before, width, size in zip(widths, widths[1:], sizes[1:]):  # noqa: B905 (widths has one more)
@@ -78,21 +111,6 @@ class StyleGAN2Generator(StyleGenerator):
         self.layers = nn.ModuleList(layers)
         self.to_rgb = nn.ModuleList(_ToRGB(width, image_shape[0], w_dim) for width in widths)
         self.upsample = Upsample2d()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_generator` makes the same architecture."""
-        return {
-            "family": "stylegan2",
-            "image_shape": list(self.image_shape),
-            "z_dim": self.z_dim,
-            "w_dim": self.w_dim,
-            "mapping_layers": self.mapping_layers,
-            "channel_base": self.channel_base,
-            "channel_max": self.channel_max,
-            "num_classes": self.num_classes,
-            "output_act": self.output_act,
-        }
 
     def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
         """Images, about from -1 to 1, of styles.
@@ -126,7 +144,7 @@ class StyleGAN2Generator(StyleGenerator):
             return self._limited(image.to(self.constant.dtype))
 
 
-class StyleGAN2Discriminator(nn.Module):
+class StyleGAN2Discriminator(Network):
     """From an image to a logit: residual blocks that halve the sides, the standard deviation over groups of
     samples as one more channel, a convolution and two linear layers; leaky ReLU of slope 0.2.
 
@@ -135,62 +153,31 @@ class StyleGAN2Discriminator(nn.Module):
     as its largest divisor below `group_size`: 3 for 6 samples and a `group_size` of 4. For 5 that is 1, and
     the channel is about 0.
 
-    Args:
-        image_shape: (C, H, W) of the images; H and W even and at least 8.
-        channel_base, channel_max: the number of channels, see the module.
-        group_size: samples of a group.
-        num_classes: number of labels, 0 for an unconditional discriminator.
-        cmap_dim: length of the mapped label; None for the number of channels of the coarsest images.
-        mapping_layers: from the embedding to it; only with labels.
+    Its arguments are the fields of `StyleGAN2DiscriminatorConfig`.
 
     Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), the sides cannot be halved, or
-            `channel_base` is less than the longer side.
+        ValueError: the sides cannot be halved, or `channel_base` is less than the longer side.
     """
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (3, 256, 256),
-        channel_base: int = 32768,
-        channel_max: int = 512,
-        group_size: int = 4,
-        num_classes: int = 0,
-        cmap_dim: int | None = None,
-        mapping_layers: int = 8,
-    ) -> None:
-        super().__init__()
-        halvings = halvings_of(image_shape, num_classes)
-        check_positive(group_size=group_size, mapping_layers=mapping_layers)
-        self.image_shape, self.num_classes = tuple(image_shape), num_classes
-        self.channel_base, self.channel_max, self.group_size = channel_base, channel_max, group_size
+    group_size: int
+    cmap_dim: int
+
+    @takes(StyleGAN2DiscriminatorConfig)
+    def __init__(self, settings: StyleGAN2DiscriminatorConfig) -> None:
+        image_shape, halvings = settings.image_shape, halvings_of(settings.image_shape)
         sizes = [(image_shape[1] >> k, image_shape[2] >> k) for k in range(halvings + 1)]
-        widths = [channels_at(max(size), channel_base, channel_max) for size in sizes]
+        widths = [channels_at(max(size), settings.channel_base, settings.channel_max) for size in sizes]
         coarse = widths[-1]
-        self.cmap_dim = coarse if cmap_dim is None else cmap_dim
-        check_positive(cmap_dim=self.cmap_dim)
-        self.mapping_layers = mapping_layers
+        super().__init__(dataclasses.replace(settings, cmap_dim=settings.cmap_dim or coarse))
+        num_classes = settings.num_classes
         self.from_rgb = EqualizedConv2d(image_shape[0], widths[0], 1)
         self.blocks = nn.Sequential(*(_DownBlock(widths[k], widths[k + 1]) for k in range(halvings)))
         self.conv = EqualizedConv2d(coarse + 1, coarse, 3)
         self.linear = EqualizedLinear(coarse * math.prod(sizes[-1]), coarse, act="lrelu")
         self.head = EqualizedLinear(coarse, self.cmap_dim if num_classes else 1)
         self.label_mapping = (
-            MappingNetwork(0, self.cmap_dim, mapping_layers, num_classes) if num_classes else None
+            MappingNetwork(0, self.cmap_dim, settings.mapping_layers, num_classes) if num_classes else None
         )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_discriminator` makes the same architecture."""
-        return {
-            "family": "stylegan2",
-            "image_shape": list(self.image_shape),
-            "channel_base": self.channel_base,
-            "channel_max": self.channel_max,
-            "group_size": self.group_size,
-            "num_classes": self.num_classes,
-            "cmap_dim": self.cmap_dim,
-            "mapping_layers": self.mapping_layers,
-        }
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """Logits, positive for real.

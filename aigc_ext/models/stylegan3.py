@@ -13,16 +13,24 @@ margin, so that what happens at their borders stays outside the picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from aigc_ext import ops
-from aigc_ext.models.checks import channels_at, check_positive
+from aigc_ext.config import Count, Range
+from aigc_ext.models.checks import channels_at
+from aigc_ext.models.settings import (
+    ClassCount,
+    GeneratorConfig,
+    ImageShape,
+    OutputAct,
+    OutsideRun,
+    takes,
+)
 from aigc_ext.models.style import (
     CLAMP,
     EqualizedLinear,
@@ -36,27 +44,50 @@ _TAPS = 6  # of a filter, for each sample of the lower rate
 _MAGNITUDE_HALF_LIFE = 20000  # images: a factor of 0.9989 for a batch of 32
 
 
+@dataclass(frozen=True)
+class StyleGAN3GeneratorConfig(GeneratorConfig):
+    family: Literal["stylegan3"] = field(default="stylegan3", kw_only=True)
+    image_shape: ImageShape = (3, 256, 256)
+    variant: Literal["t", "r"] = "t"
+    """`t` has 3x3 convolutions and follows translations of the input; `r` has 1x1 convolutions and radially
+    symmetric filters behind the nonlinearity, and follows rotations too. The paper gives `r` twice as many
+    channels (`channel_base` 65536, `channel_max` 1024)."""
+    z_dim: Count = 512
+    """Length of the latent z."""
+    w_dim: Count = 512
+    """Length of w."""
+    mapping_layers: Count = 2
+    """Layers from z to w."""
+    channel_base: Count = 32768
+    """A layer of cutoff f has this number divided by 2f as its channels; at the finest that is `channel_base`
+    divided by the longer side..."""
+    channel_max: Count = 512
+    """... but not more than this."""
+    num_layers: Count = 14
+    """Layers without the RGB layer. Small images need fewer: 6 for 32x32."""
+    num_critical: OutsideRun[Count] = 2
+    """How many of them, the last, have their cutoff at half the longer side."""
+    first_cutoff: OutsideRun[float] = 2.0
+    """Of the Fourier features."""
+    first_stopband: OutsideRun[float] = 2**2.1
+    """Of the Fourier features."""
+    last_stopband_rel: OutsideRun[float] = 2**0.3
+    """The last stopband over the last cutoff."""
+    margin_size: OutsideRun[Annotated[int, Range(ge=0)]] = 10
+    """Pixels on each side of every image but the last two."""
+    output_scale: OutsideRun[float] = 0.25
+    """What RGB is multiplied with."""
+    num_classes: ClassCount = 0
+    output_act: OutputAct = None
+    """What the RGB image goes through; null: linear, as in the paper, but in a run tanh if much of the data
+    is black or white."""
+
+
 class StyleGAN3Generator(StyleGenerator):
     """From z by w to an image: Fourier features, moved and turned as w says; style-modulated convolutions,
     each with a leaky ReLU at a higher sampling rate; and an RGB layer.
 
-    Args:
-        image_shape: (C, H, W) of the images.
-        variant: "t" has 3x3 convolutions and follows translations of the input; "r" has 1x1 convolutions and
-            radially symmetric filters behind the nonlinearity, and follows rotations too. The paper gives "r"
-            twice as many channels (`channel_base` 65536, `channel_max` 1024).
-        z_dim, w_dim: lengths of the latent z, which is drawn from N(0, 1), and of w.
-        mapping_layers: number of layers from z to w.
-        channel_base, channel_max: a layer of cutoff f has `min(channel_base / 2f, channel_max)` channels; at
-            the finest that is `channel_base // s`.
-        num_layers, num_critical: number of layers without the RGB layer, and how many of them the last, whose
-            cutoff is s / 2. Small images need fewer layers: 6 for 32x32.
-        first_cutoff, first_stopband: of the Fourier features.
-        last_stopband_rel: the last stopband over the last cutoff.
-        margin_size: pixels on each side of every image but the last two.
-        output_scale: what RGB is multiplied with.
-        num_classes: number of labels, 0 for an unconditional generator.
-        output_act: what the RGB image goes through: "linear", as in the paper, or "tanh" (`models.checks`).
+    Its arguments are the fields of `StyleGAN3GeneratorConfig`.
 
     Attributes:
         input.transform: a 3x3 matrix, the identity at first, that maps pixel positions `(x, y, 1)` to those
@@ -66,45 +97,28 @@ class StyleGAN3Generator(StyleGenerator):
         w_avg: running mean of w, for truncation.
 
     Raises:
-        ValueError: a size is not positive (`num_classes`: is negative), `variant` or `output_act` is unknown,
-            `num_layers` is not above `num_critical`, the frequencies do not rise, or `channel_base` is less
-            than the longer side.
+        ValueError: `num_layers` is not above `num_critical`, the frequencies do not rise, or `channel_base`
+            is less than the longer side.
     """
 
-    def __init__(
-        self,
-        image_shape: Sequence[int] = (3, 256, 256),
-        variant: str = "t",
-        z_dim: int = 512,
-        w_dim: int = 512,
-        mapping_layers: int = 2,
-        channel_base: int = 32768,
-        channel_max: int = 512,
-        num_layers: int = 14,
-        num_critical: int = 2,
-        first_cutoff: float = 2.0,
-        first_stopband: float = 2**2.1,
-        last_stopband_rel: float = 2**0.3,
-        margin_size: int = 10,
-        output_scale: float = 0.25,
-        num_classes: int = 0,
-        output_act: str = "linear",
-    ) -> None:
-        super().__init__(image_shape, z_dim, w_dim, num_layers + 2, mapping_layers, num_classes, output_act)
-        _check_layers(num_layers, num_critical, margin_size, variant)
-        side = max(image_shape[1:])
+    output_scale: float
+
+    @takes(StyleGAN3GeneratorConfig)
+    def __init__(self, settings: StyleGAN3GeneratorConfig) -> None:
+        super().__init__(settings, settings.num_layers + 2)
+        image_shape, w_dim, variant = settings.image_shape, settings.w_dim, settings.variant
+        num_layers, num_critical = settings.num_layers, settings.num_critical
+        channel_base, channel_max = settings.channel_base, settings.channel_max
+        first_cutoff, first_stopband = settings.first_cutoff, settings.first_stopband
+        last_stopband_rel, side = settings.last_stopband_rel, max(image_shape[1:])
+        if num_layers <= num_critical:
+            raise ValueError(f"num_layers is {num_layers}, but must be above num_critical, {num_critical}")
         if not 0 < first_cutoff < first_stopband or first_cutoff >= side / 2 or last_stopband_rel <= 1:
             raise ValueError(
                 f"first_cutoff is {first_cutoff}, first_stopband {first_stopband} and last_stopband_rel "
                 f"{last_stopband_rel}, but must be 0 < first_cutoff < first_stopband, first_cutoff < "
                 f"{side / 2} (half the longer side), and 1 < last_stopband_rel"
             )
-        self.variant, self.channel_base, self.channel_max = variant, channel_base, channel_max
-        self.num_layers, self.num_critical = num_layers, num_critical
-        self.first_cutoff, self.first_stopband = first_cutoff, first_stopband
-        self.last_stopband_rel = last_stopband_rel
-        self.margin_size, self.output_scale = margin_size, output_scale
-
         channels_at(side, channel_base, channel_max)  # at least one channel
         signals = []
         for i in range(num_layers):
@@ -112,7 +126,7 @@ class StyleGAN3Generator(StyleGenerator):
             cutoff = first_cutoff * (side / 2 / first_cutoff) ** rise
             stopband = first_stopband * (side / 2 * last_stopband_rel / first_stopband) ** rise
             halvings = max(math.floor(math.log2(side / (2 * stopband))), 0)
-            margin = margin_size if i < num_layers - 1 else 0
+            margin = settings.margin_size if i < num_layers - 1 else 0
             signals.append(
                 _Signal(
                     channels=round(min(channel_base / (2 * cutoff), channel_max)),
@@ -130,29 +144,6 @@ class StyleGAN3Generator(StyleGenerator):
             _Layer(before, after, w_dim, kernel_size) for before, after in pairwise([signals[0], *signals])
         )
         self.to_rgb = _ToRGB(signals[-1].channels, image_shape[0], w_dim)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_generator` makes the same architecture."""
-        return {
-            "family": "stylegan3",
-            "image_shape": list(self.image_shape),
-            "variant": self.variant,
-            "z_dim": self.z_dim,
-            "w_dim": self.w_dim,
-            "mapping_layers": self.mapping_layers,
-            "channel_base": self.channel_base,
-            "channel_max": self.channel_max,
-            "num_layers": self.num_layers,
-            "num_critical": self.num_critical,
-            "first_cutoff": self.first_cutoff,
-            "first_stopband": self.first_stopband,
-            "last_stopband_rel": self.last_stopband_rel,
-            "margin_size": self.margin_size,
-            "output_scale": self.output_scale,
-            "num_classes": self.num_classes,
-            "output_act": self.output_act,
-        }
 
     def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
         """Images, about from -1 to 1, of styles.
@@ -358,13 +349,3 @@ def _padding(before: int, after: int, up: int, down: int, taps: int) -> tuple[in
     """For `ops.filtered_lrelu`: from `before` to `after` pixels that have the same centre."""
     first = (down * (after - 1) - up * (before - 1) + taps - 2) // 2
     return first, down * (after - 1) - up * before + taps - 1 - first
-
-
-def _check_layers(num_layers: int, num_critical: int, margin_size: int, variant: str) -> None:
-    check_positive(num_critical=num_critical)
-    if num_layers <= num_critical:
-        raise ValueError(f"num_layers is {num_layers}, but must be above num_critical, {num_critical}")
-    if margin_size < 0:
-        raise ValueError(f"margin_size is {margin_size}, but must be at least 0")
-    if variant not in ("t", "r"):
-        raise ValueError(f"variant is {variant!r}, but must be 't' or 'r'")

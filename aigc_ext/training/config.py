@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from aigc_ext.config import (
-    Choice,
     Config,
     ConfigError,
     Count,
@@ -16,6 +15,21 @@ from aigc_ext.config import (
     Positive,
     Range,
     parse_setting,
+)
+from aigc_ext.models import (
+    DCGANDiscriminatorConfig,
+    DCGANGeneratorConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    MLPDiscriminatorConfig,
+    MLPGeneratorConfig,
+    R3GANDiscriminatorConfig,
+    R3GANGeneratorConfig,
+    SNGANDiscriminatorConfig,
+    SNGANGeneratorConfig,
+    StyleGAN2DiscriminatorConfig,
+    StyleGAN2GeneratorConfig,
+    StyleGAN3GeneratorConfig,
 )
 
 __all__ = [
@@ -53,129 +67,15 @@ class DataConfig(Config):
 
 
 @dataclass(frozen=True)
-class GeneratorConfig(Choice, usual="mlp"):
-    family: str = field(default="")
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig(Choice, usual="mlp"):
-    family: str = field(default="")
-
-
-@dataclass(frozen=True)
-class MLPGeneratorConfig(GeneratorConfig):
-    family: Literal["mlp"] = field(default="mlp")
-    z_dim: Count = 100
-    hidden: tuple[Count, ...] = (256, 128, 64)
-
-
-@dataclass(frozen=True)
-class MLPDiscriminatorConfig(DiscriminatorConfig):
-    family: Literal["mlp"] = field(default="mlp")
-    hidden: tuple[Count, ...] = (128, 64)
-
-
-@dataclass(frozen=True)
-class DCGANGeneratorConfig(GeneratorConfig):
-    family: Literal["dcgan"] = field(default="dcgan")
-    z_dim: Count = 100
-    channels: Count = 64
-    """Of the finest hidden images; twice as many for each halving of the sides."""
-
-
-@dataclass(frozen=True)
-class DCGANDiscriminatorConfig(DiscriminatorConfig):
-    family: Literal["dcgan"] = field(default="dcgan")
-    channels: Count = 64
-    """Of the first hidden layer; twice as many for each halving of the sides."""
-
-
-@dataclass(frozen=True)
-class SNGANGeneratorConfig(GeneratorConfig):
-    family: Literal["sngan"] = field(default="sngan")
-    z_dim: Count = 128
-    channels: Count = 256
-
-
-@dataclass(frozen=True)
-class SNGANDiscriminatorConfig(DiscriminatorConfig):
-    family: Literal["sngan"] = field(default="sngan")
-    channels: Count = 128
-
-
-@dataclass(frozen=True)
-class StyleGAN2GeneratorConfig(GeneratorConfig):
-    family: Literal["stylegan2"] = field(default="stylegan2")
-    z_dim: Count = 512
-    w_dim: Count = 512
-    mapping_layers: Count = 8
-    channel_base: Count = 32768
-    """Channels at a resolution are this number divided by its larger side..."""
-    channel_max: Count = 512
-    """... but not more than this."""
-    output_act: Literal["linear", "tanh"] | None = None
-    """What the pixels go through; null: tanh if much of the data is black or white (`training.recipe`)."""
-
-
-@dataclass(frozen=True)
-class StyleGAN2DiscriminatorConfig(DiscriminatorConfig):
-    family: Literal["stylegan2"] = field(default="stylegan2")
-    channel_base: Count = 32768
-    channel_max: Count = 512
-    group_size: Count = 4
-    """Images whose standard deviation is shown to the last layers."""
-
-
-@dataclass(frozen=True)
-class StyleGAN3GeneratorConfig(GeneratorConfig):
-    family: Literal["stylegan3"] = field(default="stylegan3")
-    variant: Literal["t", "r"] = "t"
-    """Equivariant to translation, or to rotation too."""
-    z_dim: Count = 512
-    w_dim: Count = 512
-    mapping_layers: Count = 2
-    channel_base: Count = 32768
-    channel_max: Count = 512
-    num_layers: Count = 14
-    output_act: Literal["linear", "tanh"] | None = None
-    """What the pixels go through; null: tanh if much of the data is black or white (`training.recipe`)."""
-
-
-@dataclass(frozen=True)
-class R3GANGeneratorConfig(GeneratorConfig):
-    family: Literal["r3gan"] = field(default="r3gan")
-    z_dim: Count = 64
-    channel_base: Count = 24576
-    """Channels at a resolution are this number divided by its larger side, rounded down to whole groups..."""
-    channel_max: Count = 768
-    """... but not more than this."""
-    blocks: Count = 2
-    """Residual blocks at each resolution."""
-    group_size: Count = 16
-    """Channels of a group of a block's 3x3 convolution."""
-    expansion: Count = 2
-    """What a block multiplies the channels by inside."""
-    output_act: Literal["linear", "tanh"] | None = None
-    """What the pixels go through; null: tanh if much of the data is black or white (`training.recipe`)."""
-
-
-@dataclass(frozen=True)
-class R3GANDiscriminatorConfig(DiscriminatorConfig):
-    family: Literal["r3gan"] = field(default="r3gan")
-    channel_base: Count = 24576
-    channel_max: Count = 768
-    blocks: Count = 2
-    group_size: Count = 16
-    expansion: Count = 2
-
-
-@dataclass(frozen=True)
 class LossConfig(Config):
     kind: Literal["logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg"] = (
         "logistic"
     )
+    """The adversarial loss; see `aigc_ext.losses.AdversarialLoss`."""
     label_smoothing: Fraction = 0.0
+    """Of the real images' label, for the discriminator (logistic and minimax)."""
     l2_weight: NonNegative = 0.0
+    """Half of it weighs the mean square of the discriminator's logits, and of the generator's images."""
     gamma: NonNegative | None = 0.0
     """Weight of R1: the discriminator's loss gets gamma/2 times the mean of |dD/dx|^2. 0 turns it off; null
     is a number for the size of the images, see `training.recipe`."""
@@ -190,7 +90,7 @@ class LossConfig(Config):
     path_interval: Count = 4
     """It is taken every so many of the generator's steps, times this number..."""
     path_every: Count = 2
-    """... on every so manieth sample..."""
+    """... on every n-th sample, n being this number..."""
     path_decay: Annotated[float, Range(gt=0, le=1)] = 0.01
     """... with a running mean that moves by this share of the way."""
     mixing: Annotated[float, Range(ge=0, le=1)] = 0.0
@@ -200,10 +100,15 @@ class LossConfig(Config):
 @dataclass(frozen=True)
 class AdamConfig(Config):
     lr: Positive = 1e-4
+    """Adam's learning rate."""
     beta1: Fraction = 0.9
+    """Decay of its running mean of the gradient."""
     beta2: Fraction = 0.999
+    """Decay of its running mean of the gradient's square."""
     eps: Positive = 1e-8
+    """Added to the root of that mean."""
     weight_decay: NonNegative = 0.0
+    """Decoupled from the gradient, as in AdamW."""
     lr_end: Positive | None = None
     """What lr becomes by the end of the ramp; null: it stays."""
     beta2_end: Fraction | None = None
@@ -250,10 +155,13 @@ class AugmentConfig(Config):
     kimg: Positive = 500.0
     """... and could go from 0 to 1 in so many thousands of images."""
     blit: bool = True
+    """Mirroring, quarter turns and shifts by whole pixels (ada and fixed)."""
     geometric: bool = True
+    """Scaling, rotation, squeezing and shifts by any distance (ada and fixed)."""
     color: bool = True
+    """Brightness, contrast, hue and saturation (ada and fixed)."""
     policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
-    """Of diffaug."""
+    """The changes of diffaug."""
     blur_sigma: NonNegative | None = 0.0
     """Behind any of these, a Gaussian blur of so many pixels (standard deviation) at the start of training;
     see `training.blur`. 0 turns it off; null is a number for the size of the images, see
@@ -270,7 +178,9 @@ class TrainConfig(Config):
     """
 
     preset: str = "mlp"
+    """The recipe that the run started from; part of its directory's name."""
     seed: Annotated[int, Range(ge=0, lt=2**63)] = 0
+    """Of everything random."""
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=MLPGeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=MLPDiscriminatorConfig)

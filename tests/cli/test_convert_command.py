@@ -291,7 +291,7 @@ def test_the_architecture_is_said_not_guessed(tmp_path, config_file, capsys):
         ("[1]", "holds a list, but must hold a JSON object"),
         ('{"hidden": [6, 5]}', 'the config has no "family"'),
         ('{"family": "vqgan"}', "generator family is 'vqgan', but must be one of"),
-        ('{"family": "mlp", "depth": 3}', "unexpected keyword argument 'depth'"),
+        ('{"family": "mlp", "depth": 3}', "unknown key depth; known here: image_shape, z_dim, hidden"),
     ):
         other.write_text(text)
         assert message in refused(capsys, tmp_path, source, "--config", other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from aigc_ext.cli import main
-from aigc_ext.models import MLPGenerator
+from aigc_ext.models import GeneratorConfig, MLPGenerator
 from aigc_ext.sampling import Sampler, image_grid, project, save_pretrained
 from aigc_ext.training.checkpoint import serialize
 from tests.sampling.stand_in import StandIn, stand_in
@@ -35,7 +36,7 @@ def networks(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def family(monkeypatch):
-    monkeypatch.setitem(sys.modules["aigc_ext.models"]._GENERATORS, "stand-in", StandIn)
+    monkeypatch.setitem(GeneratorConfig.families, "stand-in", SimpleNamespace(network=StandIn))
 
 
 def run(*arguments):

@@ -135,7 +135,7 @@ def test_autocast_takes_the_narrow_images_of_the_generator():
         (lambda: MLPDiscriminator((1, 0, 28)), r"image_shape is \(1, 0, 28\)"),
         (lambda: MLPGenerator(z_dim=0), "z_dim is 0, but must be at least 1"),
         (lambda: MLPGenerator(hidden=()), r"hidden is \(\), but must be at least one width"),
-        (lambda: MLPDiscriminator(hidden=(8, -1)), r"hidden is \(8, -1\)"),
+        (lambda: MLPDiscriminator(hidden=(8, -1)), r"hidden\[1\] is -1, but must be at least 1"),
         (lambda: MLPGenerator(num_classes=-1), "num_classes is -1, but must be at least 0"),
         (lambda: MLPDiscriminator(num_classes=-1), "num_classes is -1, but must be at least 0"),
         (

@@ -29,5 +29,5 @@ def test_tanh_is_that_of_the_linear_output(family):
 
 @pytest.mark.parametrize("family", _FAMILIES)
 def test_an_unknown_output_is_refused(family):
-    with pytest.raises(ValueError, match="output_act is 'sigmoid', but must be one of linear, tanh"):
+    with pytest.raises(ValueError, match="output_act is 'sigmoid', but must be one of 'linear', 'tanh'"):
         _built(family, output_act="sigmoid")

@@ -207,7 +207,7 @@ def test_half_types_and_channels_last(variant):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: small_generator(variant="x"), "variant is 'x', but must be 't' or 'r'"),
+        (lambda: small_generator(variant="x"), "variant is 'x', but must be one of 't', 'r'"),
         (lambda: small_generator(num_layers=2), "num_layers is 2, but must be above num_critical, 2"),
         (lambda: small_generator((3, 4, 4)), "first_cutoff is 2.0, .* first_cutoff < 2.0"),
         (lambda: small_generator(first_stopband=1.5), "first_stopband 1.5"),

@@ -1,0 +1,145 @@
+"""How a network and its settings belong together.
+
+The settings of a family are a dataclass beside its network: each argument's name, type with limits, default
+and meaning stand there, and nowhere else. The network's constructor, `build_generator` and
+`build_discriminator`, `network.config`, a run's config and docs/presets.md read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import Parameter
+from typing import Annotated, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
+
+from torch import nn
+
+from aigc_ext.config import Choice, Count, Range, Rule, UnknownKeyError
+
+P = ParamSpec("P")
+S = TypeVar("S", bound="NetworkConfig")
+V = TypeVar("V")
+
+
+class _Shape(Rule):
+    def broken_rule(self, value: Sequence[int]) -> str | None:
+        return None if len(value) == 3 and min(value) >= 1 else "(C, H, W), each at least 1"
+
+
+class _NotEmpty(Rule):
+    def broken_rule(self, value: Sequence[int]) -> str | None:
+        return None if value else "at least one width, each at least 1"
+
+
+_OUTSIDE_RUN = Rule()
+OutsideRun = Annotated[V, _OUTSIDE_RUN]
+"""Of a field that is no key of a run's config: the data decide it, or a run has the default."""
+ImageShape = Annotated[Sequence[int], _Shape(), _OUTSIDE_RUN]
+ClassCount = Annotated[int, Range(ge=0), _OUTSIDE_RUN]
+Widths = Annotated[Sequence[Count], _NotEmpty()]
+# Many images are black or white in most pixels (digits, drawings, masks). A linear output does not hit these
+# values exactly, and a discriminator knows it by that alone; tanh does.
+OutputAct = Literal["linear", "tanh"] | None
+
+
+@dataclass(frozen=True)
+class NetworkConfig(Choice):
+    """What a network is made from: the arguments of its constructor, in their order, and its family.
+
+    Every family has `image_shape`, (C, H, W) of the images, and `num_classes`, the number of labels, 0 for a
+    network that is told none. A run takes these two from its data.
+    """
+
+    network: ClassVar[type[nn.Module]]
+
+    family: str = field(default="", kw_only=True)
+    image_shape: ImageShape = (3, 64, 64)
+
+    @classmethod
+    def key_names(cls) -> Sequence[str]:
+        hints = cls.hints().items()
+        return [name for name, hint in hints if _OUTSIDE_RUN not in getattr(hint, "__metadata__", ())]
+
+    @classmethod
+    def arguments(cls) -> list[str]:
+        """The names of the constructor's arguments: all fields but the family."""
+        return [f.name for f in dataclasses.fields(cls) if f.name != "family"]
+
+    @classmethod
+    def of(cls: type[S], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> S:
+        """The settings that a constructor is called with: themselves, or field by field.
+
+        Raises:
+            ConfigError: a value is not allowed.
+            TypeError: too many arguments, or one twice; an `UnknownKeyError`, if there is no such argument.
+        """
+        if len(arguments) == 1 and isinstance(arguments[0], cls) and not keywords:
+            return arguments[0]
+        for name in keywords:
+            if name not in cls.arguments():
+                raise UnknownKeyError("", name, cls.arguments())
+        return cls(*arguments, **keywords)
+
+    def architecture(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(NetworkConfig, usual="mlp"):
+    """A generator's settings; `z_dim`, which every family has, is the length of a latent from N(0, 1)."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(NetworkConfig, usual="mlp"):
+    """A discriminator's settings."""
+
+
+class Network(nn.Module):
+    """A network that is made from its settings, which are its attributes too, under their own names."""
+
+    settings: NetworkConfig
+    image_shape: tuple[int, ...]
+    num_classes: int
+
+    def __init__(self, settings: NetworkConfig) -> None:
+        super().__init__()
+        self.settings = settings
+        vars(self).update({name: getattr(settings, name) for name in settings.arguments()})
+
+    def __init_subclass__(cls) -> None:
+        made_from = getattr(vars(cls).get("__init__"), "settings", None)
+        if made_from is not None:
+            made_from.network = cls
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `models.build_generator` or `build_discriminator` makes the same
+        architecture."""
+        return self.settings.architecture()
+
+
+def takes(
+    settings: Callable[P, S],
+) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
+    """Makes a constructor that takes settings take their fields as its arguments; the settings themselves
+    will do as well."""
+    cls: Any = settings
+
+    def decorate(construct: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
+        @functools.wraps(construct)
+        def __init__(self: Any, *arguments: P.args, **keywords: P.kwargs) -> None:
+            construct(self, cls.of(arguments, keywords))
+
+        signature = inspect.signature(cls)
+        own = next(iter(inspect.signature(construct).parameters.values())).replace(annotation=Parameter.empty)
+        fields = [signature.parameters[name] for name in cls.arguments()]
+        __init__.__signature__ = signature.replace(parameters=[own, *fields])  # type: ignore[attr-defined]
+        __init__.settings = cls  # type: ignore[attr-defined]
+        return __init__
+
+    return decorate
