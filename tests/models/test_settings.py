@@ -1,9 +1,11 @@
-"""Networks and their settings: one declaration, read by constructors and configs."""
+"""Networks and their settings: one declaration, read by constructors, configs and docs/presets.md."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from aigc_ext.config import ConfigError, UnknownKeyError
 from aigc_ext.models import DiscriminatorConfig, GeneratorConfig, build_discriminator, build_generator
 from aigc_ext.training import TrainConfig
 
+ROOT = Path(__file__).parents[2]
 FAMILIES = [
     *((build_generator, cls) for cls in GeneratorConfig.families.values()),
     *((build_discriminator, cls) for cls in DiscriminatorConfig.families.values()),
@@ -141,3 +144,9 @@ def test_a_subclass_has_a_constructor_of_its_own():
 def test_what_the_data_decide_is_no_key_of_a_run(key):
     with pytest.raises(ConfigError, match=f"unknown key generator.{key}"):
         TrainConfig().override("generator", {"family": "stylegan3", key: 3})
+
+
+def test_the_page_of_settings_is_what_the_records_say():
+    """`python docs/presets.py` writes it."""
+    page = runpy.run_path(str(ROOT / "docs" / "presets.py"))["page"]()
+    assert (ROOT / "docs" / "presets.md").read_text(encoding="utf-8") == page

@@ -1,0 +1,125 @@
+"""Writes docs/presets.md from the settings' own records: `python docs/presets.py`.
+
+A test compares the page with what this makes, so that it is never out of date.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from aigc_ext.config import Config
+from aigc_ext.models import DiscriminatorConfig, GeneratorConfig
+from aigc_ext.training.config import TrainConfig
+from aigc_ext.training.presets import PRESETS
+
+INTRODUCTION = """# Settings
+
+Every key of a run's config, with its default: `--set generator.z_dim=64`, or `--config` with a JSON file.
+Then what each preset changes, and the networks, family by family. `python docs/presets.py` writes this page
+from the code.
+"""
+
+NETWORKS = """## Networks
+
+`--set 'generator={"family": "stylegan3"}'` takes another family, with its own defaults. In Python a network
+is made of the same settings, and of `image_shape` (C, H, W) and `num_classes` (0: none), which a run takes
+from its data: `StyleGAN3Generator((3, 64, 64), num_layers=10)`, or
+`StyleGAN3Generator(StyleGAN3GeneratorConfig(...))`. A key in *italics* is an argument in Python only; a run
+has its default.
+"""
+
+
+def docs_of(cls: type) -> dict[str, str]:
+    """The doc strings behind the fields of a dataclass, by name."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not issubclass(base, Config):
+            continue
+        (body,) = ast.parse(dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for before, after in pairwise(body.body):
+            if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
+                assert isinstance(before.target, ast.Name)
+                assert isinstance(after.value, ast.Constant)
+                docs[before.target.id] = inspect.cleandoc(after.value.value)
+    return docs
+
+
+def shown(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def rows(settings: Config, prefix: str = "") -> list[str]:
+    """A row of the table for each key of a config, and for the keys of the configs in it."""
+    docs, made = docs_of(type(settings)), []
+    for key in settings.key_names():
+        value = getattr(settings, key)
+        if isinstance(value, (GeneratorConfig, DiscriminatorConfig)):
+            made.append(f"| `{prefix}{key}` | `{value.family}` | Of a family, see below. |")
+        elif isinstance(value, Config):
+            made += rows(value, f"{prefix}{key}.")
+        else:
+            text = " ".join(docs[key].split()).replace("|", "\\|")
+            made.append(f"| `{prefix}{key}` | {shown(value)} | {text} |")
+    return made
+
+
+def table(lines: list[str]) -> str:
+    return "\n".join(["| key | default | |", "|---|---|---|", *lines]) + "\n"
+
+
+def changes(preset: str) -> list[str]:
+    """What a preset sets otherwise than the defaults; of another family, otherwise than its defaults."""
+    made = []
+    settings, usual = PRESETS[preset], TrainConfig()
+    for key in settings.key_names():
+        value, default = getattr(settings, key), getattr(usual, key)
+        if not isinstance(value, Config):
+            if value != default and key != "preset":
+                made.append(f"`{key}` {shown(value)}")
+            continue
+        if isinstance(value, (GeneratorConfig, DiscriminatorConfig)):
+            default = type(value)()
+            if value.family != getattr(usual, key).family:
+                made.append(f"`{key}` `{value.family}`")
+        made += [
+            f"`{key}.{name}` {shown(getattr(value, name))}"
+            for name in value.key_names()
+            if getattr(value, name) != getattr(default, name)
+        ]
+    return made
+
+
+def family(cls: type[GeneratorConfig] | type[DiscriminatorConfig]) -> str:
+    docs, settings = docs_of(cls), cls()
+    lines = []
+    for name in cls.arguments():
+        if name in ("image_shape", "num_classes"):
+            continue
+        key = f"`{name}`" if name in cls.key_names() else f"*`{name}`*"
+        lines.append(f"| {key} | {shown(getattr(settings, name))} | {' '.join(docs[name].split())} |")
+    return table(lines)
+
+
+def page() -> str:
+    parts = [INTRODUCTION, "## A run\n", table(rows(TrainConfig())), "## Presets\n"]
+    parts.append("\n".join(f"- `{preset}`: {'; '.join(changes(preset))}." for preset in PRESETS) + "\n")
+    parts.append(NETWORKS)
+    for role, families in (
+        ("Generator", GeneratorConfig.families),
+        ("Discriminator", DiscriminatorConfig.families),
+    ):
+        for name, cls in families.items():
+            parts.append(f"### {role} `{name}`: `{cls.network.__name__}`\n")
+            parts.append(family(cls))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_suffix(".md").write_text(page(), encoding="utf-8")
