@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from aigc_ext.losses import AdversarialLoss, LossStats, path_length, r1_of_logits
-from aigc_ext.nn.split_batch import batch_randn, split_batch
+from aigc_ext.nn.split_batch import batch_randn
 from aigc_ext.training.blur import blurred
 from aigc_ext.training.distributed import Processes
+from aigc_ext.training.parts import (
+    Part,
+    descend,
+    kept_finite,
+    random_numbers,
+    running_buffers,
+    split,
+    trained,
+    unmoved,
+)
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
 """The entries of the vector that a step returns. See `losses.LossStats`."""
@@ -50,17 +60,24 @@ class StepInputs(NamedTuple):
     start: int = 0
     total: int | None = None
 
-    @contextmanager
-    def random(self, purpose: int) -> Iterator[None]:
+    def random(self, purpose: int) -> AbstractContextManager[None]:
         """Inside, a part has the random numbers of its rows of the whole batch, other ones for each
         purpose."""
-        if self.seed is not None:
-            # Not torch.manual_seed, which looks for every kind of device first.
-            torch.default_generator.manual_seed(self.seed + purpose)
-            if self.z.device.type == "cuda":  # which need not be the current one
-                torch.cuda.default_generators[self.z.device.index].manual_seed(self.seed + purpose)
-        with split_batch(len(self.z) if self.total is None else self.total, self.start):
-            yield
+        seed = None if self.seed is None else self.seed + purpose
+        total = len(self.z) if self.total is None else self.total
+        return random_numbers(seed, self.z.device, self.start, total)
+
+    def part(self, part: Part) -> StepInputs:
+        rows = part.rows
+        return self._replace(
+            real=self.real[rows],
+            fake=self.fake[rows],
+            z=self.z[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            mixing=self.mixing and Mixing(self.mixing.z[rows], self.mixing.cutoff[rows]),
+            start=part.start,
+            total=part.total,
+        )
 
 
 _GENERATE, _DISCRIMINATE, _JUDGE, _STRETCH = range(4)
@@ -135,7 +152,7 @@ class Objective:
                 real_logits,
                 fake_logits,
                 penalty=self.gamma / 2 * self._interval * penalty,
-                inputs=_trained(self._discriminator),
+                inputs=trained(self._discriminator),
             )
             return loss, stats, r1.detach(), r2.detach()
 
@@ -173,7 +190,7 @@ class Objective:
             return zero, zero
         chosen = inputs._replace(z=z, labels=labels, mixing=mixing, start=first, total=count)
         with chosen.random(_STRETCH):
-            with self.arithmetic(), _unmoved_buffers(generator):
+            with self.arithmetic(), unmoved(list(generator.buffers())):
                 y = batch_randn(len(z), *inputs.fake.shape[1:], device=z.device)
                 lengths = path_length(generator.synthesis, _styles(generator, chosen), y)
             # The mean over the whole batch's samples is then the mean of what the parts return.
@@ -242,15 +259,17 @@ class AdversarialStep:
         self._discriminator = discriminator
         self._g_optimizer = g_optimizer
         self._d_optimizer = d_optimizer
-        self._g_parameters = _trained(generator)
-        self._d_parameters = _trained(discriminator)
-        self._buffers = [b for n in (generator, discriminator) for b in n.buffers() if b.is_floating_point()]
+        self._g_parameters = trained(generator)
+        self._d_parameters = trained(discriminator)
+        self._g_buffers = running_buffers(generator)
+        self._d_buffers = running_buffers(discriminator)
+        self._not_measured = torch.full((), torch.nan, device=path_mean.device)
         self._part_size = part_size
         self._processes = processes or Processes()
         self._path_decay = path_decay
         self._path_every = path_every
-        self._parts_done: list[StepInputs] = []
-        self._losses_done: list[Tensor] = []
+        self._parts_done: Sequence[StepInputs] = ()
+        self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, of G's
 
     @property
     def inputs(self) -> StepInputs | None:
@@ -285,130 +304,68 @@ class AdversarialStep:
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
         self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
-        before = [buffer.clone() for buffer in self._buffers]
         parts = self._parts(StepInputs(real, z, z, labels, penalize, mixing, seed))
         whole = len(parts) == 1
-        keep_graph = whole and train_generator
-
-        _clear(self._d_parameters)
-        figures = []
         made: list[StepInputs] = []
-        with self._averaged_buffers(len(parts), restore_generator=train_generator and not whole) as next_part:
-            for part in parts:
-                next_part()
-                with torch.set_grad_enabled(keep_graph):
-                    fake = self.objective.generate(self._generator, part)
-                inputs = part._replace(fake=fake.detach())
-                loss, stats, r1, r2 = self.objective.discriminator_backward(inputs)
-                figures.append(torch.stack((loss, torch.full_like(loss, torch.nan), *stats, r1, r2)))
-                made.append(inputs)
-        self._parts_done, self._losses_done = made, [torch.stack([f[0] for f in figures])]
-        statistics = self._finish(self._d_parameters, figures)
-        statistics[_ACCURACIES] += statistics[0] * 0  # a NaN is neither right nor wrong
-        _spoil_unless_finite(self._d_parameters, statistics[0])
-        self._d_optimizer.step()
-        not_measured = torch.full_like(statistics[:1], torch.nan)
-        if not train_generator:
-            _restore_unless_finite(self._buffers, before)
-            return torch.cat((statistics, not_measured))
+        losses: tuple[list[Tensor], list[Tensor]] = ([], [])
+        fake = z
 
-        _clear(self._g_parameters)
-        losses = []
-        for parameter in self._d_parameters:
-            parameter.requires_grad_(False)
-        try:
-            with self._averaged_buffers(len(parts)) as next_part:
-                for inputs in made:
-                    next_part()
-                    if not whole:
-                        fake = self.objective.generate(self._generator, inputs)
-                    loss = self.objective.generator_backward(fake, inputs)
-                    length = not_measured[0]
-                    if stretch:
-                        extra, length = self.objective.path_length_backward(
-                            self._generator, inputs, self.path_mean, self._path_every
-                        )
-                        loss = loss + extra
-                    losses.append(torch.stack((loss, length)))
-        finally:
+        def discriminate(part: StepInputs) -> Tensor:
+            nonlocal fake
+            # Between several parts G's graph is not kept.
+            with torch.set_grad_enabled(whole and train_generator):
+                fake = self.objective.generate(self._generator, part)
+            made.append(part._replace(fake=fake.detach()))
+            loss, stats, r1, r2 = self.objective.discriminator_backward(made[-1])
+            losses[0].append(loss)
+            return torch.stack((loss, self._not_measured, *stats, r1, r2))
+
+        def generate(part: StepInputs) -> Tensor:
+            images = fake if whole else self.objective.generate(self._generator, part)
+            loss, length = self.objective.generator_backward(images, part), self._not_measured
+            if stretch:
+                extra, length = self.objective.path_length_backward(
+                    self._generator, part, self.path_mean, self._path_every
+                )
+                loss = loss + extra
+            losses[1].append(loss)
+            return torch.stack((loss, length))
+
+        ours, others = self._d_buffers, self._g_buffers
+        again = train_generator and not whole  # G runs a second time, on the buffers of the first
+        with kept_finite([*others, *ours]):
+            statistics = descend(
+                *(self._d_optimizer, self._d_parameters, parts, discriminate, self._processes),
+                averaged=ours if again else [*ours, *others],
+                restored=others if again else [],
+            )
+            statistics[_ACCURACIES] += statistics[0] * 0  # a NaN is neither right nor wrong
+            self._parts_done, self._losses_done = made, losses[:1]
+            if not train_generator:
+                return torch.cat((statistics, self._not_measured[None]))
             for parameter in self._d_parameters:
-                parameter.requires_grad_(True)
-        self._losses_done.append(torch.stack([f[0] for f in losses]))
-        loss_g, length = self._finish(self._g_parameters, losses)
-        _spoil_unless_finite(self._g_parameters, loss_g)
-        self._g_optimizer.step()
-        if stretch:
-            moved = self.path_mean.lerp(length.to(self.path_mean.dtype), self._path_decay)
-            self.path_mean.copy_(torch.where(length.isfinite(), moved, self.path_mean))
-        _restore_unless_finite(self._buffers, before)
-
+                parameter.requires_grad_(False)
+            try:
+                loss_g, length = descend(
+                    *(self._g_optimizer, self._g_parameters, made, generate, self._processes),
+                    averaged=[*ours, *others],
+                )
+            finally:
+                for parameter in self._d_parameters:
+                    parameter.requires_grad_(True)
+            self._losses_done = losses
+            if stretch:
+                moved = self.path_mean.lerp(length.to(self.path_mean.dtype), self._path_decay)
+                self.path_mean.copy_(torch.where(length.isfinite(), moved, self.path_mean))
         return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
 
     def _parts(self, share: StepInputs) -> list[StepInputs]:
-        size = len(share.z)
-        step = self._part_size or size
-        if size % step:
-            raise ValueError(f"part_size is {step}, but must divide the {size} samples of a process")
-        count, total = size // step, size * self._processes.count
-        if size == total and count == 1:
+        parts = split(len(share.z), self._part_size, self._processes)
+        if parts[0].total == len(share.z) and len(parts) == 1:
             return [share]
         if share.seed is None:
             raise ValueError("seed is None, but must be given: the batch is computed in parts")
-        first = size * self._processes.rank
-        parts = []
-        for start in range(0, size, step):
-            rows = slice(start, start + step)
-            mixing = share.mixing and Mixing(share.mixing.z[rows], share.mixing.cutoff[rows])
-            labels = None if share.labels is None else share.labels[rows]
-            z = share.z[rows]
-            part = StepInputs(share.real[rows], z, z, labels, share.penalize, mixing, share.seed)
-            parts.append(part._replace(start=first + start, total=total))
-        return parts
-
-    def _finish(self, parameters: list[Tensor], figures: list[Tensor]) -> Tensor:
-        """Makes the sums of the parts' gradients their mean over all processes; returns the figures' mean."""
-        mean = figures[0] if len(figures) == 1 else torch.stack(figures).mean(0)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if len(figures) > 1:
-            torch._foreach_div_(gradients, len(figures))
-        self._processes.average([*gradients, mean])
-        return mean
-
-    @contextmanager
-    def _averaged_buffers(
-        self, parts: int, *, restore_generator: bool = False
-    ) -> Iterator[Callable[[], None]]:
-        """Gives a function to call before each part; afterwards every buffer is the mean of what the parts
-        made of it, and G's are as before with `restore_generator`."""
-        if parts * self._processes.count == 1:
-            yield lambda: None
-            return
-        mine = [b for b in self._discriminator.buffers() if b.is_floating_point()]
-        others = [b for b in self._generator.buffers() if b.is_floating_point()]
-        buffers = mine + others
-        before = [buffer.clone() for buffer in buffers]
-        changes = [torch.zeros_like(buffer) for buffer in buffers]
-        begun = False
-
-        @torch.no_grad()
-        def next_part() -> None:
-            nonlocal begun
-            if begun:
-                for buffer, old, change in zip(buffers, before, changes, strict=True):
-                    change += buffer - old
-                    buffer.data.copy_(old)
-            begun = True
-
-        yield next_part
-        next_part()
-        with torch.no_grad():
-            if changes:
-                torch._foreach_div_(changes, parts)
-            self._processes.average(changes)
-            # As old + change, so that a constant keeps its bits; by .data, since G's graph may still hold it.
-            for i, (buffer, old, change) in enumerate(zip(buffers, before, changes, strict=True)):
-                if not restore_generator or i < len(mine):
-                    buffer.data.copy_(old + change)
+        return [share.part(part) for part in parts]
 
 
 def with_labels(network: nn.Module, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -416,16 +373,6 @@ def with_labels(network: nn.Module, labels: Tensor | None) -> Callable[[Tensor],
     if labels is None:
         return network
     return lambda x: network(x, labels)
-
-
-@contextmanager
-def _unmoved_buffers(network: nn.Module) -> Iterator[None]:
-    """Afterwards running means are as they were: these few samples are not to count."""
-    buffers = list(network.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    yield
-    for buffer, old in zip(buffers, before, strict=True):
-        buffer.data.copy_(old)  # .data, since the graph may hold a constant among them
 
 
 def _styles(generator: Any, inputs: StepInputs) -> Tensor:
@@ -436,33 +383,3 @@ def _styles(generator: Any, inputs: StepInputs) -> Tensor:
     others = generator.mapping(inputs.mixing.z, inputs.labels)
     layers = torch.arange(w.size(1), device=w.device)
     return torch.where((layers >= inputs.mixing.cutoff[:, None])[:, :, None], others, w)
-
-
-def _trained(network: nn.Module) -> list[Tensor]:
-    """The parameters that have gradients, the smallest first."""
-    return sorted((p for p in network.parameters() if p.requires_grad), key=Tensor.numel)
-
-
-def _clear(parameters: list[Tensor]) -> None:
-    # `Optimizer.zero_grad` does the same for 20 times the price, which counts in a step of 2 ms.
-    for parameter in parameters:
-        parameter.grad = None
-
-
-@torch.no_grad()
-def _restore_unless_finite(buffers: list[Tensor], before: list[Tensor]) -> None:
-    """Undoes what happened to a buffer that is not finite now: it would never become so again."""
-    for buffer, old in zip(buffers, before, strict=True):
-        buffer.data.copy_(torch.where(buffer.isfinite().all(), buffer, old))
-
-
-def _spoil_unless_finite(parameters: list[Tensor], loss: Tensor) -> None:
-    """Makes one of the gradients NaN if the loss is not finite, without asking the device.
-
-    An infinite loss can have finite gradients: softplus of an overflown logit has slope 1. Zero times the
-    loss is NaN exactly when the loss is infinite or NaN.
-    """
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.add_(loss * 0)
-            return
