@@ -76,8 +76,9 @@ def _with_batch(trainer: Trainer, batch: int) -> Trainer:
 
 def _measure(trainer: Trainer, rounds: int) -> Cost:
     config = trainer.config
-    kinds = Counter(trainer.kind_of_step(step) for step in range(math.lcm(*trainer.intervals())))
-    first = {trainer.kind_of_step(step): step for step in reversed(range(math.lcm(*trainer.intervals())))}
+    steps = range(math.lcm(*recipe.intervals(config)))
+    kinds = Counter(recipe.kind_of_step(config, step) for step in steps)
+    first = {recipe.kind_of_step(config, step): step for step in reversed(steps)}
     best: dict[tuple[bool, ...], float] = {}
     begin = time.perf_counter()
     with trainer.prepared_step() as take:

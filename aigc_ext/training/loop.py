@@ -137,7 +137,6 @@ class Trainer:
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
         self._skipped_checked = (0, 0)
         self._steps_unchecked = [0, 0]  # of the discriminator, of the generator
-        self._stretched = False  # did the last step take path lengths?
         self._recorder: Recorder | None = None  # in the main process
 
     @classmethod
@@ -214,9 +213,7 @@ class Trainer:
             stop = stack.enter_context(StopSignals())
             point, self._resumed = self._resumed, None
             if self._processes.main:
-                self._recorder = Recorder(
-                    *(run, self.state, self.config, self.data, self._sampler, self._take_step.objective)
-                )
+                self._recorder = Recorder(run, self.state, self.config, self.data, self._sampler)
                 stack.enter_context(self._recorder.recording(point, self._saved[1] if self._saved else None))
             part = recipe.part_size(self.config, self._processes.count)
             if remark := recipe.smaller_groups(self.state.discriminator, part):
@@ -303,32 +300,27 @@ class Trainer:
         return number > 0
 
     def _one_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        config, state, step = self.config, self.state, self._take_step
+        config, state = self.config, self.state
         real = normalize(images.to(self.device, non_blocking=True), self._sampler.value_range)
         if config.channels_last:
             real = real.contiguous(memory_format=torch.channels_last)
         condition = labels.to(self.device, non_blocking=True) if self._classes else None
-        penalize, train_generator, self._stretched = self.kind_of_step(state.step)
         z, mixing = self._draw_latents()
-
-        position = recipe.ramp(config, state.nimg)
-        assert config.loss.gamma is not None
-        step.objective.gamma = recipe.between(config.loss.gamma, config.loss.gamma_end, position)
-        step.objective.blur_sigma = recipe.blur_sigma(config, state.nimg)
-        recipe.set_rates(state.g_optimizer, config.g_optim, position)
-        recipe.set_rates(state.d_optimizer, config.d_optim, position)
-        if isinstance(state.augment, AdaAugment):
-            recipe.set_augment(state.augment, config, position)
-        images_per_update = config.batch * config.n_dis
-        state.g_optimizer.ema_decay = config.ema.decay(state.nimg + config.batch, images_per_update, position)
-
-        statistics = step(
+        state.schedule = now = recipe.schedule(config, state.step, state.nimg)
+        now.g_rates.apply(state.g_optimizer)
+        now.d_rates.apply(state.d_optimizer)
+        state.g_optimizer.ema_decay = now.ema_decay
+        if isinstance(state.augment, AdaAugment) and now.augment_p is not None:
+            state.augment.set_p(now.augment_p)
+        statistics = self._take_step(
             *(real, z, condition),
-            penalize=penalize,
-            train_generator=train_generator,
-            stretch=self._stretched,
+            penalize=now.penalize,
+            train_generator=now.train_generator,
+            stretch=now.stretch,
             mixing=mixing,
             seed=derive_seed(config.seed, f"step {state.step}"),
+            gamma=now.gamma,
+            blur_sigma=now.blur_sigma,
         )
         state.means.add(statistics)
         if isinstance(state.augment, AdaAugment):
@@ -337,23 +329,6 @@ class Trainer:
         state.step += 1
         state.nimg += config.batch
         return statistics
-
-    def intervals(self) -> tuple[int, ...]:
-        """After so many steps, each, something special comes again; see `kind_of_step`."""
-        loss, n_dis = self.config.loss, self.config.n_dis
-        return (
-            loss.r1_interval if loss.gamma or loss.gamma_end else 1,
-            n_dis,
-            loss.path_interval * n_dis if loss.path_weight else 1,
-        )
-
-    def kind_of_step(self, step: int) -> tuple[bool, bool, bool]:
-        """Does a step take R1, train the generator, and take path lengths?"""
-        every_r1, n_dis, every_path = self.intervals()
-        loss = self.config.loss
-        trains = (step + 1) % n_dis == 0
-        stretches = loss.path_weight > 0 and trains and step // n_dis % (every_path // n_dis) == 0
-        return bool(loss.gamma or loss.gamma_end) and step % every_r1 == 0, trains, stretches
 
     @contextmanager
     def prepared_step(self) -> Iterator[Callable[[], Tensor]]:
@@ -418,7 +393,7 @@ class Trainer:
             if self._recorder is not None:
                 assert self._take_step.inputs is not None
                 last = self._saved[1] if self._saved else None
-                self._recorder.dump(path, self._take_step.inputs, statistics, self._stretched, last)
+                self._recorder.dump(path, self._take_step.inputs, statistics, last)
             error = NonFiniteError(path, streak, state.step)
             run.log.error("%s", error)
             raise error

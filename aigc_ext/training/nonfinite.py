@@ -109,7 +109,7 @@ def replay(
     mixing = Mixing(tensors["mixing_z"], tensors["mixing_cutoff"]) if "mixing_z" in tensors else None
     inputs = StepInputs(
         *(tensors["real"], tensors["fake"], tensors["z"], tensors.get("labels"), step["penalize"], mixing),
-        *(step["seed"], step["start"], step["total"]),
+        *(step["seed"], step["start"], step["total"], step["gamma"], step["blur_sigma"]),
     )
     rest = checkpoint.tensors["training_state"]
     augment = make_augment(config.augment, step["value_range"])
@@ -117,7 +117,6 @@ def replay(
         buffers = {k.removeprefix("augment."): v for k, v in rest.items() if k.startswith("augment.")}
         augment.load_state_dict(buffers)
     objective = make_objective(built["discriminator"], config, augment)
-    objective.gamma, objective.blur_sigma = step["gamma"], step["blur_sigma"]
     loss_d, *_ = objective.discriminator_backward(inputs)
     bad_d = _not_finite(built["discriminator"])
     built["discriminator"].requires_grad_(False)

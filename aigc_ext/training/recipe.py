@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,82 @@ def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
     )
 
 
+class Rates(NamedTuple):
+    """Of one optimizer, in one step."""
+
+    lr: float
+    betas: tuple[float, float]
+
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"], group["betas"] = self
+
+
+class Schedule(NamedTuple):
+    """What changes from step to step, as one of them has it.
+
+    Attributes:
+        penalize: take R1, and R2 if it is on.
+        train_generator: False if the discriminator alone learns.
+        stretch: take path lengths.
+        gamma, blur_sigma: of the objective.
+        g_rates, d_rates: of the optimizers.
+        ema_decay: of the averaged generator.
+        augment_p: the probability of `fixed`; None for any other augmentation.
+    """
+
+    penalize: bool
+    train_generator: bool
+    stretch: bool
+    gamma: float
+    blur_sigma: float
+    g_rates: Rates
+    d_rates: Rates
+    ema_decay: float
+    augment_p: float | None
+
+
+def schedule(config: TrainConfig, step: int, nimg: int) -> Schedule:
+    """Of the step that begins after `step` steps and `nimg` images. The config is completed."""
+    loss, augment, position = config.loss, config.augment, ramp(config, nimg)
+    assert loss.gamma is not None, "complete has not been called"
+    p_start = augment.p if augment.p_start is None else augment.p_start
+    return Schedule(
+        *kind_of_step(config, step),
+        gamma=between(loss.gamma, loss.gamma_end, position),
+        blur_sigma=blur_sigma(config, nimg),
+        g_rates=rates(config.g_optim, position),
+        d_rates=rates(config.d_optim, position),
+        ema_decay=config.ema.decay(nimg + config.batch, config.batch * config.n_dis, position),
+        augment_p=between(p_start, augment.p, position) if augment.kind == "fixed" else None,
+    )
+
+
+def intervals(config: TrainConfig) -> tuple[int, int, int]:
+    """After so many steps, each, something special comes again; see `kind_of_step`."""
+    loss, n_dis = config.loss, config.n_dis
+    return (
+        loss.r1_interval if loss.gamma or loss.gamma_end else 1,
+        n_dis,
+        loss.path_interval * n_dis if loss.path_weight else 1,
+    )
+
+
+def kind_of_step(config: TrainConfig, step: int) -> tuple[bool, bool, bool]:
+    """Does a step take R1, train the generator, and take path lengths?"""
+    every_r1, n_dis, every_path = intervals(config)
+    loss = config.loss
+    trains = (step + 1) % n_dis == 0
+    stretches = loss.path_weight > 0 and trains and step // n_dis % (every_path // n_dis) == 0
+    return bool(loss.gamma or loss.gamma_end) and step % every_r1 == 0, trains, stretches
+
+
+def rates(config: AdamConfig, position: float) -> Rates:
+    """At a point of the ramp."""
+    lr, beta2 = between(config.lr, config.lr_end, position), between(config.beta2, config.beta2_end, position)
+    return Rates(lr, (config.beta1, beta2))
+
+
 def ramp(config: TrainConfig, nimg: int) -> float:
     """How far the ramp has come after `nimg` images: from 0 to 1 along half a cosine; 1 if there is none."""
     if nimg >= config.ramp_kimg * 1000:
@@ -152,13 +228,6 @@ def blur_sigma(config: TrainConfig, nimg: int) -> float:
     return augment.blur_sigma * max(0.0, 1 - nimg / (augment.blur_kimg * 1000))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, config: AdamConfig, position: float) -> None:
-    """Learning rate and beta2 at a point of the ramp."""
-    for group in optimizer.param_groups:
-        group["lr"] = between(config.lr, config.lr_end, position)
-        group["betas"] = (config.beta1, between(config.beta2, config.beta2_end, position))
-
-
 def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.Module | None:
     """What D's images go through, if anything."""
     if config.kind == "noaug":
@@ -170,14 +239,6 @@ def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.
         )
     p = config.p if config.kind == "fixed" else 0.0
     return AdaAugment(p, config.blit, config.geometric, config.color, value_range)
-
-
-def set_augment(augment: AdaAugment, config: TrainConfig, position: float) -> None:
-    """The probability of `fixed` at a point of the ramp."""
-    settings = config.augment
-    if settings.kind == "fixed":
-        start = settings.p if settings.p_start is None else settings.p_start
-        augment.set_p(between(start, settings.p, position))
 
 
 def adjust_augment(augment: AdaAugment, config: TrainConfig, step: int, acc_real: Tensor) -> None:

@@ -38,7 +38,7 @@ from aigc_ext.training.run import (
     check_resumable,
 )
 from aigc_ext.training.state import TrainingState
-from aigc_ext.training.step import STATISTICS, Objective, StepInputs
+from aigc_ext.training.step import STATISTICS, StepInputs
 
 BAD_FILES = "bad_files.txt"
 
@@ -50,7 +50,6 @@ class Recorder:
         run: the run directory, which this process holds.
         state, config, data: the trainer's.
         sampler: of the averaged generator.
-        objective: of the steps.
     """
 
     def __init__(
@@ -60,14 +59,12 @@ class Recorder:
         config: TrainConfig,
         data: ImageDataset,
         sampler: Sampler,
-        objective: Objective,
     ) -> None:
         self._run = run
         self._state = state
         self._config = config
         self._data = data
         self._sampler = sampler
-        self._objective = objective
         self._classes = data.num_classes if config.data.cond else 0
         self._skipped_logged = state.skipped
         self._metrics: MetricSet | None = None
@@ -92,7 +89,7 @@ class Recorder:
 
     def row(self, images_per_second: float) -> None:
         """Writes the figures since the last row."""
-        state = self._state
+        state, now = self._state, self._state.schedule
         skipped = state.skipped
         if skipped != self._skipped_logged:
             self._run.log.warning(
@@ -108,10 +105,10 @@ class Recorder:
             **state.means.read(),
             "skipped_d": skipped[0],
             "skipped_g": skipped[1],
-            "ema_decay": state.g_optimizer.ema_decay,
-            "gamma": self._objective.gamma,
-            "lr_g": state.g_optimizer.param_groups[0]["lr"],
-            "blur_sigma": self._objective.blur_sigma if self._config.augment.blur_sigma else None,
+            "ema_decay": now.ema_decay,
+            "gamma": now.gamma,
+            "lr_g": now.g_rates.lr,
+            "blur_sigma": now.blur_sigma if self._config.augment.blur_sigma else None,
             "augment_p": state.augment.p.item() if isinstance(state.augment, AdaAugment) else None,
             "seconds": round(state.seconds, 3),
             "img_per_sec": round(images_per_second, 1),
@@ -142,9 +139,7 @@ class Recorder:
         write_checkpoint(run.checkpoint(name), files, facts)
         self._prune()
 
-    def dump(
-        self, path: Path, inputs: StepInputs, statistics: Tensor, stretched: bool, last_checkpoint: str | None
-    ) -> None:
+    def dump(self, path: Path, inputs: StepInputs, statistics: Tensor, last_checkpoint: str | None) -> None:
         """Writes the broken state and the inputs of its step; see `training.nonfinite`."""
         tensors = {"real": inputs.real, "fake": inputs.fake, "z": inputs.z}
         if inputs.labels is not None:
@@ -157,9 +152,9 @@ class Recorder:
             **self._facts(),
             "failed_step": {
                 "penalize": inputs.penalize,
-                "stretch": stretched,
-                "gamma": self._objective.gamma,
-                "blur_sigma": self._objective.blur_sigma,
+                "stretch": self._state.schedule.stretch,
+                "gamma": inputs.gamma,
+                "blur_sigma": inputs.blur_sigma,
                 "seed": inputs.seed,
                 "start": inputs.start,
                 "total": inputs.total,

@@ -22,6 +22,7 @@ from aigc_ext.training.checkpoint import (
 )
 from aigc_ext.training.config import AdamConfig, TrainConfig
 from aigc_ext.training.progress import RunningMeans
+from aigc_ext.training.recipe import schedule
 from aigc_ext.version import __version__
 
 
@@ -43,6 +44,7 @@ class TrainingState:
         rows: rows of figures written.
         seconds: time spent training.
         streaks: steps in a row, up to the last one, that an optimiser refused: D's and G's.
+        schedule: of the last step, or of the first if none was taken yet.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TrainingState:
         self.seconds = 0.0
         self.streaks = [0, 0]
         self.device = device
+        self.schedule = schedule(config, 0, 0)
         self.path_mean = torch.zeros((), device=device)
         self.augment = augment
 

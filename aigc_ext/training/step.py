@@ -48,6 +48,7 @@ class StepInputs(NamedTuple):
     Attributes:
         seed: of the step's random numbers, in the networks and the augmentation; None for PyTorch's own.
         start, total: which rows of the step's batch these are.
+        gamma, blur_sigma: of this step; None for the objective's own.
     """
 
     real: Tensor
@@ -59,6 +60,8 @@ class StepInputs(NamedTuple):
     seed: int | None = None
     start: int = 0
     total: int | None = None
+    gamma: float | None = None
+    blur_sigma: float | None = None
 
     def random(self, purpose: int) -> AbstractContextManager[None]:
         """Inside, a part has the random numbers of its rows of the whole batch, other ones for each
@@ -133,8 +136,9 @@ class Objective:
 
     def discriminator_backward(self, inputs: StepInputs) -> tuple[Tensor, LossStats, Tensor, Tensor]:
         """Adds the gradient of D's loss; returns the loss, its statistics, R1 and R2 (NaN if not taken)."""
+        gamma = self.gamma if inputs.gamma is None else inputs.gamma
         with inputs.random(_DISCRIMINATE):
-            if not (inputs.penalize and self.gamma):
+            if not (inputs.penalize and gamma):
                 loss, stats = self._loss.discriminator_backward(
                     self._logits(inputs.real, inputs), self._logits(inputs.fake, inputs)
                 )
@@ -151,7 +155,7 @@ class Objective:
             loss, stats = self._loss.discriminator_backward(
                 real_logits,
                 fake_logits,
-                penalty=self.gamma / 2 * self._interval * penalty,
+                penalty=gamma / 2 * self._interval * penalty,
                 inputs=trained(self._discriminator),
             )
             return loss, stats, r1.detach(), r2.detach()
@@ -203,7 +207,7 @@ class Objective:
         if self._augment is not None:
             images = self._augment(images)
         # Behind the augmentation, whose zooms would change sigma and whose edges would be sharp.
-        images = blurred(images, self.blur_sigma)
+        images = blurred(images, self.blur_sigma if inputs.blur_sigma is None else inputs.blur_sigma)
         with self.arithmetic():
             return with_labels(self._discriminator, inputs.labels)(images)
 
@@ -291,6 +295,8 @@ class AdversarialStep:
         stretch: bool = False,
         mixing: Mixing | None = None,
         seed: int | None = None,
+        gamma: float | None = None,
+        blur_sigma: float | None = None,
     ) -> Tensor:
         """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if any.
 
@@ -300,11 +306,13 @@ class AdversarialStep:
             train_generator: False if the discriminator alone learns.
             stretch: take the path length regulariser.
             seed: of the networks' random numbers; needed if the batch has parts.
+            gamma, blur_sigma: of this step, in the place of the objective's own.
 
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
         self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
-        parts = self._parts(StepInputs(real, z, z, labels, penalize, mixing, seed))
+        share = StepInputs(*(real, z, z, labels, penalize, mixing, seed), gamma=gamma, blur_sigma=blur_sigma)
+        parts = self._parts(share)
         whole = len(parts) == 1
         made: list[StepInputs] = []
         losses: tuple[list[Tensor], list[Tensor]] = ([], [])
