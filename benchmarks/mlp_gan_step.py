@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import MLPDiscriminator, MLPGenerator
 from aigc_ext.optim import AdamEMA
-from aigc_ext.training.step import AdversarialStep, Objective
+from aigc_ext.tasks.gan import AdversarialStep, Objective
 from benchmarks.card import graphed
 from benchmarks.harness import Case, Setting, those_that_work
 

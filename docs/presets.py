@@ -15,8 +15,7 @@ from typing import Any
 
 from aigc_ext.config import Config
 from aigc_ext.models import DiscriminatorConfig, GeneratorConfig
-from aigc_ext.training.config import TrainConfig
-from aigc_ext.training.presets import PRESETS
+from aigc_ext.tasks.gan import PRESETS, TrainConfig
 
 INTRODUCTION = """# Settings
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aigc_ext.data import open_dataset
 from aigc_ext.sampling import Sampler, readable_scale, save_grid
-from aigc_ext.training import TrainConfig, Trainer
+from aigc_ext.tasks.gan import TrainConfig, Trainer
 
 Z_DIM = 32
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from aigc_ext.sampling import Sampler, save_grid
-from aigc_ext.training import PRESETS, Trainer
+from aigc_ext.tasks.gan import PRESETS, Trainer
 
 
 def main() -> None:

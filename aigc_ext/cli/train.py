@@ -15,16 +15,8 @@ from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.config import ConfigError, parse_setting
 from aigc_ext.data import DatasetError
 from aigc_ext.metrics import MetricError
-from aigc_ext.training import (
-    PRESETS,
-    NonFiniteError,
-    ResumePoint,
-    RunError,
-    TrainConfig,
-    Trainer,
-    TrainResult,
-    find_resume_point,
-)
+from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer, find_resume_point
+from aigc_ext.training import NonFiniteError, ResumePoint, RunError, TrainResult
 from aigc_ext.training.cost import probe
 
 # Option -> key of TrainConfig. An option that is not given leaves the preset's, the file's or the run's

@@ -1,29 +1,46 @@
-"""Training: configuration, the adversarial step, the loop around it, and checkpoints that resume exactly."""
+"""Training: the loop around a task, its run directory, and checkpoints that resume exactly.
+
+What is trained is a task (`training.task.Task`); the GAN is `aigc_ext.tasks.gan`. Its public names are here
+too, imported when they are asked for.
+"""
+
+# ruff: noqa: F403, F405
+from typing import TYPE_CHECKING
 
 from aigc_ext.config import ConfigError
-from aigc_ext.training.augment import AdaAugment, DiffAugment, adjusted_p
+from aigc_ext.data.batch import Batch
+from aigc_ext.training import _moved
 from aigc_ext.training.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, read_checkpoint
-from aigc_ext.training.config import TrainConfig
-from aigc_ext.training.loop import Trainer, TrainResult
-from aigc_ext.training.nonfinite import NonFiniteError, Replay, replay
-from aigc_ext.training.presets import PRESETS
-from aigc_ext.training.run import ResumePoint, RunError, find_resume_point
-from aigc_ext.training.step import STATISTICS, AdversarialStep, Objective
+from aigc_ext.training.config import DataConfig, RunConfig
+from aigc_ext.training.loop import Loop, TrainResult
+from aigc_ext.training.nonfinite import NonFiniteError
+from aigc_ext.training.run import ResumePoint, RunError
+from aigc_ext.training.task import Learner, Progress, Task
+
+if TYPE_CHECKING:
+    from aigc_ext.training._moved import *
 
 __all__ = [
     "PRESETS",
     "STATISTICS",
     "AdaAugment",
     "AdversarialStep",
+    "Batch",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
+    "DataConfig",
     "DiffAugment",
+    "Learner",
+    "Loop",
     "NonFiniteError",
     "Objective",
+    "Progress",
     "Replay",
     "ResumePoint",
+    "RunConfig",
     "RunError",
+    "Task",
     "TrainConfig",
     "TrainResult",
     "Trainer",
@@ -33,3 +50,5 @@ __all__ = [
     "read_checkpoint",
     "replay",
 ]
+
+_moved.install()

@@ -1,10 +1,9 @@
 """Checkpoints: directories of safetensors and JSON that are whole, or refused.
 
     checkpoints/000050/
-        generator.safetensors  discriminator.safetensors  ema.safetensors   the networks' state_dicts
-        training_state.safetensors                                          optimisers, RNGs, running sums
-        state.json                                                          counters, config, SHA-256 of every
-        file
+        NAME.safetensors ...         the state_dict of each network
+        training_state.safetensors   optimisers, random number generators, running sums
+        state.json                   counters, config, SHA-256 of every file
 
 A checkpoint is written under a temporary name, every file and the directory are fsynced, and only then does a
 rename give it its name: a process that dies, or a machine, leaves the old state or the new one. Reading
@@ -51,7 +50,7 @@ class Checkpoint:
     Attributes:
         path: where it was read from.
         state: what state.json says.
-        tensors: by file stem ("generator") and name.
+        tensors: by file stem and name.
     """
 
     path: Path
@@ -192,9 +191,10 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def best_checkpoint(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """The name of the checkpoint with the smallest `fd`, else `kid`; None if neither was measured."""
-    for name in ("fd", "kid"):
+def best_checkpoint(metrics: Sequence[Mapping[str, Any]], ranked_by: Sequence[str]) -> str | None:
+    """The name of the checkpoint where the first of these metrics that was measured is smallest; None if none
+    was."""
+    for name in ranked_by:
         measured = [row for row in metrics if row.get(name) is not None]
         if measured:
             return str(min(measured, key=lambda row: row[name])["checkpoint"])

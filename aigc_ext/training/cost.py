@@ -6,10 +6,11 @@ import dataclasses
 import math
 import time
 from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from aigc_ext.training import recipe
-from aigc_ext.training.loop import Trainer
+from aigc_ext.training.loop import Loop
+from aigc_ext.training.parts import part_size
 from aigc_ext.training.progress import memory_size_gb, peak_memory_gb
 
 _SECONDS = 10.0
@@ -21,40 +22,40 @@ class Cost:
     """Measured on this machine, by single steps: an estimate.
 
     Attributes:
-        generator, discriminator: their parameters that are trained.
+        parameters: how many each network has that are trained.
         memory_gb: the peak, as in `stats.jsonl`.
-        seconds_per_kimg: of training alone, without grids, checkpoints and metrics.
+        seconds_per_kimg: of training alone, without previews, checkpoints and metrics.
         hours: of the whole run at this rate.
         too_large: what was not tried, because `memory_gb` is more than there is; None if it was.
     """
 
-    generator: int
-    discriminator: int
+    parameters: Mapping[str, int]
     memory_gb: float
     seconds_per_kimg: float
     hours: float
     too_large: str | None = None
 
     def __str__(self) -> str:
+        networks = " and ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         text = (
-            f"generator {self.generator:,} and discriminator {self.discriminator:,} parameters; "
-            f"{self.memory_gb:.2f} GB; about {self.seconds_per_kimg:.3g} s/kimg, {self.hours:.3g} h in all"
+            f"{networks} parameters; {self.memory_gb:.2f} GB; about {self.seconds_per_kimg:.3g} s/kimg, "
+            f"{self.hours:.3g} h in all"
         )
         return text if self.too_large is None else f"{text}\nWarning: {self.too_large}"
 
 
-def probe(trainer: Trainer) -> Cost:
-    """Takes a step of every kind that the recipe has (with penalty, with path lengths, ...), each once more
-    while 10 seconds are not over, and weighs them as often as they occur. The trainer is of no use
-    afterwards: its networks have moved.
+def probe(loop: Loop) -> Cost:
+    """Takes a step of every kind that the task has, each once more while 10 seconds are not over, and weighs
+    them as often as they occur. The loop is of no use afterwards: its networks have moved.
 
     Steps of a few images come first, and of more of them until two in a row have raised the peak of memory,
     which reading the data may have set. If by these the whole ones would take more memory than there is,
     they are not tried, and the result says so."""
-    images, available = recipe.part_size(trainer.config, 1), memory_size_gb(trainer.device)
-    size, before, risen = _TRIAL, peak_memory_gb(trainer.device), False
+    images, available = part_size(loop.config, 1), memory_size_gb(loop.device)
+    size, before, risen = _TRIAL, peak_memory_gb(loop.device), False
     while size < images:
-        trial = _measure(_with_batch(trainer, size), rounds=1)
+        config = dataclasses.replace(loop.config, batch=size, batch_gpu=None)
+        trial = _measure(Loop(loop.task.with_config(config)), rounds=1)
         if risen and trial.memory_gb > before:
             per_image = (trial.memory_gb - before) / (size // 2)
             memory = trial.memory_gb + per_image * (images - size)
@@ -66,25 +67,19 @@ def probe(trainer: Trainer) -> Cost:
             )
             return dataclasses.replace(trial, memory_gb=memory, too_large=reason)
         size, before, risen = 2 * size, trial.memory_gb, trial.memory_gb > before
-    return _measure(trainer, rounds=3)
+    return _measure(loop, rounds=3)
 
 
-def _with_batch(trainer: Trainer, batch: int) -> Trainer:
-    config = dataclasses.replace(trainer.config, batch=batch, batch_gpu=None)
-    return Trainer(trainer.state.generator, trainer.state.discriminator, trainer.data, config)
-
-
-def _measure(trainer: Trainer, rounds: int) -> Cost:
-    config = trainer.config
-    steps = range(math.lcm(*recipe.intervals(config)))
-    kinds = Counter(recipe.kind_of_step(config, step) for step in steps)
-    first = {recipe.kind_of_step(config, step): step for step in reversed(steps)}
-    best: dict[tuple[bool, ...], float] = {}
+def _measure(loop: Loop, rounds: int) -> Cost:
+    config, kind_of_step, steps = loop.config, loop.task.kind_of_step, range(loop.task.period)
+    kinds = Counter(map(kind_of_step, steps))
+    first = {kind_of_step(step): step for step in reversed(steps)}
+    best: dict[Hashable, float] = {}
     begin = time.perf_counter()
-    with trainer.prepared_step() as take:
+    with loop.prepared_step() as take:
         for _ in range(rounds):
             for kind, step in first.items():
-                trainer.state.step = step
+                loop.state.step = step
                 start = time.perf_counter()
                 take()
                 seconds = time.perf_counter() - start
@@ -93,14 +88,13 @@ def _measure(trainer: Trainer, rounds: int) -> Cost:
                 break
     mean = sum(best[kind] * count for kind, count in kinds.items()) / kinds.total()
     per_kimg = mean * 1000 / config.batch
-    generator, discriminator = (
-        sum(p.numel() for p in network.parameters() if p.requires_grad)
-        for network in (trainer.state.generator, trainer.state.discriminator)
-    )
+    trained = {
+        name: sum(p.numel() for p in module.parameters() if p.requires_grad)
+        for name, module in loop.state.modules().items()
+    }
     return Cost(
-        generator,
-        discriminator,
-        memory_gb=peak_memory_gb(trainer.device),
+        {name: count for name, count in trained.items() if count},
+        memory_gb=peak_memory_gb(loop.device),
         seconds_per_kimg=per_kimg,
         hours=per_kimg * config.kimg / 3600,
     )

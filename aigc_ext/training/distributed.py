@@ -1,4 +1,4 @@
-"""Several processes that train one pair of networks: each computes a part of every batch.
+"""Several processes that train the same networks: each computes a part of every batch.
 
 `torchrun --nproc-per-node=2 -m aigc_ext.cli train ...` starts them. Gradients are added up after the
 backward, all in one tensor, not by hooks during it: a penalty's double backward would run these twice.
@@ -52,10 +52,6 @@ class Processes:
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def any(self, flag: bool) -> bool:
-        """Is it true in any process?"""
-        return self.agreed_maximum(int(flag)) > 0
-
     def agreed_maximum(self, number: int) -> int:
         """The largest of the processes' numbers."""
         if self.count == 1:
@@ -76,10 +72,6 @@ class Processes:
             data = torch.empty(int(size), dtype=torch.uint8, device=_device())
         dist.broadcast(data, 0)
         return bytes(data.tolist()).decode()
-
-    def barrier(self) -> None:
-        if self.count > 1:
-            dist.barrier()
 
     def check_equal(self, networks: Iterable[nn.Module]) -> None:
         """Raises RuntimeError, in every process, if the networks' weights are not the same everywhere."""

@@ -1,4 +1,4 @@
-"""Copies of a run's figures and sample grids for TensorBoard and Weights & Biases.
+"""Copies of a run's figures and previews for TensorBoard and Weights & Biases.
 
 The run directory stays complete without them. Nothing is imported, and nothing leaves the machine, unless
 `config.log` names it. Both count images seen, as `nimg` in stats.jsonl. A resumed run goes on in the same
@@ -8,7 +8,9 @@ place; a place that a run gets later is given the rows so far first.
 from __future__ import annotations
 
 import importlib
+import mimetypes
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,16 +22,17 @@ from PIL import Image
 
 from aigc_ext import _files
 from aigc_ext.config import ConfigError
-from aigc_ext.training.config import TrainConfig
+from aigc_ext.training.config import RunConfig
 from aigc_ext.training.run import Run, RunError
 
 TENSORBOARD_DIRECTORY = "tensorboard"
 WANDB_ID_FILE = "wandb_id.txt"
+_NUMBER = re.compile(r"(_init|\d{6,}(-\d{3})?)$")  # behind the name of a preview
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 class Loggers:
-    """Where rows and grids go beside the run directory: to as many places as are open, or none."""
+    """Where rows and previews go beside the run directory: to as many places as are open, or none."""
 
     def __init__(self, places: Sequence[_TensorBoard | _WandB] = ()) -> None:
         self._places = places
@@ -39,10 +42,10 @@ class Loggers:
         for place in self._places:
             place.scalars(*_numbers(group, row))
 
-    def grid(self, path: Path, nimg: int) -> None:
-        """A sample grid that has been written."""
+    def preview(self, path: Path, nimg: int) -> None:
+        """A preview that has been written; only images go there."""
         for place in self._places:
-            place.image("fakes", path, nimg)
+            _show(place, path, nimg)
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -57,8 +60,11 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def open_loggers(names: Sequence[str], run: Run, config: TrainConfig, nimg: int) -> Iterator[Loggers]:
-    """Opens the named places for a run that goes on from `nimg` images, and closes them after it.
+def open_loggers(
+    names: Sequence[str], run: Run, config: RunConfig, nimg: int, first: Path
+) -> Iterator[Loggers]:
+    """Opens the named places for a run that goes on from `nimg` images, and closes them after it; `first` is
+    the preview of the untrained networks.
 
     Raises RunError if one cannot be opened.
     """
@@ -76,9 +82,14 @@ def open_loggers(names: Sequence[str], run: Run, config: TrainConfig, nimg: int)
                 for row in run.metrics.rows():
                     place.scalars(*_numbers("metrics", row))
                 if nimg == 0:
-                    place.image("fakes", run.path / "fakes_init.png", 0)
+                    _show(place, first, 0)
             places.append(place)
         yield Loggers(places)
+
+
+def _show(place: _TensorBoard | _WandB, path: Path, nimg: int) -> None:
+    if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
+        place.image(_NUMBER.sub("", path.stem), path, nimg)
 
 
 def _numbers(group: str, row: Mapping[str, Any]) -> tuple[dict[str, float], int]:
@@ -91,7 +102,7 @@ def _numbers(group: str, row: Mapping[str, Any]) -> tuple[dict[str, float], int]
 
 
 class _TensorBoard:
-    """Event files in the run directory. Its grids are pixels alone, without the metadata of our PNG."""
+    """Event files in the run directory. Its images are pixels alone, without our metadata."""
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -124,7 +135,7 @@ class _WandB:
     """A run of Weights & Biases, online or not as the user's own settings (WANDB_MODE, ...) say. Its id is
     kept in the run directory. W&B itself adds what it is set to: console output, host, packages."""
 
-    def __init__(self, run_dir: Path, config: TrainConfig) -> None:
+    def __init__(self, run_dir: Path, config: RunConfig) -> None:
         import wandb
 
         self._image = wandb.Image

@@ -14,7 +14,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from aigc_ext.config import ConfigError
 from aigc_ext.nn.split_batch import split_batch
+from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes
 
 T = TypeVar("T")
@@ -45,6 +47,23 @@ def split(size: int, part_size: int | None, processes: Processes) -> list[Part]:
         raise ValueError(f"part_size is {step}, but must divide the {size} samples of a process")
     first, total = size * processes.rank, size * processes.count
     return [Part(slice(start, start + step), first + start, total) for start in range(0, size, step)]
+
+
+def part_size(config: RunConfig, processes: int) -> int:
+    """Images that a process computes at once.
+
+    Raises:
+        ConfigError: the batch cannot be split evenly.
+    """
+    if config.batch % processes:
+        raise ConfigError(f"batch is {config.batch}, but must be a multiple of the {processes} processes")
+    share = config.batch // processes
+    size = share if config.batch_gpu is None else config.batch_gpu
+    if share % size:
+        raise ConfigError(
+            f"batch_gpu is {size}, but must divide the {share} images of a process ({config.batch} in all)"
+        )
+    return size
 
 
 @contextmanager

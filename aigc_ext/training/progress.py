@@ -6,13 +6,12 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-from aigc_ext.training.step import STATISTICS
 
 _SECONDS = 0.5
 _SECONDS_IN_A_FILE = 10.0
@@ -22,11 +21,12 @@ class RunningMeans:
     """Means of the steps' statistics, added up on the device.
 
     Attributes:
-        sums, counts: float64 (len(STATISTICS),): of the finite values, and how many there were.
+        sums, counts: float64 (len(names),): of the finite values, and how many there were.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(len(STATISTICS), dtype=torch.float64, device=device)
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self._names = names
+        self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.sums)
 
     def add(self, statistics: Tensor) -> None:
@@ -36,7 +36,7 @@ class RunningMeans:
 
     def read(self) -> dict[str, float | None]:
         """The means by name, None where there was no finite value. Waits for the device."""
-        means = zip(STATISTICS, self.sums.tolist(), self.counts.tolist(), strict=True)
+        means = zip(self._names, self.sums.tolist(), self.counts.tolist(), strict=True)
         return {name: total / count if count else None for name, total, count in means}
 
     def reset(self) -> None:
@@ -60,14 +60,21 @@ def memory_size_gb(device: torch.device) -> float:
 
 
 class ProgressLine:
-    """One live line on stderr: kimg, time left, images per second, losses, D(x), D(G(z)) and memory.
+    """One live line on stderr: kimg, time left, images per second, some statistics and memory.
 
     It is redrawn by the clock, so that it costs a step nothing. Where stderr is no terminal it is a line now
     and then.
+
+    Args:
+        nimg, total: images so far, and at the end.
+        shown: which statistics, by the names that they have on the line.
     """
 
-    def __init__(self, nimg: int, total: int, device: torch.device, *, enabled: bool) -> None:
+    def __init__(
+        self, nimg: int, total: int, device: torch.device, shown: Mapping[str, str], *, enabled: bool
+    ) -> None:
         self._device = device
+        self._shown = shown
         self._terminal = sys.stderr.isatty()
         self._interval = _SECONDS if self._terminal else _SECONDS_IN_A_FILE
         self._last_time = time.perf_counter()
@@ -100,17 +107,10 @@ class ProgressLine:
         self._last_time, self._last_nimg = now, nimg
         # tqdm drops the bar beyond its total, and the last batch goes beyond it.
         self._bar.n = min(nimg / 1000, self._bar.total)
-        figures = {
-            "D": means["loss_d"],
-            "G": means["loss_g"],
-            "D(x)": means["d_real"],
-            "D(G(z))": means["d_fake"],
-        }
-        shown = [
-            f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in figures.items()
-        ]
-        memory = peak_memory_gb(self._device)
-        self._bar.set_postfix_str(f"{rate:.0f} img/s, {', '.join(shown)}, {memory:.2f} GB", refresh=False)
+        figures = ((name, means[statistic]) for name, statistic in self._shown.items())
+        shown = [f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in figures]
+        parts = [f"{rate:.0f} img/s", *shown, f"{peak_memory_gb(self._device):.2f} GB"]
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.refresh()
         if not self._terminal:
             self._bar.fp.write("\n")

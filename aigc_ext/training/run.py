@@ -23,7 +23,7 @@ from aigc_ext.training.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
-from aigc_ext.training.config import TrainConfig
+from aigc_ext.training.config import RunConfig
 
 CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"
@@ -52,7 +52,7 @@ class ResumePoint:
 
     run_dir: Path | None
     checkpoint: Checkpoint | None
-    config: TrainConfig
+    config: Any
     refused: tuple[CheckpointError, ...] = ()
 
 
@@ -63,7 +63,7 @@ def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
     return f"{max(numbers, default=-1) + 1:05d}-{'-'.join(parts)}"
 
 
-def create_run(outdir: Path, config: TrainConfig, data: str, desc: str = "") -> Path:
+def create_run(outdir: Path, config: RunConfig, data: str, desc: str = "") -> Path:
     """Makes the next run directory with its config.json, both or none; raises RunError if that cannot be."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,8 @@ def create_run(outdir: Path, config: TrainConfig, data: str, desc: str = "") -> 
     return run_dir
 
 
-def find_resume_point(target: str, outdir: Path) -> ResumePoint:
-    """What `--resume target` goes on from.
+def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePoint:
+    """What `--resume target` goes on from; `config` is the class of the runs' configs.
 
     - `latest`: the run with the highest number in `outdir`, from its newest whole checkpoint, in place;
     - a run directory: that run, likewise;
@@ -98,7 +98,7 @@ def find_resume_point(target: str, outdir: Path) -> ResumePoint:
     path = _newest_run(outdir) if target == "latest" else Path(target)
     if (path / STATE_FILE).exists():
         checkpoint = read_checkpoint(path)
-        return ResumePoint(None, checkpoint, _config_of(checkpoint))
+        return ResumePoint(None, checkpoint, _config_of(checkpoint, config))
     if not path.is_dir():
         raise RunError(
             f"resume is {target!r}, but that is neither 'latest' nor a run or checkpoint directory"
@@ -109,11 +109,11 @@ def find_resume_point(target: str, outdir: Path) -> ResumePoint:
         )
     checkpoint_or_none, refused = newest_checkpoint(path)
     if checkpoint_or_none is None:
-        return ResumePoint(path, None, TrainConfig.from_json(path / CONFIG_FILE))
-    return ResumePoint(path, checkpoint_or_none, _config_of(checkpoint_or_none), tuple(refused))
+        return ResumePoint(path, None, config.from_json(path / CONFIG_FILE))
+    return ResumePoint(path, checkpoint_or_none, _config_of(checkpoint_or_none, config), tuple(refused))
 
 
-def check_resumable(old: TrainConfig, new: TrainConfig) -> list[str]:
+def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     """Describes what differs between two configs, key by key.
 
     Raises ConfigError for a difference under which the old state would mean something else.
@@ -123,7 +123,7 @@ def check_resumable(old: TrainConfig, new: TrainConfig) -> list[str]:
     for key in before:
         if before[key] == after[key]:
             continue
-        if key.split(".")[0] in ("preset", "seed", "data", "generator", "discriminator"):
+        if key.split(".")[0] in new.fixed:
             raise ConfigError(
                 f"{key} is {after[key]!r}, but the run was started with {before[key]!r}, "
                 "and it cannot change on resume"
@@ -183,9 +183,6 @@ class Run:
     def checkpoint(self, name: str) -> Path:
         return self.path / "checkpoints" / name
 
-    def grid(self, name: str) -> Path:
-        return self.path / f"fakes{name}.png"
-
     def dump(self, name: str) -> Path:
         return self.path / f"nonfinite-{name}"
 
@@ -244,9 +241,9 @@ def _newest_run(outdir: Path) -> Path:
     return max(runs, key=lambda run: int(run[1][1]))[0]
 
 
-def _config_of(checkpoint: Checkpoint) -> TrainConfig:
+def _config_of(checkpoint: Checkpoint, config: type[RunConfig]) -> RunConfig:
     try:
-        return TrainConfig.from_dict(checkpoint.state["config"])
+        return config.from_dict(checkpoint.state["config"])
     except ConfigError as error:
         raise CheckpointError(checkpoint.path, f"its config does not fit this version ({error})") from error
 

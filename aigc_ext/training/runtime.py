@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from aigc_ext.config import ConfigError
-from aigc_ext.training.config import TrainConfig
+from aigc_ext.training.config import RunConfig
 
 _CUBLAS_WORK_SPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -37,8 +38,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def derive_seed(seed: int, purpose: str) -> int:
+    """An independent 63-bit seed for each purpose: equal seeds give equal numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
 @contextmanager
-def torch_settings(config: TrainConfig) -> Iterator[None]:
+def torch_settings(config: RunConfig) -> Iterator[None]:
     """PyTorch's number of CPU threads and choice of algorithms, as the config says.
 
     PyTorch refuses cuBLAS among deterministic algorithms unless an environment variable limits its work

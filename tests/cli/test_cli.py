@@ -19,7 +19,7 @@ import aigc_ext._info
 from aigc_ext.cli import main
 from aigc_ext.data import DatasetError
 from aigc_ext.sampling import Sampler
-from aigc_ext.training import PRESETS, TrainConfig
+from aigc_ext.tasks.gan import PRESETS, TrainConfig
 from aigc_ext.version import __version__
 
 TINY = [

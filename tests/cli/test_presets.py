@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from aigc_ext.cli.main import main
-from aigc_ext.training import PRESETS, read_checkpoint
+from aigc_ext.tasks.gan import PRESETS
+from aigc_ext.training import read_checkpoint
 from tests.training.helpers import files_of
 
 STYLE = {"generator": {"z_dim": 8, "w_dim": 8, "mapping_layers": 1}, "cmax": 6}

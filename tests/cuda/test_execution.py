@@ -12,7 +12,7 @@ from aigc_ext import ops
 from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import MLPDiscriminator, MLPGenerator
 from aigc_ext.optim import AdamEMA
-from aigc_ext.training.step import AdversarialStep, Objective
+from aigc_ext.tasks.gan import AdversarialStep, Objective
 from tests.cuda.calls import (
     CASES,
     BoundCall,

@@ -11,7 +11,7 @@ from torch import nn
 
 from aigc_ext.models import MLPGenerator
 from aigc_ext.sampling import PretrainedError, Sampler, load_pretrained, save_pretrained
-from aigc_ext.training import TrainConfig, Trainer
+from aigc_ext.tasks.gan import TrainConfig, Trainer
 from aigc_ext.training.checkpoint import serialize
 
 

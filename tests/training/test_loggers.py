@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from aigc_ext.cli import main
-from aigc_ext.training import ConfigError, NonFiniteError, RunError, TrainConfig, Trainer, find_resume_point
+from aigc_ext.config import ConfigError
+from aigc_ext.tasks.gan import TrainConfig, Trainer, find_resume_point
+from aigc_ext.training import NonFiniteError, RunError
 from aigc_ext.training.distributed import Processes
-from tests.training.helpers import PlainDiscriminator, PlainGenerator, config, files_of, tiny_images
+from tests.tasks.gan.helpers import PlainDiscriminator, PlainGenerator, config
+from tests.training.helpers import files_of, tiny_images
 
 BOTH = ["tensorboard", "wandb"]
 

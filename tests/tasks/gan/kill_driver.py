@@ -15,10 +15,12 @@ import time
 from pathlib import Path
 
 from aigc_ext import _files
-from aigc_ext.training import Trainer, find_resume_point, read_checkpoint
+from aigc_ext.tasks.gan import Trainer, find_resume_point
+from aigc_ext.training import read_checkpoint
 from aigc_ext.training.checkpoint import list_checkpoints
 from aigc_ext.training.run import RunError
-from tests.training.helpers import config, files_of, rows_of
+from tests.tasks.gan.helpers import config
+from tests.training.helpers import files_of, rows_of
 
 CONFIG = config(batch=20, kimg=0.4, tick=0.05, snap=2, keep=1, threads=1)
 KINDS = ("write", "fsync", "rename", "replace", "unlink")

@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aigc_ext.config import ConfigError
 from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.nn.split_batch import batch_randn
-from aigc_ext.training import ConfigError, Trainer, find_resume_point, read_checkpoint
-from aigc_ext.training.augment import AdaAugment
-from aigc_ext.training.distributed import process_group
-from aigc_ext.training.recipe import part_size
-from aigc_ext.training.step import STATISTICS, AdversarialStep, Mixing, Objective
-from tests.training.helpers import config, rows_of
+from aigc_ext.tasks.gan import STATISTICS, AdversarialStep, Mixing, Objective, Trainer, find_resume_point
+from aigc_ext.tasks.gan.augment import AdaAugment
+from aigc_ext.training import read_checkpoint
+from aigc_ext.training.parts import part_size
+from tests.tasks.gan.helpers import config
+from tests.training.helpers import rows_of
 
 
 class StyleGenerator(nn.Module):
@@ -223,32 +224,3 @@ def test_two_processes_are_one_and_a_run_goes_on_with_another_number(tmp_path: P
         for stem in ("generator", "discriminator", "ema"):
             for name, value in expected.tensors[stem].items():
                 torch.testing.assert_close(got.tensors[stem][name], value, rtol=2e-3, atol=2e-5)
-
-
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_processes_wait_for_the_metrics_of_the_main_one(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    called: list[tuple[str, float]] = []
-    monkeypatch.setattr(
-        "torch.distributed.init_process_group",
-        lambda backend, timeout: called.append((backend, timeout.total_seconds())),
-    )
-    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-    for name, value in {**variables, "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    with process_group(torch.device(kind)):
-        pass
-    ((backend, seconds),) = called
-    assert backend == {"cpu": "gloo", "cuda": "nccl"}[kind]
-    assert seconds >= 3600  # PyTorch's own: 1800 and 600
-
-
-def test_one_of_several_processes_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    message = "WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT is not set"
-    with pytest.raises(ConfigError, match=message), process_group(torch.device("cpu")):
-        pass

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from aigc_ext.training.config import (
-    AdamConfig,
-    AugmentConfig,
+from aigc_ext.models import (
     DCGANDiscriminatorConfig,
     DCGANGeneratorConfig,
-    EMAConfig,
-    LossConfig,
     R3GANDiscriminatorConfig,
     R3GANGeneratorConfig,
     SNGANDiscriminatorConfig,
@@ -16,8 +12,8 @@ from aigc_ext.training.config import (
     StyleGAN2DiscriminatorConfig,
     StyleGAN2GeneratorConfig,
     StyleGAN3GeneratorConfig,
-    TrainConfig,
 )
+from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, EMAConfig, LossConfig, TrainConfig
 
 
 def _stylegan3(

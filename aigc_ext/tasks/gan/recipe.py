@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset
-from aigc_ext.models import StyleGAN2Discriminator
-from aigc_ext.ops.gan_loss import RELATIVISTIC
-from aigc_ext.training.augment import AdaAugment, DiffAugment
-from aigc_ext.training.config import (
-    AdamConfig,
-    AugmentConfig,
+from aigc_ext.losses import AdversarialLoss
+from aigc_ext.models import (
     R3GANGeneratorConfig,
+    StyleGAN2Discriminator,
     StyleGAN2GeneratorConfig,
     StyleGAN3GeneratorConfig,
-    TrainConfig,
 )
+from aigc_ext.ops.gan_loss import RELATIVISTIC
+from aigc_ext.tasks.gan.augment import AdaAugment, DiffAugment
+from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, TrainConfig
+from aigc_ext.tasks.gan.objective import Objective
+from aigc_ext.training.task import Progress
 
 # Gamma of R3GAN by the side of the images: the paper's for ImageNet at 32 pixels, FFHQ at 64 and at 256.
 _R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
@@ -103,23 +104,6 @@ def check_fits(config: TrainConfig, generator: nn.Module) -> None:
         )
 
 
-def part_size(config: TrainConfig, processes: int) -> int:
-    """Images that a process computes at once.
-
-    Raises:
-        ConfigError: the batch cannot be split evenly.
-    """
-    if config.batch % processes:
-        raise ConfigError(f"batch is {config.batch}, but must be a multiple of the {processes} processes")
-    share = config.batch // processes
-    size = share if config.batch_gpu is None else config.batch_gpu
-    if share % size:
-        raise ConfigError(
-            f"batch_gpu is {size}, but must divide the {share} images of a process ({config.batch} in all)"
-        )
-    return size
-
-
 def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
     """Says that so many images at once are no whole groups of StyleGAN2's minibatch standard deviation."""
     if not isinstance(discriminator, StyleGAN2Discriminator) or part % discriminator.group_size == 0:
@@ -148,6 +132,7 @@ class Schedule(NamedTuple):
     """What changes from step to step, as one of them has it.
 
     Attributes:
+        at: where the step begins.
         penalize: take R1, and R2 if it is on.
         train_generator: False if the discriminator alone learns.
         stretch: take path lengths.
@@ -157,6 +142,7 @@ class Schedule(NamedTuple):
         augment_p: the probability of `fixed`; None for any other augmentation.
     """
 
+    at: Progress
     penalize: bool
     train_generator: bool
     stretch: bool
@@ -168,13 +154,14 @@ class Schedule(NamedTuple):
     augment_p: float | None
 
 
-def schedule(config: TrainConfig, step: int, nimg: int) -> Schedule:
-    """Of the step that begins after `step` steps and `nimg` images. The config is completed."""
+def schedule(config: TrainConfig, at: Progress) -> Schedule:
+    """Of the step that begins there. The config is completed."""
+    nimg = at.nimg
     loss, augment, position = config.loss, config.augment, ramp(config, nimg)
     assert loss.gamma is not None, "complete has not been called"
     p_start = augment.p if augment.p_start is None else augment.p_start
     return Schedule(
-        *kind_of_step(config, step),
+        *(at, *kind_of_step(config, at.step)),
         gamma=between(loss.gamma, loss.gamma_end, position),
         blur_sigma=blur_sigma(config, nimg),
         g_rates=rates(config.g_optim, position),
@@ -226,6 +213,26 @@ def blur_sigma(config: TrainConfig, nimg: int) -> float:
     augment = config.augment
     assert augment.blur_sigma is not None, "recipe.complete has not been called"
     return augment.blur_sigma * max(0.0, 1 - nimg / (augment.blur_kimg * 1000))
+
+
+def make_objective(
+    discriminator: nn.Module, config: TrainConfig, augment: nn.Module | None = None
+) -> Objective:
+    """The objective that a completed config describes; its gamma and blur are those of the start."""
+    loss = config.loss
+    assert loss.gamma is not None, "complete has not been called"
+    assert config.augment.blur_sigma is not None
+    return Objective(
+        discriminator,
+        AdversarialLoss(loss.kind, label_smoothing=loss.label_smoothing, l2_weight=loss.l2_weight),
+        gamma=loss.gamma,
+        r1_interval=loss.r1_interval,
+        r2=loss.r2,
+        path_weight=loss.path_weight * loss.path_interval,
+        augment=augment,
+        blur_sigma=config.augment.blur_sigma,
+        autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+    )
 
 
 def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.Module | None:

@@ -2,11 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,33 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from aigc_ext.config import ConfigError
 from aigc_ext.data import TensorImages
 from aigc_ext.sampling import Sampler
-from aigc_ext.training import (
-    ConfigError,
-    NonFiniteError,
-    RunError,
-    Trainer,
-    find_resume_point,
-    read_checkpoint,
-    recipe,
-    replay,
-)
-from aigc_ext.training.batches import batches
-from aigc_ext.training.malloc import keep_freed_memory
-from aigc_ext.training.progress import ProgressLine, RunningMeans
-from aigc_ext.training.run import next_run_name
-from aigc_ext.training.runtime import resolve_device, torch_settings
-from aigc_ext.training.step import STATISTICS
+from aigc_ext.tasks.gan import STATISTICS, Trainer, find_resume_point, recipe, replay
+from aigc_ext.training import NonFiniteError, RunError, read_checkpoint
 from tests.data.helpers import MIXED_REASONS, mixed_folder
-from tests.training.helpers import (
-    PlainDiscriminator,
-    PlainGenerator,
-    config,
-    files_of,
-    rows_of,
-    tiny_images,
-)
+from tests.tasks.gan.helpers import PlainDiscriminator, PlainGenerator, config
+from tests.training.helpers import files_of, rows_of, tiny_images
 
 
 @pytest.fixture(scope="module")
@@ -196,19 +173,6 @@ def test_labels_that_are_not_there(tmp_path):
         plain_trainer(tiny_images(), config(data__cond=True), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:x", "", "meta", "mps"])
-def test_an_unknown_device(name):
-    with pytest.raises(
-        ConfigError, match=f"device is '{name}', but must be 'auto', 'cpu', 'cuda' or 'cuda:N'"
-    ):
-        resolve_device(name)
-
-
-def test_a_cuda_device_that_is_not_there():
-    with pytest.raises(ConfigError, match=r"device is 'cuda:99', but this PyTorch sees \d+ CUDA devices"):
-        resolve_device("cuda:99")
-
-
 def test_nothing_is_written_before_fit(tmp_path):
     Trainer.from_config(config(), outdir=tmp_path / "runs")
     assert list(tmp_path.iterdir()) == []
@@ -218,13 +182,6 @@ def test_an_outdir_that_is_a_file(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(RunError, match=r"no run directory can be made in .*runs: (File exists|Not a dir)"):
         Trainer.from_config(config(), outdir=tmp_path / "runs").fit()
-
-
-def test_run_names(tmp_path):
-    assert next_run_name(tmp_path / "none", "mlp", "digits") == "00000-mlp-digits"
-    for name in ("00003-mlp-digits", "00010-x", "123456-old", "notes", "7-x", "00020"):
-        (tmp_path / name).mkdir()
-    assert next_run_name(tmp_path, "mlp", "my data/é", "a b/../c") == "123457-mlp-my_data_-a_b_.._c"
 
 
 def test_settings_of_the_process_are_put_back(tmp_path):
@@ -238,20 +195,6 @@ def test_settings_of_the_process_are_put_back(tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
     assert logging.getLogger("aigc_ext").handlers == handlers
     assert not any(logging.getLogger(f"aigc_ext.training.{result.run_dir.name}").handlers)
-
-
-@pytest.mark.parametrize("own", [None, ":16:8"])
-def test_deterministic_runs_may_use_cublas(monkeypatch, own):
-    """What PyTorch asks for, lest it refuse every matrix product on CUDA."""
-    name = "CUBLAS_WORKSPACE_CONFIG"
-    monkeypatch.delenv(name, raising=False)
-    if own is not None:
-        monkeypatch.setenv(name, own)
-    with torch_settings(config(deterministic=True)):
-        assert os.environ[name] == (own or ":4096:8")
-    assert os.environ.get(name) == own
-    with torch_settings(config()):
-        assert os.environ.get(name) == own
 
 
 def test_another_number_of_threads_is_said_on_resume(tmp_path):
@@ -385,92 +328,6 @@ def test_a_damaged_or_ordinary_checkpoint_is_no_dump(done, tmp_path):
 
 
 # Parts
-
-
-def test_running_means_leave_out_what_is_not_finite():
-    means = RunningMeans(torch.device("cpu"))
-    row = torch.arange(len(STATISTICS), dtype=torch.float32)
-    means.add(row)
-    means.add(torch.where(row == 2, torch.nan, row + 2))
-    means.add(torch.where(row == 3, torch.inf, torch.nan))
-    read = means.read()
-    assert list(read) == list(STATISTICS)
-    assert list(read.values()) == [1.0, 2.0, 2.0, *(i + 1.0 for i in range(3, len(STATISTICS)))]
-    means.reset()
-    assert set(means.read().values()) == {None}
-
-
-def test_the_progress_line(capsys):
-    means = dict.fromkeys(STATISTICS) | {"loss_d": 1.25, "loss_g": 0.5, "d_real": 2.0, "d_fake": None}
-    with ProgressLine(20_000, 50_000, torch.device("cpu"), enabled=True) as line:
-        line.show(30_064, means)
-        line.show(50_048, means)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "30.1/50 kimg" in shown.err
-    assert " img/s, D 1.250, G 0.500, D(x) 2.000, D(G(z)) -, " in shown.err
-    assert " GB]" in shown.err
-    assert "100%|" in shown.err
-
-
-def test_no_progress_line(capsys):
-    with ProgressLine(0, 10, torch.device("cpu"), enabled=False) as line:
-        assert not line.due()
-        line.show(5, dict.fromkeys(STATISTICS))
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_start_anywhere_and_can_be_closed(workers):
-    data = tiny_images(17, classes=3)
-
-    def take(position, count):
-        stream = batches(data, 5, 7, mirror=True, position=position, workers=workers)
-        taken = [next(stream) for _ in range(count)]
-        stream.close()
-        return taken
-
-    reference = batches(data, 5, 7, mirror=True, position=0, workers=0)
-    everything = [next(reference) for _ in range(12)]
-    for start in (0, 1, 7):
-        for (images, labels), (expected, expected_labels) in zip(
-            take(5 * start, 5), everything[start:], strict=False
-        ):
-            assert torch.equal(images, expected)
-            assert torch.equal(labels, expected_labels)
-
-
-def test_an_error_while_reading_ahead_arrives():
-    class Broken(TensorImages):
-        def _read_images(self, index):
-            raise OSError("the disk is gone")
-
-    tiny = tiny_images()
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(batches(Broken("x", tiny._images), 5, 0, mirror=False, position=0, workers=2))
-
-
-def test_glibc_keeps_freed_memory():
-    """Without torch, in a process of its own: the setting cannot be taken back."""
-    module = Path(sys.modules[keep_freed_memory.__module__].__file__)
-    code = f"""
-import ctypes, runpy
-libc = ctypes.CDLL(None)
-libc.malloc.restype = ctypes.c_void_p
-libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-def mapped():
-    fields = ctypes.c_size_t * 10
-    libc.mallinfo2.restype = type("info", (ctypes.Structure,), {{"_fields_": [("f", fields)]}})
-    return libc.mallinfo2().f[3]  # blocks obtained by mmap
-for expected in (1, 0):
-    before = mapped()
-    block = libc.malloc(200 << 20)
-    assert mapped() - before == expected, (mapped(), before)
-    libc.free(block)
-    runpy.run_path({str(module)!r})["keep_freed_memory"]()
-"""
-    untold = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    subprocess.run([sys.executable, "-c", code], check=True, env=untold)
 
 
 def test_the_malloc_option_is_used(tmp_path, monkeypatch):

@@ -4,15 +4,11 @@ import json
 
 import pytest
 
-from aigc_ext.training.config import (
-    AdamConfig,
-    ConfigError,
-    DCGANGeneratorConfig,
-    EMAConfig,
-    TrainConfig,
-    parse_setting,
-)
-from aigc_ext.training.presets import PRESETS
+from aigc_ext.config import ConfigError
+from aigc_ext.models import DCGANGeneratorConfig
+from aigc_ext.tasks.gan import TrainConfig
+from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
+from aigc_ext.tasks.gan.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -143,28 +139,6 @@ def test_a_file_that_is_no_text(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.json cannot be read: No such file"):
         TrainConfig.from_json(tmp_path / "none.json")
-
-
-@pytest.mark.parametrize(
-    ("setting", "parsed"),
-    [
-        ("batch=8", ("batch", 8)),
-        ("g_optim.lr=1e-3", ("g_optim.lr", 1e-3)),
-        ("generator.hidden=[1, 2]", ("generator.hidden", [1, 2])),
-        ("data.cond=true", ("data.cond", True)),
-        ("ema.rampup=null", ("ema.rampup", None)),
-        ("loss.kind=hinge", ("loss.kind", "hinge")),
-        ("data.source=a=b", ("data.source", "a=b")),
-    ],
-)
-def test_settings(setting, parsed):
-    assert parse_setting(setting) == parsed
-
-
-@pytest.mark.parametrize("setting", ["batch", "=3", ""])
-def test_a_setting_without_key_or_value(setting):
-    with pytest.raises(ConfigError, match="not of the form key=value"):
-        parse_setting(setting)
 
 
 def test_to_json_is_plain_json():

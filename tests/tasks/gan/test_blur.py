@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aigc_ext.losses import AdversarialLoss
-from aigc_ext.training import PRESETS, NonFiniteError, Objective, Trainer, recipe, replay
-from aigc_ext.training.blur import blurred
-from aigc_ext.training.step import StepInputs
-from tests.training.helpers import PlainDiscriminator, PlainGenerator, config, rows_of, tiny_images
+from aigc_ext.tasks.gan import PRESETS, Objective, StepInputs, Trainer, recipe, replay
+from aigc_ext.tasks.gan.blur import blurred
+from aigc_ext.training import NonFiniteError
+from tests.tasks.gan.helpers import PlainDiscriminator, PlainGenerator, config
+from tests.training.helpers import rows_of, tiny_images
 
 
 def expected(images: Tensor, sigma: float) -> Tensor:
@@ -125,7 +126,7 @@ def test_rows_and_dumps_say_it(tmp_path, monkeypatch) -> None:  # type: ignore[n
         trainer.fit()
     seen = []
     monkeypatch.setattr(
-        "aigc_ext.training.step.blurred", lambda x, sigma: (seen.append(sigma), blurred(x, sigma))[1]
+        "aigc_ext.tasks.gan.objective.blurred", lambda x, sigma: (seen.append(sigma), blurred(x, sigma))[1]
     )
     assert replay(error.value.dump, PlainGenerator(), PlainDiscriminator()).reproduced
     assert seen == [0.75] * 3, "of the third step"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aigc_ext.data import open_dataset
-from aigc_ext.training import PRESETS, recipe
+from aigc_ext.tasks.gan import PRESETS, recipe
 
 
 def _data(tmp_path, images):

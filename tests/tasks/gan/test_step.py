@@ -11,7 +11,7 @@ from torch import nn
 from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.optim import AdamEMA
-from aigc_ext.training.step import STATISTICS, AdversarialStep, Objective, StepInputs
+from aigc_ext.tasks.gan import STATISTICS, AdversarialStep, Objective, StepInputs
 
 
 def make_pair() -> tuple[nn.Module, nn.Module]:

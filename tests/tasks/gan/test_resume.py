@@ -13,24 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from aigc_ext.config import ConfigError
 from aigc_ext.data import TensorImages
-from aigc_ext.training import (
-    CheckpointError,
-    ConfigError,
-    RunError,
-    TrainConfig,
-    Trainer,
-    find_resume_point,
-    read_checkpoint,
-)
-from tests.training.helpers import (
-    PlainDiscriminator,
-    PlainGenerator,
-    config,
-    files_of,
-    rows_of,
-    tiny_images,
-)
+from aigc_ext.tasks.gan import TrainConfig, Trainer, find_resume_point
+from aigc_ext.training import CheckpointError, RunError, read_checkpoint
+from tests.tasks.gan.helpers import PlainDiscriminator, PlainGenerator, config
+from tests.training.helpers import files_of, rows_of, tiny_images
 
 VARIANTS = {
     "plain": {},
@@ -442,7 +430,7 @@ def test_a_run_that_another_process_continued_is_not_overwritten(tmp_path):
 def test_kill_9_at_any_moment(tmp_path):
     """A run killed again and again, by chance and in every kind of write, ends in the same bits."""
     driver = Path(__file__).with_name("kill_driver.py")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     done = subprocess.run(
         [sys.executable, str(driver), str(tmp_path)],

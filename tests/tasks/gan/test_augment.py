@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from aigc_ext.losses import r1_penalty
-from aigc_ext.training import augment
-from aigc_ext.training.augment import AdaAugment, DiffAugment, adjusted_p
+from aigc_ext.tasks.gan import augment
+from aigc_ext.tasks.gan.augment import AdaAugment, DiffAugment, adjusted_p
 
 _ONLY = {
     "blit": {"geometric": False, "color": False},

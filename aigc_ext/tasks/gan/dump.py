@@ -1,0 +1,94 @@
+"""A dumped step (`training.nonfinite`), computed again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.tasks.gan.config import TrainConfig
+from aigc_ext.tasks.gan.objective import Mixing, StepInputs
+from aigc_ext.tasks.gan.recipe import make_augment, make_objective
+from aigc_ext.training.checkpoint import CheckpointError, load_weights, read_checkpoint
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a dumped step computes: both losses, and the parameters whose gradient is not finite."""
+
+    loss_d: float
+    loss_g: float
+    bad_d: tuple[str, ...]
+    bad_g: tuple[str, ...]
+
+    @property
+    def reproduced(self) -> bool:
+        return not (math.isfinite(self.loss_d) and math.isfinite(self.loss_g)) or bool(
+            self.bad_d or self.bad_g
+        )
+
+
+def replay(
+    dump: str | Path, generator: nn.Module | None = None, discriminator: nn.Module | None = None
+) -> Replay:
+    """Computes the losses and gradients of a dumped step again, on the CPU.
+
+    Args:
+        dump: the directory that NonFiniteError names.
+        generator, discriminator: needed only if they are not of `aigc_ext.models`; their weights are
+            overwritten.
+
+    Raises CheckpointError if the dump is damaged, or was written from networks that must be given.
+    """
+    checkpoint = read_checkpoint(Path(dump))
+    if "inputs" not in checkpoint.tensors:
+        raise CheckpointError(checkpoint.path, "it is no dump: it has no inputs.safetensors")
+    networks = {"generator": generator, "discriminator": discriminator}
+    builders = {"generator": build_generator, "discriminator": build_discriminator}
+    built: dict[str, nn.Module] = {}
+    for role, network in networks.items():
+        if network is None:
+            if checkpoint.state[role] is None:
+                raise CheckpointError(
+                    checkpoint.path, f"its {role} has no `config` to build it from; pass {role}=..."
+                )
+            network = builders[role](checkpoint.state[role])
+        load_weights(checkpoint, role, network)
+        built[role] = network.train()
+
+    config = TrainConfig.from_dict(checkpoint.state["config"])
+    tensors, step = checkpoint.tensors["inputs"], checkpoint.state["failed_step"]
+    mixing = Mixing(tensors["mixing_z"], tensors["mixing_cutoff"]) if "mixing_z" in tensors else None
+    inputs = StepInputs(
+        *(tensors["real"], tensors["fake"], tensors["z"], tensors.get("labels"), step["penalize"], mixing),
+        *(step["seed"], step["start"], step["total"], step["gamma"], step["blur_sigma"]),
+    )
+    rest = checkpoint.tensors["training_state"]
+    augment = make_augment(config.augment, step["value_range"])
+    if augment is not None:
+        buffers = {k.removeprefix("augment."): v for k, v in rest.items() if k.startswith("augment.")}
+        augment.load_state_dict(buffers)
+    objective = make_objective(built["discriminator"], config, augment)
+    loss_d, *_ = objective.discriminator_backward(inputs)
+    bad_d = _not_finite(built["discriminator"])
+    built["discriminator"].requires_grad_(False)
+    fake = objective.generate(built["generator"], inputs)
+    loss_g = objective.generator_backward(fake, inputs)
+    if step["stretch"]:
+        stretched, _ = objective.path_length_backward(
+            built["generator"], inputs, rest["path.mean"], config.loss.path_every
+        )
+        loss_g = loss_g + stretched
+    return Replay(loss_d.item(), loss_g.item(), bad_d, _not_finite(built["generator"]))
+
+
+def _not_finite(network: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, p in network.named_parameters()
+        if p.grad is not None and not torch.isfinite(p.grad).all()
+    )

@@ -1,0 +1,180 @@
+"""One adversarial step: the discriminator learns from a batch, then the generator from the discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext.tasks.gan.objective import Mixing, Objective, StepInputs
+from aigc_ext.training.distributed import Processes
+from aigc_ext.training.parts import descend, kept_finite, running_buffers, split, trained
+
+STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
+"""The entries of the vector that a step returns. See `losses.LossStats`."""
+_ACCURACIES = slice(STATISTICS.index("acc_real"), STATISTICS.index("acc_fake") + 1)
+
+
+class AdversarialStep:
+    """Updates a discriminator and then a generator, once per call.
+
+    1. `fake = G(z)`; D's loss on `real` and on the detached `fake`, plus the penalties when asked; D's
+       optimiser steps.
+    2. G's loss on D(fake) by the updated D, whose parameters are frozen meanwhile, so that no weight gradient
+       of D is computed and thrown away; G's optimiser steps, which averages the weights too if it is an
+       `AdamEMA`.
+
+    The same latents serve both halves, so G runs forward once. Nothing waits for the device: losses and
+    statistics come back as one tensor. If a loss is not finite, so is a gradient; `AdamEMA` refuses these,
+    and neither weights nor moments change. A buffer, such as a running mean, that would not be finite stays
+    as it was.
+
+    A batch may be computed in several parts, one after another (`part_size`) and in several processes
+    (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet,
+    as they do in batch norm, in a minibatch's standard deviation and in the loss `relativistic_avg`. Between
+    the parts G's graph is not kept, so that it runs forward twice. Buffers, such as a running mean, become
+    the mean of what each part makes of them.
+
+    Args:
+        generator, discriminator, objective, g_optimizer, d_optimizer: of the pair. For mixing and path
+            lengths the generator has `mapping(z, c) -> w (N, layers, w_dim)` and `synthesis(w) -> images`.
+        part_size: images of a part; None for all that a call gets.
+        processes: who shares the batch.
+        path_mean: 0-d tensor, the running mean of path lengths, which moves by `path_decay` of the way.
+        path_every: path lengths are those of every so manieth sample.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        objective: Objective,
+        g_optimizer: torch.optim.Optimizer,
+        d_optimizer: torch.optim.Optimizer,
+        *,
+        part_size: int | None = None,
+        processes: Processes | None = None,
+        path_mean: Tensor | None = None,
+        path_decay: float = 0.01,
+        path_every: int = 2,
+    ) -> None:
+        self.objective = objective
+        if path_mean is None:
+            path_mean = torch.zeros((), device=next(generator.parameters()).device)
+        self.path_mean = path_mean
+        self._generator = generator
+        self._discriminator = discriminator
+        self._g_optimizer = g_optimizer
+        self._d_optimizer = d_optimizer
+        self._g_parameters = trained(generator)
+        self._d_parameters = trained(discriminator)
+        self._g_buffers = running_buffers(generator)
+        self._d_buffers = running_buffers(discriminator)
+        self._not_measured = torch.full((), torch.nan, device=path_mean.device)
+        self._part_size = part_size
+        self._processes = processes or Processes()
+        self._path_decay = path_decay
+        self._path_every = path_every
+        self._parts_done: Sequence[StepInputs] = ()
+        self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, of G's
+
+    @property
+    def inputs(self) -> StepInputs | None:
+        """What the last call computed from, so that a failing step can be written down; of several parts the
+        first with a loss that is not finite, or the last. None if that call failed."""
+        for part, losses in zip(self._parts_done, zip(*self._losses_done, strict=False), strict=False):
+            if not all(loss.isfinite() for loss in losses):
+                return part
+        return self._parts_done[-1] if self._parts_done else None
+
+    def __call__(
+        self,
+        real: Tensor,
+        z: Tensor,
+        labels: Tensor | None = None,
+        *,
+        penalize: bool = False,
+        train_generator: bool = True,
+        stretch: bool = False,
+        mixing: Mixing | None = None,
+        seed: int | None = None,
+        gamma: float | None = None,
+        blur_sigma: float | None = None,
+    ) -> Tensor:
+        """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if any.
+
+        Args:
+            real, z, labels, mixing: this process's share of the batch; the shares have one size.
+            penalize: take R1, and R2 if it is on.
+            train_generator: False if the discriminator alone learns.
+            stretch: take the path length regulariser.
+            seed: of the networks' random numbers; needed if the batch has parts.
+            gamma, blur_sigma: of this step, in the place of the objective's own.
+
+        Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
+        """
+        self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
+        share = StepInputs(*(real, z, z, labels, penalize, mixing, seed), gamma=gamma, blur_sigma=blur_sigma)
+        parts = self._parts(share)
+        whole = len(parts) == 1
+        made: list[StepInputs] = []
+        losses: tuple[list[Tensor], list[Tensor]] = ([], [])
+        fake = z
+
+        def discriminate(part: StepInputs) -> Tensor:
+            nonlocal fake
+            # Between several parts G's graph is not kept.
+            with torch.set_grad_enabled(whole and train_generator):
+                fake = self.objective.generate(self._generator, part)
+            made.append(part._replace(fake=fake.detach()))
+            loss, stats, r1, r2 = self.objective.discriminator_backward(made[-1])
+            losses[0].append(loss)
+            return torch.stack((loss, self._not_measured, *stats, r1, r2))
+
+        def generate(part: StepInputs) -> Tensor:
+            images = fake if whole else self.objective.generate(self._generator, part)
+            loss, length = self.objective.generator_backward(images, part), self._not_measured
+            if stretch:
+                extra, length = self.objective.path_length_backward(
+                    self._generator, part, self.path_mean, self._path_every
+                )
+                loss = loss + extra
+            losses[1].append(loss)
+            return torch.stack((loss, length))
+
+        ours, others = self._d_buffers, self._g_buffers
+        again = train_generator and not whole  # G runs a second time, on the buffers of the first
+        with kept_finite([*others, *ours]):
+            statistics = descend(
+                *(self._d_optimizer, self._d_parameters, parts, discriminate, self._processes),
+                averaged=ours if again else [*ours, *others],
+                restored=others if again else [],
+            )
+            statistics[_ACCURACIES] += statistics[0] * 0  # a NaN is neither right nor wrong
+            self._parts_done, self._losses_done = made, losses[:1]
+            if not train_generator:
+                return torch.cat((statistics, self._not_measured[None]))
+            for parameter in self._d_parameters:
+                parameter.requires_grad_(False)
+            try:
+                loss_g, length = descend(
+                    *(self._g_optimizer, self._g_parameters, made, generate, self._processes),
+                    averaged=[*ours, *others],
+                )
+            finally:
+                for parameter in self._d_parameters:
+                    parameter.requires_grad_(True)
+            self._losses_done = losses
+            if stretch:
+                moved = self.path_mean.lerp(length.to(self.path_mean.dtype), self._path_decay)
+                self.path_mean.copy_(torch.where(length.isfinite(), moved, self.path_mean))
+        return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
+
+    def _parts(self, share: StepInputs) -> list[StepInputs]:
+        parts = split(len(share.z), self._part_size, self._processes)
+        if parts[0].total == len(share.z) and len(parts) == 1:
+            return [share]
+        if share.seed is None:
+            raise ValueError("seed is None, but must be given: the batch is computed in parts")
+        return [share.part(part) for part in parts]

@@ -1,0 +1,313 @@
+"""A generator and a discriminator that learn from each other, as a task of the engine."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext import _files
+from aigc_ext.config import ConfigError
+from aigc_ext.data import ImageDataset, normalize
+from aigc_ext.data.batch import Batch
+from aigc_ext.metrics import MetricSet
+from aigc_ext.optim import AdamEMA
+from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
+from aigc_ext.sampling.sampler import attribute
+from aigc_ext.tasks.gan import recipe
+from aigc_ext.tasks.gan.augment import AdaAugment
+from aigc_ext.tasks.gan.config import AdamConfig, TrainConfig
+from aigc_ext.tasks.gan.objective import Mixing
+from aigc_ext.tasks.gan.recipe import Schedule
+from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
+from aigc_ext.training.config import RunConfig
+from aigc_ext.training.distributed import Processes
+from aigc_ext.training.parts import part_size
+from aigc_ext.training.runtime import derive_seed, resolve_device
+from aigc_ext.training.task import Learner, Progress, Task
+
+
+class GANTask(Task):
+    """A pair of networks, the average of the generator, and their optimizers.
+
+    Args:
+        generator, discriminator, data, config, z_dim, value_range: as for `Trainer`.
+
+    Attributes:
+        generator, discriminator: in training mode, on the device.
+        ema: the averaged generator, in eval mode.
+        augment: what the discriminator's images go through, if anything.
+        latents: the source of the latents.
+        path_mean: the running mean of path lengths.
+
+    Raises:
+        ValueError: networks, data and config do not fit together.
+    """
+
+    statistics = STATISTICS
+    shown = {"D": "loss_d", "G": "loss_g", "D(x)": "d_real", "D(G(z))": "d_fake"}  # noqa: RUF012
+    preview_file = "fakes{}.png"
+    ranked_by = ("fd", "kid")
+    replayed_by = "aigc_ext.training.replay"
+
+    config: TrainConfig
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        data: ImageDataset,
+        config: TrainConfig,
+        *,
+        z_dim: int | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        if config.data.cond and not data.num_classes:
+            raise ConfigError(f"data.cond is true, but {data.name} has no labels")
+        self.config = config = recipe.complete(config, data)
+        self.data = data
+        self.device = device = resolve_device(config.device)
+        self.generator = generator.to(device).train()
+        self.discriminator = discriminator.to(device).train()
+        if config.channels_last:
+            for network in (generator, discriminator):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        recipe.check_fits(config, generator)
+        value_range = attribute(generator, "value_range", value_range)
+        self.augment = recipe.make_augment(config.augment, value_range)
+        if self.augment is not None:
+            self.augment.to(device)
+        self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.g_optimizer = _make_optimizer(generator, config.g_optim, ema=self.ema)
+        self.d_optimizer = _make_optimizer(discriminator, config.d_optim)
+        self.learners = (
+            Learner("discriminator", "d", self.d_optimizer),
+            Learner("generator", "g", self.g_optimizer, every=config.n_dis),
+        )
+        self.latents = torch.Generator(device).manual_seed(derive_seed(config.seed, "latents"))
+        self.path_mean = torch.zeros((), device=device)
+        self._classes = data.num_classes if config.data.cond else 0
+        self._sampler = Sampler(self.ema, z_dim=z_dim, value_range=value_range, num_classes=self._classes)
+        self._metrics: MetricSet | None = None
+        channels, height, width = data.image_shape
+        made = self._sampler.sample([0]).shape[1:]
+        if made != (height, width, channels):
+            raise ValueError(
+                f"the generator makes images of {made[0]}x{made[1]} pixels with {made[2]} channels, "
+                f"but those of {data.name} have {height}x{width} with {channels}"
+            )
+
+    def join(self, processes: Processes) -> None:
+        super().join(processes)
+        config = self.config
+        self._take_step = AdversarialStep(
+            *(self.generator, self.discriminator),
+            recipe.make_objective(self.discriminator, config, self.augment),
+            *(self.g_optimizer, self.d_optimizer),
+            part_size=part_size(config, processes.count),
+            processes=processes,
+            path_mean=self.path_mean,
+            path_decay=config.loss.path_decay,
+            path_every=config.loss.path_every,
+        )
+
+    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer | torch.Generator | Tensor]:
+        augment = {} if self.augment is None else dict(self.augment.named_buffers())
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "ema": self.ema,
+            "g_optimizer": self.g_optimizer,
+            "d_optimizer": self.d_optimizer,
+            "rng.latents": self.latents,
+            "path.mean": self.path_mean,
+            # Not in a checkpoint of a run that had none of this kind before.
+            **{f"augment.{name}": buffer for name, buffer in augment.items()},
+        }
+
+    def schedule(self, at: Progress) -> Schedule:
+        return recipe.schedule(self.config, at)
+
+    def step(self, batch: Batch, schedule: Schedule) -> Tensor:
+        assert batch.images is not None
+        now, augment = schedule, self.augment
+        real = normalize(batch.images, self._sampler.value_range)
+        if self.config.channels_last:
+            real = real.contiguous(memory_format=torch.channels_last)
+        z, mixing = self._draw_latents()
+        now.g_rates.apply(self.g_optimizer)
+        now.d_rates.apply(self.d_optimizer)
+        self.g_optimizer.ema_decay = now.ema_decay
+        if isinstance(augment, AdaAugment) and now.augment_p is not None:
+            augment.set_p(now.augment_p)
+        statistics = self._take_step(
+            *(real, z, batch.labels if self._classes else None),
+            penalize=now.penalize,
+            train_generator=now.train_generator,
+            stretch=now.stretch,
+            mixing=mixing,
+            seed=now.at.seed,
+            gamma=now.gamma,
+            blur_sigma=now.blur_sigma,
+        )
+        if isinstance(augment, AdaAugment):
+            acc_real = statistics[STATISTICS.index("acc_real")]
+            recipe.adjust_augment(augment, self.config, now.at.step, acc_real)
+        return statistics
+
+    def figures(self, schedule: Schedule) -> Mapping[str, float | None]:
+        return {
+            "ema_decay": schedule.ema_decay,
+            "gamma": schedule.gamma,
+            "lr_g": schedule.g_rates.lr,
+            "blur_sigma": schedule.blur_sigma if self.config.augment.blur_sigma else None,
+            "augment_p": self.augment.p.item() if isinstance(self.augment, AdaAugment) else None,
+        }
+
+    def begin(self, directory: Path, log: logging.Logger) -> None:
+        config, data = self.config, self.data
+        if data.num_classes and not self._classes:
+            log.info("the labels of %s are not used, because data.cond is false", data.name)
+        if not (directory / "reals.png").exists():
+            self._save_reals(directory / "reals.png")
+        if config.metrics:
+            extractor: Literal["classifier", "random"] = "classifier" if data.num_classes else "random"
+            if extractor == "random":
+                log.info("the metrics compare features of random weights: %s has no labels", data.name)
+            self._metrics = MetricSet(
+                *(config.metrics, data),
+                num_images=config.metric_images,
+                extractor=extractor,
+                device=self.device,
+            )
+        part = part_size(config, self.processes.count)
+        if remark := recipe.smaller_groups(self.discriminator, part):
+            log.warning("%s", remark)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Parameters are averaged in each step; buffers, such as batch statistics, are copied."""
+        for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(current)
+
+    def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
+        """The images of the seeds 0, 1, 2, ...; `aigc-ext sample` makes the same ones from the checkpoint."""
+        columns, rows = self.config.grid
+        seeds = range(columns * rows)
+        classes = [seed % self._classes for seed in seeds] if self._classes else None
+        images = self._sampler.sample(seeds, classes)
+        provenance = {
+            "model_sha256": _files.sha256(files["ema"]),
+            "nimg": nimg,
+            "seeds": list(seeds),
+            "classes": classes,
+            "truncation": 1.0,
+        }
+        scale = readable_scale(*images.shape[1:3])
+        save_grid(images, path, columns=columns, scale=scale, provenance=provenance)
+
+    def metrics(self) -> Mapping[str, float]:
+        return {} if self._metrics is None else self._metrics(self._sampler)
+
+    @property
+    def publishes(self) -> bool:
+        return _architecture(self.generator) is not None
+
+    def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
+        """The averaged generator, as `Sampler.from_pretrained` takes it."""
+        config = _architecture(self.generator)
+        assert config is not None
+        save_pretrained(directory, config, files["ema"])
+
+    def facts(self) -> Mapping[str, Any]:
+        """What `aigc_ext.models` builds the networks from; None of one that is not ours."""
+        return {
+            "generator": _architecture(self.generator),
+            "discriminator": _architecture(self.discriminator),
+        }
+
+    def failed_step(self, schedule: Schedule) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        inputs = self._take_step.inputs
+        assert inputs is not None
+        tensors = {"real": inputs.real, "fake": inputs.fake, "z": inputs.z}
+        if inputs.labels is not None:
+            tensors["labels"] = inputs.labels
+        if inputs.mixing is not None:
+            tensors |= {"mixing_z": inputs.mixing.z, "mixing_cutoff": inputs.mixing.cutoff}
+        facts = {
+            "penalize": inputs.penalize,
+            "stretch": schedule.stretch,
+            "gamma": inputs.gamma,
+            "blur_sigma": inputs.blur_sigma,
+            "seed": inputs.seed,
+            "start": inputs.start,
+            "total": inputs.total,
+            "value_range": list(self._sampler.value_range),
+        }
+        return tensors, facts
+
+    def kind_of_step(self, step: int) -> tuple[bool, bool, bool]:
+        return recipe.kind_of_step(self.config, step)
+
+    @property
+    def period(self) -> int:
+        return math.lcm(*recipe.intervals(self.config))
+
+    def with_config(self, config: RunConfig) -> GANTask:
+        assert isinstance(config, TrainConfig)
+        return GANTask(
+            *(self.generator, self.discriminator, self.data, config),
+            z_dim=self._sampler.z_dim,
+            value_range=self._sampler.value_range,
+        )
+
+    def _draw_latents(self) -> tuple[Tensor, Mixing | None]:
+        """This process's share of the step's latents. Each process draws them all, so that they do not depend
+        on how many share them."""
+        config, rng = self.config, self.latents
+        share = config.batch // self.processes.count
+        rows = slice(self.processes.rank * share, (self.processes.rank + 1) * share)
+
+        def normal() -> Tensor:
+            return torch.randn(config.batch, self._sampler.z_dim, generator=rng, device=self.device)[rows]
+
+        z = normal()
+        if config.loss.mixing == 0:
+            return z, None
+        other, layers = normal(), int(self.generator.num_ws)  # type: ignore[arg-type]
+        draws = torch.rand(2, config.batch, generator=rng, device=self.device)[:, rows]
+        cutoff = (1 + draws[1] * (layers - 1)).to(torch.int64)
+        return z, Mixing(other, torch.where(draws[0] < config.loss.mixing, cutoff, layers))
+
+    def _save_reals(self, path: Path) -> None:
+        columns, rows = self.config.grid
+        reals, _ = self.data.read(range(min(columns * rows, len(self.data))))
+        images = reals.permute(0, 2, 3, 1).numpy()
+        save_grid(images, path, columns=columns, scale=readable_scale(*images.shape[1:3]), label=False)
+
+
+def _architecture(network: nn.Module) -> dict[str, Any] | None:
+    """What `aigc_ext.models` builds the network from, or None if it is not one of ours."""
+    config = getattr(network, "config", None)
+    return config if isinstance(config, dict) and "family" in config else None
+
+
+def _make_optimizer(module: nn.Module, config: AdamConfig, *, ema: nn.Module | None = None) -> AdamEMA:
+    averages = None
+    if ema is not None:
+        pairs = zip(ema.parameters(), module.parameters(), strict=True)
+        averages = [average for average, current in pairs if current.requires_grad]
+    return AdamEMA(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        ema_params=averages,
+    )
