@@ -173,6 +173,15 @@ class Config:
         values = ((key, getattr(self, key)) for key in self.key_names())
         return {key: value.to_dict() if isinstance(value, Config) else value for key, value in values}
 
+    def flat(self) -> dict[str, Any]:
+        """The values by their dotted keys."""
+        flat: dict[str, Any] = {}
+        for key in self.key_names():
+            value = getattr(self, key)
+            inner = value.flat().items() if isinstance(value, Config) else ()
+            flat |= {f"{key}.{name}": each for name, each in inner} or {key: value}
+        return flat
+
     def override(self: T, key: str, value: Any) -> T:
         """A copy with one dotted key (`"g_optim.lr"`) set."""
         tree: Any = value

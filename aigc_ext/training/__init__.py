@@ -4,51 +4,26 @@ What is trained is a task (`training.task.Task`); the GAN is `aigc_ext.tasks.gan
 too, imported when they are asked for.
 """
 
-# ruff: noqa: F403, F405
-from typing import TYPE_CHECKING
+import typing
 
-from aigc_ext.config import ConfigError
-from aigc_ext.data.batch import Batch
+from aigc_ext.config import ConfigError as ConfigError
+from aigc_ext.data.batch import Batch as Batch
 from aigc_ext.training import _moved
-from aigc_ext.training.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, read_checkpoint
-from aigc_ext.training.config import DataConfig, RunConfig
-from aigc_ext.training.loop import Loop, TrainResult
-from aigc_ext.training.nonfinite import NonFiniteError
-from aigc_ext.training.run import ResumePoint, RunError
-from aigc_ext.training.task import Learner, Progress, Task
+from aigc_ext.training.checkpoint import Checkpoint as Checkpoint
+from aigc_ext.training.checkpoint import CheckpointError as CheckpointError
+from aigc_ext.training.checkpoint import newest_checkpoint as newest_checkpoint
+from aigc_ext.training.checkpoint import read_checkpoint as read_checkpoint
+from aigc_ext.training.config import RunConfig as RunConfig
+from aigc_ext.training.loop import Loop as Loop
+from aigc_ext.training.loop import TrainResult as TrainResult
+from aigc_ext.training.nonfinite import NonFiniteError as NonFiniteError
+from aigc_ext.training.run import ResumePoint as ResumePoint
+from aigc_ext.training.run import RunError as RunError
+from aigc_ext.training.task import Learner as Learner
+from aigc_ext.training.task import Progress as Progress
+from aigc_ext.training.task import Task as Task
 
-if TYPE_CHECKING:
-    from aigc_ext.training._moved import *
-
-__all__ = [
-    "PRESETS",
-    "STATISTICS",
-    "AdaAugment",
-    "AdversarialStep",
-    "Batch",
-    "Checkpoint",
-    "CheckpointError",
-    "ConfigError",
-    "DataConfig",
-    "DiffAugment",
-    "Learner",
-    "Loop",
-    "NonFiniteError",
-    "Objective",
-    "Progress",
-    "Replay",
-    "ResumePoint",
-    "RunConfig",
-    "RunError",
-    "Task",
-    "TrainConfig",
-    "TrainResult",
-    "Trainer",
-    "adjusted_p",
-    "find_resume_point",
-    "newest_checkpoint",
-    "read_checkpoint",
-    "replay",
-]
+if typing.TYPE_CHECKING:
+    from aigc_ext.training._moved import *  # noqa: F403
 
 _moved.install()

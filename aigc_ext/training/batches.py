@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import local
 
 from torch import Tensor
@@ -31,8 +32,9 @@ def batches(
         batch: images of all processes together; this one, `rank` of `processes`, gets its share.
         workers: threads that read and decode ahead, two batches each; 0 reads in the calling thread.
     """
+    new_stream = partial(BatchStream, data, batch, seed, mirror, rank, processes)
     if workers == 0:
-        stream = BatchStream(data, batch, seed, mirror, rank, processes)
+        stream = new_stream()
         stream.position = position
         yield from stream
         return
@@ -41,7 +43,7 @@ def batches(
 
     def read(start: int) -> tuple[Tensor, Tensor]:
         if not hasattr(streams, "own"):
-            streams.own = BatchStream(data, batch, seed, mirror, rank, processes)
+            streams.own = new_stream()
         streams.own.position = start
         return next(streams.own)
 

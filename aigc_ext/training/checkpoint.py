@@ -45,17 +45,11 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in memory, on the CPU.
+    """A verified checkpoint in memory, on the CPU."""
 
-    Attributes:
-        path: where it was read from.
-        state: what state.json says.
-        tensors: by file stem and name.
-    """
-
-    path: Path
-    state: dict[str, Any]
-    tensors: dict[str, dict[str, Tensor]]
+    path: Path  # where it was read from
+    state: dict[str, Any]  # what state.json says
+    tensors: dict[str, dict[str, Tensor]]  # by file stem and name
 
 
 def checkpoint_name(nimg: int, batch: int) -> str:

@@ -19,21 +19,13 @@ _TRIAL = 4  # images of the first step
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured on this machine, by single steps: an estimate.
+    """Measured on this machine, by single steps: an estimate."""
 
-    Attributes:
-        parameters: how many each network has that are trained.
-        memory_gb: the peak, as in `stats.jsonl`.
-        seconds_per_kimg: of training alone, without previews, checkpoints and metrics.
-        hours: of the whole run at this rate.
-        too_large: what was not tried, because `memory_gb` is more than there is; None if it was.
-    """
-
-    parameters: Mapping[str, int]
-    memory_gb: float
-    seconds_per_kimg: float
-    hours: float
-    too_large: str | None = None
+    parameters: Mapping[str, int]  # that are trained, of each network
+    memory_gb: float  # the peak, as in `stats.jsonl`
+    seconds_per_kimg: float  # of training alone, without previews, checkpoints and metrics
+    hours: float  # of the whole run at this rate
+    too_large: str | None = None  # what was not tried, as `memory_gb` is more than there is
 
     def __str__(self) -> str:
         networks = " and ".join(f"{name} {count:,}" for name, count in self.parameters.items())
@@ -71,9 +63,8 @@ def probe(loop: Loop) -> Cost:
 
 
 def _measure(loop: Loop, rounds: int) -> Cost:
-    config, kind_of_step, steps = loop.config, loop.task.kind_of_step, range(loop.task.period)
-    kinds = Counter(map(kind_of_step, steps))
-    first = {kind_of_step(step): step for step in reversed(steps)}
+    config, steps = loop.config, loop.task.kinds_of_steps()
+    kinds, first = Counter(steps), {kind: steps.index(kind) for kind in steps}
     best: dict[Hashable, float] = {}
     begin = time.perf_counter()
     with loop.prepared_step() as take:

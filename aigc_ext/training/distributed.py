@@ -23,16 +23,11 @@ _PATIENCE = timedelta(hours=6)
 
 
 class Processes:
-    """The processes of a run, or the one there is.
-
-    Attributes:
-        rank: number of this one, from 0 on; 0 alone writes files.
-        count: how many there are.
-    """
+    """The processes of a run, or the one there is."""
 
     def __init__(self) -> None:
         active = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if active else 0
+        self.rank = dist.get_rank() if active else 0  # number of this one, from 0 on; 0 alone writes files
         self.count = dist.get_world_size() if active else 1
 
     @property

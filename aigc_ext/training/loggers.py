@@ -12,9 +12,8 @@ import mimetypes
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -71,16 +70,13 @@ def open_loggers(
     with ExitStack() as stack:
         places: list[_TensorBoard | _WandB] = []
         for name in dict.fromkeys(names):
-            place: _TensorBoard | _WandB
-            if name == "tensorboard":
-                place = stack.enter_context(_TensorBoard(run.path, nimg))
-            else:
-                place = stack.enter_context(_WandB(run.path, config))
+            is_tensorboard = name == "tensorboard"
+            place = _TensorBoard(run.path, nimg) if is_tensorboard else _WandB(run.path, config)
+            stack.enter_context(place)
             if place.is_new:
-                for row in run.stats.rows():
-                    place.scalars(*_numbers("stats", row))
-                for row in run.metrics.rows():
-                    place.scalars(*_numbers("metrics", row))
+                for group, log in (("stats", run.stats), ("metrics", run.metrics)):
+                    for row in log.rows():
+                        place.scalars(*_numbers(group, row))
                 if nimg == 0:
                     _show(place, first, 0)
             places.append(place)
@@ -101,7 +97,7 @@ def _numbers(group: str, row: Mapping[str, Any]) -> tuple[dict[str, float], int]
     return values, row["nimg"]
 
 
-class _TensorBoard:
+class _TensorBoard(AbstractContextManager["_TensorBoard"]):
     """Event files in the run directory. Its images are pixels alone, without our metadata."""
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
@@ -112,12 +108,7 @@ class _TensorBoard:
         # What a dead process wrote after its last checkpoint is hidden, since those steps are taken again.
         self._writer = SummaryWriter(str(path), purge_step=None if self.is_new else nimg + 1)
 
-    def __enter__(self) -> _TensorBoard:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._writer.close()
 
     def scalars(self, values: Mapping[str, float], nimg: int) -> None:
@@ -131,7 +122,7 @@ class _TensorBoard:
         self._writer.flush()
 
 
-class _WandB:
+class _WandB(AbstractContextManager["_WandB"]):
     """A run of Weights & Biases, online or not as the user's own settings (WANDB_MODE, ...) say. Its id is
     kept in the run directory. W&B itself adds what it is set to: console output, host, packages."""
 
@@ -160,12 +151,7 @@ class _WandB:
         self._run.define_metric("nimg", hidden=True)
         self._run.define_metric("*", step_metric="nimg")
 
-    def __enter__(self) -> _WandB:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
 
     def scalars(self, values: Mapping[str, float], nimg: int) -> None:

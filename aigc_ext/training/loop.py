@@ -14,7 +14,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from aigc_ext.data import ImageDataset
 from aigc_ext.data.batch import Batch
 from aigc_ext.training.batches import batches
 from aigc_ext.training.checkpoint import CheckpointError, checkpoint_name
@@ -32,24 +31,16 @@ from aigc_ext.training.task import Progress, Task
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run's results are.
-
-    Attributes:
-        grid: the newest preview, such as a grid of samples.
-        checkpoint: the newest checkpoint.
-        model: what the task publishes; None if there is nothing.
-        stats: the figures, a JSON object per line.
-        signal: the signal that ended the run early, or None if it is complete.
-    """
+    """Where a run's results are."""
 
     run_dir: Path
-    grid: Path
-    checkpoint: Path
-    model: Path | None
-    stats: Path
+    grid: Path  # the newest preview, such as a grid of samples
+    checkpoint: Path  # the newest one
+    model: Path | None  # what the task publishes; None if there is nothing
+    stats: Path  # the figures, a JSON object per line
     step: int
     nimg: int
-    signal: int | None
+    signal: int | None  # that ended the run early, or None if it is complete
 
 
 class Loop:
@@ -70,6 +61,8 @@ class Loop:
         run_dir: the run directory, once there is one.
     """
 
+    data = property(lambda self: self.task.data, lambda self, data: setattr(self.task, "data", data))
+
     def __init__(self, task: Task, *, outdir: str | Path = "runs", desc: str = "") -> None:
         check_loggers(task.config.log)
         self.task = task
@@ -77,21 +70,12 @@ class Loop:
         self.device = task.device
         self.state = State(task)
         self.run_dir: Path | None = None
-        self._processes = Processes()
-        task.join(self._processes)
+        task.join(Processes())
         self._outdir = Path(outdir)
         self._desc = desc
         self._resumed: ResumePoint | None = None
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
         self._recorder: Recorder | None = None  # in the main process
-
-    @property
-    def data(self) -> ImageDataset:
-        return self.task.data
-
-    @data.setter
-    def data(self, data: ImageDataset) -> None:
-        self.task.data = data
 
     def restore(self, point: ResumePoint) -> None:
         """Takes over the state at a resume point; `fit` then goes on from it.
@@ -130,17 +114,16 @@ class Loop:
         if config.malloc == "keep":
             keep_freed_memory()
         with ExitStack() as stack:
-            self._processes = stack.enter_context(process_group(self.device))
-            task.join(self._processes)
+            task.join(stack.enter_context(process_group(self.device)))
             run = stack.enter_context(self._open_run())
             stack.enter_context(torch_settings(config))
             stack.enter_context(own_random_numbers(self.device))
             stop = stack.enter_context(StopSignals())
             point, self._resumed = self._resumed, None
-            if self._processes.main:
+            if self.task.processes.main:
                 self._recorder = Recorder(run, state)
                 stack.enter_context(self._recorder.recording(point, self._saved[1] if self._saved else None))
-            shown = progress and self._processes.main
+            shown = progress and self.task.processes.main
             with ProgressLine(
                 state.nimg, config.total_images, self.device, task.shown, enabled=shown
             ) as line:
@@ -175,12 +158,12 @@ class Loop:
 
     def _open_run(self) -> AbstractContextManager[Run]:
         """The main process makes and holds the run directory, and writes there; the others know its name."""
-        if self._processes.main:
+        if self.task.processes.main:
             if self.run_dir is None:
                 self.run_dir = create_run(self._outdir, self.config, self.data.name, self._desc)
-            self._processes.broadcast_text(str(self.run_dir))
+            self.task.processes.broadcast_text(str(self.run_dir))
             return open_run(self.run_dir)
-        self.run_dir = Path(self._processes.broadcast_text(""))
+        self.run_dir = Path(self.task.processes.broadcast_text(""))
         return nullcontext(watched_run(self.run_dir))
 
     def _train(self, run: Run, stop: StopSignals, line: ProgressLine) -> str:
@@ -227,7 +210,7 @@ class Loop:
     def _snapshot(self, *, measure: bool = True) -> str:
         """Writes a checkpoint and all that goes with it; returns its name."""
         state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
-        self._processes.check_equal(state.modules().values())
+        self.task.processes.check_equal(state.modules().values())
         self._saved = (state.nimg, name)
         if self._recorder is not None:
             self._recorder.snapshot(name, measure=measure)
@@ -243,7 +226,7 @@ class Loop:
 
     def _stopped(self, stop: StopSignals) -> bool:
         """Has any process received a signal? Then each acts as if it had."""
-        number = self._processes.agreed_maximum(stop.received or 0)
+        number = self.task.processes.agreed_maximum(stop.received or 0)
         if number:
             stop.received = signal.Signals(number)
         return number > 0
@@ -257,6 +240,6 @@ class Loop:
             mirror=config.data.mirror,
             position=self.state.nimg,
             workers=config.workers,
-            rank=self._processes.rank,
-            processes=self._processes.count,
+            rank=self.task.processes.rank,
+            processes=self.task.processes.count,
         )

@@ -44,17 +44,14 @@ class Watch:
 
     def longest_streak(self) -> int:
         """To be called after each step; 0 while nobody looks, because that would wait for the device."""
-        state = self._state
+        state, task = self._state, self._state.task
         self._steps += 1
-        for i, learner in enumerate(state.task.learners):
+        for i, learner in enumerate(task.learners):
             self._own_steps[i] += state.step % learner.every == 0
-        if state.task.device.type == "cuda" and self._steps < _STEPS_PER_CUDA_CHECK:
+        if task.device.type == "cuda" and self._steps < _STEPS_PER_CUDA_CHECK:
             return 0
         skipped = state.skipped
         for i, steps in enumerate(self._own_steps):
-            if skipped[i] - self._seen[i] < steps:
-                state.streaks[i] = 0
-            else:
-                state.streaks[i] += steps
+            state.streaks[i] = 0 if skipped[i] - self._seen[i] < steps else state.streaks[i] + steps
         self._seen, self._steps, self._own_steps = skipped, 0, [0] * len(skipped)
         return max(state.streaks)

@@ -23,13 +23,8 @@ T = TypeVar("T")
 
 
 class Part(NamedTuple):
-    """Some samples of a batch.
-
-    Attributes:
-        rows: which of this process's.
-        start: the number of the first of them in the whole batch.
-        total: samples of the whole batch.
-    """
+    """Some samples of a batch: their rows in this process's share, and in the whole their first number and
+    the number of all."""
 
     rows: slice
     start: int
@@ -113,16 +108,24 @@ def descend(
     for parameter in parameters:
         # `Optimizer.zero_grad` does the same for 20 times the price, which counts in a step of 2 ms.
         parameter.grad = None
+    several = len(parts) * processes.count > 1
+    buffers = [*averaged, *restored] if several else []
+    before = [buffer.clone() for buffer in buffers]
+    changes = [torch.zeros_like(buffer) for buffer in averaged] if several else []
     figures = []
-    with _averaged(averaged, restored, len(parts), processes) as next_part:
-        for part in parts:
-            next_part()
-            figures.append(backward(part))
+    for part in parts:
+        figures.append(backward(part))
+        if several:
+            for change, buffer, old in zip(changes, buffers, before):  # noqa: B905 (the averaged come first)
+                change += buffer.detach() - old
+            _put_back(buffers, before)
     mean = figures[0] if len(figures) == 1 else torch.stack(figures).mean(0)
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if len(figures) > 1:
-        torch._foreach_div_(gradients, len(figures))
-    processes.average([*gradients, mean])
+    if len(parts) > 1:
+        torch._foreach_div_([*gradients, *changes], len(parts))
+    processes.average([*gradients, *changes, mean])
+    # As old + change, so that a constant keeps its bits.
+    _put_back(averaged, [old + change for old, change in zip(before, changes)])  # noqa: B905
     if gradients:
         # An infinite loss can have finite gradients: softplus of an overflown logit has slope 1. Zero times
         # the loss is NaN exactly when the loss is infinite or NaN, and then the optimizer refuses the step.
@@ -132,53 +135,16 @@ def descend(
 
 
 @contextmanager
-def _averaged(
-    averaged: Sequence[Tensor], restored: Sequence[Tensor], parts: int, processes: Processes
-) -> Iterator[Callable[[], None]]:
-    """Gives a function to call before each part."""
-    if parts * processes.count == 1:
-        yield lambda: None
-        return
-    buffers = [*averaged, *restored]
-    before = [buffer.clone() for buffer in buffers]
-    changes = [torch.zeros_like(buffer) for buffer in averaged]
-    begun = False
-
-    @torch.no_grad()
-    def next_part() -> None:
-        nonlocal begun
-        if begun:
-            for buffer, old, change in zip(averaged, before, changes, strict=False):
-                change += buffer - old
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.data.copy_(old)
-        begun = True
-
-    yield next_part
-    next_part()
-    with torch.no_grad():
-        if changes:
-            torch._foreach_div_(changes, parts)
-        processes.average(changes)
-        # As old + change, so that a constant keeps its bits; by .data, since a graph may still hold it.
-        for buffer, old, change in zip(averaged, before, changes, strict=False):
-            buffer.data.copy_(old + change)
-
-
-@contextmanager
-def kept_finite(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Afterwards a buffer that is not finite is as it was before: it would never become so again."""
+def kept(buffers: Sequence[Tensor], *, unless_finite: bool = False) -> Iterator[None]:
+    """Afterwards buffers are as they were; with `unless_finite` only those that are not finite now, and would
+    never become so again."""
     before = [buffer.clone() for buffer in buffers]
     yield
-    with torch.no_grad():
-        for buffer, old in zip(buffers, before, strict=True):
-            buffer.data.copy_(torch.where(buffer.isfinite().all(), buffer, old))
+    if unless_finite:
+        before = [torch.where(b.isfinite().all(), b, old) for b, old in zip(buffers, before, strict=True)]
+    _put_back(buffers, before)
 
 
-@contextmanager
-def unmoved(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Afterwards buffers are as they were."""
-    before = [buffer.clone() for buffer in buffers]
-    yield
-    for buffer, old in zip(buffers, before, strict=True):
-        buffer.data.copy_(old)  # .data, since the graph may hold a constant among them
+def _put_back(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for buffer, value in zip(buffers, values):  # noqa: B905
+        buffer.data.copy_(value)  # .data, since a graph may still hold the buffer

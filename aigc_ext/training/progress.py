@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def memory_size_gb(device: torch.device) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
-class ProgressLine:
+class ProgressLine(AbstractContextManager["ProgressLine"]):
     """One live line on stderr: kimg, time left, images per second, some statistics and memory.
 
     It is redrawn by the clock, so that it costs a step nothing. Where stderr is no terminal it is a line now
@@ -88,12 +88,7 @@ class ProgressLine:
             bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}{postfix}]",
         )
 
-    def __enter__(self) -> ProgressLine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
     def due(self) -> bool:

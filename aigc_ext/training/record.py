@@ -144,7 +144,10 @@ class Recorder:
             for change in check_resumable(point.config, task.config):
                 run.log.info("changed: %s", change)
             if point.checkpoint is not None:
-                self._compare_threads(point.checkpoint.state["threads"])
+                before, now = point.checkpoint.state["threads"], torch.get_num_threads()
+                if now != before:
+                    message = "the run had %d CPU threads and now has %d: sums may round differently"
+                    run.log.warning(message, before, now)
                 if point.run_dir is None:
                     run.log.info("it starts from %s", point.checkpoint.path)
                     history = StatsLog(point.checkpoint.path.resolve().parents[1] / STATS_FILE)
@@ -176,13 +179,6 @@ class Recorder:
         run, task = self._run, self._task
         best = best_checkpoint(run.metrics.rows(), task.ranked_by)
         prune_checkpoints(run.path, task.config.keep, spare=best)
-
-    def _compare_threads(self, before: int) -> None:
-        now = torch.get_num_threads()
-        if now != before:
-            self._run.log.warning(
-                "the run had %d CPU threads and now has %d: sums may round differently", before, now
-            )
 
     def _facts(self) -> dict[str, Any]:
         """What state.json says."""

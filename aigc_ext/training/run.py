@@ -40,20 +40,12 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on.
+    """Where a run goes on."""
 
-    Attributes:
-        run_dir: the run to go on in, or None to start a new run from `checkpoint`.
-        checkpoint: the state to go on from, or None to start at the beginning (a run that died before its
-            first).
-        config: what the run was told.
-        refused: newer checkpoints that are damaged.
-    """
-
-    run_dir: Path | None
-    checkpoint: Checkpoint | None
-    config: Any
-    refused: tuple[CheckpointError, ...] = ()
+    run_dir: Path | None  # the run to go on in, or None to start a new one from `checkpoint`
+    checkpoint: Checkpoint | None  # None: at the beginning, of a run that died before its first
+    config: Any  # what the run was told
+    refused: tuple[CheckpointError, ...] = ()  # newer checkpoints that are damaged
 
 
 def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
@@ -119,7 +111,7 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     Raises ConfigError for a difference under which the old state would mean something else.
     """
     changes = []
-    before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
+    before, after = old.flat(), new.flat()
     for key in before:
         if before[key] == after[key]:
             continue
@@ -246,13 +238,3 @@ def _config_of(checkpoint: Checkpoint, config: type[RunConfig]) -> RunConfig:
         return config.from_dict(checkpoint.state["config"])
     except ConfigError as error:
         raise CheckpointError(checkpoint.path, f"its config does not fit this version ({error})") from error
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -18,33 +18,22 @@ from aigc_ext.training.checkpoint import (
     serialize,
 )
 from aigc_ext.training.progress import RunningMeans
-from aigc_ext.training.task import Task
+from aigc_ext.training.task import Piece, Task
 from aigc_ext.version import __version__
 
 
 class State:
-    """A task's state and the counters of its run. What is not found here is asked of the task.
-
-    Attributes:
-        task: what is trained.
-        means: of the statistics since the last row of figures.
-        step: steps taken.
-        nimg: samples learned from.
-        rows: rows of figures written.
-        seconds: time spent training.
-        streaks: steps in a row, up to the last one, that each learner's optimizer refused.
-        schedule: of the last step; None before the first.
-    """
+    """A task's state and the counters of its run. What is not found here is asked of the task."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.means = RunningMeans(task.statistics, task.device)
-        self.step = 0
-        self.nimg = 0
-        self.rows = 0
-        self.seconds = 0.0
-        self.streaks = [0] * len(task.learners)
-        self.schedule: Any = None
+        self.means = RunningMeans(task.statistics, task.device)  # since the last row of figures
+        self.step = 0  # taken so far
+        self.nimg = 0  # samples learned from
+        self.rows = 0  # of figures, written
+        self.seconds = 0.0  # spent training
+        self.streaks = [0] * len(task.learners)  # steps in a row, up to the last, that the optimizers refused
+        self.schedule: Any = None  # of the last step
 
     def __getattr__(self, name: str) -> Any:
         if name == "task":  # of a copy that is just being made
@@ -56,14 +45,17 @@ class State:
         """Steps that each learner's optimizer refused. Waits for the device."""
         return tuple(int(learner.optimizer.skipped) for learner in self.task.learners)
 
+    def pieces(self) -> dict[str, Piece]:
+        means = {"means.sums": self.means.sums, "means.counts": self.means.counts}
+        return {**self.task.state(), **means}
+
     def modules(self) -> dict[str, nn.Module]:
         return {name: piece for name, piece in self.task.state().items() if isinstance(piece, nn.Module)}
 
     def files(self) -> dict[str, bytes]:
         """The tensors as the safetensors files of a checkpoint, by stem."""
-        self.task.settle()
-        shared: dict[str, Tensor] = {"means.sums": self.means.sums, "means.counts": self.means.counts}
-        for name, piece in self.task.state().items():
+        shared: dict[str, Tensor] = {}
+        for name, piece in self.pieces().items():
             if isinstance(piece, Optimizer):
                 shared |= {f"{name}.{key}": value for key, value in optimizer_tensors(piece).items()}
             elif isinstance(piece, torch.Generator):
@@ -100,15 +92,13 @@ class State:
             )
         for name, module in self.modules().items():
             load_weights(checkpoint, name, module)
-        for name, piece in self.task.state().items():
+        for name, piece in self.pieces().items():
             if isinstance(piece, Optimizer):
                 load_optimizer(piece, _under(name, shared))
             elif isinstance(piece, torch.Generator):
                 piece.set_state(shared[name])
             elif isinstance(piece, Tensor) and name in shared:
                 piece.copy_(shared[name])
-        self.means.sums.copy_(shared["means.sums"])
-        self.means.counts.copy_(shared["means.counts"])
         self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
         self.seconds = counters["seconds"]
         # Older checkpoints have one number for all.

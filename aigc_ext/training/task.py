@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,15 +17,12 @@ from aigc_ext.optim import AdamEMA
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes
 
+Piece = nn.Module | torch.optim.Optimizer | torch.Generator | Tensor
+
 
 class Progress(NamedTuple):
-    """Where a run stands when a step begins.
-
-    Attributes:
-        step: steps taken.
-        nimg: samples learned from.
-        seed: of this step's random numbers.
-    """
+    """Where a run stands when a step begins: steps taken, samples learned from; and the seed of the step's
+    random numbers."""
 
     step: int
     nimg: int
@@ -33,14 +30,8 @@ class Progress(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """An optimizer that refuses a step whose gradients are not finite, and what its refusals are counted by.
-
-    Attributes:
-        name: of what it trains, in messages.
-        key: in the rows of figures: `skipped_{key}`.
-        optimizer: its parameters are those that are trained.
-        every: it steps once in so many steps of the run.
-    """
+    """An optimizer that refuses a step whose gradients are not finite. It is called `name` in messages, and
+    its refusals `skipped_{key}` in a row of figures; it steps once in `every` steps of the run."""
 
     name: str
     key: str
@@ -54,35 +45,24 @@ class Task(ABC):
     The engine (`training.loop.Loop`) decides when; it has the run directory, the checkpoints, the figures,
     the processes and the signals, and calls what is declared here. A task must have `state`, `step` and
     `preview`; the other methods have defaults.
-
-    Attributes:
-        statistics: the entries of the vector that `step` returns.
-        shown: those of the progress line, by their names on it.
-        preview_file: the name of a preview, with `{}` in the place of the snapshot's.
-        ranked_by: metrics whose lowest value marks the best checkpoint; the first that was measured counts.
-        replayed_by: what runs a dumped step again, as a message says it.
-        config: what the run is told.
-        data: what it learns from.
-        device: where it trains.
-        learners: the optimizers, in the order of their figures.
-        processes: who shares a batch.
     """
 
-    statistics: ClassVar[tuple[str, ...]]
-    shown: ClassVar[Mapping[str, str]] = {}
-    preview_file: ClassVar[str]
-    ranked_by: ClassVar[tuple[str, ...]] = ()
-    replayed_by: ClassVar[str | None] = None
+    statistics: ClassVar[tuple[str, ...]]  # the entries of the vector that `step` returns
+    shown: ClassVar[Mapping[str, str]] = {}  # those of the progress line, by their names on it
+    preview_file: ClassVar[str]  # the name of a preview, with `{}` in the place of the snapshot's
+    ranked_by: ClassVar[tuple[str, ...]] = ()  # metrics, the first that is measured: its lowest value is best
+    replayed_by: ClassVar[str | None] = None  # what runs a dumped step again, as a message says it
 
     config: RunConfig
     data: ImageDataset
     device: torch.device
-    learners: tuple[Learner, ...]
-    processes = Processes()
+    learners: tuple[Learner, ...]  # in the order of their figures
+    processes = Processes()  # who shares a batch
+    publishes = False  # is there a model to publish?
 
     @abstractmethod
-    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer | torch.Generator | Tensor]:
-        """All that changes in training, by its name on disk.
+    def state(self) -> Mapping[str, Piece]:
+        """All that changes in training, up to date, by its name on disk.
 
         A module has a file of its own in a checkpoint, and the same weights in all processes. Optimizers,
         sources of random numbers and tensors share one file; a tensor that a checkpoint does not have keeps
@@ -96,19 +76,15 @@ class Task(ABC):
 
     @abstractmethod
     def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
-        """Writes what a person looks at, listens to or reads.
-
-        Args:
-            nimg: samples learned from.
-            files: the modules of `state`, serialised.
-        """
+        """Writes what a person looks at, listens to or reads, after `nimg` samples; `files` are the modules
+        of `state`, serialised."""
 
     def schedule(self, at: Progress) -> Any:
         """What the step that begins here is told, computed from where it is: never changed later."""
         return at
 
     def figures(self, schedule: Any) -> Mapping[str, float | None]:
-        """What a row has of the last step's schedule."""
+        """What a row of figures has of the last step's schedule."""
         return {}
 
     def join(self, processes: Processes) -> None:
@@ -119,17 +95,9 @@ class Task(ABC):
         """Called in the main process when a run starts or goes on: for files that belong to its beginning,
         and for remarks."""
 
-    def settle(self) -> None:  # noqa: B027
-        """Called before `state` is written or shown."""
-
     def metrics(self) -> Mapping[str, float]:
         """Figures of a snapshot; they may take a while."""
         return {}
-
-    @property
-    def publishes(self) -> bool:
-        """Is there a model to publish?"""
-        return False
 
     def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:  # noqa: B027
         """Writes the model as its users load it."""
@@ -142,14 +110,11 @@ class Task(ABC):
         """What the last step was computed from, so that it can be run again: tensors, and JSON values."""
         return {}, {}
 
-    def kind_of_step(self, step: int) -> Hashable:
-        """Steps of one kind cost the same; the kinds come again after `period` steps."""
-        return None
-
-    @property
-    def period(self) -> int:
-        return 1
+    def kinds_of_steps(self) -> Sequence[Hashable]:
+        """For a dry run: the kinds of the first steps, until they come again. Those of one kind cost the
+        same."""
+        return (None,)
 
     def with_config(self, config: RunConfig) -> Task:
-        """The same modules under another config: a dry run measures small batches."""
+        """For a dry run, which tries small batches: the same modules under another config."""
         raise NotImplementedError(f"{type(self).__name__} has no dry run")

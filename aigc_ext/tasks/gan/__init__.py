@@ -12,6 +12,6 @@ from aigc_ext.tasks.gan.objective import StepInputs as StepInputs
 from aigc_ext.tasks.gan.presets import PRESETS as PRESETS
 from aigc_ext.tasks.gan.step import STATISTICS as STATISTICS
 from aigc_ext.tasks.gan.step import AdversarialStep as AdversarialStep
-from aigc_ext.tasks.gan.task import GANTask as GANTask
+from aigc_ext.tasks.gan.trainer import GANTask as GANTask
 from aigc_ext.tasks.gan.trainer import Trainer as Trainer
 from aigc_ext.tasks.gan.trainer import find_resume_point as find_resume_point

@@ -24,7 +24,42 @@ from torch import Tensor, nn
 from aigc_ext.nn.split_batch import batch_randn
 
 
-class AdaAugment(nn.Module):
+class _Augment(nn.Module):
+    """Images of a range of values, each changed in its own way.
+
+    Raises:
+        ValueError: `value_range` is not two finite numbers, the lower one first.
+    """
+
+    def __init__(self, value_range: tuple[float, float]) -> None:
+        super().__init__()
+        low, high = self.value_range = (value_range[0], value_range[1])
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                f"value_range is {value_range}, but must be two finite numbers, the lower one first"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The images, each changed in its own way.
+
+        Raises:
+            ValueError: `images` is not floating point, or not (N, C, H, W) with 1, 3 or 4 channels.
+        """
+        if images.dim() != 4 or images.size(1) not in (1, 3, 4):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, but must be (N, C, H, W) with 1, 3 or 4 channels"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}, but must be floating point")
+        last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        return self._changed(images).to(images.dtype, memory_format=memory_format)
+
+    def _changed(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AdaAugment(_Augment):
     """Changes a sample in each of many ways with probability `p`, and has the controller that moves `p`.
 
     - blit: mirroring, turns by 90 degrees (of square images), and shifts by whole pixels, up to 1/8 of a
@@ -62,27 +97,18 @@ class AdaAugment(nn.Module):
         color: bool = True,
         value_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
-        super().__init__()
+        super().__init__(value_range)
         self.blit, self.geometric, self.color = blit, geometric, color
-        self.value_range = _checked_range(value_range)
         self.register_buffer("p", torch.zeros(()))
         self.set_p(p)
         self.register_buffer("sum", torch.zeros(()))
         self.register_buffer("count", torch.zeros(()))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The images, each changed in its own way.
-
-        Raises:
-            ValueError: `images` is not floating point, or not (N, C, H, W) with 1, 3 or 4 channels.
-        """
-        _check(images)
+    def _changed(self, images: Tensor) -> Tensor:
         y = images
         if self.blit or self.geometric:
             y = _warp(y, *self._to_source(images))
-        if self.color:
-            y = self._recolored(y)
-        return _as_images(y, images)
+        return self._recolored(y) if self.color else y
 
     @torch.no_grad()
     def observe(self, real_logits: Tensor) -> None:
@@ -195,7 +221,7 @@ def adjusted_p(p: Tensor, rt: Tensor, images: int, target: float = 0.6, kimg: fl
     return (p + (rt - target).sign() * (images / (kimg * 1000))).clamp(0, 1)
 
 
-class DiffAugment(nn.Module):
+class DiffAugment(_Augment):
     """Changes every sample in each of these ways:
 
     - color: brightness by up to a quarter of the value range either way; then, of images with colours,
@@ -220,17 +246,10 @@ class DiffAugment(nn.Module):
         cutout: bool = True,
         value_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
-        super().__init__()
+        super().__init__(value_range)
         self.color, self.translation, self.cutout = color, translation, cutout
-        self.value_range = _checked_range(value_range)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The images, each changed in its own way.
-
-        Raises:
-            ValueError: `images` is not floating point, or not (N, C, H, W) with 1, 3 or 4 channels.
-        """
-        _check(images)
+    def _changed(self, images: Tensor) -> Tensor:
         low, high = self.value_range
         middle = (low + high) / 2
         height, width = images.shape[2:]
@@ -258,7 +277,7 @@ class DiffAugment(nn.Module):
             in_y = rows - (_below(height, u[:, :1]) - cut_y // 2)
             in_x = columns - (_below(width, u[:, 1:]) - cut_x // 2)
             y = torch.where(_both(_is_below(cut_y, in_y), _is_below(cut_x, in_x)), middle, y)
-        return _as_images(y, images)
+        return y
 
     def extra_repr(self) -> str:
         return f"color={self.color}, translation={self.translation}, cutout={self.cutout}"
@@ -355,25 +374,3 @@ def _both(rows: Tensor, columns: Tensor) -> Tensor:
 def _share(size: int, part: int) -> int:
     """size / part, rounded half up."""
     return (2 * size + part) // (2 * part)
-
-
-def _as_images(y: Tensor, images: Tensor) -> Tensor:
-    """In their dtype and format."""
-    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return y.to(images.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _check(images: Tensor) -> None:
-    if images.dim() != 4 or images.size(1) not in (1, 3, 4):
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}, but must be (N, C, H, W) with 1, 3 or 4 channels"
-        )
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}, but must be floating point")
-
-
-def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
-    low, high = value_range
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"value_range is {value_range}, but must be two finite numbers, the lower one first")
-    return low, high

@@ -27,9 +27,7 @@ class Replay:
 
     @property
     def reproduced(self) -> bool:
-        return not (math.isfinite(self.loss_d) and math.isfinite(self.loss_g)) or bool(
-            self.bad_d or self.bad_g
-        )
+        return not math.isfinite(self.loss_d + self.loss_g) or bool(self.bad_d or self.bad_g)
 
 
 def replay(
@@ -47,18 +45,17 @@ def replay(
     checkpoint = read_checkpoint(Path(dump))
     if "inputs" not in checkpoint.tensors:
         raise CheckpointError(checkpoint.path, "it is no dump: it has no inputs.safetensors")
-    networks = {"generator": generator, "discriminator": discriminator}
-    builders = {"generator": build_generator, "discriminator": build_discriminator}
     built: dict[str, nn.Module] = {}
-    for role, network in networks.items():
-        if network is None:
-            if checkpoint.state[role] is None:
-                raise CheckpointError(
-                    checkpoint.path, f"its {role} has no `config` to build it from; pass {role}=..."
-                )
-            network = builders[role](checkpoint.state[role])
-        load_weights(checkpoint, role, network)
-        built[role] = network.train()
+    for role, network, build in (
+        ("generator", generator, build_generator),
+        ("discriminator", discriminator, build_discriminator),
+    ):
+        made = checkpoint.state[role]
+        if network is None and made is None:
+            reason = f"its {role} has no `config` to build it from; pass {role}=..."
+            raise CheckpointError(checkpoint.path, reason)
+        built[role] = (build(made) if network is None else network).train()
+        load_weights(checkpoint, role, built[role])
 
     config = TrainConfig.from_dict(checkpoint.state["config"])
     tensors, step = checkpoint.tensors["inputs"], checkpoint.state["failed_step"]
@@ -70,8 +67,7 @@ def replay(
     rest = checkpoint.tensors["training_state"]
     augment = make_augment(config.augment, step["value_range"])
     if augment is not None:
-        buffers = {k.removeprefix("augment."): v for k, v in rest.items() if k.startswith("augment.")}
-        augment.load_state_dict(buffers)
+        augment.load_state_dict({name: rest[f"augment.{name}"] for name in augment.state_dict()})
     objective = make_objective(built["discriminator"], config, augment)
     loss_d, *_ = objective.discriminator_backward(inputs)
     bad_d = _not_finite(built["discriminator"])
@@ -87,8 +83,5 @@ def replay(
 
 
 def _not_finite(network: nn.Module) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, p in network.named_parameters()
-        if p.grad is not None and not torch.isfinite(p.grad).all()
-    )
+    grads = ((name, p.grad) for name, p in network.named_parameters() if p.grad is not None)
+    return tuple(name for name, grad in grads if not torch.isfinite(grad).all())

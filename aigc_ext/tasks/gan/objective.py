@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,30 +13,19 @@ from torch import Tensor, nn
 from aigc_ext.losses import AdversarialLoss, LossStats, path_length, r1_of_logits
 from aigc_ext.nn.split_batch import batch_randn
 from aigc_ext.tasks.gan.blur import blurred
-from aigc_ext.training.parts import Part, random_numbers, trained, unmoved
+from aigc_ext.training.parts import Part, kept, random_numbers, trained
 
 
 class Mixing(NamedTuple):
     """Style mixing (Karras et al., 2019, section 3.1): from layer `cutoff` on, a sample has the styles of
-    other latents.
+    other latents."""
 
-    Attributes:
-        z: (N, z_dim).
-        cutoff: (N,), int64; the number of layers or more is no mixing.
-    """
-
-    z: Tensor
-    cutoff: Tensor
+    z: Tensor  # (N, z_dim)
+    cutoff: Tensor  # (N,), int64; the number of layers or more is no mixing
 
 
 class StepInputs(NamedTuple):
-    """What the two losses of a step, or of a part of it, are computed from.
-
-    Attributes:
-        seed: of the step's random numbers, in the networks and the augmentation; None for PyTorch's own.
-        start, total: which rows of the step's batch these are.
-        gamma, blur_sigma: of this step; None for the objective's own.
-    """
+    """What the two losses of a step, or of a part of it, are computed from."""
 
     real: Tensor
     fake: Tensor
@@ -43,10 +33,10 @@ class StepInputs(NamedTuple):
     labels: Tensor | None
     penalize: bool
     mixing: Mixing | None = None
-    seed: int | None = None
-    start: int = 0
+    seed: int | None = None  # of the networks' and the augmentation's random numbers; None: PyTorch's own
+    start: int = 0  # in the step's batch of so many
     total: int | None = None
-    gamma: float | None = None
+    gamma: float | None = None  # of this step; None: the objective's own
     blur_sigma: float | None = None
 
     def random(self, purpose: int) -> AbstractContextManager[None]:
@@ -57,21 +47,19 @@ class StepInputs(NamedTuple):
         return random_numbers(seed, self.z.device, self.start, total)
 
     def part(self, part: Part) -> StepInputs:
-        rows = part.rows
+        rows, start, total = part
+        real, fake, z = self.real[rows], self.fake[rows], self.z[rows]
+        labels = None if self.labels is None else self.labels[rows]
+        mixing = self.mixing and Mixing(self.mixing.z[rows], self.mixing.cutoff[rows])
         return self._replace(
-            real=self.real[rows],
-            fake=self.fake[rows],
-            z=self.z[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            mixing=self.mixing and Mixing(self.mixing.z[rows], self.mixing.cutoff[rows]),
-            start=part.start,
-            total=part.total,
+            real=real, fake=fake, z=z, labels=labels, mixing=mixing, start=start, total=total
         )
 
 
 _GENERATE, _DISCRIMINATE, _JUDGE, _STRETCH = range(4)
 
 
+@dataclass(eq=False)
 class Objective:
     """What both networks of a pair minimise, down to the gradients of their parameters.
 
@@ -90,59 +78,49 @@ class Objective:
         autocast: the dtype of both networks' arithmetic under autocast, or None.
     """
 
-    def __init__(
-        self,
-        discriminator: nn.Module,
-        loss: AdversarialLoss,
-        *,
-        gamma: float = 0.0,
-        r1_interval: int = 1,
-        r2: bool = False,
-        path_weight: float = 0.0,
-        augment: Callable[[Tensor], Tensor] | None = None,
-        blur_sigma: float = 0.0,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.gamma = gamma
-        self.blur_sigma = blur_sigma
-        self._discriminator = discriminator
-        self._loss = loss
-        self._interval = r1_interval
-        self._r2 = r2
-        self._path_weight = path_weight
-        self._augment = augment
-        self._autocast = autocast
-        self._device = next(discriminator.parameters()).device
+    discriminator: nn.Module
+    loss: AdversarialLoss
+    _: KW_ONLY
+    gamma: float = 0.0
+    r1_interval: int = 1
+    r2: bool = False
+    path_weight: float = 0.0
+    augment: Callable[[Tensor], Tensor] | None = None
+    blur_sigma: float = 0.0
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self._device = next(self.discriminator.parameters()).device
         self._not_measured = torch.full((), torch.nan, device=self._device)
 
     def arithmetic(self) -> AbstractContextManager[Any]:
-        if self._autocast is None:
+        if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self._device.type, self._autocast)
+        return torch.autocast(self._device.type, self.autocast)
 
     def discriminator_backward(self, inputs: StepInputs) -> tuple[Tensor, LossStats, Tensor, Tensor]:
         """Adds the gradient of D's loss; returns the loss, its statistics, R1 and R2 (NaN if not taken)."""
         gamma = self.gamma if inputs.gamma is None else inputs.gamma
         with inputs.random(_DISCRIMINATE):
             if not (inputs.penalize and gamma):
-                loss, stats = self._loss.discriminator_backward(
+                loss, stats = self.loss.discriminator_backward(
                     self._logits(inputs.real, inputs), self._logits(inputs.fake, inputs)
                 )
                 return loss, stats, self._not_measured, self._not_measured
             real = inputs.real.detach().requires_grad_()
-            fake = inputs.fake.detach().requires_grad_(self._r2)
+            fake = inputs.fake.detach().requires_grad_(self.r2)
             real_logits, fake_logits = self._logits(real, inputs), self._logits(fake, inputs)
             penalty = r1 = r1_of_logits(real_logits, real)
             r2 = self._not_measured
-            if self._r2:
+            if self.r2:
                 r2 = r1_of_logits(fake_logits, fake)
                 penalty = r1 + r2
             # Gradients of the parameters alone: nobody reads the images'.
-            loss, stats = self._loss.discriminator_backward(
+            loss, stats = self.loss.discriminator_backward(
                 real_logits,
                 fake_logits,
-                penalty=gamma / 2 * self._interval * penalty,
-                inputs=trained(self._discriminator),
+                penalty=gamma / 2 * self.r1_interval * penalty,
+                inputs=trained(self.discriminator),
             )
             return loss, stats, r1.detach(), r2.detach()
 
@@ -150,10 +128,10 @@ class Objective:
         """Adds the gradient of G's loss on `fake`, the images with G's graph; returns the loss."""
         with inputs.random(_JUDGE):
             real_logits = None
-            if self._loss.relativistic:
+            if self.loss.relativistic:
                 with torch.no_grad():
                     real_logits = self._logits(inputs.real, inputs)
-            return self._loss.generator_backward(self._logits(fake, inputs), real_logits, images=fake)
+            return self.loss.generator_backward(self._logits(fake, inputs), real_logits, images=fake)
 
     def generate(self, generator: Any, inputs: StepInputs) -> Tensor:
         """G(z), in float32 or what G computes in without autocast."""
@@ -162,7 +140,7 @@ class Objective:
                 images = with_labels(generator, inputs.labels)(inputs.z)
             else:
                 images = generator.synthesis(_styles(generator, inputs))
-        return images.float() if self._autocast else images
+        return images.float() if self.autocast else images
 
     def path_length_backward(
         self, generator: Any, inputs: StepInputs, mean: Tensor, every: int
@@ -180,22 +158,22 @@ class Objective:
             return zero, zero
         chosen = inputs._replace(z=z, labels=labels, mixing=mixing, start=first, total=count)
         with chosen.random(_STRETCH):
-            with self.arithmetic(), unmoved(list(generator.buffers())):
+            with self.arithmetic(), kept(list(generator.buffers())):
                 y = batch_randn(len(z), *inputs.fake.shape[1:], device=z.device)
                 lengths = path_length(generator.synthesis, _styles(generator, chosen), y)
             # The mean over the whole batch's samples is then the mean of what the parts return.
             share = total / len(inputs.z) / count
-            loss = self._path_weight * (lengths - mean).square().sum() * share
+            loss = self.path_weight * (lengths - mean).square().sum() * share
             loss.backward()
         return loss.detach(), lengths.detach().sum() * share
 
     def _logits(self, images: Tensor, inputs: StepInputs) -> Tensor:
-        if self._augment is not None:
-            images = self._augment(images)
+        if self.augment is not None:
+            images = self.augment(images)
         # Behind the augmentation, whose zooms would change sigma and whose edges would be sharp.
         images = blurred(images, self.blur_sigma if inputs.blur_sigma is None else inputs.blur_sigma)
         with self.arithmetic():
-            return with_labels(self._discriminator, inputs.labels)(images)
+            return with_labels(self.discriminator, inputs.labels)(images)
 
 
 def with_labels(network: nn.Module, labels: Tensor | None) -> Callable[[Tensor], Tensor]:

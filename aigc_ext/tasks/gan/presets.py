@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from aigc_ext.models import (
     DCGANDiscriminatorConfig,
     DCGANGeneratorConfig,
@@ -16,23 +19,36 @@ from aigc_ext.models import (
 from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, EMAConfig, LossConfig, TrainConfig
 
 
-def _stylegan3(
-    preset: str, generator: StyleGAN3GeneratorConfig, blur_sigma: float | None = 0.0
-) -> TrainConfig:
+def _both(adam: AdamConfig) -> dict[str, Any]:
+    return {"g_optim": adam, "d_optim": adam}
+
+
+# Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" and "Training Generative
+# Adversarial Networks with Limited Data".
+_STYLEGAN2 = TrainConfig(
+    preset="stylegan2",
+    generator=StyleGAN2GeneratorConfig(),
+    discriminator=StyleGAN2DiscriminatorConfig(),
+    loss=LossConfig(gamma=None, path_weight=2.0, mixing=0.9),
+    **_both(AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99)),
+    ema=EMAConfig(kimg=None),
+    augment=AugmentConfig(kind="ada"),
+    batch=32,
+    kimg=25000.0,
+    tick=4.0,
+    snap=50,
+)
+
+
+def _stylegan3(preset: str, generator: StyleGAN3GeneratorConfig, **augment: Any) -> TrainConfig:
     """Karras et al. 2021, "Alias-Free Generative Adversarial Networks"; D and its penalty are StyleGAN2's."""
-    return TrainConfig(
+    return replace(
+        _STYLEGAN2,
         preset=preset,
         generator=generator,
-        discriminator=StyleGAN2DiscriminatorConfig(),
         loss=LossConfig(gamma=None),
-        g_optim=AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99),
         d_optim=AdamConfig(lr=2e-3, beta1=0.0, beta2=0.99),
-        ema=EMAConfig(kimg=None),
-        augment=AugmentConfig(kind="ada", blur_sigma=blur_sigma),
-        batch=32,
-        kimg=25000.0,
-        tick=4.0,
-        snap=50,
+        augment=AugmentConfig(kind="ada", **augment),
     )
 
 
@@ -46,8 +62,7 @@ PRESETS: dict[str, TrainConfig] = {
     "mlp": TrainConfig(
         preset="mlp",
         loss=LossConfig(gamma=0.1, r1_interval=4),
-        g_optim=AdamConfig(lr=2e-3, beta1=0.5, beta2=0.99),
-        d_optim=AdamConfig(lr=2e-3, beta1=0.5, beta2=0.99),
+        **_both(AdamConfig(lr=2e-3, beta1=0.5, beta2=0.99)),
         ema=EMAConfig(kimg=100.0, rampup=0.1),
         kimg=1024.0,
         tick=16.0,
@@ -59,8 +74,7 @@ PRESETS: dict[str, TrainConfig] = {
         preset="dcgan",
         generator=DCGANGeneratorConfig(),
         discriminator=DCGANDiscriminatorConfig(),
-        g_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
-        d_optim=AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999),
+        **_both(AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999)),
         batch=128,
     ),
     # The paper's for its residual networks.
@@ -69,27 +83,11 @@ PRESETS: dict[str, TrainConfig] = {
         generator=SNGANGeneratorConfig(),
         discriminator=SNGANDiscriminatorConfig(),
         loss=LossConfig(kind="hinge"),
-        g_optim=AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9),
-        d_optim=AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9),
+        **_both(AdamConfig(lr=2e-4, beta1=0.0, beta2=0.9)),
         batch=64,
         n_dis=5,
     ),
-    # Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" and "Training Generative
-    # Adversarial Networks with Limited Data".
-    "stylegan2": TrainConfig(
-        preset="stylegan2",
-        generator=StyleGAN2GeneratorConfig(),
-        discriminator=StyleGAN2DiscriminatorConfig(),
-        loss=LossConfig(gamma=None, path_weight=2.0, mixing=0.9),
-        g_optim=AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99),
-        d_optim=AdamConfig(lr=2.5e-3, beta1=0.0, beta2=0.99),
-        ema=EMAConfig(kimg=None),
-        augment=AugmentConfig(kind="ada"),
-        batch=32,
-        kimg=25000.0,
-        tick=4.0,
-        snap=50,
-    ),
+    "stylegan2": _STYLEGAN2,
     "stylegan3-t": _stylegan3("stylegan3-t", StyleGAN3GeneratorConfig()),
     "stylegan3-r": _stylegan3(
         "stylegan3-r",
@@ -102,8 +100,7 @@ PRESETS: dict[str, TrainConfig] = {
         generator=R3GANGeneratorConfig(),
         discriminator=R3GANDiscriminatorConfig(),
         loss=LossConfig(kind="relativistic", gamma=None, r1_interval=1, r2=True),
-        g_optim=AdamConfig(lr=2e-4, lr_end=5e-5, beta1=0.0, beta2=0.9, beta2_end=0.99),
-        d_optim=AdamConfig(lr=2e-4, lr_end=5e-5, beta1=0.0, beta2=0.9, beta2_end=0.99),
+        **_both(AdamConfig(lr=2e-4, lr_end=5e-5, beta1=0.0, beta2=0.9, beta2_end=0.99)),
         ema=EMAConfig(kimg=500.0, kimg_start=0.0),
         augment=AugmentConfig(kind="fixed", p=0.3, p_start=0.0),
         ramp_kimg=20000.0,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,7 @@ from torch import Tensor, nn
 from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset
 from aigc_ext.losses import AdversarialLoss
-from aigc_ext.models import (
-    R3GANGeneratorConfig,
-    StyleGAN2Discriminator,
-    StyleGAN2GeneratorConfig,
-    StyleGAN3GeneratorConfig,
-)
+from aigc_ext.models import StyleGAN2Discriminator
 from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.tasks.gan.augment import AdaAugment, DiffAugment
 from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, TrainConfig
@@ -26,7 +20,6 @@ from aigc_ext.training.task import Progress
 
 # Gamma of R3GAN by the side of the images: the paper's for ImageNet at 32 pixels, FFHQ at 64 and at 256.
 _R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
-_WITH_OUTPUT_ACT = (StyleGAN2GeneratorConfig, StyleGAN3GeneratorConfig, R3GANGeneratorConfig)
 _SAMPLE = 256  # images
 
 
@@ -41,23 +34,22 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
     The blur is of 10 pixels (Karras et al., 2021, "Alias-Free Generative Adversarial Networks"), which the
     paper has for sides of 256 and more; of a shorter side it is the same share, to hide the same detail.
     """
-    loss, ema, augment, generator = config.loss, config.ema, config.augment, config.generator
-    if loss.gamma is None:
-        pixels = data.image_shape[1] * data.image_shape[2]
-        if loss.r2:
-            gamma = _r3gan_gamma(math.sqrt(pixels))
-            end = gamma / 10 if loss.gamma_end is None and config.ramp_kimg else loss.gamma_end
-            loss = dataclasses.replace(loss, gamma=gamma, gamma_end=end)
-        else:
-            loss = dataclasses.replace(loss, gamma=0.0002 * pixels / config.batch)
-    if ema.kimg is None:
-        ema = dataclasses.replace(ema, kimg=config.batch * 10 / 32)
-    if augment.blur_sigma is None:
-        augment = dataclasses.replace(augment, blur_sigma=10 * min(1.0, min(data.image_shape[1:]) / 256))
-    if isinstance(generator, _WITH_OUTPUT_ACT) and generator.output_act is None:
-        act: Literal["linear", "tanh"] = "tanh" if _saturated(data) > 0.25 else "linear"
-        generator = dataclasses.replace(generator, output_act=act)
-    return dataclasses.replace(config, loss=loss, ema=ema, augment=augment, generator=generator)
+    height, width = data.image_shape[1:]
+    if config.loss.gamma is None:
+        gamma = 0.0002 * height * width / config.batch
+        if config.loss.r2:
+            gamma = _r3gan_gamma(math.sqrt(height * width))
+            if config.loss.gamma_end is None and config.ramp_kimg:
+                config = config.override("loss.gamma_end", gamma / 10)
+        config = config.override("loss.gamma", gamma)
+    if config.ema.kimg is None:
+        config = config.override("ema.kimg", config.batch * 10 / 32)
+    if config.augment.blur_sigma is None:
+        config = config.override("augment.blur_sigma", 10 * min(1.0, min(height, width) / 256))
+    if getattr(config.generator, "output_act", "has none") is None:
+        act = "tanh" if _saturated(data) > 0.25 else "linear"
+        config = config.override("generator.output_act", act)
+    return config
 
 
 def _saturated(data: ImageDataset) -> float:
@@ -75,25 +67,15 @@ def _r3gan_gamma(side: float) -> float:
 def check_fits(config: TrainConfig, generator: nn.Module) -> None:
     """Raises ConfigError for what makes no sense together, or not with this generator."""
     loss = config.loss
-    if config.augment.kind == "ada" and loss.kind in RELATIVISTIC:
+    meaningless = {"wgan": "the sign of D's logits then means nothing"} | dict.fromkeys(
+        RELATIVISTIC, "D's logits of real images then mean nothing by themselves"
+    )
+    if config.augment.kind == "ada" and loss.kind in meaningless:
         raise ConfigError(
-            f"augment.kind is 'ada', but loss.kind is {loss.kind!r}: D's logits of real images "
-            "then mean nothing by themselves; use 'fixed'"
+            f"augment.kind is 'ada', but loss.kind is {loss.kind!r}: {meaningless[loss.kind]}; use 'fixed'"
         )
-    if config.augment.kind == "ada" and loss.kind == "wgan":
-        raise ConfigError(
-            "augment.kind is 'ada', but loss.kind is 'wgan': the sign of D's logits then means nothing; "
-            "use 'fixed'"
-        )
-    ends = {
-        "loss.gamma_end": loss.gamma_end,
-        "ema.kimg_start": config.ema.kimg_start,
-        "augment.p_start": config.augment.p_start,
-    }
-    for name, optim in (("g_optim", config.g_optim), ("d_optim", config.d_optim)):
-        ends |= {f"{name}.lr_end": optim.lr_end, f"{name}.beta2_end": optim.beta2_end}
-    for key, value in ends.items():
-        if value is not None and not config.ramp_kimg:
+    for key, value in config.flat().items():
+        if key.endswith(("_end", "_start")) and value is not None and not config.ramp_kimg:
             raise ConfigError(f"{key} is {value}, but must be null: ramp_kimg is 0, so that there is no ramp")
     missing = [name for name in ("mapping", "synthesis", "num_ws") if not hasattr(generator, name)]
     if (loss.mixing or loss.path_weight) and missing:
@@ -117,41 +99,19 @@ def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
     )
 
 
-class Rates(NamedTuple):
-    """Of one optimizer, in one step."""
-
-    lr: float
-    betas: tuple[float, float]
-
-    def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            group["lr"], group["betas"] = self
-
-
 class Schedule(NamedTuple):
-    """What changes from step to step, as one of them has it.
-
-    Attributes:
-        at: where the step begins.
-        penalize: take R1, and R2 if it is on.
-        train_generator: False if the discriminator alone learns.
-        stretch: take path lengths.
-        gamma, blur_sigma: of the objective.
-        g_rates, d_rates: of the optimizers.
-        ema_decay: of the averaged generator.
-        augment_p: the probability of `fixed`; None for any other augmentation.
-    """
+    """What changes from step to step, as the one that begins `at` a point of the run has it."""
 
     at: Progress
     penalize: bool
     train_generator: bool
-    stretch: bool
+    stretch: bool  # take path lengths
     gamma: float
     blur_sigma: float
-    g_rates: Rates
-    d_rates: Rates
+    g_rates: dict[str, Any]  # of the optimizers
+    d_rates: dict[str, Any]
     ema_decay: float
-    augment_p: float | None
+    augment_p: float | None  # the probability of `fixed`
 
 
 def schedule(config: TrainConfig, at: Progress) -> Schedule:
@@ -171,29 +131,26 @@ def schedule(config: TrainConfig, at: Progress) -> Schedule:
     )
 
 
-def intervals(config: TrainConfig) -> tuple[int, int, int]:
-    """After so many steps, each, something special comes again; see `kind_of_step`."""
-    loss, n_dis = config.loss, config.n_dis
-    return (
-        loss.r1_interval if loss.gamma or loss.gamma_end else 1,
-        n_dis,
-        loss.path_interval * n_dis if loss.path_weight else 1,
-    )
-
-
 def kind_of_step(config: TrainConfig, step: int) -> tuple[bool, bool, bool]:
     """Does a step take R1, train the generator, and take path lengths?"""
-    every_r1, n_dis, every_path = intervals(config)
-    loss = config.loss
+    loss, n_dis = config.loss, config.n_dis
     trains = (step + 1) % n_dis == 0
-    stretches = loss.path_weight > 0 and trains and step // n_dis % (every_path // n_dis) == 0
-    return bool(loss.gamma or loss.gamma_end) and step % every_r1 == 0, trains, stretches
+    stretches = loss.path_weight > 0 and trains and step // n_dis % loss.path_interval == 0
+    return bool(loss.gamma or loss.gamma_end) and step % loss.r1_interval == 0, trains, stretches
 
 
-def rates(config: AdamConfig, position: float) -> Rates:
-    """At a point of the ramp."""
-    lr, beta2 = between(config.lr, config.lr_end, position), between(config.beta2, config.beta2_end, position)
-    return Rates(lr, (config.beta1, beta2))
+def kinds_of_steps(config: TrainConfig) -> list[tuple[bool, bool, bool]]:
+    """Of the first steps, until they come again."""
+    loss, n_dis = config.loss, config.n_dis
+    every_r1 = loss.r1_interval if loss.gamma or loss.gamma_end else 1
+    every_path = loss.path_interval * n_dis if loss.path_weight else 1
+    return [kind_of_step(config, step) for step in range(math.lcm(every_r1, n_dis, every_path))]
+
+
+def rates(config: AdamConfig, position: float) -> dict[str, Any]:
+    """Learning rate and betas at a point of the ramp, as an optimizer's groups have them."""
+    beta2 = between(config.beta2, config.beta2_end, position)
+    return {"lr": between(config.lr, config.lr_end, position), "betas": (config.beta1, beta2)}
 
 
 def ramp(config: TrainConfig, nimg: int) -> float:
@@ -249,11 +206,8 @@ def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.
 
 
 def adjust_augment(augment: AdaAugment, config: TrainConfig, step: int, acc_real: Tensor) -> None:
-    """Moves the probability of `ada` behind a step, by how sure D was of real images.
-
-    Args:
-        acc_real: the share of the whole batch's real images that D took for real; NaN counts for nothing.
-    """
+    """Moves the probability of `ada` behind a step, by the share of the whole batch's real images that D took
+    for real; NaN counts for nothing."""
     settings = config.augment
     if settings.kind != "ada":
         return

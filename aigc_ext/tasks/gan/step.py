@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from aigc_ext.tasks.gan.objective import Mixing, Objective, StepInputs
 from aigc_ext.training.distributed import Processes
-from aigc_ext.training.parts import descend, kept_finite, running_buffers, split, trained
+from aigc_ext.training.parts import descend, kept, running_buffers, split, trained
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
 """The entries of the vector that a step returns. See `losses.LossStats`."""
 _ACCURACIES = slice(STATISTICS.index("acc_real"), STATISTICS.index("acc_fake") + 1)
 
 
+@dataclass(eq=False)
 class AdversarialStep:
     """Updates a discriminator and then a generator, once per call.
 
@@ -30,11 +32,9 @@ class AdversarialStep:
     and neither weights nor moments change. A buffer, such as a running mean, that would not be finite stays
     as it was.
 
-    A batch may be computed in several parts, one after another (`part_size`) and in several processes
-    (`processes`). The gradients are then those of the whole batch up to rounding, if the samples do not meet,
-    as they do in batch norm, in a minibatch's standard deviation and in the loss `relativistic_avg`. Between
-    the parts G's graph is not kept, so that it runs forward twice. Buffers, such as a running mean, become
-    the mean of what each part makes of them.
+    A batch may be computed in several parts (see `training.parts`), one after another (`part_size`) and in
+    several processes (`processes`). Between several G's graph is not kept, so that it runs forward twice.
+    Samples also meet in a minibatch's standard deviation and in the loss `relativistic_avg`.
 
     Args:
         generator, discriminator, objective, g_optimizer, d_optimizer: of the pair. For mixing and path
@@ -42,40 +42,29 @@ class AdversarialStep:
         part_size: images of a part; None for all that a call gets.
         processes: who shares the batch.
         path_mean: 0-d tensor, the running mean of path lengths, which moves by `path_decay` of the way.
-        path_every: path lengths are those of every so manieth sample.
+        path_every: path lengths are taken of every n-th sample, n being this number.
     """
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        objective: Objective,
-        g_optimizer: torch.optim.Optimizer,
-        d_optimizer: torch.optim.Optimizer,
-        *,
-        part_size: int | None = None,
-        processes: Processes | None = None,
-        path_mean: Tensor | None = None,
-        path_decay: float = 0.01,
-        path_every: int = 2,
-    ) -> None:
-        self.objective = objective
-        if path_mean is None:
-            path_mean = torch.zeros((), device=next(generator.parameters()).device)
-        self.path_mean = path_mean
-        self._generator = generator
-        self._discriminator = discriminator
-        self._g_optimizer = g_optimizer
-        self._d_optimizer = d_optimizer
-        self._g_parameters = trained(generator)
-        self._d_parameters = trained(discriminator)
-        self._g_buffers = running_buffers(generator)
-        self._d_buffers = running_buffers(discriminator)
-        self._not_measured = torch.full((), torch.nan, device=path_mean.device)
-        self._part_size = part_size
-        self._processes = processes or Processes()
-        self._path_decay = path_decay
-        self._path_every = path_every
+    generator: nn.Module
+    discriminator: nn.Module
+    objective: Objective
+    g_optimizer: torch.optim.Optimizer
+    d_optimizer: torch.optim.Optimizer
+    _: KW_ONLY
+    part_size: int | None = None
+    processes: Processes | None = None
+    path_mean: Tensor | None = None
+    path_decay: float = 0.01
+    path_every: int = 2
+
+    def __post_init__(self) -> None:
+        device = next(self.generator.parameters()).device
+        self.path_mean = torch.zeros((), device=device) if self.path_mean is None else self.path_mean
+        self.processes = self.processes or Processes()
+        self._g_parameters, self._d_parameters = trained(self.generator), trained(self.discriminator)
+        self._g_buffers = running_buffers(self.generator)
+        self._d_buffers = running_buffers(self.discriminator)
+        self._not_measured = torch.full((), torch.nan, device=device)
         self._parts_done: Sequence[StepInputs] = ()
         self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, of G's
 
@@ -115,8 +104,11 @@ class AdversarialStep:
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
         self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
+        processes, path_mean = self.processes, self.path_mean
+        assert processes is not None
+        assert path_mean is not None
         share = StepInputs(*(real, z, z, labels, penalize, mixing, seed), gamma=gamma, blur_sigma=blur_sigma)
-        parts = self._parts(share)
+        parts = self._parts(share, processes)
         whole = len(parts) == 1
         made: list[StepInputs] = []
         losses: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -126,18 +118,18 @@ class AdversarialStep:
             nonlocal fake
             # Between several parts G's graph is not kept.
             with torch.set_grad_enabled(whole and train_generator):
-                fake = self.objective.generate(self._generator, part)
+                fake = self.objective.generate(self.generator, part)
             made.append(part._replace(fake=fake.detach()))
             loss, stats, r1, r2 = self.objective.discriminator_backward(made[-1])
             losses[0].append(loss)
             return torch.stack((loss, self._not_measured, *stats, r1, r2))
 
         def generate(part: StepInputs) -> Tensor:
-            images = fake if whole else self.objective.generate(self._generator, part)
+            images = fake if whole else self.objective.generate(self.generator, part)
             loss, length = self.objective.generator_backward(images, part), self._not_measured
             if stretch:
                 extra, length = self.objective.path_length_backward(
-                    self._generator, part, self.path_mean, self._path_every
+                    self.generator, part, path_mean, self.path_every
                 )
                 loss = loss + extra
             losses[1].append(loss)
@@ -145,9 +137,9 @@ class AdversarialStep:
 
         ours, others = self._d_buffers, self._g_buffers
         again = train_generator and not whole  # G runs a second time, on the buffers of the first
-        with kept_finite([*others, *ours]):
+        with kept([*others, *ours], unless_finite=True):
             statistics = descend(
-                *(self._d_optimizer, self._d_parameters, parts, discriminate, self._processes),
+                *(self.d_optimizer, self._d_parameters, parts, discriminate, processes),
                 averaged=ours if again else [*ours, *others],
                 restored=others if again else [],
             )
@@ -159,7 +151,7 @@ class AdversarialStep:
                 parameter.requires_grad_(False)
             try:
                 loss_g, length = descend(
-                    *(self._g_optimizer, self._g_parameters, made, generate, self._processes),
+                    *(self.g_optimizer, self._g_parameters, made, generate, processes),
                     averaged=[*ours, *others],
                 )
             finally:
@@ -167,12 +159,12 @@ class AdversarialStep:
                     parameter.requires_grad_(True)
             self._losses_done = losses
             if stretch:
-                moved = self.path_mean.lerp(length.to(self.path_mean.dtype), self._path_decay)
-                self.path_mean.copy_(torch.where(length.isfinite(), moved, self.path_mean))
+                moved = path_mean.lerp(length.to(path_mean.dtype), self.path_decay)
+                path_mean.copy_(torch.where(length.isfinite(), moved, path_mean))
         return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
 
-    def _parts(self, share: StepInputs) -> list[StepInputs]:
-        parts = split(len(share.z), self._part_size, self._processes)
+    def _parts(self, share: StepInputs, processes: Processes) -> list[StepInputs]:
+        parts = split(len(share.z), self.part_size, processes)
         if parts[0].total == len(share.z) and len(parts) == 1:
             return [share]
         if share.seed is None:

@@ -1,20 +1,290 @@
-"""The public way to train a GAN: networks, data and a config, or the config alone."""
+"""A generator and a discriminator that learn from each other: a task of the engine, and its public form."""
 
 from __future__ import annotations
 
+import copy
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from aigc_ext.data import ImageDataset, open_dataset
+from aigc_ext import _files
+from aigc_ext.config import ConfigError
+from aigc_ext.data import ImageDataset, normalize, open_dataset
+from aigc_ext.data.batch import Batch
+from aigc_ext.metrics import MetricSet
 from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.optim import AdamEMA
+from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
+from aigc_ext.sampling.sampler import attribute
 from aigc_ext.tasks.gan import recipe
-from aigc_ext.tasks.gan.config import TrainConfig
-from aigc_ext.tasks.gan.task import GANTask
+from aigc_ext.tasks.gan.augment import AdaAugment
+from aigc_ext.tasks.gan.config import AdamConfig, TrainConfig
+from aigc_ext.tasks.gan.objective import Mixing
+from aigc_ext.tasks.gan.recipe import Schedule
+from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
 from aigc_ext.training import run
+from aigc_ext.training.config import RunConfig
+from aigc_ext.training.distributed import Processes
 from aigc_ext.training.loop import Loop
-from aigc_ext.training.runtime import derive_seed
+from aigc_ext.training.parts import part_size
+from aigc_ext.training.runtime import derive_seed, resolve_device
+from aigc_ext.training.task import Learner, Piece, Progress, Task
+
+
+class GANTask(Task):
+    """A pair of networks in training mode, the averaged generator in eval mode, and their optimizers; its
+    arguments are those of `Trainer`."""
+
+    statistics = STATISTICS
+    shown = {"D": "loss_d", "G": "loss_g", "D(x)": "d_real", "D(G(z))": "d_fake"}  # noqa: RUF012
+    preview_file = "fakes{}.png"
+    ranked_by = ("fd", "kid")
+    replayed_by = "aigc_ext.training.replay"
+
+    config: TrainConfig
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        data: ImageDataset,
+        config: TrainConfig,
+        *,
+        z_dim: int | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
+        if config.data.cond and not data.num_classes:
+            raise ConfigError(f"data.cond is true, but {data.name} has no labels")
+        self.config = config = recipe.complete(config, data)
+        self.data = data
+        self.device = device = resolve_device(config.device)
+        self.generator = generator.to(device).train()
+        self.discriminator = discriminator.to(device).train()
+        if config.channels_last:
+            for network in (generator, discriminator):
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        recipe.check_fits(config, generator)
+        value_range = attribute(generator, "value_range", value_range)
+        self.augment = recipe.make_augment(config.augment, value_range)
+        if self.augment is not None:
+            self.augment.to(device)
+        self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.g_optimizer = _make_optimizer(generator, config.g_optim, ema=self.ema)
+        self.d_optimizer = _make_optimizer(discriminator, config.d_optim)
+        self.learners = (
+            Learner("discriminator", "d", self.d_optimizer),
+            Learner("generator", "g", self.g_optimizer, every=config.n_dis),
+        )
+        self.latents = torch.Generator(device).manual_seed(derive_seed(config.seed, "latents"))
+        self.path_mean = torch.zeros((), device=device)
+        self.publishes = _architecture(generator) is not None
+        self._classes = data.num_classes if config.data.cond else 0
+        self._sampler = Sampler(self.ema, z_dim=z_dim, value_range=value_range, num_classes=self._classes)
+        self._metrics: MetricSet | None = None
+        channels, height, width = data.image_shape
+        made = self._sampler.sample([0]).shape[1:]
+        if made != (height, width, channels):
+            raise ValueError(
+                f"the generator makes images of {made[0]}x{made[1]} pixels with {made[2]} channels, "
+                f"but those of {data.name} have {height}x{width} with {channels}"
+            )
+
+    def join(self, processes: Processes) -> None:
+        super().join(processes)
+        config = self.config
+        self._take_step = AdversarialStep(
+            *(self.generator, self.discriminator),
+            recipe.make_objective(self.discriminator, config, self.augment),
+            *(self.g_optimizer, self.d_optimizer),
+            part_size=part_size(config, processes.count),
+            processes=processes,
+            path_mean=self.path_mean,
+            path_decay=config.loss.path_decay,
+            path_every=config.loss.path_every,
+        )
+
+    def state(self) -> Mapping[str, Piece]:
+        # Parameters are averaged in each step; buffers, such as batch statistics, are copied.
+        for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(current)
+        augment = {} if self.augment is None else dict(self.augment.named_buffers())
+        return {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "ema": self.ema,
+            "g_optimizer": self.g_optimizer,
+            "d_optimizer": self.d_optimizer,
+            "rng.latents": self.latents,
+            "path.mean": self.path_mean,
+            # Not in a checkpoint of a run that had none of this kind before.
+            **{f"augment.{name}": buffer for name, buffer in augment.items()},
+        }
+
+    def schedule(self, at: Progress) -> Schedule:
+        return recipe.schedule(self.config, at)
+
+    def step(self, batch: Batch, schedule: Schedule) -> Tensor:
+        assert batch.images is not None
+        now, augment = schedule, self.augment
+        real = normalize(batch.images, self._sampler.value_range)
+        if self.config.channels_last:
+            real = real.contiguous(memory_format=torch.channels_last)
+        z, mixing = self._draw_latents()
+        for optimizer, rates in ((self.g_optimizer, now.g_rates), (self.d_optimizer, now.d_rates)):
+            for group in optimizer.param_groups:
+                group.update(rates)
+        self.g_optimizer.ema_decay = now.ema_decay
+        if isinstance(augment, AdaAugment) and now.augment_p is not None:
+            augment.set_p(now.augment_p)
+        statistics = self._take_step(
+            *(real, z, batch.labels if self._classes else None),
+            penalize=now.penalize,
+            train_generator=now.train_generator,
+            stretch=now.stretch,
+            mixing=mixing,
+            seed=now.at.seed,
+            gamma=now.gamma,
+            blur_sigma=now.blur_sigma,
+        )
+        if isinstance(augment, AdaAugment):
+            acc_real = statistics[STATISTICS.index("acc_real")]
+            recipe.adjust_augment(augment, self.config, now.at.step, acc_real)
+        return statistics
+
+    def figures(self, schedule: Schedule) -> Mapping[str, float | None]:
+        return {
+            "ema_decay": schedule.ema_decay,
+            "gamma": schedule.gamma,
+            "lr_g": schedule.g_rates["lr"],
+            "blur_sigma": schedule.blur_sigma if self.config.augment.blur_sigma else None,
+            "augment_p": self.augment.p.item() if isinstance(self.augment, AdaAugment) else None,
+        }
+
+    def begin(self, directory: Path, log: logging.Logger) -> None:
+        config, data = self.config, self.data
+        if data.num_classes and not self._classes:
+            log.info("the labels of %s are not used, because data.cond is false", data.name)
+        if not (directory / "reals.png").exists():
+            reals, _ = data.read(range(min(math.prod(config.grid), len(data))))
+            self._save(reals.permute(0, 2, 3, 1).numpy(), directory / "reals.png", label=False)
+        if config.metrics:
+            extractor: Literal["classifier", "random"] = "classifier" if data.num_classes else "random"
+            if extractor == "random":
+                log.info("the metrics compare features of random weights: %s has no labels", data.name)
+            self._metrics = MetricSet(
+                *(config.metrics, data),
+                num_images=config.metric_images,
+                extractor=extractor,
+                device=self.device,
+            )
+        part = part_size(config, self.processes.count)
+        if remark := recipe.smaller_groups(self.discriminator, part):
+            log.warning("%s", remark)
+
+    def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
+        """The images of the seeds 0, 1, 2, ...; `aigc-ext sample` makes the same ones from the checkpoint."""
+        seeds = range(math.prod(self.config.grid))
+        classes = [seed % self._classes for seed in seeds] if self._classes else None
+        provenance = {
+            "model_sha256": _files.sha256(files["ema"]),
+            "nimg": nimg,
+            "seeds": list(seeds),
+            "classes": classes,
+            "truncation": 1.0,
+        }
+        self._save(self._sampler.sample(seeds, classes), path, provenance=provenance)
+
+    def metrics(self) -> Mapping[str, float]:
+        return {} if self._metrics is None else self._metrics(self._sampler)
+
+    def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
+        """The averaged generator, as `Sampler.from_pretrained` takes it."""
+        save_pretrained(directory, self.facts()["generator"], files["ema"])
+
+    def facts(self) -> Mapping[str, Any]:
+        """What `aigc_ext.models` builds the networks from; None of one that is not ours."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return {role: _architecture(network) for role, network in networks.items()}
+
+    def failed_step(self, schedule: Schedule) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        inputs = self._take_step.inputs
+        assert inputs is not None
+        tensors = {"real": inputs.real, "fake": inputs.fake, "z": inputs.z}
+        if inputs.labels is not None:
+            tensors["labels"] = inputs.labels
+        if inputs.mixing is not None:
+            tensors |= {"mixing_z": inputs.mixing.z, "mixing_cutoff": inputs.mixing.cutoff}
+        facts = {
+            "penalize": inputs.penalize,
+            "stretch": schedule.stretch,
+            "gamma": inputs.gamma,
+            "blur_sigma": inputs.blur_sigma,
+            "seed": inputs.seed,
+            "start": inputs.start,
+            "total": inputs.total,
+            "value_range": list(self._sampler.value_range),
+        }
+        return tensors, facts
+
+    def kinds_of_steps(self) -> Sequence[tuple[bool, bool, bool]]:
+        return recipe.kinds_of_steps(self.config)
+
+    def with_config(self, config: RunConfig) -> GANTask:
+        assert isinstance(config, TrainConfig)
+        return GANTask(
+            *(self.generator, self.discriminator, self.data, config),
+            z_dim=self._sampler.z_dim,
+            value_range=self._sampler.value_range,
+        )
+
+    def _draw_latents(self) -> tuple[Tensor, Mixing | None]:
+        """This process's share of the step's latents. Each process draws them all, so that they do not depend
+        on how many share them."""
+        config, rng = self.config, self.latents
+        share = config.batch // self.processes.count
+        rows = slice(self.processes.rank * share, (self.processes.rank + 1) * share)
+
+        def normal() -> Tensor:
+            return torch.randn(config.batch, self._sampler.z_dim, generator=rng, device=self.device)[rows]
+
+        z = normal()
+        if config.loss.mixing == 0:
+            return z, None
+        other, layers = normal(), int(self.generator.num_ws)  # type: ignore[arg-type]
+        draws = torch.rand(2, config.batch, generator=rng, device=self.device)[:, rows]
+        cutoff = (1 + draws[1] * (layers - 1)).to(torch.int64)
+        return z, Mixing(other, torch.where(draws[0] < config.loss.mixing, cutoff, layers))
+
+    def _save(self, images: np.ndarray, path: Path, **options: Any) -> None:
+        scale = readable_scale(*images.shape[1:3])
+        save_grid(images, path, columns=self.config.grid[0], scale=scale, **options)
+
+
+def _architecture(network: nn.Module) -> dict[str, Any] | None:
+    config = getattr(network, "config", None)
+    return config if isinstance(config, dict) and "family" in config else None
+
+
+def _make_optimizer(module: nn.Module, config: AdamConfig, *, ema: nn.Module | None = None) -> AdamEMA:
+    averages = None
+    if ema is not None:
+        pairs = zip(ema.parameters(), module.parameters(), strict=True)
+        averages = [average for average, current in pairs if current.requires_grad]
+    return AdamEMA(
+        [p for p in module.parameters() if p.requires_grad],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        ema_params=averages,
+    )
 
 
 class Trainer(Loop):
@@ -24,10 +294,8 @@ class Trainer(Loop):
     shape, the discriminator maps images to logits; with `config.data.cond` both get int64 labels (N,) as a
     second argument. The networks are moved to `config.device` and trained in place.
 
-    Every random number comes from `config.seed`: the initial weights (in `from_config`), the order of the
-    data, the latents, and PyTorch's global generators during `fit` (which then gives the caller's back).
-    All their states are in the checkpoints, so that a resumed run has the same bits as one that never
-    stopped, on the CPU with the same number of threads.
+    Every random number comes from `config.seed` (see `training.loop.Loop`), also the initial weights (in
+    `from_config`) and the latents.
 
     Args:
         data: the images; see `aigc_ext.data.open_dataset`.
@@ -67,14 +335,12 @@ class Trainer(Loop):
         that are no part of the data are left out; `fit` reports them."""
         data = open_dataset(config.data.source, on_bad="skip")
         config = recipe.complete(config, data)
-        shared = {
-            "image_shape": data.image_shape,
-            "num_classes": data.num_classes if config.data.cond else 0,
-        }
+        shared: Any = {"image_shape": data.image_shape}
+        shared["num_classes"] = data.num_classes if config.data.cond else 0
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
-            generator = build_generator({**config.generator.to_dict(), **shared})
-            discriminator = build_discriminator({**config.discriminator.to_dict(), **shared})
+            generator = build_generator(replace(config.generator, **shared))
+            discriminator = build_discriminator(replace(config.discriminator, **shared))
         return cls(generator, discriminator, data, config, outdir=outdir, desc=desc)
 
 

@@ -188,9 +188,9 @@ def test_a_step_that_is_not_finite_changes_nothing(value):
     assert not statistics[0].isfinite()
     assert not statistics[1].isfinite()
     assert all(torch.equal(a, b) for a, b in zip(before, weights(generator, discriminator), strict=True))
-    assert (int(step._d_optimizer.skipped), int(step._g_optimizer.skipped)) == (1, 1)
+    assert (int(step.d_optimizer.skipped), int(step.g_optimizer.skipped)) == (1, 1)
     assert step(real, z)[:2].isfinite().all()
-    assert (int(step._d_optimizer.skipped), int(step._g_optimizer.skipped)) == (1, 1)
+    assert (int(step.d_optimizer.skipped), int(step.g_optimizer.skipped)) == (1, 1)
 
 
 def test_a_bad_real_batch_stops_only_the_discriminator():
@@ -202,7 +202,7 @@ def test_a_bad_real_batch_stops_only_the_discriminator():
     step(real, z)
     assert all(torch.equal(a, b) for a, b in zip(before_d, weights(discriminator), strict=True))
     assert not torch.equal(before_g[0], weights(generator)[0])
-    assert (int(step._d_optimizer.skipped), int(step._g_optimizer.skipped)) == (1, 0)
+    assert (int(step.d_optimizer.skipped), int(step.g_optimizer.skipped)) == (1, 0)
 
 
 def test_an_infinite_loss_with_finite_gradients_is_refused_too():
@@ -226,7 +226,7 @@ def test_an_infinite_loss_with_finite_gradients_is_refused_too():
     before = weights(discriminator)
     statistics = step(real, z)
     assert statistics[0].isinf()
-    assert int(step._d_optimizer.skipped) == 1
+    assert int(step.d_optimizer.skipped) == 1
     assert all(torch.equal(a, b) for a, b in zip(before, weights(discriminator), strict=True))
 
 
