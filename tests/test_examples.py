@@ -61,6 +61,14 @@ def test_custom_discriminator_r1(example):
     assert re.search(r'"r1": [\d.]+', rows)
 
 
+def test_own_training_loop(example):
+    """Parts of a batch are the whole batch, also in somebody else's loop."""
+    whole, parts = (example("own_training_loop.py", "--steps", 20, *more) for more in ((), ("--part", 16)))
+    figures = [np.array(re.findall(r"\d+\.\d+", shown), dtype=float) for shown in (whole, parts)]
+    assert len(figures[0]) == 5 * 4 + 1
+    assert figures[0] == pytest.approx(figures[1], abs=2e-3)
+
+
 def test_export_and_run(example):
     shown = example("export_and_run.py")
     there, here = re.findall(r"[\d.-]+\d(?=;|\n|$)", shown.splitlines()[-1])
