@@ -121,7 +121,7 @@ def _checksum(network: nn.Module) -> Tensor:
     """A number that the bits of the parameters decide: equal weights have equal ones."""
     total = torch.zeros((), dtype=torch.int64, device=next(network.parameters()).device)
     for i, parameter in enumerate(network.parameters(), 1):
-        words = parameter.detach().contiguous().view(torch.uint8).to(torch.int64)
+        words = parameter.detach().reshape(-1).view(torch.uint8).to(torch.int64)  # 0-d ones as well
         places = torch.arange(1, words.numel() + 1, device=words.device).view_as(words)
         total += (words * (places * 2_654_435_761 % 1_000_003)).sum() * i
     return total

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from aigc_ext.config import ConfigError
-from aigc_ext.training.distributed import process_group
+from aigc_ext.training.distributed import _checksum, process_group
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -34,3 +35,16 @@ def test_one_of_several_processes_does_not_train_alone(monkeypatch: pytest.Monke
     message = "WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT is not set"
     with pytest.raises(ConfigError, match=message), process_group(torch.device("cpu")):
         pass
+
+
+def test_the_bits_of_any_parameter_decide_a_checksum():
+    def network(strength: float, weight: float) -> nn.Module:
+        made = nn.Conv2d(2, 3, 1)
+        nn.init.constant_(made.weight, weight)
+        nn.init.zeros_(made.bias)
+        made.strength = nn.Parameter(torch.tensor(strength))  # 0-d, as StyleGAN2's strength of noise
+        return made
+
+    plain = _checksum(network(0.5, 1.0))
+    assert _checksum(network(0.5, 1.0).to(memory_format=torch.channels_last)) == plain
+    assert len({int(plain), int(_checksum(network(0.25, 1.0))), int(_checksum(network(0.5, 2.0)))}) == 3
