@@ -207,9 +207,13 @@ class StyleGAN2Discriminator(Network):
                 )
             return logits
 
+    def group_of(self, n: int) -> int:
+        """How large the groups for the standard deviation are in a batch of n."""
+        return next(size for size in range(min(self.group_size, max(n, 1)), 0, -1) if n % size == 0)
+
     def _with_deviation(self, x: Tensor) -> Tensor:
         n = x.shape[0]
-        size = next(size for size in range(min(self.group_size, max(n, 1)), 0, -1) if n % size == 0)
+        size = self.group_of(n)
         # The op's groups are samples n / size apart from each other.
         apart = x.unflatten(0, (n // size, size)).transpose(0, 1).flatten(0, 1)
         y = ops.minibatch_stddev(apart, size)

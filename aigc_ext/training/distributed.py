@@ -87,8 +87,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that torchrun, or another launcher with its environment variables, started together
     with this one; gloo on the CPU, NCCL on CUDA.
 
-    Raises:
-        ConfigError: a variable is missing, or processes share a CUDA device.
+    Raises ConfigError if a variable is missing, or processes share a CUDA device.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield Processes()

@@ -11,10 +11,11 @@ import importlib
 import mimetypes
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,23 +29,6 @@ TENSORBOARD_DIRECTORY = "tensorboard"
 WANDB_ID_FILE = "wandb_id.txt"
 _NUMBER = re.compile(r"(_init|\d{6,}(-\d{3})?)$")  # behind the name of a preview
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-
-
-class Loggers:
-    """Where rows and previews go beside the run directory: to as many places as are open, or none."""
-
-    def __init__(self, places: Sequence[_TensorBoard | _WandB] = ()) -> None:
-        self._places = places
-
-    def row(self, group: Literal["stats", "metrics"], row: Mapping[str, Any]) -> None:
-        """A row of stats.jsonl or metrics.jsonl; of its values, the numbers."""
-        for place in self._places:
-            place.scalars(*_numbers(group, row))
-
-    def preview(self, path: Path, nimg: int) -> None:
-        """A preview that has been written; only images go there."""
-        for place in self._places:
-            _show(place, path, nimg)
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -61,43 +45,50 @@ def check_loggers(names: Sequence[str]) -> None:
 @contextmanager
 def open_loggers(
     names: Sequence[str], run: Run, config: RunConfig, nimg: int, first: Path
-) -> Iterator[Loggers]:
+) -> Iterator[list[Logger]]:
     """Opens the named places for a run that goes on from `nimg` images, and closes them after it; `first` is
     the preview of the untrained networks.
 
     Raises RunError if one cannot be opened.
     """
     with ExitStack() as stack:
-        places: list[_TensorBoard | _WandB] = []
+        loggers: list[Logger] = []
         for name in dict.fromkeys(names):
             is_tensorboard = name == "tensorboard"
-            place = _TensorBoard(run.path, nimg) if is_tensorboard else _WandB(run.path, config)
-            stack.enter_context(place)
-            if place.is_new:
+            logger = _TensorBoard(run.path, nimg) if is_tensorboard else _WandB(run.path, config)
+            loggers.append(stack.enter_context(logger))
+            if logger.is_new:
                 for group, log in (("stats", run.stats), ("metrics", run.metrics)):
                     for row in log.rows():
-                        place.scalars(*_numbers(group, row))
+                        logger.row(group, row)
                 if nimg == 0:
-                    _show(place, first, 0)
-            places.append(place)
-        yield Loggers(places)
+                    logger.preview(first, 0)
+        yield loggers
 
 
-def _show(place: _TensorBoard | _WandB, path: Path, nimg: int) -> None:
-    if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
-        place.image(_NUMBER.sub("", path.stem), path, nimg)
+class Logger(AbstractContextManager["Logger"], ABC):
+    """A place beside the run directory where its figures and previews go."""
+
+    is_new: bool
+
+    def row(self, group: str, row: Mapping[str, Any]) -> None:
+        """A row of stats.jsonl or metrics.jsonl; of its values, the numbers."""
+        numbers = ((name, value) for name, value in row.items() if isinstance(value, (int, float)))
+        self.scalars({f"{group}/{name}": value for name, value in numbers if name != "nimg"}, row["nimg"])
+
+    def preview(self, path: Path, nimg: int) -> None:
+        """A preview that has been written, if it is an image."""
+        if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
+            self.image(_NUMBER.sub("", path.stem), path, nimg)
+
+    @abstractmethod
+    def scalars(self, values: Mapping[str, float], nimg: int) -> None: ...
+
+    @abstractmethod
+    def image(self, name: str, path: Path, nimg: int) -> None: ...
 
 
-def _numbers(group: str, row: Mapping[str, Any]) -> tuple[dict[str, float], int]:
-    values = {
-        f"{group}/{name}": value
-        for name, value in row.items()
-        if name != "nimg" and isinstance(value, (int, float))
-    }
-    return values, row["nimg"]
-
-
-class _TensorBoard(AbstractContextManager["_TensorBoard"]):
+class _TensorBoard(Logger):
     """Event files in the run directory. Its images are pixels alone, without our metadata."""
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
@@ -122,7 +113,7 @@ class _TensorBoard(AbstractContextManager["_TensorBoard"]):
         self._writer.flush()
 
 
-class _WandB(AbstractContextManager["_WandB"]):
+class _WandB(Logger):
     """A run of Weights & Biases, online or not as the user's own settings (WANDB_MODE, ...) say. Its id is
     kept in the run directory. W&B itself adds what it is set to: console output, host, packages."""
 

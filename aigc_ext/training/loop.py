@@ -55,10 +55,6 @@ class Loop:
         task: with its config and its data.
         outdir: where `fit` makes the run directory.
         desc: added to the run directory's name.
-
-    Attributes:
-        state: the task's state and the run's counters.
-        run_dir: the run directory, once there is one.
     """
 
     data = property(lambda self: self.task.data, lambda self, data: setattr(self.task, "data", data))
@@ -69,7 +65,7 @@ class Loop:
         self.config = task.config
         self.device = task.device
         self.state = State(task)
-        self.run_dir: Path | None = None
+        self.run_dir: Path | None = None  # once there is one
         task.join(Processes())
         self._outdir = Path(outdir)
         self._desc = desc
@@ -80,9 +76,8 @@ class Loop:
     def restore(self, point: ResumePoint) -> None:
         """Takes over the state at a resume point; `fit` then goes on from it.
 
-        Raises:
-            ConfigError: this config differs from the run's in what cannot change.
-            CheckpointError: the checkpoint does not fit the networks, the data or the device.
+        Raises ConfigError if this config differs from the run's in what cannot change, CheckpointError if the
+        checkpoint does not fit the networks, the data or the device.
         """
         check_resumable(point.config, self.config)
         checkpoint = point.checkpoint

@@ -18,11 +18,7 @@ _STEPS_PER_CUDA_CHECK = 50
 
 
 class NonFiniteError(RuntimeError):
-    """Training stopped because no step had finite gradients any more.
-
-    Attributes:
-        dump: the directory with the last one.
-    """
+    """Training stopped because no step had finite gradients any more; the last one is in `dump`."""
 
     def __init__(self, dump: Path, streak: int, step: int, replayed_by: str | None = None) -> None:
         hint = f" ({replayed_by} runs it again)" if replayed_by else ""

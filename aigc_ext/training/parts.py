@@ -34,8 +34,7 @@ class Part(NamedTuple):
 def split(size: int, part_size: int | None, processes: Processes) -> list[Part]:
     """The parts of this process's `size` samples, of `part_size` each; None for all at once.
 
-    Raises:
-        ValueError: the parts would not be of one size.
+    Raises ValueError if these are not of one size.
     """
     step = part_size or size
     if size % step:
@@ -45,11 +44,7 @@ def split(size: int, part_size: int | None, processes: Processes) -> list[Part]:
 
 
 def part_size(config: RunConfig, processes: int) -> int:
-    """Images that a process computes at once.
-
-    Raises:
-        ConfigError: the batch cannot be split evenly.
-    """
+    """Images that a process computes at once; raises ConfigError if the batch cannot be split evenly."""
     if config.batch % processes:
         raise ConfigError(f"batch is {config.batch}, but must be a multiple of the {processes} processes")
     share = config.batch // processes

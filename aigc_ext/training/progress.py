@@ -18,11 +18,7 @@ _SECONDS_IN_A_FILE = 10.0
 
 
 class RunningMeans:
-    """Means of the steps' statistics, added up on the device.
-
-    Attributes:
-        sums, counts: float64 (len(names),): of the finite values, and how many there were.
-    """
+    """Means of the steps' statistics: `sums` of the finite values and their `counts`, on the device."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self._names = names

@@ -21,7 +21,7 @@ from aigc_ext.training.checkpoint import (
     set_aside,
     write_checkpoint,
 )
-from aigc_ext.training.loggers import Loggers, open_loggers
+from aigc_ext.training.loggers import Logger, open_loggers
 from aigc_ext.training.progress import peak_memory_gb
 from aigc_ext.training.run import (
     CONFIG_FILE,
@@ -51,7 +51,7 @@ class Recorder:
         self._state = state
         self._task = state.task
         self._skipped_logged = state.skipped
-        self._loggers = Loggers()
+        self._loggers: list[Logger] = []
 
     @contextmanager
     def recording(self, point: ResumePoint | None, newest: str | None) -> Iterator[None]:
@@ -91,7 +91,8 @@ class Recorder:
             "memory_gb": round(peak_memory_gb(task.device), 3),
         }
         self._run.stats.append(row)
-        self._loggers.row("stats", row)
+        for logger in self._loggers:
+            logger.row("stats", row)
 
     def snapshot(self, name: str, *, measure: bool) -> None:
         """Writes the preview, the metrics if `measure`, the model and, last, the checkpoint: if it is there,
@@ -99,12 +100,14 @@ class Recorder:
         run, state, task = self._run, self._state, self._task
         files, preview = state.files(), self._preview_path(name)
         task.preview(preview, state.nimg, files)
-        self._loggers.preview(preview, state.nimg)
+        for logger in self._loggers:
+            logger.preview(preview, state.nimg)
         if measure and (figures := task.metrics()):
             row = {"step": state.step, "nimg": state.nimg, "checkpoint": name, **figures}
             run.metrics.append(row)
             run.metrics.sync()
-            self._loggers.row("metrics", row)
+            for logger in self._loggers:
+                logger.row("metrics", row)
             shown = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
             run.log.info("at %d images: %s", state.nimg, shown)
         if task.publishes:

@@ -81,13 +81,10 @@ class StopSignals:
     """Notes SIGINT and SIGTERM instead of dying from them; the second one has its usual effect.
 
     Outside the main thread, where Python allows no signal handlers, it does nothing.
-
-    Attributes:
-        received: the first signal, or None.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.received: signal.Signals | None = None  # the first one
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:

@@ -90,8 +90,7 @@ def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
     """Says that so many images at once are no whole groups of StyleGAN2's minibatch standard deviation."""
     if not isinstance(discriminator, StyleGAN2Discriminator) or part % discriminator.group_size == 0:
         return None
-    wanted = discriminator.group_size
-    size = max(n for n in range(1, min(wanted, part) + 1) if part % n == 0)
+    wanted, size = discriminator.group_size, discriminator.group_of(part)
     effect = "is off" if size == 1 else f"is taken in groups of {size}"
     return (
         f"the discriminator gets {part} images at once, no multiple of its group_size, {wanted}: "

@@ -272,18 +272,15 @@ def _architecture(network: nn.Module) -> dict[str, Any] | None:
     return config if isinstance(config, dict) and "family" in config else None
 
 
-def _make_optimizer(module: nn.Module, config: AdamConfig, *, ema: nn.Module | None = None) -> AdamEMA:
-    averages = None
-    if ema is not None:
-        pairs = zip(ema.parameters(), module.parameters(), strict=True)
-        averages = [average for average, current in pairs if current.requires_grad]
+def _make_optimizer(module: nn.Module, config: AdamConfig, ema: nn.Module | None = None) -> AdamEMA:
+    pairs = zip((module if ema is None else ema).parameters(), module.parameters(), strict=True)
+    averages = [average for average, current in pairs if current.requires_grad]
     return AdamEMA(
         [p for p in module.parameters() if p.requires_grad],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
+        **recipe.rates(config, 0.0),
         eps=config.eps,
         weight_decay=config.weight_decay,
-        ema_params=averages,
+        ema_params=averages if ema is not None else None,
     )
 
 
