@@ -299,18 +299,17 @@ Tensor any_nonfinite(std::vector<Tensor> tensors) {
 
 }  // namespace
 
-#define AIGC_ADAM_TENSORS                                                                  \
-  "Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, " \
-  "Tensor(d!)[] emas, Tensor(e!)[] steps, "
-#define AIGC_ADAM_SKIP "Tensor? found_inf, Tensor(f!)? skipped, bool skip_nonfinite"
-
 AIGC_OPS(m) {
-  m.def("adam_ema_(" AIGC_ADAM_TENSORS
-        "float lr, float beta1, float beta2, float eps, float weight_decay, float ema_decay, " AIGC_ADAM_SKIP
-        ") -> ()");
-  m.def("adam_ema_.tensor(" AIGC_ADAM_TENSORS
-        "Tensor lr, Tensor beta1, Tensor beta2, float eps, float weight_decay, Tensor "
-        "ema_decay, " AIGC_ADAM_SKIP ") -> ()");
+  m.def(
+      "adam_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] emas, Tensor(e!)[] steps, "
+      "float lr, float beta1, float beta2, float eps, float weight_decay, float ema_decay, "
+      "Tensor? found_inf, Tensor(f!)? skipped, bool skip_nonfinite) -> ()");
+  m.def(
+      "adam_ema_.tensor(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] emas, Tensor(e!)[] steps, "
+      "Tensor lr, Tensor beta1, Tensor beta2, float eps, float weight_decay, Tensor ema_decay, "
+      "Tensor? found_inf, Tensor(f!)? skipped, bool skip_nonfinite) -> ()");
   m.def("any_nonfinite(Tensor[] tensors) -> Tensor");
 }
 

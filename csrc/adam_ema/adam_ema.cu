@@ -113,8 +113,8 @@ template <int kSlots>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(const __grid_constant__ Batch<kSlots> batch, const AdamEmaParams p) {
   if (p.found_inf && *p.found_inf != 0) return;
-  __shared__ SharedArray<double, 2>
-      corrections;  // in double precision, as torch.optim's fused kernel computes them
+  // In double precision, as torch.optim's fused kernel computes them.
+  __shared__ SharedArray<double, 2> corrections;
   const Slot& slot = slot_of_block(batch, int32_t(blockIdx.x));
   if (threadIdx.x == 0 || threadIdx.x == 32) {
     const double step =

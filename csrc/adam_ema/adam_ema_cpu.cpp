@@ -43,8 +43,8 @@ void update(const AdamSlot& slot, const AdamEmaParams& p, const Hyperparameters&
   auto* ema = static_cast<S*>(slot.ema);
   const S decay = S(1 - h.lr * p.weight_decay), step_size = S(h.lr / h.bias_correction1), eps = S(p.eps);
   const S weight1 = S(1 - h.beta1), weight2 = S(1 - h.beta2), beta2 = S(h.beta2);
-  const S scale2 =
-      S(1 / h.root_bias_correction2);  // a second division per element would cost a third of the speed
+  // A second division per element would cost a third of the speed.
+  const S scale2 = S(1 / h.root_bias_correction2);
   const S ema_weight = S(1 - h.ema_decay);
   const auto vector = [&](int64_t i, int64_t n) {
     const Vec<T> g = load_upto(grad + i, n);

@@ -166,12 +166,14 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(
 
 AIGC_OPS(m) {
   m.def(
-      "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, str act, "
-      "float alpha, float gain, float? clamp) -> (Tensor, Tensor, Tensor)");
+      "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, "
+      "str act, float alpha, float gain, float? clamp) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def(
-      "batch_norm_act_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, "
-      "bool of_batch, float eps, str act, float alpha, float gain, float? clamp, bool need_weight, "
-      "bool need_bias) -> (Tensor, Tensor, Tensor)");
+      "batch_norm_act_backward(Tensor dy, Tensor x, "
+      "Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, bool of_batch, float eps, "
+      "str act, float alpha, float gain, float? clamp, bool need_weight, bool need_bias) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 
 AIGC_IMPL(m) {

@@ -13,9 +13,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kColumns = kThreads * 8;
 
+// Blocks per multiprocessor that the registers must suffice for.
 template <class T>
-constexpr int kBlocks =
-    sizeof(acc_t<T>) == 4 ? 2 : 1;  // of a multiprocessor, that registers must suffice for
+constexpr int kBlocks = sizeof(acc_t<T>) == 4 ? 2 : 1;
 
 __device__ inline double number(const void* values, DType dtype, int64_t at) {
   switch (dtype) {

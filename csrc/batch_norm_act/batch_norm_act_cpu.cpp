@@ -88,8 +88,7 @@ struct Activation {
   }
 };
 
-// ---- sums over a part
-// ---------------------------------------------------------------------------------------
+// ---- sums over a part -----------------------------------------------------------------------------------
 
 // The part of one channel whose elements lie in runs.
 template <class T, class F>
@@ -227,8 +226,7 @@ void gradient_sums_of_runs(const BatchNormParams& p, int64_t item) {
   partials[p.channels] = product.total();
 }
 
-// ---- channels
-// -----------------------------------------------------------------------------------------------
+// ---- channels -------------------------------------------------------------------------------------------
 
 void join_statistics(const BatchNormParams& p, int64_t channel, double& mean, double& var) {
   const int64_t parts = part_count(p);
@@ -275,8 +273,7 @@ void join_gradients(const BatchNormParams& p, int64_t channel) {
   factors[kSlope * p.channels] = acc_t<T>(share * product * r * r);
 }
 
-// ---- elements
-// -----------------------------------------------------------------------------------------------
+// ---- elements -------------------------------------------------------------------------------------------
 
 template <class T, bool kInside, Act A, bool kBackward>
 void rows(const BatchNormParams& p, int64_t begin, int64_t end) {

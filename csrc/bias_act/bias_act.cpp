@@ -277,16 +277,19 @@ BiasActSecondGradients bias_act_second_gradients(const Tensor& u_any, const Tens
 
 AIGC_OPS(m) {
   m.def(
-      "bias_act(Tensor x, Tensor? b, Tensor? noise, Tensor? strength, "
-      "int dim, str act, float alpha, float gain, float? clamp, bool save) -> (Tensor y, Tensor mask)");
+      "bias_act(Tensor x, Tensor? b, Tensor? noise, Tensor? strength, int dim, "
+      "str act, float alpha, float gain, float? clamp, bool save) "
+      "-> (Tensor y, Tensor mask)");
   m.def(
       "bias_act_backward(Tensor dy, Tensor? x, Tensor? b, Tensor? noise, Tensor? strength, Tensor? mask, "
-      "int dim, str act, float alpha, float gain, float? clamp, bool channels_last, bool need_b, "
-      "bool need_strength) -> (Tensor dx, Tensor db, Tensor dstrength)");
+      "int dim, str act, float alpha, float gain, float? clamp, "
+      "bool channels_last, bool need_b, bool need_strength) "
+      "-> (Tensor dx, Tensor db, Tensor dstrength)");
   m.def(
       "bias_act_double_backward(Tensor u, Tensor dy, Tensor x, Tensor? b, Tensor? noise, Tensor? strength, "
-      "int dim, str act, float alpha, float gain, float? clamp, bool channels_last, bool need_b, "
-      "bool need_strength) -> (Tensor grad_dy, Tensor grad_x, Tensor grad_b, Tensor grad_strength)");
+      "int dim, str act, float alpha, float gain, float? clamp, "
+      "bool channels_last, bool need_b, bool need_strength) "
+      "-> (Tensor grad_dy, Tensor grad_x, Tensor grad_b, Tensor grad_strength)");
 }
 
 AIGC_IMPL(m) {

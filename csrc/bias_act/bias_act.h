@@ -69,8 +69,9 @@ constexpr int64_t chunk_count(const BiasActParams& p) {
 
 }  // namespace aigc
 
-AIGC_KERNEL(bias_act_forward, BiasActParams)          // items: chunks
-AIGC_KERNEL(bias_act_backward, BiasActParams)         // items: chunks
-AIGC_KERNEL(bias_act_double_backward, BiasActParams)  // items: chunks; smooth activations only
-AIGC_KERNEL(bias_act_reduce,
-            BiasActParams)  // partials -> dbias (items: channels) and, with item 0, dstrength
+// Items are chunks:
+AIGC_KERNEL(bias_act_forward, BiasActParams)
+AIGC_KERNEL(bias_act_backward, BiasActParams)
+AIGC_KERNEL(bias_act_double_backward, BiasActParams)  // smooth activations only
+// Items are channels:
+AIGC_KERNEL(bias_act_reduce, BiasActParams)  // partials -> dbias and, with item 0, dstrength

@@ -85,8 +85,7 @@ inline V select(typename vector_types<element_t<V>>::mask m, V a, V b) {
   return m ? a : b;
 }
 
-// ---- float32 <-> 16-bit types, by vector
-// -------------------------------------------------------------------------
+// ---- float32 <-> 16-bit types, by vector ----------------------------------------------------------------
 
 typedef uint16_t vec_u16 __attribute__((vector_size(AIGC_VECTOR_BYTES / 2)));
 
@@ -144,8 +143,7 @@ inline vec_u16 narrow_half(Vec<float> x) {
 }
 #endif
 
-// ---- load and store
-// ----------------------------------------------------------------------------------------------
+// ---- load and store -------------------------------------------------------------------------------------
 
 template <class V, class T>
 inline V load_bytes(const T* p) {
@@ -247,8 +245,7 @@ inline element_t<V> horizontal_sum(V v) {
   return lanes[0];
 }
 
-// ---- neighbouring lanes
-// ---------------------------------------------------------------------------------------------
+// ---- neighbouring lanes ---------------------------------------------------------------------------------
 
 template <class V, size_t... i>
 inline void split_pairs(V a, V b, V& even, V& odd, std::index_sequence<i...>) {
@@ -286,8 +283,7 @@ inline V join_at(V a, V b) {
   return join_at<k>(a, b, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
 }
 
-// ---- masks as bits
-// -----------------------------------------------------------------------------------------------
+// ---- masks as bits --------------------------------------------------------------------------------------
 
 // Bit i of the result is lane i of the mask.
 inline uint32_t mask_to_bits(Mask<float> m) {

@@ -14,8 +14,8 @@ namespace aigc {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr size_t kWantedBytes =
-    64 << 10;                 // of shared memory; kMostTaps and kMostFactor keep to what there is
+// Of shared memory. kMostTaps and kMostFactor keep every tile within what there is.
+constexpr size_t kWantedBytes = 64 << 10;
 constexpr int kPerInput = 6;  // taps that a pixel meets, of the filters that have kernels of their own
 
 __host__ __device__ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -288,16 +288,19 @@ std::tuple<Tensor, Tensor, TensorList, TensorList> fused_mlp_double_backward(
 
 }  // namespace
 
-#define AIGC_MLP "Tensor x, Tensor[] weights, Tensor[] biases, "
-#define AIGC_MLP_ACTS "str acts, float[] alphas, float[] gains, "
-
 AIGC_OPS(m) {
-  m.def("fused_mlp(" AIGC_MLP AIGC_MLP_ACTS "bool save) -> (Tensor y, Tensor[] saved)");
-  m.def("fused_mlp_backward(Tensor dy, " AIGC_MLP "Tensor[] saved, " AIGC_MLP_ACTS
-        "bool need_x, int need_w, int need_b) -> (Tensor dx, Tensor[] dw, Tensor[] db)");
-  m.def("fused_mlp_double_backward(Tensor u, Tensor dy, " AIGC_MLP "Tensor[] saved, " AIGC_MLP_ACTS
-        "bool need_x, int need_w, int need_b) "
-        "-> (Tensor grad_dy, Tensor grad_x, Tensor[] grad_w, Tensor[] grad_b)");
+  m.def(
+      "fused_mlp(Tensor x, Tensor[] weights, Tensor[] biases, "
+      "str acts, float[] alphas, float[] gains, bool save) "
+      "-> (Tensor y, Tensor[] saved)");
+  m.def(
+      "fused_mlp_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] saved, "
+      "str acts, float[] alphas, float[] gains, bool need_x, int need_w, int need_b) "
+      "-> (Tensor dx, Tensor[] dw, Tensor[] db)");
+  m.def(
+      "fused_mlp_double_backward(Tensor u, Tensor dy, Tensor x, Tensor[] weights, Tensor[] biases, "
+      "Tensor[] saved, str acts, float[] alphas, float[] gains, bool need_x, int need_w, int need_b) "
+      "-> (Tensor grad_dy, Tensor grad_x, Tensor[] grad_w, Tensor[] grad_b)");
 }
 
 AIGC_IMPL(m) {

@@ -186,12 +186,12 @@ Tensor generator_loss(const Tensor& fake, OptionalTensor weight, StringHandle ki
 
 AIGC_OPS(m) {
   m.def(
-      "discriminator_loss(Tensor real_logits, Tensor fake_logits, Tensor? weight, str kind, float "
-      "label_smoothing, "
-      "float l2_weight, str reduction) -> (Tensor loss, Tensor stats)");
+      "discriminator_loss(Tensor real_logits, Tensor fake_logits, Tensor? weight, "
+      "str kind, float label_smoothing, float l2_weight, str reduction) "
+      "-> (Tensor loss, Tensor stats)");
   m.def(
-      "discriminator_loss_and_grad(Tensor real_logits, Tensor fake_logits, Tensor? weight, str kind, "
-      "float label_smoothing, float l2_weight, str reduction) "
+      "discriminator_loss_and_grad(Tensor real_logits, Tensor fake_logits, Tensor? weight, "
+      "str kind, float label_smoothing, float l2_weight, str reduction) "
       "-> (Tensor loss, Tensor stats, Tensor d_real, Tensor d_fake)");
   m.def("generator_loss(Tensor fake_logits, Tensor? weight, str kind, str reduction) -> Tensor");
   m.def(

@@ -51,7 +51,7 @@ __device__ Term<S> evaluate(S x, S shift, const GanLossSide& side) {
     return term;
   } else if constexpr (K == GanTerm::hinge) {
     const S v = u + S(1);
-    const bool below = v <= 0;  // not so for NaN, whose slope is that of the other branch, as in PyTorch
+    const bool below = v <= 0;  // NaN takes the other branch, as in PyTorch
     return {below ? S(0) : v, below ? S(0) : sign};
   } else if constexpr (K == GanTerm::square) {
     const S v = x - S(side.target);

@@ -76,8 +76,7 @@ inline Term<T> evaluate(Vec<T> x, Vec<T> shift, const GanLossSide& side) {
     return term;
   } else if constexpr (K == GanTerm::hinge) {
     const Vec<T> v = u + S(1);
-    const auto below =
-        v <= Vec<T>{};  // not so for NaN, whose slope is that of the other branch, as in PyTorch
+    const auto below = v <= Vec<T>{};  // NaN takes the other branch, as in PyTorch
     return {select(below, Vec<T>{}, v), select(below, Vec<T>{}, broadcast<Vec<T>>(sign))};
   } else if constexpr (K == GanTerm::square) {
     const Vec<T> v = x - S(side.target);

@@ -1,11 +1,10 @@
 // y = x * r, r = 1 / sqrt(mean(x^2) + eps), the mean over the C channels of a pixel.
 //
-// Derivatives, with <a, b> the sum of a*b over the channels:
-//     dx = r*dy - x * r^3/C <x,dy>                                             which is symmetric as a map of
-//     dy, so that second order, cotangent u of dx:   d(dy) = r*u - x * r^3/C <x,u>         is the same
-//     function
-//                                        d(x) = -r^3/C (<x,dy>*u + <x,u>*dy + (<dy,u> - 3r^2/C <x,dy><x,u>) *
-//                                        x)
+// Derivatives, with <a, b> the sum of a*b over the channels. First order:
+//     dx = r*dy - x * r^3/C <x,dy>
+// Second order, with u the cotangent of dx. As a map of dy, dx is symmetric, so d(dy) is the same function:
+//     d(dy) = r*u - x * r^3/C <x,u>
+//     d(x)  = -r^3/C (<x,dy>*u + <x,u>*dy + (<dy,u> - 3r^2/C <x,dy><x,u>) * x)
 // Each is a linear combination of x, dy and u whose factors depend on the pixel's sums.
 //
 // Traffic (e = element size): 2e, 3e, 4e.

@@ -20,8 +20,7 @@ struct SampleParams {
   const void* s = nullptr;
   void* dot = nullptr;
   void* y = nullptr;
-  double* partials =
-      nullptr;  // one sum per chunk; null where a sample is one chunk, whose sum is then the result
+  double* partials = nullptr;  // one sum per chunk; null if a sample is one chunk, whose sum is the result
 };
 
 inline int64_t chunks_per_sample(const SampleParams& p) { return (p.length + p.chunk - 1) / p.chunk; }

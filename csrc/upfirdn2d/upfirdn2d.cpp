@@ -138,12 +138,13 @@ Tensor upfirdn2d_filter_gradient(const Tensor& dy_any, const Tensor& x, int64_t 
 
 AIGC_OPS(m) {
   m.def(
-      "upfirdn2d(Tensor x, Tensor? f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, "
-      "int pad_y0, int pad_y1, bool flip_filter, float gain) -> Tensor");
+      "upfirdn2d(Tensor x, Tensor? f, "
+      "int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int pad_y0, int pad_y1, "
+      "bool flip_filter, float gain) -> Tensor");
   m.def(
-      "upfirdn2d_filter_gradient(Tensor dy, Tensor x, int taps_x, int taps_y, int up_x, int up_y, int "
-      "down_x, "
-      "int down_y, int pad_x0, int pad_x1, int pad_y0, int pad_y1, bool flip_filter, float gain) -> Tensor");
+      "upfirdn2d_filter_gradient(Tensor dy, Tensor x, int taps_x, int taps_y, "
+      "int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int pad_y0, int pad_y1, "
+      "bool flip_filter, float gain) -> Tensor");
 }
 
 AIGC_IMPL(m) {

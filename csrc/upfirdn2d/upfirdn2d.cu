@@ -217,8 +217,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     for_packs(tile.in_rows, tile.in_columns, load_pack);
     __syncthreads();
 
-    const SharedSpan<S> result =
-        separate ? first_buffer : second_buffer;  // no reference: it would take memory
+    const SharedSpan<S> result = separate ? first_buffer : second_buffer;  // a reference would be in memory
     if (separate) {
       const int groups = tile.planes * (tile.rows / kRows);
       for (int i = threadIdx.x; i < groups * pixels; i += kThreads) {
