@@ -168,12 +168,12 @@ AIGC_OPS(m) {
   m.def(
       "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, "
       "str act, float alpha, float gain, float? clamp) "
-      "-> (Tensor, Tensor, Tensor)");
+      "-> (Tensor y, Tensor batch_mean, Tensor batch_var)");
   m.def(
       "batch_norm_act_backward(Tensor dy, Tensor x, "
       "Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, bool of_batch, float eps, "
       "str act, float alpha, float gain, float? clamp, bool need_weight, bool need_bias) "
-      "-> (Tensor, Tensor, Tensor)");
+      "-> (Tensor dx, Tensor dweight, Tensor dbias)");
 }
 
 AIGC_IMPL(m) {

@@ -189,12 +189,12 @@ AIGC_OPS(m) {
       "filtered_lrelu(Tensor x, Tensor? b, Tensor? fu, Tensor? fd, Tensor? mask, "
       "int up, int down, int pad_x0, int pad_x1, int pad_y0, int pad_y1, "
       "float gain, float slope, float? clamp, bool flip_filter, bool save) "
-      "-> (Tensor, Tensor)");
+      "-> (Tensor y, Tensor mask)");
   m.def(
       "filtered_lrelu_backward(Tensor dy, Tensor mask, Tensor? fu, Tensor? fd, int height, int width, "
       "int up, int down, int pad_x0, int pad_x1, int pad_y0, int pad_y1, "
       "float gain, float slope, float? clamp, bool flip_filter, bool channels_last, bool need_b) "
-      "-> (Tensor, Tensor)");
+      "-> (Tensor dx, Tensor db)");
 }
 
 AIGC_IMPL(m) {
