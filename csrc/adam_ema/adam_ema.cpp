@@ -9,14 +9,14 @@ namespace aigc {
 namespace {
 
 constexpr int64_t kBlock = 8192;  // elements
-constexpr int64_t kGrain = 4;     // blocks that are worth a thread
+constexpr int64_t kGrain = 4;     // blocks that are enough work for a thread
 
 using TensorList = std::vector<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 struct Name {
   const char* list;
-  int64_t index = -1;  // -1: a tensor that is in no list
+  int64_t index = -1;  // -1: not an element of a list
 };
 std::string text(const Name& name) {
   std::string result = name.list;
@@ -31,7 +31,7 @@ std::string text(const Sizes& sizes) {
   return out.str() + "]";
 }
 
-// What is asked of a tensor, asked once: with dozens of tensors in a call, every question to torch counts.
+// The properties of a tensor, queried once: with dozens of tensors in a call, every query counts.
 struct Array {
   Name name;
   ScalarType dtype;
@@ -56,7 +56,7 @@ bool equal(const Sizes& a, const Sizes& b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
 }
 
-// For arrays of one shape: does each element lie at the same offset?
+// For arrays of the same shape: is each element at the same offset?
 bool same_order(const Array& a, const Array& b) {
   if (a.numel == 0) return true;
   for (size_t d = 0; d < a.sizes.size(); ++d)
@@ -64,7 +64,7 @@ bool same_order(const Array& a, const Array& b) {
   return true;
 }
 
-// Every element between the first and the last one in memory belongs to the array, once.
+// Every location between the first and the last element belongs to the array, once.
 bool is_dense(const Array& a) {
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (size_t d = a.sizes.size(); d-- > 0;)
@@ -99,7 +99,7 @@ AdamNumber number(const Array& a, const Array& like, const char* op) {
   return {0, a.data, a.dtype == ScalarType::Double};
 }
 
-// What the op writes must not overlap with anything else that it uses.
+// What the op writes must not overlap anything else that it uses.
 class Memory {
  public:
   explicit Memory(size_t spans) { spans_.reserve(spans); }
@@ -113,7 +113,7 @@ class Memory {
 
   void check(const char* op) {
     std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-    // The spans so far that reach furthest: of all, and of the written ones.
+    // Of the spans so far, those that reach furthest: of all, and of the written ones.
     const Span *any = nullptr, *written = nullptr;
     for (const Span& span : spans_) {
       const Span* before = span.written ? any : written;
@@ -218,7 +218,7 @@ void step(const TensorList& params, const TensorList& grads, const TensorList& e
     check_device(a, first, op);
     p.skipped = static_cast<int64_t*>(a.data);
   }
-  OptionalTensor found;  // holds what p.found_inf points to
+  OptionalTensor found;  // owns what p.found_inf points to
   if (found_inf) {
     const Array a(*found_inf, {"found_inf"});
     AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Float, op, ": found_inf is ", dtype_name(a.dtype),

@@ -1,6 +1,6 @@
-// All tensors in one launch (of every 440 of them): pointers and sizes travel in the kernel's parameters,
-// step, learning rate and decays are read on the device. A block works on kBlock elements of one tensor, so
-// that its accesses are as aligned as the tensor. Bytes per element as for the CPU kernel.
+// One launch for all tensors (one for every 440 of them): pointers and sizes are kernel parameters; step,
+// learning rate and decays are read on the device. A block works on kBlock elements of one tensor, so that
+// its accesses are as well aligned as the tensor. The traffic is that of the CPU kernel.
 #include "adam_ema/adam_ema.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_shared.h"
@@ -13,8 +13,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kVector = 4;        // elements of a thread: 16 bytes of each float32 state
 constexpr int64_t kBlock = 2048;  // elements of a block
-// A kernel's parameters may have 4 KB, and 32,764 bytes with the drivers of CUDA 12.1 on. The small size
-// costs less to launch.
+// A kernel's parameters may take 4 KB, or 32,764 bytes from CUDA 12.1 and its drivers on. The small size
+// is cheaper to launch.
 constexpr int kFewSlots = 48, kMostSlots = 440;
 
 struct Slot {
@@ -41,7 +41,7 @@ __device__ double read(const AdamNumber& number) {
 
 template <int kSlots>
 __device__ const Slot& slot_of_block(const Batch<kSlots>& batch, int32_t block) {
-  int low = 0, high = batch.count - 1;  // the last slot whose first block is not behind
+  int low = 0, high = batch.count - 1;  // searches the last slot that begins at or before `block`
   while (low < high) {
     const int middle = (low + high + 1) / 2;
     if (batch.slots[middle].first_block <= block)
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
                            [&]<class T>(T*) { update<T>(slot, p, begin, corrections[0], corrections[1]); });
 }
 
-// Counts the steps of the slots that have one of their own; `skipped` is null but for one batch of a call.
+// Increments the steps, or counts a skipped call. Only one batch of a call has a `skipped` that is not null.
 template <int kSlots>
 __global__ void __launch_bounds__(kThreads)
     advance_kernel(const __grid_constant__ Batch<kSlots> batch, const float* found_inf, int64_t* skipped) {
@@ -163,12 +163,12 @@ __global__ void __launch_bounds__(kThreads)
       // 0 * x is a zero where x is finite, else NaN, and a sum keeps a NaN.
       for (int j = 0; j < kVector; ++j) sum += S(0) * g[j];
     }
-    if (sum != 0) *found = 1;  // whoever finds one writes the same
+    if (sum != 0) *found = 1;  // all threads that find one write the same value
   });
 }
 
-// Calls run(batch) for batches of `count` slots; fill(i) gives the i-th, but for its blocks. Those without
-// elements are left out where they `need_elements`.
+// Splits `count` slots into batches and calls run(batch) for each. fill(i) returns the i-th slot, whose
+// first block is set here. With need_elements, slots without elements are left out.
 template <class Fill, class Run>
 void for_batches(int64_t count, bool need_elements, Fill&& fill, Run&& run) {
   const auto all = [&]<int kSlots>(Batch<kSlots> batch) {

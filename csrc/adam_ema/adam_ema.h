@@ -16,7 +16,7 @@
 
 namespace aigc {
 
-// A float32 or float64 number: given by value, or where a tensor holds it.
+// A float32 or float64 number, given by value or by the address of a tensor's element.
 struct AdamNumber {
   double value = 0;
   void* at = nullptr;
@@ -26,7 +26,7 @@ struct AdamNumber {
 struct AdamSlot {
   DType dtype = DType::float32;  // of param and grad; the others hold acc_t of it
   int64_t numel = 0;
-  int64_t offset = 0;  // of its first element, when the slots' elements are counted one after another
+  int64_t offset = 0;  // of its first element, counting the elements of all slots
   void* param = nullptr;
   const void* grad = nullptr;
   void* exp_avg = nullptr;
@@ -37,15 +37,15 @@ struct AdamSlot {
 struct AdamEmaParams {
   const AdamSlot* slots = nullptr;
   int64_t slot_count = 0;
-  int64_t block = 0;  // an item of the update is a block of this many elements, counted through all slots
+  int64_t block = 0;  // an item of the update is a block of this many elements, counting those of all slots
 
-  const AdamNumber* steps = nullptr;  // of each slot, or one of them all
+  const AdamNumber* steps = nullptr;  // one for each slot, or one for all
   int64_t step_count = 0;
   AdamNumber lr, beta1, beta2, ema_decay;
   double eps = 0, weight_decay = 0;
 
-  const float* found_inf = nullptr;  // where it is not 0, nothing but `skipped` is written
-  int64_t* skipped = nullptr;        // counts these calls
+  const float* found_inf = nullptr;  // if it is not 0, nothing but `skipped` is written
+  int64_t* skipped = nullptr;        // counts such calls
 };
 
 struct AnyNonfiniteParams {

@@ -9,12 +9,12 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kThreadElements = 32768;  // what is worth a thread
-// What a part has of one channel, and of all where they lie side by side: on the CPU as much as a cache
-// holds, on a GPU work for a block of threads.
+constexpr int64_t kThreadElements = 32768;  // enough work for a thread
+// Elements of a part: of one channel, or of all channels where they are adjacent. On the CPU a cache holds
+// as many; on a GPU they are work for a block of threads.
 constexpr int64_t kChannelPart = 8192, kPart = 32768, kFewestRows = 16;
 
-// One number a channel. Replaces t by a contiguous copy where it is none.
+// One number per channel. Replaces t by a contiguous copy if it is not contiguous.
 void set_channels(OptionalTensor& t, const char* name, const Tensor& x, const void*& data, DType& dtype,
                   const char* op) {
   if (!t) return;

@@ -1,7 +1,7 @@
-// A block sums a part of one channel (NCHW), or of all channels that lie side by side (NHWC, NC), where a
-// thread has eight neighbouring ones. The second pass over a part, for the squares, finds it in the cache.
-// The passes over the elements keep a channel's factors in registers while they walk: along a row of the
-// channel, or down the rows of the part.
+// A block sums a part of one channel (NCHW), or of all channels where they are adjacent (NHWC, NC) and a
+// thread takes eight of them. The second pass over a part, for the squares, finds it in the cache. The passes
+// over the elements keep a channel's factors in registers while they go along a row of the channel, or down
+// the rows of the part.
 #include "batch_norm_act/batch_norm_act.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
@@ -114,8 +114,8 @@ __device__ void elements(const BatchNormParams& p, const Factors<acc_t<T>, N>& f
 
 // ---- sums over a part -----------------------------------------------------------------------------------
 
-// f(first element, how many up to eight) for a thread's share of the part that `channel` has; `width` threads
-// share a run.
+// f(first element, elements left in the run) for each group of eight that the thread has in the channel's
+// part. `width` threads share a run.
 template <class F>
 __device__ void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t channel, int width,
                          F&& f) {
@@ -136,7 +136,7 @@ __device__ void for_rows(const BatchNormParams& p, const BatchNormPart& part, in
   for (int64_t o = part.first_outer + group; o < part.last_outer; o += groups) f(o * p.channels + channel);
 }
 
-// Where column_sums puts what it has summed.
+// Where column_sums puts its results.
 struct Partials {
   double* out;
   double count;  // what to divide by
@@ -159,7 +159,7 @@ __device__ void statistics_of_columns(const BatchNormParams& p, int64_t item, in
   for (int64_t left = 0; left < p.channels; left += kColumns) {
     const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
     const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
-    S sums[8] = {};  // of a part, a thread has few rows
+    S sums[8] = {};  // acc_t will do: a thread has few rows of a part
     for_rows(p, part, channel, width, [&](int64_t at) {
       S v[8];
       load<8>(static_cast<const T*>(p.x) + at, n, v);
@@ -230,7 +230,7 @@ __device__ void gradient_sums_of_columns(const BatchNormParams& p, int64_t item,
     const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
     const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
     const Factors<S, 8> factors(p, channel, kConstant);
-    S sums[8] = {}, products[8] = {};  // of a part, a thread has few rows
+    S sums[8] = {}, products[8] = {};  // acc_t will do: a thread has few rows of a part
     for_rows(p, part, channel, width, [&](int64_t at) {
       S centred[8], dz[8];
       gradient<T, A>(p, factors, at, n, centred, dz);
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kThreads)
         p.channels, width, parts,
         [&](int64_t i, int64_t channel) { return elements(i) * p.partials[i * 2 * p.channels + channel]; },
         [&](int64_t channel, double sum) { p.batch_mean[channel] = sum / count; });
-    // The same threads of the block have the same channels: the mean is there.
+    // A thread has the same channels as above, so it reads the means that it has written.
     sum_rows<kThreads>(
         p.channels, width, parts,
         [&](int64_t i, int64_t channel) {

@@ -3,14 +3,15 @@
 // mean and var are given, or those of the batch (var biased: over the channel's n elements). Derivatives,
 // with dz the gradient of z and h = (x - mean) * r:
 //     dbias = sum dz     dweight = sum dz*h
-//     dx = weight*r*dz, and if mean and var are the batch's, less weight*r/n * (dbias + h * dweight)
-// z is computed again from x: there is no mask to keep.
+//     dx = weight*r*dz, minus weight*r/n * (dbias + h * dweight) if mean and var are the batch's
+// z is recomputed from x, so no mask is kept.
 //
 // The variance is never a difference of large numbers: each part of a channel is small enough for a cache and
-// is read twice, for its mean and for the squares of the deviations from it; the parts are then joined (Chan,
-// Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance").
+// is read twice, for its mean and for the squared deviations from it; the parts are then joined (Chan, Golub,
+// LeVeque 1983, "Algorithms for Computing the Sample Variance").
 //
-// Traffic (e = element size): forward 2e, of a batch 3e; backward 3e, of a batch or with parameters 5e.
+// Traffic (e = element size): forward 2e, or 3e with batch statistics; backward 3e, or 5e with batch
+// statistics or gradients of the parameters.
 #pragma once
 
 #include "core/activation.h"
@@ -19,7 +20,7 @@
 
 namespace aigc {
 
-// Per channel, in acc_t: what the kernels multiply by. dx = scale * dz - constant - (x - mean) * slope.
+// Per channel, in acc_t: z = (x - mean) * scale + bias, dx = scale * dz - constant - (x - mean) * slope.
 enum BatchNormFactor { kMean, kScale, kBias, kConstant, kSlope, kFactors };
 
 struct BatchNormParams {
@@ -36,7 +37,7 @@ struct BatchNormParams {
   const void* dy = nullptr;
   void* y = nullptr;  // or dx
 
-  // [channels], or null; they need not be of x's dtype
+  // [channels], or null; their dtype need not be that of x
   DType weight_dtype = DType::float32, bias_dtype = DType::float32, statistics_dtype = DType::float64;
   const void* weight = nullptr;
   const void* bias = nullptr;
@@ -45,7 +46,7 @@ struct BatchNormParams {
   void* dweight = nullptr;
   void* dbias = nullptr;
 
-  double* batch_mean = nullptr;  // [channels], to be written
+  double* batch_mean = nullptr;  // [channels], written
   double* batch_var = nullptr;
   void* factors = nullptr;     // [kFactors][channels]
   double* partials = nullptr;  // [parts][2][channels]: mean and squares, or the sums of dz and dz*(x - mean)
@@ -58,7 +59,7 @@ inline int64_t part_count(const BatchNormParams& p) {
   return (p.outer + p.outer_per_part - 1) / p.outer_per_part * inner_parts(p);
 }
 
-// Where a pixel's channels lie side by side (NHWC, NC), a row is a pixel; else it is a channel of a sample,
+// Where the channels of a pixel are adjacent (NHWC, NC), a row is a pixel; else it is a channel of a sample,
 // in pieces that are long enough for a block of threads.
 AIGC_HOST_DEVICE inline bool channels_inside(const BatchNormParams& p) { return p.inner == 1; }
 constexpr int64_t kPieceLength = 8192;

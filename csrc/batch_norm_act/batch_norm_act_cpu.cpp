@@ -20,7 +20,7 @@ void put_number(void* values, DType dtype, int64_t at, double value) {
   dispatch_dtype(dtype, [&]<class T>(T*) { store_scalar(static_cast<T*>(values) + at, acc_t<T>(value)); });
 }
 
-// v with zeros behind its first n lanes.
+// The first n lanes of v, followed by zeros.
 template <class V>
 V first_lanes(V v, int64_t n, std::true_type) {
   static_cast<void>(n);
@@ -32,7 +32,7 @@ V first_lanes(V v, int64_t n, std::false_type) {
   return v;
 }
 
-// Factors of the channels of a row: one channel's, or those of neighbouring channels.
+// The factors of a row's channels: those of one channel, or of adjacent ones.
 template <class T, bool kInside>
 class Factors {
   using S = acc_t<T>;
@@ -90,7 +90,7 @@ struct Activation {
 
 // ---- sums over a part -----------------------------------------------------------------------------------
 
-// The part of one channel whose elements lie in runs.
+// Calls f(element, elements left in its run, whole) for each vector of the channel's part.
 template <class T, class F>
 void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t channel, F&& f) {
   for (int64_t o = part.first_outer; o < part.last_outer; ++o) {
@@ -100,9 +100,9 @@ void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t chann
   }
 }
 
-// Sums what term(element, channel, n, whole, sums) adds for the vector at that element, over the rows of the
-// part, into totals[kSums][channels]: in acc_t over kSumBlock rows, then on in float64. The rows are read as
-// they lie in memory, a few at a time.
+// Sums over the rows of the part into totals[kSums][channels]: term(element, channel, n, whole, sums) adds
+// the vector at an element to its sums. They run in acc_t over kSumBlock rows and are then added up in
+// float64. The rows are read in memory order, a few at a time.
 template <class T, int kSums, class Term>
 void sum_down(const BatchNormParams& p, const BatchNormPart& part, double* totals, Term&& term) {
   using S = acc_t<T>;

@@ -7,13 +7,13 @@
 namespace aigc {
 namespace {
 
-// Elements of one work item. CPU: small enough for L2, large enough to be worth a thread. GPU: there must be
-// several items for each of some hundred multiprocessors.
+// Elements of an item. CPU: small enough for L2, and enough work for a thread. GPU: there must be several
+// items for each of a hundred or more multiprocessors.
 constexpr int64_t kChunkElements = kOnGpu ? 4096 : 32768;
-// Where the bias runs along the row, a chunk leaves a whole row of partial sums: let it have rows enough to
-// be worth it.
+// Where the bias runs along the row, a chunk writes a whole row of partial sums: it needs enough rows for
+// that to pay.
 constexpr int64_t kFewestRows = 16;
-// A GPU has items enough at this many: larger ones then save partial sums.
+// So many items are enough for a GPU; beyond that, larger items make for fewer partial sums.
 constexpr int64_t kManyItems = 4096;
 constexpr int64_t kMergedRow = 1024;  // rows shorter than 8 are merged into rows of about this length
 
@@ -51,7 +51,8 @@ void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const 
     const int64_t periods = p.numel / period;
     int64_t merged = std::max<int64_t>(1, std::min(kMergedRow / period, periods));
     if (merged < periods) {
-      const int64_t whole_bytes = 8 / std::gcd<int64_t>(period, 8);  // a row's mask bits must end at a byte
+      const int64_t whole_bytes =
+          8 / std::gcd<int64_t>(period, 8);  // a row's mask bits must fill whole bytes
       merged = (merged + whole_bytes - 1) / whole_bytes * whole_bytes;
     }
     p.row_length = merged * period;

@@ -1,11 +1,12 @@
 // A block works on one chunk of rows at a time, a thread on eight neighbouring elements of a row (a byte of
-// each mask plane). Bytes per element as for the CPU kernel: forward 2e, backward 2e + 1/8 per plane, or 3e
-// for smooth activations.
+// each mask plane). The traffic is that of the CPU kernel: forward 2e, backward 2e + 1/8 per plane, or 3e for
+// smooth activations.
 //
-// `threads_per_row` threads share a row, as many as it has work for, and a block takes as many rows at once
-// as then fit. Where the bias is constant on a row (NCHW), these threads sum it by shuffles. Where the bias
-// runs along the row (NHWC, NC), a thread keeps the bias of its eight columns in registers, walks down the
-// chunk's rows, and sums its columns. Both orders depend on the shape alone.
+// `threads_per_row` threads share a row, as many as it has work for, and a block processes as many rows at
+// once as that leaves threads for. Where the bias is constant on a row (NCHW), the row's threads sum its
+// gradient by shuffles. Where the bias runs along the row (NHWC, NC), a thread keeps the bias of its eight
+// columns in registers, goes down the chunk's rows, and sums its columns. Both orders depend only on the
+// shape.
 #include "bias_act/bias_act.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
@@ -16,13 +17,13 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Blocks of a multiprocessor that registers must suffice for. Left to itself, the compiler aims at more and
-// spills.
+// Blocks per multiprocessor that the registers must suffice for. Left to itself, the compiler aims for more
+// and spills.
 template <class T>
 constexpr int kBlocks = sizeof(acc_t<T>) == 4 ? 2 : 1;
-constexpr int kColumns = kThreads * 8;  // of a row, in one go
+constexpr int kColumns = kThreads * 8;  // of a row, that a block processes at once
 
-// At most this many additions in acc_t, as on the CPU; then on in float64.
+// At most this many additions run in acc_t, as on the CPU; their sums are added up in float64.
 constexpr int kSumBlock = 64;
 
 // What is added to x: bias + strength*noise, for the eight elements of a thread.
@@ -87,7 +88,7 @@ struct Backward {
       const S below = A == Act::relu ? S(0) : S(p.gain * p.alpha);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const S negative = A == Act::relu ? S(0) : g[j] * below;  // zero whatever dy holds
+        const S negative = A == Act::relu ? S(0) : g[j] * below;  // relu: 0 whatever dy is
         g[j] = !(inside >> j & 1) ? S(0) : branch >> j & 1 ? g[j] * gain : negative;
       }
     } else {
@@ -157,7 +158,7 @@ __device__ double walk_planes(const BiasActParams& p, int64_t first, int64_t las
   const S strength = noise ? to_acc(*static_cast<const T*>(p.strength)) : S(0);
   const int rows_at_once = kThreads / threads_per_row;
   const int group = int(threadIdx.x) / threads_per_row, lane = int(threadIdx.x) % threads_per_row;
-  // A step of rows, as samples and channels: no division in the loop.
+  // The step to the next rows, in samples and channels: no division in the loop.
   int64_t sample = (first + group) / p.channels, channel = (first + group) % p.channels;
   const int64_t samples_step = rows_at_once / p.channels, channels_step = rows_at_once % p.channels;
   double strength_sum = 0;
@@ -195,8 +196,8 @@ __device__ double walk_planes(const BiasActParams& p, int64_t first, int64_t las
   return strength_sum;
 }
 
-// Columns of a chunk of merged rows are summed over the periods of the bias too where a block has all of
-// them: then only the first period of the chunk's partial sums is used.
+// Where a block has all columns of merged rows, it sums them over the periods of the bias too: only the first
+// period of the chunk's partial sums is used then.
 __host__ __device__ constexpr bool folds_periods(const BiasActParams& p) { return p.row_length <= kColumns; }
 
 // Rows [first, last) along each of which the bias runs.
@@ -285,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
 }
 
-// Block 0 sums the strength's partials, all blocks those of the bias.
+// Block 0 sums the partials of the strength, all blocks sum those of the bias.
 template <class T>
 __global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p, int64_t chunks, int width) {
   if (blockIdx.x == 0 && p.dstrength) {

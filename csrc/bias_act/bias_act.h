@@ -1,15 +1,15 @@
 // y = clamp(gain * f(x + b + strength * noise), -clamp, clamp)
 //
-// The elements are walked in memory order as `rows` of `row_length`, and a row's addend is
+// The elements are processed in memory order as `rows` of `row_length`, and a row's addend is
 //     row_add[row] + vec_scale * vec[i]
 // where one of bias and noise is constant along a row and the other runs along it:
 //     bias constant (NCHW)           rows = N*C,    row_length = H*W,  vec = noise
 //     bias along the row (NHWC, NC)  rows = N*H*W,  row_length = C,    vec = bias
 // Short rows are merged: a row then holds several periods of the bias, and the last row may be partial.
 //
-// For the piecewise-linear activations the forward leaves one bit per element and plane for the backward
+// For the piecewise-linear activations the forward saves one bit per element and plane for the backward
 // (plane 0: the branch x > 0, unless the activation is linear; next plane: not clamped, if there is a clamp).
-// A row starts at a byte.
+// Each row begins with a new byte.
 //
 // Derivatives, with z = x + b + strength*noise and c(z) = [|gain*f(z)| <= clamp] (1 on the boundary, as
 // torch.clamp):
@@ -37,7 +37,7 @@ struct BiasActParams {
   bool vec_is_bias = false;  // bias runs along the row, noise is constant on it; otherwise the reverse
   int64_t noise_period = 0;  // elements of noise: the index in it is taken modulo this
 
-  const void* x = nullptr;     // may be null in a backward that has the mask
+  const void* x = nullptr;     // may be null in a backward with the mask
   const void* bias = nullptr;  // `channels` elements
   const void* noise = nullptr;
   const void* strength = nullptr;  // one element
@@ -50,8 +50,8 @@ struct BiasActParams {
   void* dz = nullptr;       // first order: dz; second order: gradient of dy
   void* dz2 = nullptr;      // second order: gradient of z
 
-  // Sums of the gradient of z, as float64 partials: one per row where the bias is constant on a row, else one
-  // vector of row_length per chunk. And one sum of (gradient of z)*noise per chunk.
+  // Partial sums of the gradient of z: one per row where the bias is constant on a row, else one vector of
+  // row_length per chunk. And of (gradient of z)*noise: one per chunk.
   double* bias_partials = nullptr;
   double* strength_partials = nullptr;
   void* dbias = nullptr;  // `channels` elements

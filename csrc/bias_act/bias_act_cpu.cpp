@@ -1,5 +1,5 @@
-// Bytes per element (e = element size): forward 2e (+1/8 per mask plane), backward 2e + 1/8 per plane with
-// the mask, 3e for the smooth activations, and the parameters' gradients in the same pass.
+// Traffic per element (e = element size): forward 2e (+1/8 per mask plane), backward 2e + 1/8 per plane with
+// the mask, 3e for smooth activations. The gradients of the parameters come from the same pass.
 #include "bias_act/bias_act.h"
 
 #include <memory>
@@ -12,8 +12,8 @@ namespace {
 
 template <class T>
 constexpr int kGroup = kWidth<T> < 8 ? 8 : kWidth<T>;  // elements whose mask bits fill whole bytes
-// Sums run in acc_t<T> over this many additions and are then passed on to float64: the error stays that of a
-// short sum.
+// Sums run in acc_t<T> over this many additions and are then added up in float64, so that the error stays
+// that of a short sum.
 constexpr int kSumBlock = 64;
 
 template <class T>
@@ -146,9 +146,9 @@ void forward(const BiasActParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// Walks the rows of the chunks. gradient_of_z(row, index, i, whole) computes and stores one vector and
-// returns it; with kSum it is summed: over each row where the bias is constant on it, else column by column,
-// and times the noise.
+// Goes through the rows of the chunks. gradient_of_z(row, index, i, whole) computes, stores and returns one
+// vector. With kSum the vectors are summed: over each row where the bias is constant on it, else column by
+// column; and so are their products with the noise.
 template <class T, bool kSum, class F>
 void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradient_of_z) {
   const Rows<T> rows(p);
@@ -203,7 +203,7 @@ void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradi
   }
 }
 
-// kWidth<T> bits of a row's mask, beginning at element i.
+// kWidth<T> bits of a row's mask, from element i on.
 template <class T>
 inline Mask<T> mask_at(const uint8_t* bytes, int64_t i, int64_t row_length) {
   uint32_t bits = bytes[i / 8] >> (i % 8);
@@ -225,7 +225,7 @@ void masked_backward(const BiasActParams& p, int64_t begin, int64_t end) {
     const Vec<T> g = load_lanes(dy + row.offset + i, row.length - i, whole);
     Vec<T> d = g * positive;
     if constexpr (A != Act::linear) {
-      // relu's zero is a zero whatever dy holds, as in PyTorch
+      // relu: 0 whatever dy is, as in PyTorch
       const Vec<T> below = A == Act::relu ? Vec<T>{} : g * negative;
       d = select(mask_at<T>(bytes, i, row.length), d, below);
       bytes += p.plane_bytes;

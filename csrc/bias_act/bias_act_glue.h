@@ -14,20 +14,20 @@ namespace aigc {
 void set_activation(BiasActParams& params, const std::string& act, double alpha, double gain,
                     std::optional<double> clamp, const char* op);
 
-// bias_act of a dense x into y (which may be x itself). Returns the mask: empty where it is not wanted or not
-// needed.
+// bias_act of a dense x into y (which may be x itself). Returns the mask, which is empty if it is not wanted
+// or not needed.
 Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise,
                      const OptionalTensor& strength, int64_t dim, BiasActParams params, bool save,
                      const char* op);
 
-// What the activation was applied to, by which the gradients find f'.
+// What the activation was applied to, from which the gradients compute f'.
 struct BiasActInputs {
   OptionalTensor x, b, noise, strength;  // x only of smooth activations
   OptionalTensor mask;                   // only of piecewise-linear ones
   int64_t dim = -1;
 };
 
-// Gradients that are not asked for are empty.
+// Gradients that were not asked for are empty.
 struct BiasActGradients {
   Tensor dx, db, dstrength;
 };

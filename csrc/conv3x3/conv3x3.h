@@ -1,6 +1,6 @@
 // Convolution of images with 3x3 filters, stride 1, by Winograd's minimal filtering F(2x2, 3x3) (Lavin and
 // Gray 2016, "Fast Algorithms for Convolutional Neural Networks"): a tile of 2x2 outputs costs 16 products
-// per pair of channels instead of 36. For the CPU alone; on a GPU cuDNN has it.
+// per pair of channels instead of 36. It is for the CPU only; on a GPU cuDNN does the same.
 //
 //     y[o] = A^T (sum over i of (G w[o,i] G^T) * (B^T x[i] B)) A + b[o]   for every tile of 4x4 inputs x
 //
@@ -9,14 +9,14 @@
 //           [0 -1  1  0]         [1/2 -1/2  1/2]           [0  1 -1 -1]
 //           [0  1  0 -1]         [ 0    0    1 ]
 //
-// The sums over i are 16 matrix products. They are done block by block of tiles, which stay in cache from the
-// first transform to the last. The map that is this one's transpose, for the gradient of x, is the same with
-// w's channels swapped and its taps reversed. The gradient of w is the third side of the same trilinear form:
+// The sums over i are 16 matrix products. They are computed for a block of tiles at a time, which stays in
+// cache from the first transform to the last. The transpose of this map, for the gradient of x, is the same
+// map with w's channels swapped and its taps reversed. The gradient of w belongs to the same trilinear form:
 //
 //     dw[o,i] = G^T (sum over tiles of (A dy[o] A^T) * (B^T x[i] B)) G
 //
-// A NaN or an infinity reaches every output of the tiles that it lies in, which may be one pixel further than
-// 3x3.
+// A NaN or an infinity reaches all outputs of the tiles that read it, up to one pixel further than a direct
+// convolution would carry it.
 #pragma once
 
 #include "core/isa.h"
@@ -30,31 +30,31 @@ struct Conv3x3Params {
   bool transposed = false;     // w is [in, out, 3, 3], its taps reversed, instead of [out, in, 3, 3]
   int64_t samples = 0, in_channels = 0, out_channels = 0;
   int64_t height = 0, width = 0, out_height = 0, out_width = 0;
-  int64_t pad_y = 0, pad_x = 0;  // before the image
+  int64_t pad_y = 0, pad_x = 0;  // on either side
   const void* x = nullptr;
   const void* w = nullptr;
   const void* b = nullptr;  // [out_channels] or none
   const void* dy = nullptr;
   void* y = nullptr;            // or dw
-  void* transformed = nullptr;  // acc_t: w's transform, or the chunks' sums of dw's
-  int64_t chunks = 0;           // of tiles, for dw
+  void* transformed = nullptr;  // acc_t: w's transform, or the partial sums of dw's, one for each chunk
+  int64_t chunks = 0;           // of blocks of tiles, for dw
 };
 
-// A multiple of what any kernel works on at a time.
+// Rounded up to a multiple of the channels that any kernel processes at a time.
 inline int64_t padded_channels(int64_t channels) { return (channels + 31) / 32 * 32; }
 
-// Elements of w's transform (of the sums of one chunk, the larger one).
+// Elements of w's transform, and no fewer than the sums of one chunk have.
 inline int64_t transformed_size(const Conv3x3Params& p) {
   return 16 * padded_channels(p.in_channels) * padded_channels(p.out_channels);
 }
 
-constexpr int64_t kConvTiles = 48;  // in a block
+constexpr int64_t kConvTiles = 48;  // per block
 inline int64_t conv3x3_blocks(const Conv3x3Params& p) {
   return (p.samples * ((p.out_height + 1) / 2) * ((p.out_width + 1) / 2) + kConvTiles - 1) / kConvTiles;
 }
 
-// Of dw: so many output channels of a chunk of the blocks are an item. How many chunks there are depends on
-// the shape alone, as the order of the sums does.
+// An item of dw: this many output channels of one chunk of the blocks. The number of chunks depends only on
+// the shape, and with it the order of the sums.
 constexpr int64_t kGradientOuts = 128;
 inline int64_t gradient_chunks(const Conv3x3Params& p) {
   const int64_t blocks = conv3x3_blocks(p);

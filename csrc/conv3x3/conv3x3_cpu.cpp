@@ -13,8 +13,8 @@ static_assert(32 % kOuts == 0);
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// c[r][j] = sum over k of a[r][k] * b[k][j], or that much more, for kRows rows and kVectors vectors of
-// columns; a[r][k] is at a[r * a_row + k * a_step].
+// c[r][j] = sum over k of a[r][k] * b[k][j] (kAdd: += instead) for kRows rows and kVectors vectors of
+// columns. a[r][k] is at a[r * a_row + k * a_step].
 template <int kRows, int kVectors, bool kAdd = false, class S>
 inline void multiply(const S* a, int64_t a_row, int64_t a_step, const S* b, int64_t b_row, int64_t depth,
                      S* c, int64_t c_row) {
@@ -92,14 +92,15 @@ template <class T>
 class Convolution {
   using S = acc_t<T>;
   static constexpr int W = kWidth<T>;
-  // Planes: 4 output channels times 3 vectors of tiles at once; pixels: 6 tiles times 2 vectors of channels.
+  // At once, of planes (NCHW): 4 output channels times 3 vectors of tiles; of pixels (NHWC): 6 tiles times 2
+  // vectors of channels.
   static constexpr int kRows = 4;
   static constexpr int64_t kPanel = 3 * W;
   static constexpr int64_t kChannels = 2 * W;
   static_assert(kConvTiles % kPanel == 0 && kConvTiles % 6 == 0 && 32 % kChannels == 0);
   static constexpr int64_t kBlock = kConvTiles;
-  static constexpr int64_t kDepth = 2 * kBlock;  // tiles of a product of the filters' gradient
-  static constexpr int64_t kRow = kBlock + W;    // of v, by planes: whole vectors are stored
+  static constexpr int64_t kDepth = 2 * kBlock;  // tiles in one product of the filters' gradient
+  static constexpr int64_t kRow = kBlock + W;    // of v, for planes: whole vectors are stored
 
  public:
   explicit Convolution(const Conv3x3Params& p)
@@ -195,7 +196,7 @@ class Convolution {
   }
 
  private:
-  // Those of W output channels, tap by tap.
+  // The filters of W output channels, tap by tap.
   void read_filters(int64_t o, int64_t i, Vec<S> (&w)[9]) const {
     const int64_t n = min(W, p_.out_channels - o), step = 9 * (p_.transposed ? 1 : p_.in_channels);
     const T* from =
@@ -232,8 +233,8 @@ class Convolution {
     return min(kBlock, p_.samples * rows_ * columns_ - block * kBlock);
   }
 
-  // f(sample, row of tiles, first column, columns, position in the block) for each row of tiles that the
-  // block meets.
+  // Calls f(sample, row of tiles, first column, columns, position in the block) for the block's part of each
+  // row of tiles.
   template <class F>
   void for_segments(int64_t block, F&& f) const {
     const int64_t first = block * kBlock, count = tiles_of(block);
@@ -245,7 +246,7 @@ class Convolution {
     }
   }
 
-  // Of the even or the odd columns of an image, zeros around them.
+  // A line holds the even or the odd columns of a row, with zeros on both sides.
   int64_t line_length() const { return margin() + columns_ + p_.pad_x + 2 * W + 2; }
   int64_t margin() const { return p_.pad_x / 2 + 1; }
 
@@ -270,7 +271,7 @@ class Convolution {
     }
   }
 
-  // The tiles from (row, column) on, of one channel. What is stored beyond them, the next ones overwrite.
+  // The tiles from (row, column) on, of one channel. What is stored beyond them is overwritten by the next.
   void transform_planes(int64_t n, int64_t i, int64_t row, int64_t column, int64_t tiles, S* lines, S* v,
                         int64_t v_step) const {
     const int64_t top = 2 * row - p_.pad_y, left = 2 * column - p_.pad_x, line = line_length();
@@ -278,7 +279,8 @@ class Convolution {
     const T* rows[4];
     for (int a = 0; a < 4; ++a)
       rows[a] = top + a >= 0 && top + a < p_.height ? x + (top + a) * p_.width : nullptr;
-    // The columns that are read, from an even one on: down first, then apart.
+    // The columns that are read, from an even one on: transformed down the columns, then split into even and
+    // odd ones.
     const int64_t begin = max(0, left) / 2 * 2, end = min(p_.width, left + 2 * tiles + 2);
     for (int64_t j = begin; j < end; j += 2 * W) {
       Vec<S> low[4], high[4];
@@ -422,7 +424,7 @@ class Convolution {
     }
   }
 
-  // As of pixels, by W channels at a time, which are turned over to lie side by side.
+  // The same from planes, W channels at a time, which are transposed to be adjacent.
   void gradient_inputs_of_planes(int64_t block, int64_t first_out, int64_t outs, int64_t ins, S* v, S* m,
                                  S* planes, S* lines) const {
     const auto turn = [&](S* to, int64_t row_length) {
@@ -467,7 +469,8 @@ class Convolution {
   }
 
   const Conv3x3Params& p_;
-  const int64_t rows_, columns_, outs_;  // of tiles; padded_channels
+  const int64_t rows_, columns_;  // of tiles
+  const int64_t outs_;            // padded_channels of the outputs
   S* const u_;
 };
 

@@ -7,15 +7,14 @@ namespace aigc {
 
 enum class Act : int32_t { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
 
-// Piecewise linear: f' is a constant on either side of 0, so that one bit per element is all the backward
-// needs.
+// Piecewise linear: f' is constant on either side of 0, so one bit per element is all the backward needs.
 constexpr bool is_piecewise_linear(Act act) {
   return act == Act::linear || act == Act::relu || act == Act::lrelu;
 }
 
 inline namespace AIGC_MATH_NAMESPACE {
 
-// Calls f with the act as a type, so that each gets its own loop.
+// Calls f with the activation as a type, so that each gets its own loop.
 template <Act A>
 struct ActTag {
   static constexpr Act value = A;

@@ -1,5 +1,5 @@
-// The one way to launch a CUDA kernel. Ops never write <<<>>>: the same .cu files compile for the host
-// stand-in of the CUDA runtime in tests/simt, which has no such syntax.
+// The one way to launch a CUDA kernel. Ops never write <<<>>>: the same .cu files also compile as plain C++
+// against the stand-in for the CUDA runtime in tests/simt, which has no such syntax.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,9 +11,9 @@
 
 namespace aigc {
 
-// A launch with more dynamic shared memory asks for it first: a block gets 48 KB unasked, what the kernel
-// declares itself included. Every card from 8.0 on has 99 KB; cudaDevAttrMaxSharedMemoryPerBlockOptin says
-// how much this one has.
+// A launch with more dynamic shared memory than this has to opt in first: by default a block gets 48 KB,
+// including the kernel's static shared memory. Every card of compute capability 8.0 or higher has 99 KB;
+// cudaDevAttrMaxSharedMemoryPerBlockOptin tells how much the current one has.
 constexpr size_t kSharedBytesWithoutAsking = 40 << 10;
 
 template <class... Params, class... Args>
@@ -43,7 +43,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
       values);
 }
 
-// Blocks enough to fill the current device `waves` times over, and no more than there is work for.
+// Enough blocks to fill the current device, but no more than there are items.
 inline unsigned grid_size(int64_t items, int blocks_per_sm = 8) {
   int device = 0, sms = 1;
   cudaGetDevice(&device);
@@ -52,8 +52,8 @@ inline unsigned grid_size(int64_t items, int blocks_per_sm = 8) {
   return static_cast<unsigned>(items < full ? items : full);
 }
 
-// The smallest power of two that is at least `count`, at most `most`: how many threads share work for so
-// many.
+// The smallest power of two that is at least `count`, or `most` if that is less: how many threads share
+// `count` pieces of work.
 inline int power_of_two(int64_t count, int most) {
   int width = 1;
   while (width < most && width < count) width *= 2;

@@ -1,4 +1,4 @@
-// Sums over the threads of a block, in an order that depends on the shape of the work alone.
+// Sums over the threads of a block, in an order that depends only on the shape of the work.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,9 +32,9 @@ static __device__ double block_sum(double value) {
 }
 
 // `width` neighbouring threads (a power of two) walk a row of up to 8 * width columns, eight columns each;
-// kThreads / width rows at once. Calls result(c, sum) once for each c in [0, period): the sum of `own` over
-// all rows and over all columns that are c modulo `period`. `length` is the row's, a multiple of the period.
-// Every thread of the block must call it.
+// kThreads / width rows at once. Calls result(c, sum) once for each c in [0, period), with the sum of `own`
+// over all rows and all columns that are c modulo `period`. `length` is the row length, a multiple of the
+// period. Every thread of the block must call it.
 template <int kThreads, class F>
 static __device__ void column_sums(const double (&own)[8], int width, int length, int period, F&& result) {
   constexpr int kMostParts = 32;

@@ -1,12 +1,13 @@
-// Shared memory under names that know their size. For CUDA they are plain arrays; the stand-in of tests/simt
-// checks every index, and fills the memory with NaN bits before each block.
+// Shared memory that knows its size. Under CUDA these are plain arrays; the stand-in of tests/simt checks
+// every index, and fills the memory with NaN bits before each block.
 //
-//   __shared__ SharedArray<float, 256> sums;                   // its size is a constant
-//   const auto tile = dynamic_shared<float>();                 // launch's shared_bytes, all of them
+//   __shared__ SharedArray<float, 256> sums;                   // a constant size
+//   const auto tile = dynamic_shared<float>();                 // all of the launch's shared_bytes
 //   const auto filter = dynamic_shared<float>(n * 4, taps);    // `taps` elements after the first n * 4 bytes
 //
-// A SharedSpan is either of them, or a part: what a helper takes. Where a plain pointer is needed, for a
-// vector access or an asynchronous copy, `at(i, n)` gives one to n elements and checks that there are n.
+// A SharedSpan refers to either of them, or to a part: helpers take one. Where a plain pointer is needed, for
+// a vector access or an asynchronous copy, `at(i, n)` returns a pointer to n elements and checks that there
+// are as many.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,8 +17,8 @@
 
 namespace aigc {
 
-// Without constructors, as __shared__ demands. `kAlign`: for vector accesses. It nests:
-// SharedArray<SharedArray<float, 33>, 32>.
+// It has no constructor under CUDA, since __shared__ allows none. `kAlign` is for vector accesses. Arrays
+// nest: SharedArray<SharedArray<float, 33>, 32>.
 template <class T, int N, int kAlign = alignof(T)>
 struct SharedArray {
 #if defined(AIGC_SIMT)
@@ -90,7 +91,7 @@ SharedSpan<T> dynamic_shared() {
 
 #else
 
-// The launch's dynamic shared memory starts on 16 bytes. Every kernel's is this one array.
+// Dynamic shared memory is aligned to 16 bytes. All kernels share this declaration.
 extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
 
 template <class T>

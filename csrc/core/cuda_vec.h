@@ -1,5 +1,6 @@
-// Consecutive elements in registers, as acc_t: by 16-byte accesses (or as wide as they are together) where
-// the pointer allows it, element by element where it does not or where fewer are left.
+// Loads and stores consecutive elements, which are acc_t in registers: by 16-byte accesses (narrower ones if
+// all elements together are smaller) where the pointer is aligned, element by element where it is not or
+// where fewer elements are left.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -21,7 +22,7 @@ __device__ inline void from_acc(bfloat16* p, float x) {
   p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
-// N elements as one object: its alignment is what the widest accesses need that move it.
+// N elements as one object, aligned as the widest accesses to it must be.
 template <class T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
   T element[N];
@@ -51,7 +52,7 @@ __device__ inline void store(T* p, int64_t n, const acc_t<T> (&in)[N]) {
     Pack<T, N> pack;
 #pragma unroll
     for (int i = 0; i < N; ++i) from_acc(&pack.element[i], in[i]);
-    if constexpr (sizeof(pack) % 16 == 0) {  // as instructions of their own: nvcc splits some assignments
+    if constexpr (sizeof(pack) % 16 == 0) {  // explicit 16-byte stores: nvcc splits some assignments
       uint4 words[sizeof(pack) / 16];
       memcpy(words, &pack, sizeof(words));
 #pragma unroll

@@ -1,5 +1,5 @@
-// Which of the compiled instruction sets runs: the widest that this CPU has, or the one that AIGC_EXT_ISA
-// names.
+// Which of the compiled instruction sets is used: the widest that this CPU supports, or the one that
+// AIGC_EXT_ISA names.
 #pragma once
 
 #include <cstdint>
@@ -14,15 +14,16 @@ namespace aigc {
 
 enum class Isa : int { baseline, avx2, avx512 };
 
-// Throws std::runtime_error if AIGC_EXT_ISA names a set that is unknown, not compiled in, or not of this CPU.
+// Throws std::runtime_error if AIGC_EXT_ISA names a set that is unknown, not compiled in, or not supported by
+// this CPU.
 Isa active_isa();
 const char* isa_name(Isa isa);
 
 }  // namespace aigc
 
-// Declares a kernel for every backend. On the CPU a kernel works on the items [begin, end) of what its Params
-// describe; items are independent, so that any partition over threads gives the same bits. On CUDA it
-// launches all of them.
+// Declares a kernel for every backend. On the CPU a kernel processes the items [begin, end) of the work that
+// its Params describe; items are independent, so any partition over threads gives the same bits. On CUDA it
+// launches all items.
 #define AIGC_KERNEL(name, Params)                                      \
   namespace aigc {                                                     \
   namespace cpu_baseline {                                             \

@@ -56,7 +56,7 @@ AIGC_HOST_DEVICE inline double abs(double x) { return ::fabs(x); }
 AIGC_HOST_DEVICE inline float select(bool condition, float a, float b) { return condition ? a : b; }
 AIGC_HOST_DEVICE inline double select(bool condition, double a, double b) { return condition ? a : b; }
 
-// The templates below are for float and double only; vectors have their own, further down.
+// The templates below are for float and double only; those for vectors are further down.
 template <class T>
 using if_scalar = std::enable_if_t<std::is_floating_point_v<T>, T>;
 
@@ -105,7 +105,7 @@ AIGC_HOST_DEVICE inline if_scalar<T> softplus(T x) {
 
 #if defined(AIGC_ISA)
 
-// No type for scalars, which keeps the templates below from taking them.
+// Ill-formed for scalars, so that the templates below do not accept them.
 template <class V>
 using vector_element_t = std::enable_if_t<!std::is_arithmetic_v<V>, element_t<V>>;
 template <class V>
@@ -123,7 +123,7 @@ struct math_constants<float> {
   static constexpr uint32_t kSqrtHalf = 0x3f3504f3u;
   // Floats from kInteger to 2 kInteger are the integers there; kIntegerBias makes an exponent positive.
   static constexpr float kInteger = 0x1p23f, kIntegerBias = 256;
-  // x + kShift is x rounded to an integer, whose sum with the exponent's bias the low bits hold.
+  // x + kShift rounds x to an integer; the low bits of the sum are that integer plus the exponent's bias.
   static constexpr float kShift = 0x1.8p23f + 127;
   // kLn2High times an exponent is exact.
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
@@ -182,7 +182,7 @@ inline V with_sign(V magnitude, V x) {
   return (V)((bits_t<V>)magnitude | ((bits_t<V>)x & math_constants<T>::kSign));
 }
 
-// raw_max(a, b) is a > b ? a : b, thus b where either is NaN. GCC does not find x86's instruction for it.
+// raw_max(a, b) is a > b ? a : b, hence b if either is NaN. GCC does not use x86's instruction for that.
 #if defined(__AVX512F__)
 #define AIGC_X86(op) _mm512_##op
 #elif defined(__AVX2__)
@@ -265,8 +265,8 @@ inline V exp2_shifted(V shifted) {
   return (V)((bits_t<V>)shifted << math_constants<T>::kMantissaBits);
 }
 
-// 2^n as a product, for 2^n itself may be out of range: to multiply by one factor after the other rounds
-// once. Where n is -1 or 0, `first` is 2^n.
+// 2^n as a product, because 2^n itself may be out of range. Multiplying by one factor after the other rounds
+// only once. Where n is -1 or 0, `first` is 2^n.
 template <class V>
 struct SplitExp2 {
   V first;
@@ -330,7 +330,7 @@ inline V minus_exponent(bits_t<V> bits) {
 
 // log(2^n (1 + f + f_low)) for 1 + f in [sqrt(1/2), sqrt(2)], as in fdlibm:
 // log(1 + f) = f - (f^2/2 - s (f^2/2 + R)) with s = f / (2 + f), R = 2 atanh(s) / s - 2.
-// Minus n times minus ln(2), because n = 0 must add -0 if log1p(-0) is to be -0.
+// It adds (-n) * (-ln 2) instead of n * ln 2, because n = 0 must add -0 for log1p(-0) to be -0.
 template <class V, class T = vector_element_t<V>>
 inline V log_reduced(V minus_n, V f, V f_low = V{}) {
   using K = math_constants<T>;

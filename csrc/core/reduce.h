@@ -6,8 +6,8 @@
 namespace aigc {
 inline namespace AIGC_ISA {
 
-// Sums run in acc_t over this many additions and are then passed on to float64: the error stays that of a
-// short sum.
+// Sums run in acc_t over this many additions and are then added up in float64, so that the error stays that
+// of a short sum.
 constexpr int kSumBlock = 64;
 
 // The sum of vectors over all their lanes.

@@ -1,4 +1,4 @@
-// Memory of one call of a CPU kernel.
+// Temporary memory of one call of a CPU kernel.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace aigc {
 inline namespace AIGC_ISA {
 
-// Zeros, on the boundary of a cache line.
+// Zero-initialized and aligned to a cache line.
 template <class T>
 class Scratch {
  public:

@@ -5,9 +5,8 @@
 // AIGC_ISA: were an inline function shared between two sets, the linker could pick its AVX-512 copy for a
 // machine that has none.
 //
-// Vec<float> and Vec<double> are GNU vector types: + - * /, comparisons and ?: are the language's own, on
-// x86, NEON and any other target. Half types are loaded into Vec<float> and rounded (to nearest even) when
-// stored.
+// Vec<float> and Vec<double> are GNU vector types: + - * /, comparisons and ?: are built in, on x86, NEON and
+// any other target. Half types are loaded into Vec<float> and rounded (to nearest even) when stored.
 #pragma once
 
 #include <type_traits>
@@ -52,14 +51,14 @@ struct vector_types<double> {
 // T is a storage type; the vector holds acc_t<T>.
 template <class T>
 using Vec = typename vector_types<acc_t<T>>::vec;
-// A comparison's result: all bits of a lane set, or none.
+// The result of a comparison: all bits of a lane are set, or none.
 template <class T>
 using Mask = typename vector_types<acc_t<T>>::mask;
 
 template <class T>
 constexpr int kWidth = AIGC_VECTOR_BYTES / sizeof(acc_t<T>);
 
-// Vec<T> -> its scalar type; a scalar is its own.
+// The scalar type of a vector; that of a scalar is itself.
 template <class V>
 struct element {
   using type = V;
@@ -197,8 +196,7 @@ inline void store_upto(T* p, Vec<T> v, int64_t n) {
     store(p, v, static_cast<int>(n));
 }
 
-// The same with the question answered by the type: std::true_type for a whole vector, which is n's least
-// value then.
+// The same, decided at compile time: std::true_type stands for a whole vector, that is n >= kWidth<T>.
 template <class T>
 inline Vec<T> load_lanes(const T* p, int64_t, std::true_type) {
   return load(p);
@@ -216,7 +214,7 @@ inline void store_lanes(T* p, Vec<T> v, int64_t n, std::false_type) {
   store(p, v, static_cast<int>(n));
 }
 
-// f(i, whole) for each vector of [begin, end): the loop has no branch on the tail.
+// Calls f(i, whole) for each vector of [begin, end). The loop has no branch for the tail.
 template <class T, class F>
 inline void for_vectors(int64_t begin, int64_t end, F&& f) {
   int64_t i = begin;
@@ -260,7 +258,7 @@ inline void join_pairs(V even, V odd, V& a, V& b, std::index_sequence<i...>) {
   b = __builtin_shufflevector(even, odd, (n / 2 + i / 2 + i % 2 * n)...);
 }
 
-// The even and the odd lanes of a and b, which follow each other.
+// The even and the odd lanes of the sequence a, b.
 template <class V>
 inline void split_pairs(V a, V b, V& even, V& odd) {
   split_pairs(a, b, even, odd, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
@@ -277,7 +275,7 @@ inline V join_at(V a, V b, std::index_sequence<i...>) {
   return __builtin_shufflevector(a, b, (k + i)...);
 }
 
-// The lanes from k on of a and b, which follow each other.
+// The lanes of the sequence a, b from the k-th on.
 template <int k, class V>
 inline V join_at(V a, V b) {
   return join_at<k>(a, b, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());

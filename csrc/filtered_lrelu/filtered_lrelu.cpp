@@ -8,8 +8,8 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kThreadElements = 8192;           // of x and y, what is worth a thread
-constexpr int64_t kMostPadding = int64_t{1} << 40;  // above what memory allows
+constexpr int64_t kThreadElements = 8192;           // of x and y, enough work for a thread
+constexpr int64_t kMostPadding = int64_t{1} << 40;  // more than memory allows
 
 struct Options {
   int64_t up, down, pad_x0, pad_x1, pad_y0, pad_y1;
@@ -69,7 +69,7 @@ FilteredLreluParams make_params(const char* op, const Tensor& x, const char* x_n
 
 FirAxis transposed(const FirAxis& a) { return {a.down, a.up, a.taps - 1 - a.pad, a.taps, a.out, a.in}; }
 
-// The map back. (That of an upsampling has pixels enough, for each of its outputs meets its taps.)
+// The transposed map. (It has at least one output: each output of the original one had all its taps.)
 FilteredLreluParams transposed(FilteredLreluParams p) {
   const FirAxis first_x = p.first_x, first_y = p.first_y;
   p.first_x = transposed(p.second_x);

@@ -1,9 +1,10 @@
-// A block makes a tile of y: x goes to shared memory, with zeros where the image is padded; then the first
-// filter along the rows, the same down the columns with the leaky ReLU, the second filter down the columns,
-// and along the rows to y. Two buffers take turns. Neighbouring threads have neighbouring columns of a phase,
-// eight of which share a byte of the mask. Factors and taps are constants in the common cases.
+// A block makes a tile of y. It loads x into shared memory, with zeros where the image is padded, and applies
+// the first filter along the rows, the first filter down the columns and the leaky ReLU, the second filter
+// down the columns, and the second filter along the rows, which gives y. Two buffers take turns. Adjacent
+// threads have adjacent columns of a phase, eight of which share a byte of the mask. Factors and taps are
+// compile-time constants in the common cases.
 //
-// Everything a launch needs is among its arguments: launches on several streams do not meet.
+// Everything a launch needs is among its arguments, so launches on several streams do not interfere.
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_shared.h"
@@ -16,16 +17,17 @@ namespace {
 constexpr int kThreads = 256;
 // Of shared memory. kMostTaps and kMostFactor keep every tile within what there is.
 constexpr size_t kWantedBytes = 64 << 10;
-constexpr int kPerInput = 6;  // taps that a pixel meets, of the filters that have kernels of their own
+constexpr int kPerInput = 6;  // taps per output of the filters that have specialized kernels
 
 __host__ __device__ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
-// Sizes of a tile: of y, and the most of z (phase by phase, `run` columns each) and x that it needs.
+// Sizes of a tile of y, and of the largest parts of z (phase by phase, `run` columns each) and x that it
+// needs.
 struct Tile {
   int rows = 16, columns = 0, phases = 1;
-  int z_rows = 0, run = 0, lead = 0;  // lead: columns of z between the first, of phase 0, and y's first
+  int z_rows = 0, run = 0, lead = 0;  // lead: columns of z, from one of phase 0 on, before the first output's
   int x_rows = 0, x_columns = 0;
   int64_t row_tiles = 0, column_tiles = 0;
 
@@ -51,7 +53,7 @@ Tile make_tile(const FilteredLreluParams& p) {
   tile.phases = int(lrelu_phases(p));
   const int whole_bytes = 8 * tile.phases, least = whole_bytes / int(down);  // columns of z, and of y
   tile.columns = least > 32 ? least : 32 / least * least;
-  const int64_t start = -p.second_x.pad;  // 0 where the mask is written: tiles begin with whole bytes then
+  const int64_t start = -p.second_x.pad;  // 0 where the mask is written, so that tiles begin with whole bytes
   tile.lead = int(start - FirAxis::floor_div(start, tile.phases) * tile.phases);
   const auto measure = [&] {
     const auto reach = [&](int outputs, int64_t taps) { return outputs * down - 1 + taps; };
@@ -75,7 +77,7 @@ Tile make_tile(const FilteredLreluParams& p) {
   return tile;
 }
 
-// Factors and taps of both filters, which may be constants.
+// Factors and taps of both filters, which may be compile-time constants.
 template <int kUp, int kDown>
 struct Factors {
   int up_, down_, first_taps_, second_taps_;
@@ -86,8 +88,8 @@ struct Factors {
   __device__ int second_taps() const { return kUp > 0 ? kPerInput * kDown : second_taps_; }
 };
 
-// The first filter at z, `origin` pixels of the image with inserted zeros after the first pixel of the tile:
-// value(i) is pixel i of the tile.
+// The first filter at the pixel of z whose taps begin `origin` positions after the tile's first pixel,
+// counting inserted zeros. value(i) is pixel i of the tile.
 template <int kUp, int kDown, class S, class F>
 __device__ S first_filter(const Factors<kUp, kDown>& f, const SharedSpan<S>& w, int origin, F&& value) {
   const int first = (origin + f.up() - 1) / f.up(), tap = first * f.up() - origin;
@@ -143,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const bool last_row = row_tile == tile.row_tiles - 1, last_column = column_tile == tile.column_tiles - 1;
     const int64_t ox0 = column_tile * tile.columns, oy0 = row_tile * tile.rows;
     const int rows = int(min(tile.rows, sy.out - oy0)), columns = int(min(tile.columns, sx.out - ox0));
-    // z, from its first row and column in this tile; only the last tiles need all that there may be.
+    // The first row and column of z in this tile. The last tiles write the rest of the mask.
     const int64_t zx0 = sx.origin(ox0) - tile.lead, zy0 = sy.origin(oy0), q0 = zx0 / phases;
     const int needed = (rows - 1) * f.down() + f.second_taps();
     const int z_rows = !writes ? needed : int(last_row ? sy.in - zy0 : max(needed, rows * f.down()));
@@ -152,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int origin_x = int(fx.origin(zx0) - x0 * f.up()), origin_y = int(fy.origin(zy0) - y0 * f.up());
     const int x_rows = (origin_y + z_rows - 1 + f.first_taps() - 1) / f.up() + 1;
 
-    __syncthreads();  // the taps; the last tile
+    __syncthreads();  // for the taps, and before the last tile's buffers are overwritten
     const T* x = static_cast<const T*>(p.x) + plane_at(p, plane, fy.in * fx.in);
     const S addend = p.b == nullptr ? S(0) : to_acc(static_cast<const T*>(p.b)[plane % p.channels]);
     for (int i = threadIdx.x; i < x_rows * tile.x_columns; i += kThreads) {
@@ -170,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
     __syncthreads();
 
-    // Whole warps, since eight threads put their bits together. `count` is a multiple of 8.
+    // In whole warps, since eight threads combine their bits into a byte. `count` is a multiple of 8.
     uint8_t* mask = p.mask == nullptr ? nullptr : p.mask + plane * fy.out * phases * run_bytes;
     const int64_t keep_rows = last_row ? z_rows : tile.rows * f.down();
     const int64_t keep_q = last_column ? run : tile.columns * f.down() / phases;
@@ -206,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
       }
     }
-    if (writes && last_column) {  // the rest of the runs
+    if (writes && last_column) {  // the unused end of each run
       const int64_t done = (q0 + run) / 8, rest = run_bytes - done;
       for (int64_t i = threadIdx.x; i < rest * keep_rows * phases; i += kThreads) {
         const int64_t byte = (zy0 * phases + i / rest) * run_bytes + done + i % rest;

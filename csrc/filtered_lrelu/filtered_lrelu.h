@@ -4,12 +4,13 @@
 //     t = clamp(D(z) * z, -limit, limit)   D(z) = gain where z > 0, else gain * slope
 //     y = second(t)                        every down-th pixel of the filtered image
 //
-// z and t never reach memory. Of them two bits are kept: z > 0, and |t| <= limit if there is a limit.
+// z and t never reach memory. Two bits of each pixel are saved: z > 0, and |t| <= limit if there is a limit.
 //
-// With these bits given instead of compared, D is a constant, and the map is linear in x and b:
+// With these bits given, D is constant and the map is linear in x and b:
 //     y = second(D * first(x + b)),   D = gain or gain * slope, 0 where clamped.
-// Its transpose is the same map with the filters' transposes in each other's place, dx = first'(D *
-// second'(dy)) with db = sum of dx, so the two are each other's derivatives to every order.
+// Its transpose has the same form, with the transposes of the filters in each other's place:
+//     dx = first'(D * second'(dy)),   db = sum of dx,
+// so the two maps are each other's derivatives to every order.
 //
 // Traffic: x once, y once, and 2 bits for each pixel of z.
 #pragma once
@@ -26,7 +27,7 @@ struct FilteredLreluParams {
   bool flip_first = false, flip_second = false;  // as flip_filter of upfirdn2d
   int64_t planes = 0, channels = 1;              // planes: batch * channels
   FirAxis first_x, first_y, second_x, second_y;  // first.out is second.in; first.down and second.up are 1
-  double first_gain = 1, second_gain = 1;        // of the whole filters
+  double first_gain = 1, second_gain = 1;        // of both axes together
   double gain = 1, slope = 0, clamp = -1;        // clamp < 0: off
 
   const void* x = nullptr;
@@ -34,18 +35,18 @@ struct FilteredLreluParams {
   const void* first = nullptr;  // first_x.taps elements of acc_t, used along both axes, or null for 1
   const void* second = nullptr;
   void* y = nullptr;
-  uint8_t* mask = nullptr;  // or null: not wanted
+  uint8_t* mask = nullptr;  // null: not wanted
   bool masked = false;      // the mask is given, not written
   double* sums = nullptr;   // [lrelu_items], of y; null: not wanted
-  void* sum = nullptr;      // [channels], of y, which the reduction writes
+  void* sum = nullptr;      // [channels], of y: the result of the reduction
 };
 
-// What the kernels take: the tiles of a GPU must fit into its shared memory.
+// The limits of all kernels: the tiles of a GPU must fit into its shared memory.
 constexpr int64_t kMostFactor = 4, kMostTaps = 24;
 
-// A column of z is q * phases + phase, with phases a multiple of both factors: what columns of one phase meet
-// lies in the same order for all of them. The mask has a bit for each, [planes of bits][planes][rows][phases]
-// runs of bits, and a run is a whole number of 16 bits.
+// A column of z is q * phases + phase, with phases a multiple of both factors, so that all columns of a phase
+// have the same taps at the same distances. The mask has one bit for each column, in runs of the columns of
+// one phase, [bit planes][planes][rows][phases][run]. A run is a multiple of 16 bits.
 constexpr int64_t lrelu_phases(const FilteredLreluParams& p) {
   FirAxis factors;
   factors.up = p.first_x.up;
@@ -64,14 +65,14 @@ constexpr int64_t mask_bytes(const FilteredLreluParams& p) {
   return (p.clamp >= 0 ? 2 : 1) * mask_plane_bytes(p);
 }
 
-// Where a plane begins, of an image with so many pixels, and how far apart these are.
+// Where a plane of `pixels` pixels begins, and the distance between its pixels.
 constexpr int64_t plane_at(const FilteredLreluParams& p, int64_t plane, int64_t pixels) {
   if (!p.channels_last) return plane * pixels;
   return plane / p.channels * p.channels * pixels + plane % p.channels;
 }
 constexpr int64_t pixel_stride(const FilteredLreluParams& p) { return p.channels_last ? p.channels : 1; }
 
-// An item on the CPU: a band of rows of y, of one plane.
+// An item on the CPU: a band of rows of one plane of y.
 constexpr int64_t lrelu_bands(const FilteredLreluParams& p) {
   const int64_t width = p.first_x.out > 0 ? p.first_x.out : 1, by_width = 65536 / width;
   const int64_t rows = by_width < 16 ? 16 : by_width > 64 ? 64 : by_width;

@@ -1,9 +1,9 @@
-// A band of rows of a plane goes through in three steps, whose buffers stay in cache: the first filter along
-// the rows of x; then, for a few columns at a time, the first filter down the column, the leaky ReLU and the
-// second filter down the column; then the second filter along the rows.
+// A band of rows of a plane is processed in three steps, whose buffers stay in cache: the first filter along
+// the rows of x; then, a few columns at a time, the first filter down the columns, the leaky ReLU and the
+// second filter down the columns; then the second filter along the rows.
 //
-// The columns of z lie phase by phase: all that a phase reads and writes is whole vectors, whatever the
-// factors are. x is taken apart for that where the phases need it, and y is put together.
+// The columns of z are stored phase by phase, so that every phase reads and writes whole vectors, whatever
+// the factors are. For that, x is split into lanes where the phases need it, and y is joined from lanes.
 #include "filtered_lrelu/filtered_lrelu.h"
 
 #include "core/math.h"
@@ -19,10 +19,10 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return -FirAxis::floor_div(-a
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr int kPerInput = 6;  // taps that a pixel meets, of the filters that have code of their own
+constexpr int kPerInput = 6;  // taps per output of the filters that have specialized code
 
-// The vector at p + n, where a and b are those at p and p + kWidth. AVX-512's loads are slow across two cache
-// lines, which all but one of a row of such loads are.
+// The vector at p + n, where a and b are those at p and p + kWidth. Loads that cross a cache line are slow;
+// with AVX-512, all unaligned ones do.
 template <int n, class V, class S>
 inline V shifted([[maybe_unused]] V a, [[maybe_unused]] V b, [[maybe_unused]] const S* p) {
   static_assert(n < 8);
@@ -46,8 +46,8 @@ inline void unrolled(F&& f) {
   unrolled(f, std::make_integer_sequence<int, n>());
 }
 
-// What the outputs of one axis read, phase by phase, where every split-th input lies side by side: output
-// q * phases + phase reads lane[i % split][i / split + q] with i = index of the input - base.
+// What the outputs along one axis read, phase by phase, where the inputs are split into lanes of every
+// split-th one: output q * phases + phase reads lane[i % split][i / split + q] with i = input index - base.
 template <class S>
 class Phases {
  public:
@@ -72,7 +72,8 @@ class Phases {
       while (same_ < phases && offsets_.get()[same_ * most_] == 0) ++same_;
   }
 
-  // f(how) with the way to call sum<how> of these filters: how many lanes, and neighbours in each of them.
+  // Calls f(how) with the Runs to pass to sum() for this filter: the number of lanes, and of adjacent inputs
+  // in each of them.
   template <class F>
   void choose(F&& f) const {
     const auto is = [&](int split, int run) { return split_ == split && run_ == run; };
@@ -86,7 +87,7 @@ class Phases {
   template <int kSplit, int kRun>
   struct Runs {};
 
-  // The outputs of a phase from q on, of a row that begins at `row`.
+  // The outputs of a phase from the q-th on, of the row that begins at `row`.
   template <int kSplit, int kRun>
   V sum(Runs<kSplit, kRun>, int64_t phase, const S* row, int64_t q) const {
     const int64_t* offsets = offsets_.get() + phase * most_;
@@ -106,7 +107,7 @@ class Phases {
     return sum;
   }
 
-  // All phases of a row of `lane` outputs each.
+  // All phases of a row, `lane` outputs each.
   void row(const S* in, S* out, int64_t phases, int64_t lane) const {
     if (same_ > 0 && phases == 2)
       return same_ == 1 ? together<2, 1>(in, out, lane) : together<2, 2>(in, out, lane);
@@ -125,7 +126,7 @@ class Phases {
 #endif
   }
 
-  // All phases at once, of which the first kSame read from input q on and the others one further.
+  // All phases at once. The first kSame of them read from input q on, the others from input q + 1 on.
   template <int kPhases, int kSame>
   void together(const S* in, S* out, int64_t lane) const {
     constexpr int kInputs = kPerInput + (kSame < kPhases ? 1 : 0);
@@ -154,18 +155,19 @@ class Phases {
 // Rows of one band.
 struct Range {
   int64_t begin, end;                // of y
-  int64_t z_begin, z_end, keep_end;  // of z; bits are kept up to keep_end
-  int64_t x_begin, x_end;            // of x, and where the image is padded
+  int64_t z_begin, z_end, keep_end;  // of z; the mask is written up to keep_end
+  int64_t x_begin, x_end;            // of x, and of the padding around it
 };
 
-// How a row of z lies in the buffers: phase by phase.
+// A row of z in the buffers, phase by phase.
 struct Layout {
-  int64_t phases, lane, narrow_lane, margin;  // narrow: of the second buffer, which has zeros on both sides
+  int64_t phases, lane, narrow_lane, margin;  // narrow: in the second buffer, which has zeros on both sides
   int64_t width() const { return lane * phases; }
   int64_t narrow_width() const { return narrow_lane * phases; }
 };
 
-// The step down the columns: from the rows `wide`, which the first filter has gone along, to rows `narrow`.
+// The step down the columns: from the rows `wide`, to which the first filter has been applied along the rows,
+// to the rows `narrow`, to which the second filter is yet to be applied along the rows.
 template <class S>
 class Columns {
  public:
@@ -208,7 +210,7 @@ class Columns {
     return r;
   }
 
-  // Rows of x that a range may have.
+  // The most rows of x that a range may have.
   static int64_t most_rows(const FilteredLreluParams& p, int64_t rows) {
     const FirAxis &f = p.first_y, &s = p.second_y;
     const int64_t z_rows = min(s.in, (rows - 1) * s.down + max(s.taps, 2 * s.down)) + lrelu_phases(p);
@@ -228,13 +230,13 @@ class Columns {
   }
 
  private:
-  static constexpr int kStrip = 4;  // vectors of a strip
+  static constexpr int kStrip = 4;  // vectors
 
   struct Call {
     const Range& r;
     const S* wide;
     S* narrow;
-    uint8_t* mask;  // of this plane of the image
+    uint8_t* mask;  // of this plane
   };
 
   // t of a vector of z, whose bits begin at bit `at` of the mask.
@@ -261,14 +263,14 @@ class Columns {
   }
 
   static void put_bits(uint8_t* mask, int64_t at, uint32_t bits) {
-    if constexpr (W < 8) {  // several vectors to a byte, the first of which comes first
+    if constexpr (W < 8) {  // several vectors per byte, which come in order
       mask[at / 8] = uint8_t((at % 8 == 0 ? 0 : mask[at / 8]) | bits << at % 8);
     } else {
       for (int byte = 0; byte < W / 8; ++byte) mask[at / 8 + byte] = uint8_t(bits >> 8 * byte);
     }
   }
 
-  // The rest of each run's bits.
+  // Clears the unused last byte of each run.
   void end_runs(const Range& r, uint8_t* mask) const {
     if (!writes_ || layout_.lane % 16 == 0) return;
     const int64_t run = mask_run_bytes(p_);
@@ -278,7 +280,7 @@ class Columns {
           mask[plane * plane_bytes_ + (m * layout_.phases + phase + 1) * run - 1] = 0;
   }
 
-  // Any factors and taps: rows of z to a buffer, and from there to y.
+  // For any factors and taps: all rows of z go to a buffer, and from there to y.
   template <int kVectors>
   void strip(const Call& c, int64_t v) const {
     const Range& r = c.r;
@@ -307,11 +309,11 @@ class Columns {
     }
   }
 
-  // The row of z at or before m from which on kUp rows at a time meet the same pixels.
+  // The row of z at or before m that begins a group of kUp rows that read the same pixels.
   int64_t aligned(int64_t m) const {
     if (stream_ == nullptr) return m;
     const int64_t ahead = f_.origin(m) - 1, back = ahead - FirAxis::floor_div(ahead, f_.up) * f_.up;
-    // Of two such rows the one that is 0 or 1 rows behind a row that an output begins with.
+    // Of two such rows, the one that is 0 or 1 rows behind the first row of an output.
     const bool other = s_.down > f_.up && into_output(m - back) >= f_.up;
     return m - back - (other ? f_.up : 0);
   }
@@ -334,15 +336,15 @@ class Columns {
     return into_output(aligned(0)) % 2 == 0 ? stream_ : &Columns::stream<kUp, kDown, 1>;
   }
 
-  // A column of vectors, in registers: the pixels that a row of z meets, and the sums of the rows of y that
-  // it adds to. The first row of z is kInto rows into an output.
+  // A column of vectors. In registers are the pixels that a row of z reads, and the sums of the rows of y
+  // that it contributes to. The first row of z is kInto rows behind the first row of an output.
   template <int kUp, int kDown, int kInto>
   void stream(const Call& c, int64_t v) const {
     constexpr int kPeriod = kUp > kDown ? kUp : kDown, N = kPerInput;
     const Range& r = c.r;
     const int64_t width = layout_.width(), narrow_width = layout_.narrow_width(), at = bits_at_.get()[v];
     int64_t m = aligned(r.z_begin);
-    int64_t o = FirAxis::floor_div(m + s_.pad, kDown) - (N - 1);  // the row of y that is the next to be done
+    int64_t o = FirAxis::floor_div(m + s_.pad, kDown) - (N - 1);  // the next row of y to be completed
     S* out = c.narrow + narrow_at_.get()[v] - r.begin * narrow_width;
     for (int64_t i = r.begin; i < min(o, r.end); ++i) store(out + i * narrow_width, V{});
     const S* from = c.wide + v * W;
@@ -395,7 +397,7 @@ class Bands {
   using S = acc_t<T>;
   using V = Vec<T>;
   static constexpr int W = kWidth<T>;
-  static constexpr int kByte = W < 8 ? 8 : W;  // elements whose bits are whole bytes
+  static constexpr int kByte = W < 8 ? 8 : W;  // elements whose bits fill whole bytes
 
   explicit Bands(const FilteredLreluParams& p)
       : p_(p),
@@ -440,7 +442,7 @@ class Bands {
   }
 
  private:
-  // A filter's taps as pixels are multiplied with them; the gain is with those down the columns.
+  // A filter's taps in the order in which they multiply pixels. Those down the columns include the gain.
   struct Weights {
     Scratch<S> along, down;
     Weights(const void* filter, int64_t taps, bool flip, double gain) : along(taps), down(taps) {
@@ -462,7 +464,7 @@ class Bands {
     x_base_ = f_.first(0);
     const int64_t furthest = f_.first(l.phases - 1) + ceil_div(f_.taps, f_.up) - 1 - x_base_;
     x_lane_ = l.lane + furthest / in_split_ + 1;
-    const int64_t outputs = ceil_div(ceil_div(s_.out, out_split_), W) * W;  // of a phase of y
+    const int64_t outputs = ceil_div(ceil_div(s_.out, out_split_), W) * W;  // of one phase of y
     const int64_t reach = FirAxis::floor_div(s_.origin(out_split_ - 1) + s_.taps - 1, l.phases) + 1;
     l.narrow_lane = l.margin + max(l.lane, outputs + reach);
     return l;
@@ -485,7 +487,7 @@ class Bands {
       line = lanes_.get();
     }
     read_x_.row(line, row, layout_.phases, layout_.lane);
-    // No pixels: whatever reads them must find zeros.
+    // Columns beyond the image must be zero for the second filter.
     for (int64_t phase = 0; phase < layout_.phases; ++phase)
       for (int64_t q = max(0, ceil_div(f_.out - phase, layout_.phases)); q < layout_.lane; ++q)
         row[phase * layout_.lane + q] = 0;
@@ -533,13 +535,13 @@ class Bands {
   const FirAxis f_, s_;
   const int64_t rows_;  // of a band
   const Weights first_, second_;
-  int64_t in_split_, out_split_;  // x and y are taken apart into so many lanes
-  int64_t x_base_, x_lane_;       // x: the first column that is read, and how many of each lane
+  int64_t in_split_, out_split_;  // the number of lanes that x and y are split into
+  int64_t x_base_, x_lane_;       // the first column of x that is read, and how many there are in a lane
   const Layout layout_;
   const Columns<S> columns_;
   const Phases<S> read_x_, read_z_;
   Scratch<S> line_, lanes_, wide_, narrow_, outputs_;
-  Scratch<T> pixels_;  // a row of x or y, where channels lie innermost
+  Scratch<T> pixels_;  // a row of x or y, for channels-last
 };
 
 }  // namespace

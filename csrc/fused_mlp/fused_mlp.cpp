@@ -1,6 +1,6 @@
 // A chain of linear layers with activations as one op, and its derivatives: the products are PyTorch's GEMMs,
-// everything between them is bias_act's kernels. With layers of some 100 features the calls cost as much as
-// the arithmetic, so one op forward and one backward is what counts.
+// everything between them is bias_act's kernels. With layers of about 100 features, calls cost as much as
+// arithmetic: the gain is one op forward and one backward.
 //
 //     z_i = h_{i-1} W_i^T + b_i      h_i = f_i(z_i)      h_0 = x, y = h_n                          forward
 //     dz_i = dh_i * f_i'(z_i)        dh_{i-1} = dz_i W_i     dW_i = dz_i^T h_{i-1}                 backward
@@ -35,7 +35,7 @@ Tensor mm(const Tensor& a, const Tensor& b) {
 
 Tensor sum(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 
-// A view of t's memory, from its first element on.
+// A view of t's memory that begins with its first element.
 Tensor view(const Tensor& t, std::array<int64_t, 2> sizes, std::array<int64_t, 2> strides) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
@@ -51,7 +51,7 @@ Tensor as_rows(const Tensor& t, int64_t features) {
   return view(as_format(t, false), {rows, features}, {std::max<int64_t>(features, 1), 1});
 }
 
-// The tensor of rows in the shape of `like`, with another last dimension.
+// `rows` in the shape of `like`, except for the last dimension.
 Tensor in_shape_of(const Tensor& like, const Tensor& rows) {
   if (like.dim() == 2) return rows;
   std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
@@ -64,7 +64,7 @@ struct Layer {
   BiasActParams act;
 
   bool smooth() const { return !is_piecewise_linear(act.act); }
-  // A product that is stored in a half type is rounded; with the bias in it, its sign at least is right.
+  // A product in a half type is rounded when it is stored. With the bias in it, at least its sign is right.
   bool bias_in_product() const { return act.dtype == DType::float16 || act.dtype == DType::bfloat16; }
   OptionalTensor late_bias() const { return bias_in_product() ? OptionalTensor() : OptionalTensor(b); }
 };
@@ -107,7 +107,7 @@ std::vector<Layer> make_layers(const Tensor& x, const TensorList& weights, const
   return layers;
 }
 
-// The views of its memory below rely on it.
+// The views of dy's memory below rely on this.
 void check_dy(const Tensor& dy, const Tensor& x, const std::vector<Layer>& layers, const char* op) {
   check_same_kind(dy, "dy", x, "x", op);
   const int64_t features = layers.back().w.size(0), last = x.dim() - 1;
@@ -117,8 +117,8 @@ void check_dy(const Tensor& dy, const Tensor& x, const std::vector<Layer>& layer
              ", with a last dimension of ", features);
 }
 
-// `saved` holds, for each layer: its output (but the last one's), and what its backward needs beside: the
-// product of a smooth activation, the mask (which may be empty) of a piecewise-linear one.
+// `saved` holds for each layer its output (except the last one's) and what the backward of its activation
+// needs: the product if it is smooth, the mask (which may be empty) if it is piecewise linear.
 struct Saved {
   const TensorList& tensors;
   const Tensor& x;  // rows
@@ -163,8 +163,8 @@ std::tuple<Tensor, TensorList> fused_mlp(const Tensor& x, TensorList weights, Te
   return {in_shape_of(x, h), saved};
 }
 
-// What stands for a gradient that is not asked for. Outputs of an op must not share memory, so each has its
-// own.
+// Stands for a gradient that was not asked for. Outputs of an op must not share memory, so each is a new
+// tensor.
 Tensor nothing(const Tensor& like) { return empty_1d(like, 0, like.scalar_type()); }
 
 bool has(int64_t bits, size_t i) { return bits >> i & 1; }
@@ -185,7 +185,7 @@ LayerGradients through_activation(const Tensor& dh, const Layer& layer, const Bi
   return {g.dx, g.db};
 }
 
-// Bit i of need_w and need_b asks for the gradient of layer i; what is not asked for is empty.
+// Bit i of need_w and need_b asks for the gradient of layer i. Gradients that were not asked for are empty.
 std::tuple<Tensor, TensorList, TensorList> fused_mlp_backward(const Tensor& dy, const Tensor& x,
                                                               TensorList weights, TensorList biases,
                                                               TensorList saved_tensors, StringHandle acts,
@@ -230,7 +230,7 @@ std::tuple<Tensor, Tensor, TensorList, TensorList> fused_mlp_double_backward(
   const Tensor x_rows = as_rows(x, layers[0].w.size(1));
   const Saved saved{saved_tensors, x_rows};
 
-  // The backward again, for dh_i (the output's gradient) and dz_i (the product's).
+  // The backward once more, for dh_i (the gradient of the output) and dz_i (that of the product).
   TensorList dh(count), dz(count);
   dh[count - 1] = as_rows(dy, layers.back().w.size(0));
   for (size_t i = count; i-- > 0;) {

@@ -9,7 +9,7 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kChunk = 8192;  // logits of a side in one work item: some 30 us
+constexpr int64_t kChunk = 8192;  // logits of a side in an item: about 30 us
 
 struct Kind {
   const char* name;
@@ -44,7 +44,7 @@ ScalarType accumulate_type(DType dtype) {
   return dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
 }
 
-// Of the shape and memory format of `dense`.
+// With the shape and memory format of `dense`.
 Tensor empty_like(const Tensor& dense, ScalarType type) {
   return empty_strided(dense, dense.sizes(), dense.strides(), type);
 }
@@ -68,8 +68,8 @@ struct Loss {
   Tensor loss, stats, slopes[2];
 };
 
-// Runs the kernels. Everything of `p` is set but what depends on the tensors, which are dense and alike where
-// paired.
+// Runs the kernels. `p` is complete except for what depends on the tensors. They are dense, and of the same
+// format if their elements are compared.
 Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (&names)[2],
          const OptionalTensor& weight_any, const char* op) {
   const OptionalTensor weight = weight_any ? OptionalTensor(as_format(*weight_any, false)) : std::nullopt;
@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor> generator_loss_and_grad(const Tensor& fake_any, Optio
   AIGC_CHECK(!kind.paired && !kind.centred, op, ": kind is '", kind_name,
              "', which compares two batches: its loss is discriminator_loss with real and fake swapped");
   p.reduction = parse_reduction(reduction, op);
-  // Fakes that should be judged real; for hinge without the hinge, for minimax by the negative of D's loss.
+  // Fakes should be judged real. For hinge that is the linear term; for minimax, the negative of D's loss.
   const bool minimax = kind_name == "minimax";
   p.term = kind.term == GanTerm::hinge ? GanTerm::linear : kind.term;
   p.side_count = 1;

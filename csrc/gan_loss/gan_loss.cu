@@ -1,6 +1,6 @@
 // A block works on one chunk of both sides at a time, a thread on one logit: batches of logits are small, and
-// what costs is the launch. So one chunk is one launch, which does all three steps; more chunks need three,
-// for the sums over all of them. Bytes per logit as for the CPU kernel.
+// the launch is what costs. So a single chunk takes one launch, which does all three steps; several chunks
+// take three, because of the sums over all of them. The traffic is that of the CPU kernel.
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_vec.h"
@@ -21,7 +21,7 @@ __device__ Range chunk_of(const GanLossParams& p, const GanLossSide& side, int64
   return {begin < side.count ? begin : side.count, end < side.count ? end : side.count};
 }
 
-// What of all chunks' partial sums, in every thread of the block.
+// The sum of one member of all chunks' partials, in every thread of the block.
 __device__ double total(const GanLossParams& p, int side, double GanLossPartial::* what) {
   double sum = 0;
   for (int64_t chunk = threadIdx.x; chunk < p.chunks; chunk += kThreads)
@@ -29,7 +29,7 @@ __device__ double total(const GanLossParams& p, int side, double GanLossPartial:
   return block_sum<kThreads>(sum);
 }
 
-// What a side's sum is multiplied with.
+// The factor of a side's sum in the loss.
 __device__ double scale(const GanLossParams& p, const GanLossSide& side) {
   return p.reduction == GanReduction::mean ? side.factor / double(side.count) : side.factor;
 }
@@ -109,7 +109,7 @@ __device__ void terms(const GanLossParams& p, int index, int64_t chunk, acc_t<T>
     slope_sum += slope;
     if (sign * (v - (paired ? opponent : common_threshold)) < 0) ++correct;
     slopes[i] = slope_scale * (p.l2 != 0 ? slope + l2_slope : slope);
-    if (losses) {  // both sides have this place, and the same thread has it
+    if (losses) {  // one place for both sides, written by the same thread
       loss *= S(side.factor);
       losses[i] = index == 0 ? loss : losses[i] + loss;
     }
@@ -126,7 +126,7 @@ __device__ void terms(const GanLossParams& p, int index, int64_t chunk, acc_t<T>
   }
 }
 
-// The loss and the statistics, of the sums over all chunks.
+// The loss and the statistics from the sums over all chunks.
 template <class T>
 __device__ void finish_loss(const GanLossParams& p) {
   double loss = 0;
@@ -142,7 +142,7 @@ __device__ void finish_loss(const GanLossParams& p) {
   if (threadIdx.x == 0 && p.reduction != GanReduction::none) *static_cast<acc_t<T>*>(p.loss) = acc_t<T>(loss);
 }
 
-// The logits' share in the mean that the other side's are compared with.
+// The gradient by way of the mean that the other side's logits are compared with.
 template <class T>
 __device__ void finish_slopes(const GanLossParams& p, int64_t first_chunk, int64_t chunk_step) {
   for (int index = 0; index < 2; ++index) {
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) means_kernel(const GanLossParams p) 
   for (int64_t chunk = blockIdx.x; chunk < p.chunks; chunk += gridDim.x) means<T>(p, chunk);
 }
 
-// With one chunk, all of the work.
+// All of the work if there is one chunk.
 template <class T, GanTerm K>
 __global__ void __launch_bounds__(kThreads) terms_kernel(const GanLossParams p) {
   using S = acc_t<T>;

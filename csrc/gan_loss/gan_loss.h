@@ -12,7 +12,7 @@
 // The shift is 0, except where real and fake are compared:
 //     paired     with the other side's logit at the same place. Both sides then have the same s(u), which is
 //                counted once, and each has its own slope.
-//     centred    with the mean of the other side's logits. These have a share in the gradient:
+//     centred    with the mean of the other side's logits, which adds to the gradient of each logit:
 //                d/dx_i = ... - (sum of w * phi' over the other side, scaled as its loss) / count
 //
 // Sums run in a fixed order over chunks of both sides; partial sums are float64.
@@ -50,7 +50,7 @@ struct GanLossParams {
   bool paired = false, centred = false;
   bool needs_means = false;     // for the shift or for the threshold
   bool is_probability = false;  // score is sigmoid(x)
-  double threshold = 0;         // of accuracy; the shift where paired, the other side's mean if needs_means
+  double threshold = 0;         // for the accuracy; if paired the shift, if needs_means the other side's mean
   double l2 = 0;
 
   int side_count = 2;
@@ -59,7 +59,7 @@ struct GanLossParams {
 
   int64_t chunk = 1, chunks = 1;       // an item is `chunk` logits of each side
   GanLossPartial* partials = nullptr;  // [chunks][side_count]
-  void* loss = nullptr;                // acc_t<T>: one, or one for each logit
+  void* loss = nullptr;                // acc_t<T>: one number, or one for each logit
   float* stats = nullptr;              // mean score real, fake; accuracy real, fake
 };
 

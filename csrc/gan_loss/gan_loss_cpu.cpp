@@ -1,5 +1,5 @@
-// Bytes per logit (e = element size, a = size of acc_t): e read, a written; centred kinds read e + a and
-// write a more.
+// Traffic per logit (e = element size, a = size of acc_t): e read, a written; centred kinds read e + a more
+// and write a more.
 #include "core/math.h"
 #include "core/simd.h"
 #include "gan_loss/gan_loss.h"
@@ -8,7 +8,7 @@ namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-// A sum in float64: what is summed may cancel, as the logits do in their mean.
+// A sum in float64, because terms may cancel, as logits do in their mean.
 class Sum {
  public:
   void add(Vec<double> x) { lanes_[0] += x; }
@@ -33,14 +33,14 @@ inline Range chunk_of(const GanLossParams& p, const GanLossSide& side, int64_t i
   return {begin < side.count ? begin : side.count, end < side.count ? end : side.count};
 }
 
-// What of all chunks' partial sums, in their order.
+// The sum of one member of all chunks' partials, in their order.
 inline double total(const GanLossParams& p, int side, double GanLossPartial::* what) {
   double sum = 0;
   for (int64_t chunk = 0; chunk < p.chunks; ++chunk) sum += p.partials[chunk * p.side_count + side].*what;
   return sum;
 }
 
-// What a side's sum is multiplied with.
+// The factor of a side's sum in the loss.
 inline double scale(const GanLossParams& p, const GanLossSide& side) {
   return p.reduction == GanReduction::mean ? side.factor / double(side.count) : side.factor;
 }

@@ -7,10 +7,11 @@
 namespace aigc {
 namespace {
 
-// Of y, in a work item. CPU: tanh and sigmoid make them worth a thread. GPU: there must be several items for
-// each of some hundred multiprocessors.
+// Elements of y in an item. CPU: with tanh and sigmoid, enough work for a thread. GPU: there must be several
+// items for each of a hundred or more multiprocessors.
 constexpr int64_t kChunkElements = kOnGpu ? 2048 : 8192;
-constexpr int64_t kManyItems = 4096;  // a GPU has enough at this many: larger ones then save partial sums
+// So many items are enough for a GPU; beyond that, larger items make for fewer partial sums.
+constexpr int64_t kManyItems = 4096;
 
 // x is dense.
 GatedActParams make_params(const Tensor& x, const OptionalTensor& b, const char* op) {
@@ -28,8 +29,8 @@ GatedActParams make_params(const Tensor& x, const OptionalTensor& b, const char*
   p.channels = layout.channels / 2;
   p.inner = layout.inner;
   const int64_t units = kChunkElements / std::max<int64_t>(unit_length(p), 1);
-  // Where the bias runs along, a chunk leaves a whole row of partial sums: let it have pixels enough to be
-  // worth it.
+  // Where the bias runs along a unit, a chunk writes a whole row of partial sums: it needs enough pixels for
+  // that to pay.
   p.units_per_chunk = std::max<int64_t>(units, bias_runs_along(p) ? 16 : 1);
   if (kOnGpu && bias_runs_along(p)) p.units_per_chunk = std::max(p.units_per_chunk, p.outer / kManyItems);
   p.x = x.data_ptr();
@@ -43,7 +44,7 @@ OptionalTensor contiguous(const OptionalTensor& t) {
   return t ? OptionalTensor(as_format(*t, false)) : std::nullopt;
 }
 
-// For a tensor like x with half the channels.
+// A tensor like x with half the channels.
 Tensor empty_half(const Tensor& x) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end()), strides(sizes.size());
   sizes[1] /= 2;

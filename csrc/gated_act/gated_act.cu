@@ -1,7 +1,7 @@
 // A block works on one chunk of units at a time, a thread on eight neighbouring elements of both halves. As
 // many threads share a unit as it has work for. Where units are planes (NCHW), the bias is one number for
 // each half, and the unit's threads sum the gradients by shuffles; where they are pixels (NHWC, NC), a thread
-// keeps the biases of its columns in registers, walks down the chunk's pixels and sums its columns.
+// keeps the biases of its columns in registers, goes down the chunk's pixels and sums its columns.
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_vec.h"
@@ -12,8 +12,8 @@ namespace aigc {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kColumns = kThreads * 8;  // of a pixel, in one go
-constexpr int kSumBlock = 64;           // additions in acc_t, then on in float64
+constexpr int kColumns = kThreads * 8;  // of a pixel, that a block processes at once
+constexpr int kSumBlock = 64;           // additions in acc_t, whose sums are added up in float64
 
 // Eight elements of both halves: z1 = x1 + b1, z2 = x2 + b2.
 template <class T>
@@ -31,7 +31,7 @@ struct Gates {
   }
 };
 
-// Eight elements of y, or of dx, whose two halves then stay in d1 and d2 (0 from the n-th on).
+// Eight elements of y; or of dx, whose two halves are left in d1 and d2 (0 from the n-th element on).
 template <class T, bool kBackward>
 __device__ void apply(const GatedActParams& p, int64_t y, int64_t x1, int64_t x2, int64_t n,
                       const acc_t<T> (&b1)[8], const acc_t<T> (&b2)[8], acc_t<T> (&d1)[8],
@@ -51,7 +51,7 @@ __device__ void apply(const GatedActParams& p, int64_t y, int64_t x1, int64_t x2
     store<8>(static_cast<T*>(p.dx) + x1, n, d1);
     store<8>(static_cast<T*>(p.dx) + x2, n, d2);
 #pragma unroll
-    for (int j = 0; j < 8; ++j)  // a NaN in the bias makes it NaN, also where there is no element
+    for (int j = 0; j < 8; ++j)  // with a NaN in the bias, they are NaN where there is no element
       if (j >= n) d1[j] = d2[j] = 0;
   } else {
 #pragma unroll

@@ -1,7 +1,7 @@
 // y = tanh(z1) * sigmoid(z2), z = x + b, where z1 and z2 are the two halves of z's channels.
 //
-// A unit is what has contiguous z1, z2 and y: a plane of `inner` elements where pixels lie side by side (unit
-// = n*C + c, one bias for each half), else the C channels of a pixel (unit = pixel, the bias runs along).
+// A unit is a contiguous run of z1, z2 and y: a plane of `inner` elements where pixels are adjacent (unit =
+// n*C + c, one bias for each half), else the C channels of a pixel (unit = pixel, the bias runs along it).
 //
 // Derivatives: dz1 = dy * sigmoid(z2) * tanh'(z1),  dz2 = dy * tanh(z1) * sigmoid'(z2),  db = sum dz
 // Traffic (e = element size of y): forward 3e, backward 5e, with db.

@@ -1,4 +1,4 @@
-// How the backend that this file is compiled for runs a kernel, and where its ops are registered.
+// How the backend that a file is compiled for runs a kernel, and where its ops are registered.
 //
 // An op's glue is compiled once per backend:
 //   AIGC_BACKEND_CPU   libaigc_ops       schemas and CPU kernels

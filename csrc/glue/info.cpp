@@ -1,4 +1,4 @@
-// What `python -m aigc_ext.info` asks of the library.
+// What `python -m aigc_ext.info` reports about the library.
 #include "glue/backend.h"
 
 namespace aigc {

@@ -1,4 +1,4 @@
-// What every op's glue needs of tensors: checks that name the argument, and memory layouts.
+// What every op's glue needs: checks that name the argument, and memory layouts.
 #pragma once
 
 #include <torch/csrc/stable/c/shim.h>
@@ -21,7 +21,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// A message for the user: no file, no line, only what was wrong with what.
+// The message is for the user: no file, no line, only what is wrong with which argument.
 #define AIGC_CHECK(condition, ...) \
   if (!(condition)) ::aigc::fail(__VA_ARGS__)
 
@@ -32,7 +32,7 @@ template <class... Args>
   throw std::runtime_error(message.str());
 }
 
-// The text of a `str` argument, which the kernel owns. A kernel that takes a std::string leaks: the copy that
+// The text of a `str` argument, which the op owns. An op that takes a std::string leaks memory: the copy that
 // torch's conversion makes (2.10 to 2.13) is never freed.
 inline std::string take_string(StringHandle handle) {
   const char* data = nullptr;
@@ -52,7 +52,7 @@ inline std::string shape(const Tensor& t) {
   return out.str();
 }
 
-// As Python calls it, where that differs from the C++ name.
+// The Python name, where it differs from the C++ name.
 inline const char* dtype_name(ScalarType type) {
   constexpr std::pair<ScalarType, const char*> names[] = {{ScalarType::Double, "float64"},
                                                           {ScalarType::Float, "float32"},
@@ -148,8 +148,8 @@ inline bool is_channels_last(const Tensor& t) {
   return t.dim() >= 3 && !t.is_contiguous() && has_strides(t, channels_last_strides(t));
 }
 
-// An uninitialized tensor on the device of `like`. By the C shim: torch::stable::new_empty's way through the
-// dispatcher takes three times as long, which counts where a whole op takes some microseconds.
+// An uninitialized tensor on the device of `like`. It calls the C shim, because torch::stable::new_empty goes
+// through the dispatcher and takes three times as long, which counts when a whole op takes microseconds.
 inline Tensor empty_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                             torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType type) {
   int32_t device_type;
@@ -171,7 +171,7 @@ inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType type) {
   return empty_strided(like, {&size, 1}, {&stride, 1}, type);
 }
 
-// t itself where it is already contiguous (or channels-last, if asked for), else a copy that is.
+// t itself if it is already contiguous (or channels-last, if asked for), else a copy that is.
 inline Tensor as_format(const Tensor& t, bool channels_last) {
   if (!channels_last) return t.is_contiguous() ? t : torch::stable::contiguous(t);
   const auto strides = channels_last_strides(t);
@@ -181,12 +181,12 @@ inline Tensor as_format(const Tensor& t, bool channels_last) {
   return copy;
 }
 
-// Contiguous and channels-last tensors as they are; any other layout is copied to a contiguous one.
+// Contiguous and channels-last tensors themselves; any other layout is copied to a contiguous tensor.
 inline Tensor as_dense(const Tensor& t) {
   return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
 }
 
-// A dense tensor in memory order: element = (outer * channels + channel) * inner + i, channel along `dim`.
+// A dense tensor in memory order: element = (outer * channels + channel) * inner + i.
 struct ChannelLayout {
   int64_t outer = 1, channels = 1, inner = 1;
 };

@@ -1,5 +1,5 @@
-// y = bias_act(x @ w.T, b): the product by PyTorch's GEMM, bias and activation by bias_act's kernel, in place
-// on the product unless the backward needs it (smooth activations differentiate at the pre-activation).
+// y = bias_act(x @ w.T, b): the product is PyTorch's GEMM, bias and activation are bias_act's kernel. It runs
+// in place on the product unless the backward needs that (for f' of smooth activations).
 #include "bias_act/bias_act_glue.h"
 #include "glue/backend.h"
 
@@ -13,8 +13,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Returns y, the product where the backward needs it (else empty), and bias_act's mask. For half types the
-// bias is part of the product.
+// Returns y, the product if the backward needs it (else an empty tensor), and bias_act's mask. For half types
+// the bias is part of the product.
 std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, OptionalTensor b,
                                               StringHandle act_handle, double alpha, double gain,
                                               std::optional<double> clamp, bool save) {
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, 
     AIGC_CHECK(b->dim() == 1 && b->size(0) == w.size(0), op, ": b has shape ", shape(*b), ", but must be [",
                w.size(0), "]");
   }
-  // A product that is stored in a half type is rounded; with the bias in it, its sign at least is right.
+  // A product in a half type is rounded when it is stored. With the bias in it, at least its sign is right.
   const bool bias_in_product = b && (p.dtype == DType::float16 || p.dtype == DType::bfloat16);
   const Tensor product = as_format(linear(x, w, bias_in_product ? b : std::nullopt), false);
   if (bias_in_product) b = std::nullopt;

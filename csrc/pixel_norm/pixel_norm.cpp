@@ -8,7 +8,7 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kThreadElements = 32768;  // what is worth a thread
+constexpr int64_t kThreadElements = 32768;  // enough work for a thread
 
 PixelNormParams make_params(const Tensor& x, const Tensor& x_dense, int64_t dim, double eps, const char* op) {
   PixelNormParams p;
@@ -23,7 +23,7 @@ PixelNormParams make_params(const Tensor& x, const Tensor& x_dense, int64_t dim,
   return p;
 }
 
-// Another tensor of x's kind and shape, in the memory format of x_dense.
+// t, which must be of x's kind and shape, in the memory format of x_dense.
 Tensor in_format(const Tensor& t, const char* name, const Tensor& x, const Tensor& x_dense, const char* op) {
   check_same_kind(t, name, x, "x", op);
   check_same_shape(t, name, x, "x", op);

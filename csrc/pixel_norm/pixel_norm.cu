@@ -1,7 +1,8 @@
-// Where a pixel's channels lie side by side (NHWC, NC), up to a warp shares the pixel, eight channels to a
-// thread. Where pixels do (NCHW), a block takes a tile of kPixelTile of them: a thread four neighbouring
-// pixels, a warp every eighth channel. The inputs are read twice, for the sums and for the result, the second
-// time from cache: a tile of 128 channels in float32 has 64 KB. Bytes from memory then are 2e, 3e and 4e.
+// Where the channels of a pixel are adjacent (NHWC, NC), up to a warp of threads shares the pixel, eight
+// channels to a thread. Where pixels are adjacent (NCHW), a block takes a tile of kPixelTile of them: a
+// thread takes four neighbouring pixels, a warp every eighth channel. The inputs are read twice, for the sums
+// and for the result, the second time from cache: a tile of 128 channels in float32 has 64 KB. The traffic
+// from and to memory is then 2e, 3e and 4e.
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_shared.h"
@@ -14,9 +15,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPixels = kPixelTile / 32;  // of a thread, in a tile
-constexpr int kSumBlock = 64;             // additions in acc_t, then on in float64
+constexpr int kSumBlock = 64;             // additions in acc_t, whose sums are added up in float64
 
-// What is summed and how the sums are used, by order of differentiation. Inputs are x, dy, u.
+// The sums and their use, by the order of differentiation. Inputs are x, dy, u.
 template <class T, int kOrder>
 struct Formula {
   using S = acc_t<T>;

@@ -7,7 +7,7 @@ namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-// What is summed and how the sums are used, by order of differentiation. Inputs are x, dy, u.
+// The sums and their use, by the order of differentiation. Inputs are x, dy, u.
 template <class T, int kOrder>
 struct Formula {
   static constexpr int kInputs = kOrder + 1;
@@ -91,7 +91,7 @@ struct Pixels {
     });
   }
 
-  // Up to kPixelTile pixels that lie side by side, as their channels do not: one sum for each column.
+  // Up to kPixelTile adjacent pixels, whose channels are not adjacent: sums for each column.
   void tile(int64_t item) const {
     const int64_t tiles = pixel_items(p) / p.outer;
     const int64_t left = item % tiles * kPixelTile;

@@ -7,7 +7,7 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kChunkElements = kOnGpu ? 8192 : 32768;  // of a work item
+constexpr int64_t kChunkElements = kOnGpu ? 8192 : 32768;  // of an item
 
 ScalarType sum_dtype(const Tensor& a) {
   return a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -25,7 +25,7 @@ SampleParams make_params(const Tensor& a, const char* name, const char* op) {
 
 int64_t grain(const SampleParams& p) { return std::max<int64_t>(1, kChunkElements / p.chunk); }
 
-// a and b are of one dense layout.
+// a and b are dense, in the same layout.
 Tensor dot(const Tensor& a, const Tensor& b, SampleParams p) {
   const Tensor result = empty_1d(a, p.samples, sum_dtype(a));
   if (p.length == 0) {

@@ -1,4 +1,4 @@
-// Sums over a sample and their derivatives, which close under differentiation:
+// Sums over a sample, and their derivatives. The set is closed under differentiation:
 //     sample_dot(a, b)[n]   = sum over i of a[n, i] * b[n, i]      sample_sqnorm(g) = sample_dot(g, g)
 //     sample_scale(a, s)    = a[n, i] * s[n]
 //     d sample_dot:    grad_a = sample_scale(b, grad),   grad_b = sample_scale(a, grad)
@@ -13,7 +13,7 @@ namespace aigc {
 struct SampleParams {
   DType dtype = DType::float32;  // of a, b and y; s and dot hold acc_t of it
   int64_t samples = 0;
-  int64_t length = 0;  // elements of a sample, which lie together
+  int64_t length = 0;  // elements of a sample, which are contiguous
   int64_t chunk = 0;   // an item of the kernels is a chunk of this many elements of one sample
   const void* a = nullptr;
   const void* b = nullptr;

@@ -8,8 +8,8 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kThreadElements = 32768;  // what is worth a thread
-// Far below where products overflow, and above what memory allows.
+constexpr int64_t kThreadElements = 32768;  // enough work for a thread
+// Far below where products overflow, but more than memory allows.
 constexpr int64_t kMostFactor = 1 << 16, kMostPadding = int64_t{1} << 40;
 
 ScalarType filter_dtype(const Tensor& x) {

@@ -1,12 +1,12 @@
 // A block makes a tile of y from a tile of x in shared memory, which has zeros where the image is padded:
 // first down the columns, then along the rows, and through shared memory again, so that global memory is read
-// and written 16 bytes at a time. Neighbouring threads have neighbouring columns (NCHW) or channels (NHWC); a
-// block takes several planes where they are small. Factors and taps are constants in the common cases.
+// and written 16 bytes at a time. Adjacent threads have adjacent columns (NCHW) or channels (NHWC); a block
+// takes several planes if they are small. Factors and taps are compile-time constants in the common cases.
 //
-// The filter is read from global memory once a block. There a two-dimensional one that is an outer product,
-// as setup_filter makes them, is taken apart. Any other is applied as it is.
+// Each block reads the filter from global memory once. A two-dimensional filter that is an outer product, as
+// those of setup_filter are, is separated into its factors. Any other is applied as it is.
 //
-// A filter too large for that has a thread for each output, which reads global memory.
+// For filters that are too large for shared memory, each output has a thread, which reads global memory.
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_shared.h"
@@ -17,10 +17,10 @@ namespace aigc {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRows = 4;            // of y that a thread makes at a time in the first pass
-constexpr int kTileOutputs = 2048;  // wanted of a tile
-constexpr int kMostChannels = 32;   // of a tile, where channels lie innermost
-constexpr int kMostProduct = 256;   // taps of a filter that is looked at for being a product
+constexpr int kRows = 4;            // of y, that a thread computes at a time in the first pass
+constexpr int kTileOutputs = 2048;  // aimed at for a tile
+constexpr int kMostChannels = 32;   // of a tile, for channels-last
+constexpr int kMostProduct = 256;   // taps of a filter that is checked for being an outer product
 constexpr size_t kMostShared = 96 << 10;
 
 template <class T>
@@ -29,7 +29,7 @@ constexpr int kPack = 16 / int(sizeof(T));
 __host__ __device__ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Sizes of a tile: powers of two, but for those of its part of x.
+// Sizes of a tile: powers of two, except for those of its part of x.
 struct Tile {
   int planes = 1, rows = kRows, columns = 1, channels = 1;
   int in_rows = 0, in_columns = 0;
@@ -38,7 +38,7 @@ struct Tile {
   __host__ __device__ int64_t inputs() const { return int64_t(planes) * in_rows * in_columns * channels; }
   __host__ __device__ int64_t outputs() const { return int64_t(planes) * rows * columns * channels; }
   __host__ __device__ int64_t between() const { return int64_t(planes) * rows * in_columns * channels; }
-  // x, and later y; the rows between the passes, or y at once
+  // The first holds x, and later y; the second the rows between the passes, or y if there is only one.
   __host__ __device__ int64_t first_buffer() const { return max(inputs(), outputs()); }
   __host__ __device__ int64_t second_buffer() const { return max(between(), outputs()); }
 };
@@ -63,12 +63,12 @@ Tile make_tile(const Upfirdn2dParams& p) {
     };
     tile.in_rows = inputs(p.y_axis, tile.rows);
     tile.in_columns = inputs(p.x_axis, tile.columns);
-    if (!p.channels_last)  // it begins on a boundary of 16 bytes, up to kPack - 1 columns before
+    if (!p.channels_last)  // it begins at a multiple of 16 bytes, up to kPack - 1 columns earlier
       tile.in_columns = int(parts(tile.in_columns + kPack<T> - 1, kPack<T>)) * kPack<T>;
   };
   if (p.channels_last)
     tile.channels = kPack<T> * power_of_two(parts(p.channels, kPack<T>), kMostChannels / kPack<T>);
-  const int least_columns = p.channels_last ? 1 : kPack<T>;  // which are stored at once
+  const int least_columns = p.channels_last ? 1 : kPack<T>;  // as many as are stored at once
   tile.columns = max(least_columns, power_of_two(p.x_axis.out, p.channels_last ? 8 : 64));
   tile.rows = max(kRows, power_of_two(p.y_axis.out, p.channels_last ? 8 : 32));
   if (!p.channels_last)
@@ -94,15 +94,15 @@ Tile make_tile(const Upfirdn2dParams& p) {
   return tile;
 }
 
-// An axis whose factors and taps may be constants.
+// An axis whose factors and taps may be compile-time constants.
 template <int kUp, int kDown, int kTaps>
 struct Axis {
-  int up_, down_, taps_, pad_;  // pad: within a tile, whose first output it belongs to
+  int up_, down_, taps_, pad_;  // pad: the origin of the tile's first output, within the tile
 
   __device__ int up() const { return kUp > 0 ? kUp : up_; }
   __device__ int down() const { return kDown > 0 ? kDown : down_; }
   __device__ int taps() const { return kTaps > 0 ? kTaps : taps_; }
-  // The first pixel that output o of the tile meets, in the tile, and its tap. No number is negative here.
+  // The first pixel of the tile that output o of the tile reads, and its tap. Nothing is negative here.
   __device__ int first(int o) const { return (o * down() + pad_ + up() - 1) / up(); }
   __device__ int tap(int o) const { return first(o) * up() - (o * down() + pad_); }
   __device__ int count(int o) const {
@@ -111,8 +111,8 @@ struct Axis {
   }
 };
 
-// Is every tap, up to the roundings of an outer product, a product of w_y and w_x? Every thread finds out by
-// itself. Not for NaN.
+// Whether every tap is a product of a w_y and a w_x, up to the rounding errors of an outer product; false for
+// NaN. Every thread finds out by itself.
 template <class S>
 __device__ bool is_outer_product(const SharedSpan<S>& w, int taps_y, int taps_x, int& pivot) {
   pivot = 0;
@@ -129,8 +129,8 @@ __device__ bool is_outer_product(const SharedSpan<S>& w, int taps_y, int taps_x,
   return true;
 }
 
-// The taps as pixels are multiplied with them: w_y x w_x, or w with both. Says whether they are separate.
-// Every thread of the block must call it.
+// The taps in the order in which they multiply pixels: w_y and w_x, or w for both axes. Returns whether they
+// are separate. Every thread of the block must call it.
 template <class S>
 __device__ bool load_filter(const Upfirdn2dParams& p, const SharedSpan<S>& w_x, const SharedSpan<S>& w_y,
                             const SharedSpan<S>& w) {
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int64_t ox0 = rest % tile.column_tiles * tile.columns;
     rest /= tile.column_tiles;
     const int64_t oy0 = rest % tile.row_tiles * tile.rows, plane0 = rest / tile.row_tiles * tile.planes;
-    // The tile's part of x begins with the pixel at or before the first output's origin.
+    // The tile's part of x begins with the pixel at or before the origin of the first output.
     int64_t ix0 = FirAxis::floor_div(p.x_axis.origin(ox0), p.x_axis.up);
     const int64_t iy0 = FirAxis::floor_div(p.y_axis.origin(oy0), p.y_axis.up);
     if (!p.channels_last) ix0 = FirAxis::floor_div(ix0, N) * N;
@@ -364,7 +364,7 @@ void run(const Upfirdn2dParams& p, cudaStream_t stream) {
   const FirAxis &x = p.x_axis, &y = p.y_axis;
   const Tile tile = make_tile<T>(p);
   const size_t bytes = shared_bytes<T>(p, tile);
-  // Within a tile, numbers are ints.
+  // Within a tile, positions are ints.
   if (bytes > kMostShared || x.up * x.down > 1 << 20 || y.up * y.down > 1 << 20) {
     const int64_t outputs = p.batch * p.channels * y.out * x.out;
     launch(any_kernel<T>, grid_size(parts(outputs, kThreads)), kThreads, 0, stream, p, outputs);

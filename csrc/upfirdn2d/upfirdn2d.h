@@ -3,18 +3,18 @@
 //
 //     y[o] = gain * sum over k < taps of w[k] * z[o * down - pad + k],   z[i * up] = x[i], else 0
 //
-// with w the filter reversed (a convolution), or as it is (flip_filter). Polyphase form, as all kernels here
-// compute it: only every up-th k meets a pixel, so that with first = ceil((o * down - pad) / up) and
+// with w the filter reversed (a convolution), or the filter itself (flip_filter). All kernels here compute
+// its polyphase form. Only every up-th k meets a pixel, so that with first = ceil((o * down - pad) / up) and
 // tap = first * up - (o * down - pad), which takes up / gcd(up, down) values in turn,
 //
 //     y[o] = gain * sum over t of w[tap + t * up] * x[first + t].
 //
-// The map is linear in x. Its transpose is of the same form: up and down swapped, the filter reversed, and
-// pad' = taps - 1 - pad. It is linear in a two-dimensional f as well, with the gradient
+// The map is linear in x. Its transpose has the same form: up and down swapped, the filter reversed, and
+// pad' = taps - 1 - pad. It is also linear in a two-dimensional f, with the gradient
 //     df[ky, kx] = gain * sum over n, c, o of dy[o] * z[oy * down_y - pad_y + ky, ox * down_x - pad_x + kx]
-// (indices of w). Of that, derivatives are upfirdn2d again: the set is closed.
+// (by the indices of w), whose derivatives are upfirdn2d again: the set is closed.
 //
-// Traffic of the map: x once, y once.
+// Traffic: x once, y once.
 #pragma once
 
 #include "core/isa.h"
@@ -28,10 +28,10 @@ struct FirAxis {
 
   static constexpr int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
   constexpr int64_t origin(int64_t o) const { return o * down - pad; }
-  // The first pixel that output o meets, which may lie outside of the image, and its tap.
+  // The first pixel that output o reads, which may be outside of the image, and its tap.
   constexpr int64_t first(int64_t o) const { return -floor_div(-origin(o), up); }
   constexpr int64_t tap(int64_t o) const { return first(o) * up - origin(o); }
-  // How many it meets.
+  // How many it reads.
   constexpr int64_t count(int64_t o) const { return (taps - tap(o) + up - 1) / up; }
   constexpr int64_t gcd() const {
     int64_t a = up, b = down;
@@ -59,8 +59,8 @@ struct Upfirdn2dParams {
   double* partials = nullptr;  // [gradient_items, y.taps * x.taps]
 };
 
-// An item of the forward: this many rows of y, of a plane or (channels last) of an image. The kernels may
-// begin up to kMostShift rows before the first.
+// An item of the forward: this many rows of a plane of y or (channels last) of an image. Kernels may begin up
+// to kMostShift rows before the first.
 constexpr int64_t kFirRows = 16, kMostShift = 3;
 constexpr int64_t fir_planes(const Upfirdn2dParams& p) {
   return p.channels_last ? p.batch : p.batch * p.channels;
@@ -69,7 +69,7 @@ constexpr int64_t fir_bands(const Upfirdn2dParams& p) {
   return (p.y_axis.out + kMostShift + kFirRows - 1) / kFirRows;
 }
 
-// An item of the gradient's first step: this many rows of dy, of a plane.
+// An item of the gradient's first step: this many rows of a plane of dy.
 constexpr int64_t kGradientRows = 64;
 constexpr int64_t gradient_bands(const Upfirdn2dParams& p) {
   return (p.y_axis.out + kGradientRows - 1) / kGradientRows;
@@ -81,5 +81,5 @@ constexpr int64_t gradient_items(const Upfirdn2dParams& p) {
 }  // namespace aigc
 
 AIGC_KERNEL(upfirdn2d_forward, Upfirdn2dParams)          // y
-AIGC_KERNEL(upfirdn2d_filter_partials, Upfirdn2dParams)  // partials; f and y are not looked at
+AIGC_KERNEL(upfirdn2d_filter_partials, Upfirdn2dParams)  // partials; f and y are not used
 AIGC_KERNEL(upfirdn2d_filter_reduce, Upfirdn2dParams)    // y = df, an item for each tap

@@ -1,13 +1,14 @@
-// The vertical pass adds rows of x into rows of a buffer that stays in cache, which has zeros where the image
-// is padded: four rows at a time, so that a pixel is loaded, and converted, once for all rows that it adds
+// The vertical pass sums rows of x into rows of a buffer that stays in cache and has zeros where the image is
+// padded: four rows at a time, so that a pixel is loaded and converted once for all rows that it contributes
 // to. The horizontal pass makes rows of y from these, one by one, so that y is a single stream of stores;
-// only where channels lie side by side does it make four at a time.
+// only for channels-last does it make four at a time.
 //
-// Where pixels lie side by side (NCHW), output j * phases + phase reads the buffer at offsets that are the
-// same for all j, if every step-th of its columns lie side by side: then all loads are of whole vectors.
-// Where channels do (NHWC), vectors run along these.
+// Where pixels are adjacent (NCHW), the buffer is split into lanes of every step-th column. Output
+// j * phases + phase then reads at offsets from j that are the same for all j, so that all loads are whole
+// vectors. Where channels are adjacent (NHWC), vectors run along the channels.
 //
-// A two-dimensional filter that is an outer product, as setup_filter makes them, is taken apart.
+// A two-dimensional filter that is an outer product, as those of setup_filter are, is separated into its
+// factors.
 #include "upfirdn2d/upfirdn2d.h"
 
 #include "core/scratch.h"
@@ -18,20 +19,20 @@ inline namespace AIGC_ISA {
 namespace {
 
 constexpr int kRows = 4;
-constexpr int64_t kHeldBytes = 24 << 10;  // of the buffer, where rows are long: it is to stay in L1
-// An output that does not stay in the last cache beside the input is written past it: half the traffic.
+constexpr int64_t kHeldBytes = 24 << 10;  // of the buffer, which is to stay in L1 even if rows are long
+// If input and output together do not fit into the last-level cache, the output bypasses it, which halves its
+// traffic.
 constexpr int64_t kPastCache = 32 << 20;
-constexpr int64_t kPrefetch = 2 << 10;  // bytes that are read ahead
-// A load of 64 bytes that is not aligned is of two cache lines: it costs as much as putting the vector
-// together from two others, which goes on in other ports. Where multiplications don't fill those, all are put
-// together.
+constexpr int64_t kPrefetch = 2 << 10;  // bytes ahead
+// An unaligned load of 64 bytes spans two cache lines. It costs as much as joining the vector from two
+// others, which uses other ports. Where multiplications leave those ports free, all vectors are joined.
 constexpr bool kJoinLoads = AIGC_VECTOR_BYTES == 64;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// p is a multiple of a vector's size.
+// p is aligned to the size of a vector.
 template <class T>
 void store_past_cache(T* p, Vec<T> v) {
 #if defined(__AVX512F__)
@@ -88,8 +89,8 @@ class Filter {
  private:
   // ---- preparation, once for many items
 
-  // f as the taps that pixels are multiplied with: w_y x w_x, or w of two dimensions. The gain is in w_y or
-  // w.
+  // The taps in the order in which they multiply pixels: w_y and w_x, or w of two dimensions. The gain is
+  // included in w_y or w.
   void make_weights() {
     const S* f = static_cast<const S*>(p_.f);
     w_x_.allocate(x_.taps);
@@ -124,8 +125,8 @@ class Filter {
     }
   }
 
-  // Is every tap the product of w_y and w_x, which it then writes, up to the roundings that an outer product
-  // of this type has? Not for NaN.
+  // Whether every tap is a product of a w_y and a w_x, which are written, up to the rounding errors of an
+  // outer product of this type; false for NaN.
   bool is_outer_product(const S* f) {
     const auto magnitude = [](S v) { return v < 0 ? -v : v; };
     constexpr S kRoundings = sizeof(S) == 4 ? S(0x1p-22) : S(0x1p-51);
@@ -145,8 +146,8 @@ class Filter {
     return true;
   }
 
-  // A row of the buffer has the columns from first_ on that some output reads, those of a last, partial
-  // vector included, and room for a vector that is stored where only a part of it counts.
+  // A row of the buffer has the columns from first_ on that some output reads, including those of a last,
+  // partial vector, and room for a whole vector to be stored where only a part of it is needed.
   void make_buffers() {
     const int64_t vectors = ceil_div(x_.out, phases_ * W);
     const int64_t outputs = inner_ == 1 ? vectors * W * phases_ : x_.out;
@@ -163,8 +164,7 @@ class Filter {
     zeros_.allocate((x_end_ - x_begin_) * inner_);
   }
 
-  // For each phase of the outputs of a row: where in the buffer output 0 * phases + phase reads, and the
-  // taps.
+  // For each phase of the outputs of a row: where in the buffer its first output reads, and the taps.
   void make_tables() {
     most_taps_ = ceil_div(x_.taps, x_.up) * (direct_ ? ceil_div(y_.taps, y_.up) : 1);
     counts_.allocate(phases_);
@@ -250,15 +250,16 @@ class Filter {
   template <int kUp, int kDown>
   void choose_vertical() {
     if (y_.up != kUp || y_.down != kDown || (y_.taps != 4 && y_.taps != 12)) return;
-    start_ = y_.origin(0) - FirAxis::floor_div(y_.origin(0), kUp) * kUp;  // a row's distance from the last
-    start_ = kDown == 1 ? -start_ : 0;                                    // with tap 0
+    // With down 1, rows begin at or before row 0 with one of tap 0.
+    start_ = y_.origin(0) - FirAxis::floor_div(y_.origin(0), kUp) * kUp;
+    start_ = kDown == 1 ? -start_ : 0;
     split_at_once_ = split_ == 2 && x_end_ - x_begin_ >= 2 * W;
     vertical_ = y_.taps == 4 ? &Filter::vertical<kUp, kDown, 4> : &Filter::vertical<kUp, kDown, 12>;
   }
 
   // ---- vertical: rows o to o + kRows - 1 of the output, columns of x
 
-  // f(i) for a first column of every vector of a row; the last two may overlap.
+  // Calls f(i, whole) for the first column of every vector of a row; the last two vectors may overlap.
   template <class F>
   void for_row(F&& f) const {
     const int64_t n = (x_end_ - x_begin_) * inner_;
@@ -274,8 +275,8 @@ class Filter {
     return i >= 0 && i < y_.in ? x + (i * x_.in + x_begin_) * inner_ : zeros_.get();
   }
 
-  // As many rows of x as are done with after this call, from kPrefetch bytes behind `row` on: many rows are
-  // read at once, each for a few lines, which the hardware does not take for a stream. They may lie outside
+  // Prefetches as many rows of x as one call advances by, from kPrefetch bytes after `row` on: many rows are
+  // read at once, a few lines of each, which the hardware does not recognize as a stream. They may be outside
   // of x.
   void prefetch(const T* x, int64_t row, int64_t rows) const {
     const auto bytes = [&](int64_t n) { return n * x_.in * inner_ * int64_t(sizeof(T)); };
@@ -295,7 +296,7 @@ class Filter {
     S w[kTaps];
     for (int k = 0; k < kTaps; ++k) w[k] = w_y_.get()[k];
     const int64_t margin = (x_begin_ - first_) * inner_;
-    // Two vectors at a time, for which a tap is broadcast once.
+    // Two vectors at a time, so that a tap is broadcast once for both.
     const auto two = [&](int64_t at) {
       Vec<T> sum[kRows][2] = {};
 #pragma GCC unroll 32
@@ -359,7 +360,7 @@ class Filter {
     }
   }
 
-  // The rows that output row o meets, in the buffer, and their taps in the tables.
+  // Copies the rows that output row o reads into the buffer, and their taps into the tables.
   void gather(const T* x, int64_t o) const {
     for (int64_t phase = 0; phase < phases_; ++phase) counts_.get()[phase] = 0;
     const int64_t n = (x_end_ - x_begin_) * inner_, top = y_.first(o), count = y_.count(o);
@@ -375,7 +376,7 @@ class Filter {
     }
   }
 
-  // Every split_-th column side by side.
+  // Splits a line into lanes of every split_-th column.
   void split(const S* line, S* row) const {
     if (split_ == 2) {
       int64_t i = 0;
@@ -397,7 +398,8 @@ class Filter {
 
   // ---- horizontal: rows o to o + kRowCount - 1 of the output, from as many rows of the buffer
 
-  // The taps of one phase: few in memory that no store can change, which the compiler keeps in registers.
+  // The taps of one phase. A few are copied to memory that no store can change, so that the compiler keeps
+  // them in registers.
   template <int kTaps>
   struct FewTaps {
     int64_t offset[kTaps];
@@ -441,8 +443,8 @@ class Filter {
     return result;
   }
 
-  // The same of every phase, where column t of the buffer is tap t of phase 0 and tap t - kDelta of phase 1:
-  // all offsets are known, and what lies between two vectors is in part put together from them.
+  // The sums of all phases, where column t of the buffer is tap t of phase 0 and tap t - kDelta of phase 1:
+  // all offsets are known, and some of the unaligned vectors are joined from the aligned ones around them.
   template <int kPhases, int kTaps, int kSplit, int kDelta, int... t>
   void sums(const S (&w)[kPhases][kTaps], const S* at, Vec<T> (&sum)[kPhases],
             std::integer_sequence<int, t...>) const {
@@ -507,7 +509,7 @@ class Filter {
           for (int i = 0; i < 2; ++i) join_pairs(even[i], odd[i], out[2 * i], out[2 * i + 1]);
         }
       };
-      // The last block overlaps the one before, if it can.
+      // If possible, the last block overlaps the one before.
       const int64_t whole = n / kBlock * kBlock, rest = n - whole;
       for (int64_t r = row_begin; r < row_end; ++r) {
         const S* row = rows + r * row_;
@@ -549,7 +551,7 @@ class Filter {
   template <int kRowCount, int kTaps>
   void pixels(const S* rows, T* y, int64_t o) const {
     const int64_t row_begin = max(0, -o), row_end = min(kRowCount, y_.out - o), row = x_.out * inner_;
-    const bool one_run = phases_ == 1 && step_ == 1;  // neighbours read as far apart as they are written
+    const bool one_run = phases_ == 1 && step_ == 1;  // adjacent pixels read adjacent inputs
     const int64_t n = one_run ? row : inner_;
     y += o * row;
     for (int64_t pixel = 0; pixel * n < row; ++pixel) {
@@ -567,7 +569,8 @@ class Filter {
 
   const Upfirdn2dParams& p_;
   const FirAxis x_, y_;
-  int64_t inner_, phases_, step_;  // elements of a pixel; output o + phases reads step columns further right
+  int64_t inner_, phases_,
+      step_;  // elements of a pixel; output o + phases reads `step` columns further right
   bool past_cache_, direct_ = false, split_at_once_ = false;
   int64_t first_, split_, lane_, row_, x_begin_, x_end_, most_taps_, start_ = 0, held_;
   Scratch<S> w_x_, w_y_, w_, buffer_, line_, weights_;
@@ -616,7 +619,7 @@ void upfirdn2d_forward(const Upfirdn2dParams& p, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) filter.band(item);
   });
 #if defined(__SSE2__)
-  _mm_sfence();  // what was written past the cache is seen before the thread says that it is done
+  _mm_sfence();  // makes non-temporal stores visible before the thread reports that it is done
 #endif
 }
 

@@ -1,4 +1,4 @@
-// csrc/core for NumPy, every instruction set of this machine's architecture in one module.
+// csrc/core for NumPy: one module with all instruction sets of this machine's architecture.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -40,7 +40,7 @@ const Isa kIsas[] = {
 #endif
 };
 
-// out: its bytes on entry are what the operation finds there.
+// The operation finds the bytes that `out` has on entry.
 void run(const std::string& isa, const std::string& op, const py::array& in, py::array& out) {
   for (const Isa& candidate : kIsas) {
     if (candidate.name != isa) continue;

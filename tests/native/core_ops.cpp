@@ -1,6 +1,5 @@
-// The operations, compiled once per instruction set. Nothing of the standard library's templates is used
-// here: a function shared between two sets could be merged into the wrong one, which test_build.py
-// looks for.
+// The operations, compiled once per instruction set. No templates of the standard library are used here: the
+// linker could merge a function of two sets into the wrong one, which test_build.py checks.
 #include <cstring>
 
 #include "core/math.h"
@@ -47,7 +46,7 @@ bool is_op(const Arrays& a, const char* name) {
          std::strcmp(a.op + length + 1, kDTypeName<T>) == 0;
 }
 
-// out[i] = f(in[i]) as a kernel does it: f is compiled into the loop and once more into its tail.
+// out[i] = f(in[i]) as kernels compute it: f is compiled into the loop and once more into its tail.
 template <class T, class F>
 bool map_vectors(const Arrays& a, F f) {
   const T* in = a.input<T>();
@@ -85,7 +84,7 @@ bool run_function(const Arrays& a) {
   return false;
 }
 
-// Two or three arrays of n elements one after the other -> n elements; n is a multiple of the width.
+// Two or three arrays of n elements, one after another -> n elements; n is a multiple of the width.
 template <class T>
 bool run_comparison(const Arrays& a) {
   const T* in = a.input<T>();

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-// Runs an operation of core_ops.cpp on whole arrays of bytes; false if there is none of that name.
+// Runs an operation of core_ops.cpp on arrays of bytes; returns false if there is none of that name.
 #define AIGC_DECLARE_CORE_OPS(isa)                                                                  \
   namespace aigc {                                                                                  \
   namespace isa {                                                                                   \

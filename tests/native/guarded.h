@@ -1,4 +1,4 @@
-// Memory that ends where an inaccessible page begins: to touch one byte beyond it ends the process.
+// Memory that ends where an inaccessible page begins: touching one byte beyond it ends the process.
 #pragma once
 
 #include <sys/mman.h>

@@ -1,4 +1,4 @@
-// The operations behind a pipe, for a machine that Python does not run on. A request is a line
+// The operations behind a pipe, for an architecture that Python does not run on here. A request is a line
 // "<op> <input bytes> <output bytes>", the input, and the initial output; the answer is the output.
 #include <cinttypes>
 #include <cstdio>

@@ -1,5 +1,5 @@
-// Faults that a build with AIGC_SANITIZE must report, by the flags of the ops: tests/sanitize/__main__.py
-// calls them on the memory of a tensor.
+// Faults that a build with AIGC_SANITIZE must report. They are compiled with the flags of the ops, and
+// tests/sanitize/__main__.py calls them on the memory of a tensor.
 #include <cstdint>
 
 #define AIGC_EXPORT extern "C" __attribute__((visibility("default")))

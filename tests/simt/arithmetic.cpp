@@ -1,5 +1,5 @@
-// What a thread computes by CUDA's own functions, for tests/simt/test_simt.py: prints the numbers that a
-// kernel leaves. nvcc compiles this file as well, so that the stand-in has no function that CUDA has not.
+// What a thread computes with CUDA's own functions, for tests/simt/test_simt.py: prints the numbers that a
+// kernel writes. nvcc compiles this file as well, so the stand-in has no function that CUDA does not have.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -16,7 +16,7 @@ namespace {
 
 using aigc::SharedArray;
 
-// By 64 threads at once, on memory of each type; then what they have left there.
+// 64 threads at once work on memory of each type; then the results are written.
 __global__ void atomics(double* out) {
   __shared__ SharedArray<int, 8> ints;
   __shared__ SharedArray<unsigned, 8> unsigneds;
@@ -91,7 +91,7 @@ __global__ void bits(double* out) {
       __saturatef(-1.0f) + __saturatef(0.25f) + __saturatef(3.0f) + __saturatef(__int_as_float(0x7fc00000));
 }
 
-// Arguments and results, by turns.
+// Arguments and results in turn.
 __global__ void approximations(double* out) {
   for (int i = 0; i < 64; ++i) {
     const float x = 0.40625f + i * 0.03125f, y = (i - 32) * 2.5f + 1;
@@ -102,7 +102,7 @@ __global__ void approximations(double* out) {
   *out++ = __fdividef(1.0f, 0x1.8p126f);
   const float one = 1 + 0x1p-12f;
   *out++ = __fsub_rn(__fmul_rn(one, one), 1 + 0x1p-11f);  // rounded twice
-  *out++ = __fmaf_rn(one, one, -1 - 0x1p-11f);            // and once
+  *out++ = __fmaf_rn(one, one, -1 - 0x1p-11f);            // rounded once
 }
 
 __global__ void vectors(double* out) {
@@ -142,8 +142,8 @@ __device__ __nv_bfloat16 from_bits(unsigned short bits, __nv_bfloat16) { return 
 __device__ half2 pair(half x, half y) { return __halves2half2(x, y); }
 __device__ __nv_bfloat162 pair(__nv_bfloat16 x, __nv_bfloat16 y) { return __halves2bfloat162(x, y); }
 
-// Bit patterns over all of a 16-bit type's finite numbers, and for every two of them what the operations
-// give.
+// Bit patterns across all finite numbers of a 16-bit type, and the results of the operations for every pair
+// of them.
 constexpr int kPatterns = 42;
 template <class T>
 __device__ T pattern(int i) {
@@ -184,7 +184,7 @@ __global__ void narrow_operations(double* out) {
     }
 }
 
-// Where rounding a float32 once more would be wrong.
+// Cases in which rounding by way of float32 would be wrong.
 __global__ void narrow_ties(double* out) {
   const half h = 1.0f - 0x1p-10f;
   *out++ = __half2float(__hfma(__float2half(0.5f + 0x1p-11f), h, __float2half(1025.0f)));

@@ -1,6 +1,6 @@
-// Accesses to global memory: cache hints, fences and atomics. One thread runs at a time and gives way only at
-// barriers and collectives, so that all of them are plain; a thread that spins until another has written
-// never ends. Types that CUDA has no such function for do not compile.
+// Accesses to global memory: cache hints, fences and atomics. One thread runs at a time and yields only at
+// barriers and collectives, so all of them are plain accesses; a thread that spins until another has written
+// never ends. Types for which CUDA has no such function do not compile.
 #pragma once
 
 #include <concepts>
@@ -51,7 +51,7 @@ T replace(T* address, T value) {
 
 }  // namespace simt
 
-// The value's type is not deduced, as CUDA's is not.
+// The value's type is not deduced, since CUDA's functions are not templates.
 template <simt::OneOf<int, unsigned, unsigned long long, float, double> T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
   if constexpr (std::same_as<T, int>)  // wraps

@@ -1,8 +1,7 @@
-// What the lanes of a warp do together. A lane that takes part waits until all lanes of its mask have come
-// with the same call and the same mask; masks that have no lane in common go on independently of each other.
+// Warp collectives. A lane that takes part waits until all lanes of its mask have made the same call with the
+// same mask; masks without a common lane proceed independently of each other.
 //
-// There is no __activemask: which lanes run together is the hardware's choice, and no kernel may depend on
-// it.
+// There is no __activemask: which lanes run together is up to the hardware, and no kernel may depend on it.
 #pragma once
 
 #include <bit>
@@ -19,12 +18,12 @@ namespace simt {
 constexpr int kWarp = 32;
 
 struct Gathered {
-  unsigned mask;          // without lanes that the block does not have
-  const uint64_t* value;  // by lane, until the caller's next collective
+  unsigned mask;          // without the lanes that the block does not have
+  const uint64_t* value;  // one for each lane, valid until the caller's next collective
 };
 
 int lane();
-// Deposits the bits of `value` and returns, once all lanes of `mask` have called it, those of all.
+// Deposits the bits of `value`; once all lanes of `mask` have called it, returns the bits of all of them.
 Gathered gather(const char* what, unsigned mask, uint64_t value);
 
 template <class T>
@@ -51,7 +50,7 @@ inline void check_delta(const char* what, unsigned delta) {
     refuse(std::string(what) + ": a distance of " + std::to_string(delta) + " lanes");
 }
 
-// The value of lane `source`. CUDA leaves undefined what a lane has that takes no part.
+// The value of lane `source`. In CUDA, the value of a lane that does not take part is undefined.
 template <class T>
 T shuffle(const char* what, unsigned mask, T value, int source) {
   const Gathered all = gather(what, mask, to_bits(value));
@@ -96,7 +95,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = simt::kWarp
   const int lane = simt::lane(), from = lane - int(delta);
   return simt::shuffle("__shfl_up_sync", mask, value, from >= lane / width * width ? from : lane);
 }
-// Lanes of an earlier group of `width` can be read, those of a later one cannot.
+// Lanes of an earlier group of `width` can be read, lanes of a later group cannot.
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = simt::kWarp) {
   simt::check_width("__shfl_xor_sync", width);

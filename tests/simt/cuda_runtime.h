@@ -1,5 +1,5 @@
-// A stand-in for the CUDA runtime: compiles .cu files with the host compiler and runs their kernels on the
-// CPU. A grid runs block by block, the threads of a block as fibers that switch at barriers and warp
+// A stand-in for the CUDA runtime: with it the host compiler compiles .cu files, whose kernels then run on
+// the CPU. A grid runs block by block, the threads of a block as fibers that switch at barriers and warp
 // collectives (simt.cpp). What CUDA leaves undefined is an error here: a barrier that not all threads of a
 // block reach, a collective that not all lanes of its mask reach. Shared memory is filled with NaN bits
 // before each block.
@@ -19,8 +19,8 @@
 #define __grid_constant__
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
-// Filled with NaN bits and bounded only as a SharedArray (core/cuda_shared.h): nothing else is to be declared
-// so.
+// Only a SharedArray (core/cuda_shared.h) is filled with NaN bits and checked for its bounds: declare nothing
+// else __shared__.
 #define __shared__ static
 
 struct dim3 {
@@ -36,27 +36,28 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess;
 
 namespace simt {
 
-constexpr size_t kMostDynamicShared = 99 << 10;  // of the smallest of the cards that the library is built for
+constexpr size_t kMostDynamicShared = 99 << 10;  // the least among the cards that the library is built for
 
 extern dim3 thread_index, block_index, block_size, grid_size;
 
 struct Kernel {
   const void* address;
-  const char* launch;  // a name that says less, for where the symbol table has none
+  const char* launch;  // a less precise name, in case the symbol table has none
 };
 
-// Runs the kernel's `body` for every thread of the grid. Throws std::runtime_error that names kernel, block
-// and thread where the kernel breaks the rules. AIGC_SIMT_SEED=n shuffles the order of blocks and threads.
+// Runs the kernel's `body` for every thread of the grid. If the kernel breaks the rules, throws
+// std::runtime_error, which names kernel, block and thread. AIGC_SIMT_SEED=n shuffles the order of blocks and
+// threads.
 void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
 
 // The rest is called by a kernel's threads.
 
-// Ends the grid by an error that names the calling thread.
+// Ends the grid with an error that names the calling thread.
 [[noreturn]] void refuse(const std::string& why);
 
-// A SharedArray says where it is, when a kernel comes to it for the first time.
+// Registers a SharedArray when a kernel reaches its declaration for the first time.
 void add_shared(void* begin, size_t bytes);
-// That elements [i, i + n) are some of `size`.
+// Refuses elements [i, i + n) that are not all within `size`.
 void check_shared(int64_t i, int64_t n, int64_t size);
 size_t dynamic_shared_bytes();
 void* dynamic_shared(size_t first_byte, size_t alignment, size_t element_bytes, int64_t count);

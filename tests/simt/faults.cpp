@@ -1,4 +1,4 @@
-// Kernels with one planted fault each, and right ones beside them, for tests/simt/test_simt.py.
+// Kernels with one planted fault each, and correct ones beside them, for tests/simt/test_simt.py.
 #include <cuda_pipeline_primitives.h>
 
 #include <cstdio>
@@ -31,12 +31,12 @@ __global__ void block_sum(const float* in, float* out) {
   if (threadIdx.x == 0) out[blockIdx.x] = shared[0];
 }
 
-// Right only if the blocks run one after another, in the order of their numbers.
+// Correct only if the blocks run one after another, in the order of their numbers.
 __global__ void sum_of_the_blocks_before(const float* in, float* out) {
   const int i = int((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
   out[i] = in[i] + (i > 0 ? out[i - 1] : 0.0f);
 }
-// Right in any order.
+// Correct in any order.
 __global__ void number_of_the_block(const float* in, float* out) {
   const int i = int((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x);
   out[i] = in[i];
@@ -48,8 +48,8 @@ __global__ void warp_sum(const float* in, float* out) {
   if (threadIdx.x % 32 == 0) out[threadIdx.x / 32] = x;
 }
 
-// Both halves of a warp at once, by other collectives and in other numbers: the sums of lanes 0-15, and what
-// lanes 16-31 make of their neighbours.
+// The halves of a warp execute different collectives, and different numbers of them: lanes 0-15 form their
+// sum, lanes 16-31 take their neighbours' values.
 __global__ void halves_of_a_warp(const float* in, float* out) {
   float x = in[threadIdx.x];
   if (threadIdx.x % 32 < 16) {
@@ -61,12 +61,12 @@ __global__ void halves_of_a_warp(const float* in, float* out) {
   __syncwarp();
   out[threadIdx.x] = x;
 }
-// Interleaved lanes, where one half is much ahead of the other.
+// Interleaved lanes, of which one half is far ahead of the other.
 __global__ void odd_and_even_lanes(const float* in, float* out) {
   const unsigned mask = threadIdx.x % 2 ? 0xaaaaaaaau : 0x55555555u;
   float x = in[threadIdx.x];
   for (int i = threadIdx.x % 2 ? 0 : 7; i < 8; ++i)
-    x = __shfl_sync(mask, x, (threadIdx.x + 2) % 32);  // to the next of them
+    x = __shfl_sync(mask, x, (threadIdx.x + 2) % 32);  // from the next lane of the mask
   out[threadIdx.x] = x;
 }
 
@@ -87,7 +87,7 @@ __global__ void shuffle_from(const float* in, float* out) {
   out[threadIdx.x] = __shfl_sync(0xffffffffu, in[threadIdx.x], 13, kWidth);
 }
 
-// One result of every reduction and vote in each warp, the second of which has eight lanes.
+// The result of each reduction and vote in both warps. The second warp has eight lanes.
 __global__ void reductions(const float* in, float* out) {
   const int x = int(in[threadIdx.x]) - 20;
   const unsigned u = unsigned(in[threadIdx.x]) | 64u, all = 0xffffffffu;
@@ -127,7 +127,7 @@ __global__ void barrier_and_collective(const float* in, float* out) {
   out[threadIdx.x] = in[threadIdx.x];
 }
 
-// Each thread copies an element ahead of what it works on; in[64..] are not read.
+// Each thread copies one element ahead of the one that it processes; in[64..] is not read.
 template <bool kWait, bool kBarrier, bool kCommit>
 __global__ void pipeline(const float* in, float* out) {
   __shared__ SharedArray<SharedArray<float, 64, 16>, 2> buffer;
@@ -185,7 +185,7 @@ __global__ void mask_without_the_caller(const float* in, float* out) {
   out[threadIdx.x] = __shfl_sync(0x1u, in[threadIdx.x], 0);
 }
 
-// Off by one: the last element is never written to shared memory. As the ops' kernels are, a template.
+// Off by one: the last element is never written to shared memory. A template, like the ops' kernels.
 template <class T>
 __global__ void reads_what_nobody_wrote(const float* in, float* out) {
   __shared__ SharedArray<T, 64> shared;
@@ -194,7 +194,7 @@ __global__ void reads_what_nobody_wrote(const float* in, float* out) {
   out[threadIdx.x] = shared[63 - threadIdx.x];
 }
 
-// Reverses 64 inputs, through both kinds of shared memory: 256 bytes of each.
+// Reverses 64 inputs by way of both kinds of shared memory, 256 bytes of each.
 __device__ void exchange(SharedSpan<float> static_part, SharedSpan<float> dynamic_part, const float* in,
                          float* out) {
   const int i = int(threadIdx.x);
@@ -213,7 +213,7 @@ __global__ void shared_parts(const float* in, float* out) {
   exchange(SharedSpan<float>(rows[1]).part(4, 64), dynamic_shared<float>(16, 64), in, out);
 }
 
-// The block's last thread is one too far.
+// The block's last thread is one element too far.
 __global__ void past_static_shared(const float* in, float* out) {
   __shared__ SharedArray<float, 63> array;
   array[threadIdx.x] = in[threadIdx.x];
@@ -257,7 +257,7 @@ __global__ void misaligned_vector_load(const float* in, float* out) {
   out[threadIdx.x] = pack.element[0];
 }
 
-// By plain pointers, whose bounds only AddressSanitizer knows; after a barrier, when other threads have run.
+// Plain pointers, whose bounds only AddressSanitizer knows; after a barrier, so that other threads have run.
 __device__ float sum4(const float* p) { return p[0] + p[1] + p[2] + p[3]; }
 __global__ void past_global_memory(const float* in, float* out) {
   __syncthreads();

@@ -1,5 +1,5 @@
-// Arithmetic that CUDA has and C++ has not. Where the hardware only approximates, so does this, by about as
-// much: a test that passes here does not owe it to a better exp.
+// Arithmetic that CUDA has and C++ does not. Where the hardware approximates, so do these functions, with
+// about the same error: no test passes here only because exp is better.
 #pragma once
 
 #include <bit>
@@ -10,7 +10,7 @@
 
 namespace simt {
 
-// Keeps a compiler that contracts a * b + c from seeing through a function that rounds.
+// Rounds the result of an operation even if the compiler contracts a * b + c.
 template <class T>
 T rounded(T x) {
   volatile T kept = x;
@@ -37,7 +37,7 @@ inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c);
 inline float rsqrtf(float a) { return simt::rounded(1 / std::sqrt(a)); }
 inline double rsqrt(double a) { return simt::rounded(1 / std::sqrt(a)); }
 
-// Documented: exp2 of a rounded product; an absolute error of 2^-22 for the logarithm near 1; zero for a
+// As documented: exp2 of a rounded product; an absolute error of 2^-22 of the logarithm near 1; zero for a
 // large divisor.
 inline float __expf(float a) { return std::exp2(simt::rounded(a * 1.4426950408889634f)); }
 inline float __exp10f(float a) { return std::exp2(simt::rounded(a * 3.3219280948873623f)); }
@@ -75,7 +75,7 @@ inline unsigned __brev(unsigned a) {
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline int __mulhi(int a, int b) { return int(int64_t(a) * b >> 32); }
 
-// Of two numbers if one is NaN. CUDA has them for some mixtures of types as well.
+// If one number is NaN, the other one. CUDA has them for some mixtures of types as well.
 template <simt::Number T>
 T min(T a, T b) {
   if constexpr (std::floating_point<T>)

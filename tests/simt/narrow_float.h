@@ -1,5 +1,5 @@
-// __half and __nv_bfloat16, and pairs of them: one template for both, as their functions have the same names.
-// Every operation is computed exactly enough to be rounded once.
+// __half and __nv_bfloat16, and pairs of them: one template for both, since their functions have the same
+// names. Every operation is computed precisely enough for its result to be that of a single rounding.
 #pragma once
 
 #include <bit>
@@ -12,8 +12,8 @@
 
 namespace simt {
 
-// The float next to x + error (|error| is at most half a unit of x) whose last bit is odd, unless that sum is
-// a float. Rounding it once more, to a type of at least two bits less, is as rounding the sum.
+// x + error if that is a float, else the neighbouring float whose last bit is odd (|error| is at most half a
+// unit of x). Rounding it to a type with at least two bits less gives the same as rounding x + error.
 inline float round_to_odd(double x, double error = 0) {
   const float f = float(x);
   if (!std::isfinite(f)) return f;
@@ -31,7 +31,7 @@ inline float fma_to_odd(double a, double b, double c) {
   return round_to_odd(sum, error);
 }
 
-// `Format` has `uint16_t narrow(float)`, rounding to nearest even, and `float widen(uint16_t)`.
+// `Format` has `uint16_t narrow(float)`, which rounds to nearest even, and `float widen(uint16_t)`.
 template <class Format>
 struct NarrowFloat {
   uint16_t bits;
@@ -50,8 +50,8 @@ struct alignas(4) NarrowPair {
 
 }  // namespace simt
 
-// float32 has more than twice the bits of either type and two more: a sum, product or quotient that is
-// rounded to it and then once more is as one rounded once.
+// float32 has more than twice as many bits as either type, plus two: a sum, product or quotient that is
+// rounded to float32 and then once more is the same as one that is rounded once.
 #define SIMT_NARROW_BINARY(name, name2, expression)                           \
   template <class F>                                                          \
   simt::NarrowFloat<F> name(simt::NarrowFloat<F> x, simt::NarrowFloat<F> y) { \
@@ -64,17 +64,17 @@ struct alignas(4) NarrowPair {
   }
 SIMT_NARROW_BINARY(__hadd, __hadd2, a + b)
 SIMT_NARROW_BINARY(__hsub, __hsub2, a - b)
-SIMT_NARROW_BINARY(__hmul, __hmul2, a* b)
+SIMT_NARROW_BINARY(__hmul, __hmul2, (a * b))
 SIMT_NARROW_BINARY(__hdiv, __h2div, a / b)
 SIMT_NARROW_BINARY(__hadd_rn, __hadd2_rn, a + b)
 SIMT_NARROW_BINARY(__hsub_rn, __hsub2_rn, a - b)
-SIMT_NARROW_BINARY(__hmul_rn, __hmul2_rn, a* b)
-// Of two numbers if one is NaN; -0 < 0.
+SIMT_NARROW_BINARY(__hmul_rn, __hmul2_rn, (a * b))
+// If one number is NaN, the other one; -0 < 0.
 SIMT_NARROW_BINARY(__hmin, __hmin2, a == b && std::signbit(a) ? a : std::fmin(b, a))
 SIMT_NARROW_BINARY(__hmax, __hmax2, a == b && std::signbit(a) ? b : std::fmax(a, b))
 SIMT_NARROW_BINARY(operator+, operator+, a + b)
 SIMT_NARROW_BINARY(operator-, operator-, a - b)
-SIMT_NARROW_BINARY(operator*, operator*, a* b)
+SIMT_NARROW_BINARY(operator*, operator*, (a * b))
 SIMT_NARROW_BINARY(operator/, operator/, a / b)
 #undef SIMT_NARROW_BINARY
 
@@ -94,7 +94,7 @@ SIMT_NARROW_UNARY(operator-, operator-, -a)
 SIMT_NARROW_UNARY(operator+, operator+, a)
 #undef SIMT_NARROW_UNARY
 
-// Pairs of results are 1 and 0.
+// For pairs, the results are 1 and 0.
 #define SIMT_NARROW_COMPARE(name, name2, compare)                           \
   template <class F>                                                        \
   bool name(simt::NarrowFloat<F> x, simt::NarrowFloat<F> y) {               \
@@ -116,19 +116,19 @@ SIMT_NARROW_COMPARE(__hgt, __hgt2, >)
 SIMT_NARROW_COMPARE(__hge, __hge2, >=)
 #undef SIMT_NARROW_COMPARE
 
-#define SIMT_NARROW_ASSIGN(op)                                                               \
-  template <class F>                                                                         \
-  simt::NarrowFloat<F>& operator op## = (simt::NarrowFloat<F> & x, simt::NarrowFloat<F> y) { \
-    return x = x op y;                                                                       \
-  }                                                                                          \
-  template <class F>                                                                         \
-  simt::NarrowPair<F>& operator op## = (simt::NarrowPair<F> & x, simt::NarrowPair<F> y) {    \
-    return x = x op y;                                                                       \
+#define SIMT_NARROW_ASSIGN(name, op)                                            \
+  template <class F>                                                            \
+  simt::NarrowFloat<F>& name(simt::NarrowFloat<F>& x, simt::NarrowFloat<F> y) { \
+    return x = x op y;                                                          \
+  }                                                                             \
+  template <class F>                                                            \
+  simt::NarrowPair<F>& name(simt::NarrowPair<F>& x, simt::NarrowPair<F> y) {    \
+    return x = x op y;                                                          \
   }
-SIMT_NARROW_ASSIGN(+)
-SIMT_NARROW_ASSIGN(-)
-SIMT_NARROW_ASSIGN(*)
-SIMT_NARROW_ASSIGN(/)
+SIMT_NARROW_ASSIGN(operator+=, +)
+SIMT_NARROW_ASSIGN(operator-=, -)
+SIMT_NARROW_ASSIGN(operator*=, *)
+SIMT_NARROW_ASSIGN(operator/=, /)
 #undef SIMT_NARROW_ASSIGN
 
 template <class F>

@@ -35,7 +35,7 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kMostThreads = 1024;
 
-struct Stop {};  // unwinds the fibers of a block that has failed
+struct Stop {};  // thrown to unwind the fibers of a block that has failed
 
 enum class State { ready, at_block_barrier, at_collective, done };
 
@@ -48,21 +48,21 @@ struct Copy {
 
 struct Fiber {
   ucontext_t context;  // where it begins
-  void* place[5];      // where it goes on
+  void* place[5];      // where it resumes
   bool begun = false;
   void* asan_frames = nullptr;
   State state = State::ready;
   dim3 index;
   const char* waits_for = nullptr;
-  // The warp's collective that it waits at, then its result.
+  // The warp collective that it waits at, and the result.
   unsigned mask = 0;
   uint64_t deposited = 0, gathered[kWarp];
-  // Asynchronous copies that have not arrived, and the number of batches that it has committed.
+  // Asynchronous copies that are pending, and the number of batches that it has committed.
   std::vector<Copy> copies;
   unsigned batches = 0;
 };
 
-std::mutex one_grid_at_a_time;  // shared memory and indices are the process's
+std::mutex one_grid_at_a_time;  // shared memory and indices are global variables
 std::vector<Fiber> fibers;
 void* scheduler[5];
 int current;
@@ -70,7 +70,7 @@ bool stopping;
 std::string failure;
 const std::function<void()>* kernel_body;
 std::map<char*, size_t> static_arrays;  // of all kernels that have run
-// Of exactly the launch's size, so that a sanitizer sees what goes past it by a plain pointer.
+// Exactly as large as the launch asked for, so that a sanitizer detects accesses beyond it.
 std::unique_ptr<char[]> dynamic_memory;
 size_t dynamic_bytes;
 
@@ -82,8 +82,8 @@ char* stack_of(int fiber) {
   return stacks + kStackBytes * fiber;
 }
 
-// With its template arguments, which only the symbol table knows; kernels have internal linkage, so that the
-// loader does not.
+// With the template arguments, which are only in the symbol table: kernels have internal linkage, so the
+// loader does not know their names.
 std::string name_of(Kernel kernel) {
   Dl_info info;
   link_map* loaded = nullptr;
@@ -118,7 +118,7 @@ void fail(int fiber, const std::string& what) {
   failure = "block " + text(block_index) + ", thread " + text(fibers[fiber].index) + ": " + what;
 }
 
-// AddressSanitizer must know which stack is in use: before and after each change of it.
+// AddressSanitizer must be told about every change of the stack, before and after it.
 #if defined(__SANITIZE_ADDRESS__)
 const void* scheduler_stack;
 size_t scheduler_stack_bytes;
@@ -134,7 +134,7 @@ void before_leaving(Fiber& self) {
                                  scheduler_stack_bytes);
 }
 void after_leaving() { __sanitizer_finish_switch_fiber(scheduler_asan_frames, nullptr, nullptr); }
-// Of the thread that had this stack before.
+// Those of the thread that used this stack before.
 void forget_frames(int fiber) { ASAN_UNPOISON_MEMORY_REGION(stack_of(fiber), kStackBytes); }
 #else
 void before_entering(int) {}
@@ -144,13 +144,13 @@ void after_leaving() {}
 void forget_frames(int) {}
 #endif
 
-// Control moves by the compiler's own longjmp, which only swaps registers: swapcontext also asks the kernel
-// for the signal mask, twice. AddressSanitizer forgets what it knows of a stack where it sees a jump, so it
-// is not to look: with libc's longjmp it would overlook what a thread does to its variables after the first
-// switch.
+// Fibers switch by the compiler's own longjmp, which only swaps registers: swapcontext also makes two system
+// calls for the signal mask. AddressSanitizer forgets what it knows of a stack when it sees a jump, so these
+// functions are not instrumented: with libc's longjmp it would miss what a thread does to its variables after
+// the first switch.
 //
-// GCC mistakes where a function goes on that both sets a place and jumps: so this is one of its own, into
-// which it must not look.
+// GCC miscompiles a function that both sets a place and jumps, so the jump is in a function of its own that
+// is opaque to it.
 __attribute__((noipa, no_sanitize_address)) void jump(void** place) { __builtin_longjmp(place, 1); }
 
 __attribute__((noinline, no_sanitize_address)) void leave(Fiber& self) {
@@ -161,7 +161,7 @@ __attribute__((noinline, no_sanitize_address)) void leave(Fiber& self) {
   after_entering(fibers[current]);
 }
 
-// Ends the thread and never comes back to it.
+// Ends the thread.
 [[noreturn]] void end(Fiber& self) {
   self.state = State::done;
   leave(self);
@@ -216,7 +216,7 @@ void start(int fiber) {
   makecontext(&self.context, &enter, 0);
 }
 
-// Lets all fibers that can run, run. False when none could.
+// Runs all fibers that are ready. Returns false if there was none.
 bool run_ready(const std::vector<int>& order) {
   bool any = false;
   for (const int i : order)
@@ -228,13 +228,13 @@ bool run_ready(const std::vector<int>& order) {
   return any;
 }
 
-// Whether the thread waits at the collective that `self` is at.
+// Whether the fiber waits at the same collective as `self`.
 bool is_at(const Fiber& fiber, const Fiber& self) {
   return fiber.state == State::at_collective && fiber.mask == self.mask &&
          std::strcmp(fiber.waits_for, self.waits_for) == 0;
 }
 
-// No thread can go on: says what the first of those that wait is waiting for.
+// No thread can proceed: reports what the first of those that wait is waiting for.
 void report_deadlock() {
   const auto waiting =
       std::find_if(fibers.begin(), fibers.end(), [](const Fiber& f) { return f.state != State::done; });
@@ -280,7 +280,7 @@ void run_block(const std::vector<int>& order) {
     }
     report_deadlock();
   }
-  stopping = true;  // their destructors run
+  stopping = true;  // so that the destructors of the other fibers' objects run
   for (int i = 0; i < count; ++i)
     if (fibers[i].state != State::done && fibers[i].waits_for) resume(i);
   stopping = false;
@@ -298,7 +298,7 @@ void add_shared(void* begin, size_t bytes) {
   if (first >= stack_of(0) && first < stack_of(kMostThreads))
     refuse("a SharedArray that is not declared __shared__");
   std::memset(begin, 0xff, bytes);
-  size_t& known = static_arrays[first];  // an array of arrays begins where its first element does
+  size_t& known = static_arrays[first];  // an array of arrays has the address of its first element
   known = std::max(known, bytes);
 }
 
@@ -346,7 +346,7 @@ Gathered gather(const char* what, unsigned mask, uint64_t value) {
     wait(State::at_collective, what);
     return {mask, self.gathered};
   }
-  // Each gets a copy: the first to go on may deposit again before the others have read.
+  // Each lane gets a copy: the first to resume may deposit again before the others have read.
   for (int i = 0; i < lanes; ++i) self.gathered[i] = warp[i].deposited;
   for (int i = 0; i < lanes; ++i)
     if (i != lane() && named(mask, i)) {
@@ -422,10 +422,10 @@ void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::f
 
 }  // namespace simt
 
-#if !defined(__SANITIZE_ADDRESS__)  // which brings handlers of its own
+#if !defined(__SANITIZE_ADDRESS__)  // with it, the sanitizer has handlers of its own
 
 namespace {
-struct Mismatch {  // the compiler's
+struct Mismatch {  // defined by the compiler
   const char* file;
   uint32_t line, column;
   const void* type;
@@ -433,8 +433,8 @@ struct Mismatch {  // the compiler's
 };
 }  // namespace
 
-// x86 lets a misaligned access pass; on a GPU it is fatal. Kernels are compiled with -fsanitize=alignment,
-// whose checks end here. The thread is left where it is: it cannot be unwound from here.
+// x86 allows misaligned accesses; on a GPU they are fatal. Kernels are compiled with -fsanitize=alignment,
+// whose checks call this when they fail. The thread is abandoned, since it cannot be unwound from here.
 extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(const Mismatch* where, uintptr_t address) {
   std::ostringstream what;
   what << "an access to address 0x" << std::hex << address << std::dec

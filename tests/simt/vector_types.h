@@ -1,4 +1,4 @@
-// CUDA's vector types, with CUDA's alignment: an access through a pointer that lacks it is a fault.
+// CUDA's vector types, with CUDA's alignment: an access through a misaligned pointer is a fault.
 #pragma once
 
 #define SIMT_VECTOR2(name, T, alignment)         \

@@ -1,4 +1,4 @@
-// A leaky ReLU with bias on a plain array, by the library's kernel, without torch.
+// A leaky ReLU with bias on plain arrays by the library's kernel, without torch.
 #include <cstdio>
 #include <vector>
 
@@ -21,7 +21,7 @@ int main() {
   params.x = x.data();
   params.bias = bias.data();
   params.y = y.data();
-  // Items are independent: a thread pool may hand out [begin, end) as it likes.
+  // Items are independent: a thread pool may divide [begin, end) as it likes.
   aigc::cpu::bias_act_forward(params, 0, aigc::chunk_count(params));
 
   std::printf("%s:", aigc::isa_name(aigc::active_isa()));
