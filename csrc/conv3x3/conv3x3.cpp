@@ -3,14 +3,6 @@
 #include "glue/backend.h"
 
 namespace aigc {
-
-AIGC_OPS(m) {
-  m.def("conv3x3(Tensor x, Tensor w, Tensor? b, int pad_y, int pad_x, bool transposed) -> Tensor");
-  m.def("conv3x3_weight_gradient(Tensor dy, Tensor x, int pad_y, int pad_x) -> Tensor");
-}
-
-#if defined(AIGC_BACKEND_CPU)  // elsewhere the library of the device has it
-
 namespace {
 
 Conv3x3Params make_params(const Tensor& x, const Tensor& x_dense, int64_t out_channels, int64_t pad_y,
@@ -102,11 +94,14 @@ Tensor conv3x3_weight_gradient(const Tensor& dy_any, const Tensor& x, int64_t pa
 
 }  // namespace
 
+AIGC_OPS(m) {
+  m.def("conv3x3(Tensor x, Tensor w, Tensor? b, int pad_y, int pad_x, bool transposed) -> Tensor");
+  m.def("conv3x3_weight_gradient(Tensor dy, Tensor x, int pad_y, int pad_x) -> Tensor");
+}
+
 AIGC_IMPL(m) {
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
   m.impl("conv3x3_weight_gradient", TORCH_BOX(&conv3x3_weight_gradient));
 }
-
-#endif
 
 }  // namespace aigc

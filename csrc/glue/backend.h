@@ -3,7 +3,8 @@
 // An op's glue is compiled once per backend:
 //   AIGC_BACKEND_CPU   libaigc_ops       schemas and CPU kernels
 //   AIGC_BACKEND_CUDA  libaigc_ops_cuda  CUDA kernels
-//   AIGC_BACKEND_SIMT  libaigc_ops_simt  CUDA kernels on the CPU, for tests (tests/simt)
+//   AIGC_BACKEND_SIMT  libaigc_ops_simt  schemas and CUDA kernels on the CPU, for tests (tests/simt)
+//   AIGC_BACKEND_NONE  libaigc_ops_simt  only the schemas, of ops that have no CUDA kernels
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -82,6 +83,15 @@ void run_on_fibers(void (*kernel)(const Params&, int64_t, void*), const Params& 
 
 }  // namespace aigc
 
+#elif defined(AIGC_BACKEND_NONE)
+
+#define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
+// Nothing is registered, so the op's functions are not called, and refer to no kernel.
+#define AIGC_IMPL(library) \
+  [[maybe_unused]] static void aigc_implementations(torch::stable::detail::StableLibrary& library)
+#define AIGC_RUN(kernel, params, items, grain, device_of) \
+  static_cast<void>(params), static_cast<void>(items), static_cast<void>(grain), static_cast<void>(device_of)
+
 #else
-#error "compile glue with AIGC_BACKEND_CPU, AIGC_BACKEND_CUDA or AIGC_BACKEND_SIMT"
+#error "compile glue with AIGC_BACKEND_CPU, AIGC_BACKEND_CUDA, AIGC_BACKEND_SIMT or AIGC_BACKEND_NONE"
 #endif
