@@ -86,7 +86,7 @@ __device__ void update(const Slot& slot, const AdamEmaParams& p, int64_t begin, 
   const S weight1 = S(1 - beta1), weight2 = S(1 - beta2), keep2 = S(beta2);
   const S scale2 = S(1 / root_bias_correction2);
   const S ema_weight = S(1 - read(p.ema_decay));
-  const int64_t end = begin + kBlock < slot.numel ? begin + kBlock : slot.numel;
+  const int64_t end = min(begin + kBlock, slot.numel);
   for (int64_t i = begin + int(threadIdx.x) * kVector; i < end; i += kThreads * kVector) {
     const int64_t n = end - i;
     S w[kVector], g[kVector], m[kVector], v[kVector], e[kVector] = {};
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads)
     nonfinite_kernel(const __grid_constant__ Batch<kSlots> batch, float* found) {
   const Slot& slot = slot_of_block(batch, int32_t(blockIdx.x));
   const int64_t begin = (int32_t(blockIdx.x) - slot.first_block) * kBlock;
-  const int64_t end = begin + kBlock < slot.numel ? begin + kBlock : slot.numel;
+  const int64_t end = min(begin + kBlock, slot.numel);
   dispatch_dtype_on_device(slot.dtype, [&]<class T>(T*) {
     using S = acc_t<T>;
     const auto* grad = static_cast<const T*>(slot.grad);
@@ -176,7 +176,7 @@ void for_batches(int64_t count, bool need_elements, Fill&& fill, Run&& run) {
       Slot slot = fill(i);
       if (need_elements && slot.numel == 0) continue;
       slot.first_block = batch.blocks;
-      batch.blocks += int32_t((slot.numel + kBlock - 1) / kBlock);
+      batch.blocks += int32_t(ceil_div(slot.numel, kBlock));
       batch.slots[batch.count++] = slot;
       if (batch.count == kSlots) {
         run(batch);

@@ -67,8 +67,7 @@ void for_slots(const P& p, int64_t first, int64_t last, F&& f) {
   const int64_t begin = first * p.block, end = last * p.block;
   for (int64_t index = 0; index < p.slot_count; ++index) {
     const AdamSlot& slot = p.slots[index];
-    const int64_t from = begin > slot.offset ? begin - slot.offset : 0;
-    const int64_t to = end - slot.offset < slot.numel ? end - slot.offset : slot.numel;
+    const int64_t from = max(begin - slot.offset, 0), to = min(end - slot.offset, slot.numel);
     if (from < to) f(slot, index, from, to);
   }
 }

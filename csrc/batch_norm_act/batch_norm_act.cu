@@ -120,10 +120,10 @@ template <class F>
 __device__ void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t channel, int width,
                          F&& f) {
   const int lane = int(threadIdx.x) % width, group = int(threadIdx.x) / width, groups = kThreads / width;
-  for (int64_t o = part.first_outer + group; o < part.last_outer; o += groups) {
+  for (int64_t o = part.outer.begin + group; o < part.outer.end; o += groups) {
     const int64_t row = (o * p.channels + channel) * p.inner;
-    for (int64_t i = part.first_inner + lane * 8; i < part.last_inner; i += width * 8)
-      f(row + i, part.last_inner - i);
+    for (int64_t i = part.inner.begin + lane * 8; i < part.inner.end; i += width * 8)
+      f(row + i, part.inner.end - i);
   }
 }
 
@@ -133,7 +133,7 @@ __device__ void for_rows(const BatchNormParams& p, const BatchNormPart& part, in
                          F&& f) {
   if (channel >= p.channels) return;
   const int group = int(threadIdx.x) / width, groups = kThreads / width;
-  for (int64_t o = part.first_outer + group; o < part.last_outer; o += groups) f(o * p.channels + channel);
+  for (int64_t o = part.outer.begin + group; o < part.outer.end; o += groups) f(o * p.channels + channel);
 }
 
 // Where column_sums puts its results.
@@ -158,7 +158,7 @@ __device__ void statistics_of_columns(const BatchNormParams& p, int64_t item, in
   double* partials = p.partials + item * 2 * p.channels;
   for (int64_t left = 0; left < p.channels; left += kColumns) {
     const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
-    const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
+    const int columns = int(min(p.channels - left, kColumns));
     S sums[8] = {};  // acc_t will do: a thread has few rows of a part
     for_rows(p, part, channel, width, [&](int64_t at) {
       S v[8];
@@ -166,7 +166,7 @@ __device__ void statistics_of_columns(const BatchNormParams& p, int64_t item, in
 #pragma unroll
       for (int j = 0; j < 8; ++j) sums[j] += v[j];
     });
-    const Partials means{partials + left, double(part.last_outer - part.first_outer)};
+    const Partials means{partials + left, double(part.outer.size())};
     sum_columns(sums, width, columns, means);
     S mean[8];
 #pragma unroll
@@ -196,7 +196,7 @@ __device__ void statistics_of_runs(const BatchNormParams& p, int64_t item, int w
     for (int j = 0; j < 8; ++j) eight += v[j];
     sum += eight;
   });
-  const int64_t count = (part.last_outer - part.first_outer) * (part.last_inner - part.first_inner);
+  const int64_t count = part.size();
   const double mean = block_sum<kThreads>(sum) / double(count);
   double squares = 0;
   for_part(p, part, channel, width, [&](int64_t at, int64_t n) {
@@ -228,7 +228,7 @@ __device__ void gradient_sums_of_columns(const BatchNormParams& p, int64_t item,
   double* partials = p.partials + item * 2 * p.channels;
   for (int64_t left = 0; left < p.channels; left += kColumns) {
     const int64_t channel = left + int64_t(threadIdx.x) % width * 8, n = p.channels - channel;
-    const int columns = int(p.channels - left < kColumns ? p.channels - left : kColumns);
+    const int columns = int(min(p.channels - left, kColumns));
     const Factors<S, 8> factors(p, channel, kConstant);
     S sums[8] = {}, products[8] = {};  // acc_t will do: a thread has few rows of a part
     for_rows(p, part, channel, width, [&](int64_t at) {
@@ -286,10 +286,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     join_statistics_kernel(const BatchNormParams p, int64_t parts, int width) {
   if (p.batch_mean) {
-    const auto elements = [&](int64_t index) {
-      const BatchNormPart part = part_at(p, index);
-      return double((part.last_outer - part.first_outer) * (part.last_inner - part.first_inner));
-    };
+    const auto elements = [&](int64_t index) { return double(part_at(p, index).size()); };
     const double count = double(p.outer * p.inner);
     sum_rows<kThreads>(
         p.channels, width, parts,
@@ -357,13 +354,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     runs_kernel(const BatchNormParams p, int64_t rows, int width) {
   const int lane = int(threadIdx.x) % width, group = int(threadIdx.x) / width, groups = kThreads / width;
   const int64_t step = int64_t(gridDim.x) * groups, channels_step = step % p.channels;
-  const int64_t first = int64_t(blockIdx.y) * kPieceLength;
-  const int64_t last = first + kPieceLength < p.inner ? first + kPieceLength : p.inner;
+  const Range piece = part_of(p.inner, kPieceLength, blockIdx.y);
   int64_t row = int64_t(blockIdx.x) * groups + group, channel = row % p.channels;  // no division in the loop
   for (; row < rows; row += step) {
     const Factors<acc_t<T>, 1> factors(p, channel, kBackward ? kFactors : kConstant);
-    for (int64_t i = first + lane * 8; i < last; i += width * 8)
-      elements<T, A, kBackward>(p, factors, row * p.inner + i, last - i);
+    for (int64_t i = piece.begin + lane * 8; i < piece.end; i += width * 8)
+      elements<T, A, kBackward>(p, factors, row * p.inner + i, piece.end - i);
     channel += channels_step;
     if (channel >= p.channels) channel -= p.channels;
   }
@@ -388,13 +384,13 @@ void run_elements(const BatchNormParams& p, void* stream_) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     dispatch_act(p.act, [&]<Act A>(ActTag<A>) {
       if (channels_inside(p)) {
-        const int width = power_of_two((p.channels + 7) / 8, kThreads);
+        const int width = power_of_two(ceil_div(p.channels, 8), kThreads);
         launch(columns_kernel<T, A, kBackward>, grid_size(part_count(p)), kThreads, 0, stream, p,
                part_count(p), width);
       } else {
         const int64_t rows = p.outer * p.channels, pieces = piece_count(p);
-        const int width = power_of_two((p.inner + 7) / 8, kThreads), groups = kThreads / width;
-        const dim3 grid(grid_size((rows + groups - 1) / groups), unsigned(pieces));
+        const int width = power_of_two(ceil_div(p.inner, 8), kThreads), groups = kThreads / width;
+        const dim3 grid(grid_size(ceil_div(rows, groups)), unsigned(pieces));
         launch(runs_kernel<T, A, kBackward>, grid, kThreads, 0, stream, p, rows, width);
       }
     });
@@ -402,7 +398,7 @@ void run_elements(const BatchNormParams& p, void* stream_) {
 }
 
 int sum_width(const BatchNormParams& p) {
-  return power_of_two(((channels_inside(p) ? p.channels : p.inner_per_part) + 7) / 8, kThreads);
+  return power_of_two(ceil_div(channels_inside(p) ? p.channels : p.inner_per_part, 8), kThreads);
 }
 
 }  // namespace
@@ -428,7 +424,7 @@ void batch_norm_gradient_sums(const BatchNormParams& p, int64_t items, void* str
 void batch_norm_join_statistics(const BatchNormParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     const int width = power_of_two(channels, 32);
-    launch(join_statistics_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+    launch(join_statistics_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
            static_cast<cudaStream_t>(stream), p, part_count(p), width);
   });
 }
@@ -436,7 +432,7 @@ void batch_norm_join_statistics(const BatchNormParams& p, int64_t channels, void
 void batch_norm_join_gradients(const BatchNormParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     const int width = power_of_two(channels, 32);
-    launch(join_gradients_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+    launch(join_gradients_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
            static_cast<cudaStream_t>(stream), p, part_count(p), width);
   });
 }

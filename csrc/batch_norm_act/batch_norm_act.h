@@ -52,28 +52,26 @@ struct BatchNormParams {
   double* partials = nullptr;  // [parts][2][channels]: mean and squares, or the sums of dz and dz*(x - mean)
 };
 
-inline int64_t inner_parts(const BatchNormParams& p) {
-  return (p.inner + p.inner_per_part - 1) / p.inner_per_part;
-}
-inline int64_t part_count(const BatchNormParams& p) {
-  return (p.outer + p.outer_per_part - 1) / p.outer_per_part * inner_parts(p);
+AIGC_INLINE int64_t inner_parts(const BatchNormParams& p) { return ceil_div(p.inner, p.inner_per_part); }
+AIGC_INLINE int64_t part_count(const BatchNormParams& p) {
+  return ceil_div(p.outer, p.outer_per_part) * inner_parts(p);
 }
 
 // Where the channels of a pixel are adjacent (NHWC, NC), a row is a pixel; else it is a channel of a sample,
 // in pieces that are long enough for a block of threads.
-AIGC_HOST_DEVICE inline bool channels_inside(const BatchNormParams& p) { return p.inner == 1; }
+AIGC_INLINE bool channels_inside(const BatchNormParams& p) { return p.inner == 1; }
 constexpr int64_t kPieceLength = 8192;
-inline int64_t piece_count(const BatchNormParams& p) { return (p.inner + kPieceLength - 1) / kPieceLength; }
+AIGC_INLINE int64_t piece_count(const BatchNormParams& p) { return ceil_div(p.inner, kPieceLength); }
 
 // The elements that a part has of each channel.
 struct BatchNormPart {
-  int64_t first_outer, last_outer, first_inner, last_inner;
+  Range outer, inner;
+  AIGC_INLINE int64_t size() const { return outer.size() * inner.size(); }
 };
-AIGC_HOST_DEVICE inline BatchNormPart part_at(const BatchNormParams& p, int64_t index) {
-  const int64_t in_row = (p.inner + p.inner_per_part - 1) / p.inner_per_part;
-  const int64_t o = index / in_row * p.outer_per_part, i = index % in_row * p.inner_per_part;
-  const int64_t last_o = o + p.outer_per_part, last_i = i + p.inner_per_part;
-  return {o, last_o < p.outer ? last_o : p.outer, i, last_i < p.inner ? last_i : p.inner};
+AIGC_INLINE BatchNormPart part_at(const BatchNormParams& p, int64_t index) {
+  const int64_t in_row = inner_parts(p);
+  return {part_of(p.outer, p.outer_per_part, index / in_row),
+          part_of(p.inner, p.inner_per_part, index % in_row)};
 }
 
 }  // namespace aigc

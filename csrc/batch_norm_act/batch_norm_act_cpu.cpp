@@ -93,10 +93,10 @@ struct Activation {
 // Calls f(element, elements left in its run, whole) for each vector of the channel's part.
 template <class T, class F>
 void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t channel, F&& f) {
-  for (int64_t o = part.first_outer; o < part.last_outer; ++o) {
+  for (int64_t o = part.outer.begin; o < part.outer.end; ++o) {
     const int64_t row = (o * p.channels + channel) * p.inner;
-    for_vectors<T>(row + part.first_inner, row + part.last_inner,
-                   [&](int64_t at, auto whole) { f(at, row + part.last_inner - at, whole); });
+    for_vectors<T>(row + part.inner.begin, row + part.inner.end,
+                   [&](int64_t at, auto whole) { f(at, row + part.inner.end - at, whole); });
   }
 }
 
@@ -107,7 +107,7 @@ template <class T, int kSums, class Term>
 void sum_down(const BatchNormParams& p, const BatchNormPart& part, double* totals, Term&& term) {
   using S = acc_t<T>;
   constexpr int64_t kRows = 4;
-  const int64_t stride = (p.channels + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
+  const int64_t stride = round_up(p.channels, kWidth<T>);
   const Scratch<S> block(kSums * stride);
   const auto add_rows = [&](int64_t o, auto rows) {
     for_vectors<T>(0, p.channels, [&](int64_t i, auto whole) {
@@ -119,8 +119,8 @@ void sum_down(const BatchNormParams& p, const BatchNormPart& part, double* total
     });
   };
   std::fill_n(totals, kSums * p.channels, 0.0);
-  for (int64_t o = part.first_outer; o < part.last_outer;) {
-    const int64_t end = o + kSumBlock < part.last_outer ? o + kSumBlock : part.last_outer;
+  for (int64_t o = part.outer.begin; o < part.outer.end;) {
+    const int64_t end = min(o + kSumBlock, part.outer.end);
     for (; o + kRows <= end; o += kRows) add_rows(o, std::integral_constant<int64_t, kRows>());
     for (; o < end; ++o) add_rows(o, std::integral_constant<int64_t, 1>());
     for (int s = 0; s < kSums; ++s)
@@ -141,7 +141,7 @@ void statistics_of_columns(const BatchNormParams& p, int64_t item) {
   });
   const Scratch<acc_t<T>> means(p.channels);
   for (int64_t c = 0; c < p.channels; ++c) {
-    partials[c] /= double(part.last_outer - part.first_outer);
+    partials[c] /= double(part.outer.size());
     means.get()[c] = acc_t<T>(partials[c]);
   }
   sum_down<T, 1>(p, part, partials + p.channels,
@@ -161,7 +161,7 @@ void statistics_of_runs(const BatchNormParams& p, int64_t item) {
   BlockSum<T> sum, squares;
   for_part<T>(p, part, channel,
               [&](int64_t at, int64_t n, auto whole) { sum.add(load_lanes(x + at, n, whole)); });
-  const double count = double((part.last_outer - part.first_outer) * (part.last_inner - part.first_inner));
+  const double count = double(part.size());
   const double mean = sum.total() / count;
   for_part<T>(p, part, channel, [&](int64_t at, int64_t n, auto whole) {
     const Vec<T> d = first_lanes(load_lanes(x + at, n, whole) - acc_t<T>(mean), n, whole);
@@ -231,10 +231,7 @@ void gradient_sums_of_runs(const BatchNormParams& p, int64_t item) {
 void join_statistics(const BatchNormParams& p, int64_t channel, double& mean, double& var) {
   const int64_t parts = part_count(p);
   const double count = double(p.outer * p.inner);
-  const auto elements = [&](int64_t index) {
-    const BatchNormPart part = part_at(p, index);
-    return double((part.last_outer - part.first_outer) * (part.last_inner - part.first_inner));
-  };
+  const auto elements = [&](int64_t index) { return double(part_at(p, index).size()); };
   double sum = 0, squares = 0;
   for (int64_t i = 0; i < parts; ++i) sum += elements(i) * p.partials[i * 2 * p.channels + channel];
   mean = sum / count;

@@ -23,9 +23,6 @@ template <class T>
 constexpr int kBlocks = sizeof(acc_t<T>) == 4 ? 2 : 1;
 constexpr int kColumns = kThreads * 8;  // of a row, that a block processes at once
 
-// At most this many additions run in acc_t, as on the CPU; their sums are added up in float64.
-constexpr int kSumBlock = 64;
-
 // What is added to x: bias + strength*noise, for the eight elements of a thread.
 template <class T>
 struct Addend {
@@ -149,9 +146,9 @@ __device__ double eight(const S (&g)[8], int n) {
   return sum;
 }
 
-// Rows [first, last) with the bias constant on each. Returns the thread's sum of (gradient of z)*noise.
+// Rows with the bias constant on each. Returns the thread's sum of (gradient of z)*noise.
 template <class T, class Pass, bool kSum>
-__device__ double walk_planes(const BiasActParams& p, int64_t first, int64_t last, int threads_per_row) {
+__device__ double walk_planes(const BiasActParams& p, Range rows, int threads_per_row) {
   using S = acc_t<T>;
   const auto* bias = static_cast<const T*>(p.bias);
   const auto* noise = static_cast<const T*>(p.noise);
@@ -159,18 +156,18 @@ __device__ double walk_planes(const BiasActParams& p, int64_t first, int64_t las
   const int rows_at_once = kThreads / threads_per_row;
   const int group = int(threadIdx.x) / threads_per_row, lane = int(threadIdx.x) % threads_per_row;
   // The step to the next rows, in samples and channels: no division in the loop.
-  int64_t sample = (first + group) / p.channels, channel = (first + group) % p.channels;
+  int64_t sample = (rows.begin + group) / p.channels, channel = (rows.begin + group) % p.channels;
   const int64_t samples_step = rows_at_once / p.channels, channels_step = rows_at_once % p.channels;
   double strength_sum = 0;
-  for (int64_t base = first; base < last; base += rows_at_once) {
+  for (int64_t base = rows.begin; base < rows.end; base += rows_at_once) {
     const int64_t row = base + group;
     double row_sum = 0;
-    if (row < last) {
+    if (row < rows.end) {
       const S b = bias ? to_acc(bias[channel]) : S(0);
       // One noise image for all samples, or one for each.
       const T* row_noise = noise ? noise + (p.noise_period == p.inner ? 0 : sample * p.inner) : nullptr;
       for (int64_t i = int64_t(lane) * 8; i < p.row_length; i += int64_t(threads_per_row) * 8) {
-        const int n = int(p.row_length - i < 8 ? p.row_length - i : 8);
+        const int n = int(min(p.row_length - i, 8));
         S e[8] = {}, g[8];
         if (noise) load<8>(row_noise + i, n, e);
         Addend<T> add;
@@ -186,7 +183,7 @@ __device__ double walk_planes(const BiasActParams& p, int64_t first, int64_t las
     if constexpr (kSum) {
       if (p.bias_partials) {
         row_sum = group_sum<kThreads>(row_sum, threads_per_row);
-        if (lane == 0 && row < last) p.bias_partials[row] = row_sum;
+        if (lane == 0 && row < rows.end) p.bias_partials[row] = row_sum;
       }
     }
     sample += samples_step;
@@ -200,10 +197,9 @@ __device__ double walk_planes(const BiasActParams& p, int64_t first, int64_t las
 // period of the chunk's partial sums is used then.
 __host__ __device__ constexpr bool folds_periods(const BiasActParams& p) { return p.row_length <= kColumns; }
 
-// Rows [first, last) along each of which the bias runs.
+// Rows along each of which the bias runs.
 template <class T, class Pass, bool kSum>
-__device__ double walk_pixels(const BiasActParams& p, int64_t chunk, int64_t first, int64_t last,
-                              int threads_per_row) {
+__device__ double walk_pixels(const BiasActParams& p, int64_t chunk, Range rows, int threads_per_row) {
   using S = acc_t<T>;
   const auto* bias = static_cast<const T*>(p.bias);
   const auto* noise = static_cast<const T*>(p.noise);
@@ -227,13 +223,11 @@ __device__ double walk_pixels(const BiasActParams& p, int64_t chunk, int64_t fir
     S column_block[8] = {};
     double column[8] = {};
     int added = 0;
-    int64_t noise_at = noise ? (first + group) % p.noise_period : 0;
+    int64_t noise_at = noise ? (rows.begin + group) % p.noise_period : 0;
     const int64_t noise_step = noise ? rows_at_once % p.noise_period : 0;
-    for (int64_t row = first + group; row < last; row += rows_at_once) {
-      const int64_t in_row = p.row_length - i;
-      const int64_t in_all = p.numel - row * p.row_length - i;  // the last row may be partial
-      const int64_t most = in_all < in_row ? in_all : in_row;
-      const int n = int(most < 8 ? most : 8);
+    for (int64_t row = rows.begin + group; row < rows.end; row += rows_at_once) {
+      const int64_t row_end = min((row + 1) * p.row_length, p.numel);  // the last row may be partial
+      const int n = int(min(row_end - row * p.row_length - i, 8));
       if (n <= 0) break;
       const S row_noise = noise ? to_acc(noise[noise_at]) : S(0);
       if ((noise_at += noise_step) >= p.noise_period) noise_at -= p.noise_period;
@@ -273,10 +267,9 @@ template <class T, class Pass, bool kSum>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     bias_act_kernel(const BiasActParams p, int64_t chunks, int threads_per_row) {
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const int64_t first = chunk * p.rows_per_chunk;
-    const int64_t last = first + p.rows_per_chunk < p.rows ? first + p.rows_per_chunk : p.rows;
-    double strength_sum = p.vec_is_bias ? walk_pixels<T, Pass, kSum>(p, chunk, first, last, threads_per_row)
-                                        : walk_planes<T, Pass, kSum>(p, first, last, threads_per_row);
+    const Range rows = part_of(p.rows, p.rows_per_chunk, chunk);
+    double strength_sum = p.vec_is_bias ? walk_pixels<T, Pass, kSum>(p, chunk, rows, threads_per_row)
+                                        : walk_planes<T, Pass, kSum>(p, rows, threads_per_row);
     if constexpr (kSum) {
       if (p.strength_partials) {
         strength_sum = block_sum<kThreads>(strength_sum);
@@ -318,7 +311,7 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p,
 
 template <class T, class Pass, bool kSum = false>
 void run(const BiasActParams& p, int64_t chunks, void* stream) {
-  const int threads_per_row = power_of_two((p.row_length + 7) / 8, kThreads);
+  const int threads_per_row = power_of_two(ceil_div(p.row_length, 8), kThreads);
   launch(bias_act_kernel<T, Pass, kSum>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p,
          chunks, threads_per_row);
 }
@@ -360,7 +353,7 @@ void bias_act_double_backward(const BiasActParams& p, int64_t chunks, void* stre
 void bias_act_reduce(const BiasActParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     const int width = power_of_two(channels, 32);
-    launch(reduce_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+    launch(reduce_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
            static_cast<cudaStream_t>(stream), p, chunk_count(p), width);
   });
 }

@@ -58,14 +58,14 @@ struct BiasActParams {
   void* dstrength = nullptr;
 };
 
-constexpr bool has_branch_plane(const BiasActParams& p) { return p.act == Act::relu || p.act == Act::lrelu; }
-constexpr int mask_planes(const BiasActParams& p) {
+AIGC_INLINE bool has_branch_plane(const BiasActParams& p) {
+  return p.act == Act::relu || p.act == Act::lrelu;
+}
+AIGC_INLINE int mask_planes(const BiasActParams& p) {
   return (has_branch_plane(p) ? 1 : 0) + (p.clamp >= 0 ? 1 : 0);
 }
-constexpr int64_t mask_row_bytes(const BiasActParams& p) { return (p.row_length + 7) / 8; }
-constexpr int64_t chunk_count(const BiasActParams& p) {
-  return (p.rows + p.rows_per_chunk - 1) / p.rows_per_chunk;
-}
+AIGC_INLINE int64_t mask_row_bytes(const BiasActParams& p) { return ceil_div(p.row_length, 8); }
+AIGC_INLINE int64_t chunk_count(const BiasActParams& p) { return ceil_div(p.rows, p.rows_per_chunk); }
 
 }  // namespace aigc
 

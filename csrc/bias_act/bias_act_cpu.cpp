@@ -12,9 +12,6 @@ namespace {
 
 template <class T>
 constexpr int kGroup = kWidth<T> < 8 ? 8 : kWidth<T>;  // elements whose mask bits fill whole bytes
-// Sums run in acc_t<T> over this many additions and are then added up in float64, so that the error stays
-// that of a short sum.
-constexpr int kSumBlock = 64;
 
 template <class T>
 struct Row {
@@ -40,7 +37,7 @@ class Rows {
   Row<T> operator[](int64_t index) const {
     Row<T> row{};
     row.offset = index * p_.row_length;
-    row.length = p_.numel - row.offset < p_.row_length ? p_.numel - row.offset : p_.row_length;
+    row.length = min(p_.numel - row.offset, p_.row_length);
     if (p_.vec_is_bias) {
       row.vec = periods_ ? periods_.get() : bias_;
       row.vec_scale = 1;
@@ -75,9 +72,8 @@ inline Vec<T> preactivation(const Row<T>& row, const T* x, int64_t i, Whole whol
 
 template <class F>
 void for_rows(const BiasActParams& p, int64_t chunk, F&& f) {
-  const int64_t first = chunk * p.rows_per_chunk;
-  const int64_t last = first + p.rows_per_chunk < p.rows ? first + p.rows_per_chunk : p.rows;
-  for (int64_t row = first; row < last; ++row) f(row);
+  const Range rows = part_of(p.rows, p.rows_per_chunk, chunk);
+  for (int64_t row = rows.begin; row < rows.end; ++row) f(row);
 }
 
 template <class T, Act A, bool kSave>
@@ -178,7 +174,7 @@ void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradi
       double row_sum = 0, noise_sum = 0;
       constexpr int64_t kBlock = kSumBlock * kWidth<T>;
       for (int64_t block = 0; block < row.length; block += kBlock) {
-        const int64_t block_end = block + kBlock < row.length ? block + kBlock : row.length;
+        const int64_t block_end = min(block + kBlock, row.length);
         Vec<T> sum{}, noise{};
         for_vectors<T>(block, block_end, [&](int64_t i, auto whole) {
           const Vec<T> g = gradient_of_z(row, index, i, whole);

@@ -41,27 +41,27 @@ struct Conv3x3Params {
 };
 
 // Rounded up to a multiple of the channels that any kernel processes at a time.
-inline int64_t padded_channels(int64_t channels) { return (channels + 31) / 32 * 32; }
+AIGC_INLINE int64_t padded_channels(int64_t channels) { return round_up(channels, 32); }
 
 // Elements of w's transform, and no fewer than the sums of one chunk have.
-inline int64_t transformed_size(const Conv3x3Params& p) {
+AIGC_INLINE int64_t transformed_size(const Conv3x3Params& p) {
   return 16 * padded_channels(p.in_channels) * padded_channels(p.out_channels);
 }
 
 constexpr int64_t kConvTiles = 48;  // per block
-inline int64_t conv3x3_blocks(const Conv3x3Params& p) {
-  return (p.samples * ((p.out_height + 1) / 2) * ((p.out_width + 1) / 2) + kConvTiles - 1) / kConvTiles;
+AIGC_INLINE int64_t conv3x3_blocks(const Conv3x3Params& p) {
+  return ceil_div(p.samples * ceil_div(p.out_height, 2) * ceil_div(p.out_width, 2), kConvTiles);
 }
 
 // An item of dw: this many output channels of one chunk of the blocks. The number of chunks depends only on
 // the shape, and with it the order of the sums.
 constexpr int64_t kGradientOuts = 128;
-inline int64_t gradient_chunks(const Conv3x3Params& p) {
+AIGC_INLINE int64_t gradient_chunks(const Conv3x3Params& p) {
   const int64_t blocks = conv3x3_blocks(p);
   return blocks < 16 ? blocks > 0 : blocks < 64 ? blocks / 8 : 8;
 }
-inline int64_t gradient_items(const Conv3x3Params& p) {
-  return p.chunks * ((p.out_channels + kGradientOuts - 1) / kGradientOuts);
+AIGC_INLINE int64_t gradient_items(const Conv3x3Params& p) {
+  return p.chunks * ceil_div(p.out_channels, kGradientOuts);
 }
 
 }  // namespace aigc

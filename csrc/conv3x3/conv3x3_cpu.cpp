@@ -10,9 +10,6 @@ namespace {
 constexpr int64_t kOuts = 16;  // output channels whose sums stay in L1 for all tiles of a block
 static_assert(32 % kOuts == 0);
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // c[r][j] = sum over k of a[r][k] * b[k][j] (kAdd: += instead) for kRows rows and kVectors vectors of
 // columns. a[r][k] is at a[r * a_row + k * a_step].
 template <int kRows, int kVectors, bool kAdd = false, class S>
@@ -105,8 +102,8 @@ class Convolution {
  public:
   explicit Convolution(const Conv3x3Params& p)
       : p_(p),
-        rows_((p.out_height + 1) / 2),
-        columns_((p.out_width + 1) / 2),
+        rows_(ceil_div(p.out_height, 2)),
+        columns_(ceil_div(p.out_width, 2)),
         outs_(padded_channels(p.out_channels)),
         u_(static_cast<S*>(p.transformed)) {}
 
@@ -252,7 +249,7 @@ class Convolution {
 
   void planes(int64_t block, S* v, S* m, S* lines) const {
     const int64_t depth = p_.in_channels;
-    const int64_t used = (tiles_of(block) + kPanel - 1) / kPanel * kPanel;
+    const int64_t used = round_up(tiles_of(block), kPanel);
     for_segments(block, [&](int64_t n, int64_t row, int64_t column, int64_t tiles, int64_t at) {
       for (int64_t i = 0; i < depth; ++i)
         transform_planes(n, i, row, column, tiles, lines, v + i * kRow + at, depth * kRow);

@@ -22,9 +22,6 @@
 
 #if defined(AIGC_ISA)
 #include "core/simd.h"
-#define AIGC_MATH_NAMESPACE AIGC_ISA
-#else
-#define AIGC_MATH_NAMESPACE scalar
 #endif
 
 #if defined(__CUDACC__)

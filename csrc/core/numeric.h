@@ -1,8 +1,20 @@
-// Storage types and the type that arithmetic on them is done in. No torch, no CUDA headers.
+// Storage types, the type that arithmetic on them is done in, and arithmetic of sizes. No torch, no CUDA
+// headers.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+
+// CPU kernels are compiled once per instruction set. The linker must never find two copies of one function
+// there, or it could keep the AVX-512 copy for a machine without AVX-512. So the functions of core/ live in an
+// inline namespace of the set, and the small functions in the headers of ops are always inlined.
+#if defined(AIGC_ISA)
+#define AIGC_MATH_NAMESPACE AIGC_ISA
+#else
+#define AIGC_MATH_NAMESPACE scalar
+#endif
+#define AIGC_INLINE [[gnu::always_inline]] constexpr
 
 namespace aigc {
 
@@ -29,6 +41,10 @@ struct accumulate<double> {
 template <class T>
 using acc_t = typename accumulate<T>::type;
 
+// Sums run in acc_t over this many additions and are then added up in float64, so that the error stays that
+// of a short sum.
+constexpr int kSumBlock = 64;
+
 // Calls f with a null pointer of the storage type: f(static_cast<T*>(nullptr)).
 template <class F>
 inline void dispatch_dtype(DType dtype, F&& f) {
@@ -48,4 +64,44 @@ inline void dispatch_dtype(DType dtype, F&& f) {
   }
 }
 
+// The same with acc_t of the storage type.
+template <class F>
+inline void dispatch_acc(DType dtype, F&& f) {
+  dtype == DType::float64 ? f(static_cast<double*>(nullptr)) : f(static_cast<float*>(nullptr));
+}
+
+// ---- sizes ----------------------------------------------------------------------------------------------
+
+inline namespace AIGC_MATH_NAMESPACE {
+
+// For integers only: those of floating-point numbers (core/math.h) differ in NaN.
+template <class A, class B>
+using if_integers =
+    std::enable_if_t<std::is_integral_v<A> && std::is_integral_v<B>, std::common_type_t<A, B>>;
+
+template <class A, class B>
+constexpr if_integers<A, B> min(A a, B b) {
+  return a < b ? a : b;
+}
+template <class A, class B>
+constexpr if_integers<A, B> max(A a, B b) {
+  return a > b ? a : b;
+}
+
+// a / b rounded down and up, b > 0; a may be negative.
+constexpr int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0 ? 1 : 0); }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+struct Range {
+  int64_t begin, end;
+  constexpr int64_t size() const { return end - begin; }
+};
+
+// The part with this index of [0, count), which is cut into parts of `size`. Parts beyond it are empty.
+constexpr Range part_of(int64_t count, int64_t size, int64_t index) {
+  return {min(index * size, count), min(index * size + size, count)};
+}
+
+}  // namespace AIGC_MATH_NAMESPACE
 }  // namespace aigc

@@ -6,10 +6,6 @@
 namespace aigc {
 inline namespace AIGC_ISA {
 
-// Sums run in acc_t over this many additions and are then added up in float64, so that the error stays that
-// of a short sum.
-constexpr int kSumBlock = 64;
-
 // The sum of vectors over all their lanes.
 template <class T>
 class BlockSum {

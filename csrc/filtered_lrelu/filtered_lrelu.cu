@@ -19,10 +19,6 @@ constexpr int kThreads = 256;
 constexpr size_t kWantedBytes = 64 << 10;
 constexpr int kPerInput = 6;  // taps per output of the filters that have specialized kernels
 
-__host__ __device__ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-__host__ __device__ constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
-
 // Sizes of a tile of y, and of the largest parts of z (phase by phase, `run` columns each) and x that it
 // needs.
 struct Tile {
@@ -54,11 +50,11 @@ Tile make_tile(const FilteredLreluParams& p) {
   const int whole_bytes = 8 * tile.phases, least = whole_bytes / int(down);  // columns of z, and of y
   tile.columns = least > 32 ? least : 32 / least * least;
   const int64_t start = -p.second_x.pad;  // 0 where the mask is written, so that tiles begin with whole bytes
-  tile.lead = int(start - FirAxis::floor_div(start, tile.phases) * tile.phases);
+  tile.lead = int(start - floor_div(start, tile.phases) * tile.phases);
   const auto measure = [&] {
     const auto reach = [&](int outputs, int64_t taps) { return outputs * down - 1 + taps; };
     tile.z_rows = int(reach(tile.rows, p.second_y.taps));
-    tile.run = int(parts(tile.lead + reach(tile.columns, p.second_x.taps), whole_bytes)) * 8;
+    tile.run = int(ceil_div(tile.lead + reach(tile.columns, p.second_x.taps), whole_bytes)) * 8;
     tile.x_rows = int((tile.z_rows + p.first_y.taps - 2) / up + 2);
     tile.x_columns = int((tile.z_width() + p.first_x.taps - 2) / up + 2);
   };
@@ -72,8 +68,8 @@ Tile make_tile(const FilteredLreluParams& p) {
     else
       break;
   }
-  tile.row_tiles = parts(p.second_y.out, tile.rows);
-  tile.column_tiles = parts(p.second_x.out, tile.columns);
+  tile.row_tiles = ceil_div(p.second_y.out, tile.rows);
+  tile.column_tiles = ceil_div(p.second_x.out, tile.columns);
   return tile;
 }
 
@@ -149,8 +145,8 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int64_t zx0 = sx.origin(ox0) - tile.lead, zy0 = sy.origin(oy0), q0 = zx0 / phases;
     const int needed = (rows - 1) * f.down() + f.second_taps();
     const int z_rows = !writes ? needed : int(last_row ? sy.in - zy0 : max(needed, rows * f.down()));
-    const int64_t x0 = FirAxis::floor_div(fx.origin(zx0), f.up());
-    const int64_t y0 = FirAxis::floor_div(fy.origin(zy0), f.up());
+    const int64_t x0 = floor_div(fx.origin(zx0), f.up());
+    const int64_t y0 = floor_div(fy.origin(zy0), f.up());
     const int origin_x = int(fx.origin(zx0) - x0 * f.up()), origin_y = int(fy.origin(zy0) - y0 * f.up());
     const int x_rows = (origin_y + z_rows - 1 + f.first_taps() - 1) / f.up() + 1;
 
@@ -181,8 +177,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       const int i = base + lane, row = i / z_width, rest = i - row * z_width, phase = rest / run;
       const int q = rest - phase * run;
       const int64_t zx = (q0 + q) * phases + phase, zy = zy0 + row;
-      const int64_t byte = (zy * phases + phase) * run_bytes + FirAxis::floor_div(q0 + q, 8),
-                    bit = (q0 + q) & 7;
+      const int64_t byte = (zy * phases + phase) * run_bytes + floor_div(q0 + q, 8), bit = (q0 + q) & 7;
       bool branch = false, within = false;
       if (i < count && zx >= 0 && zx < fx.out && zy >= 0 && zy < fy.out) {
         const S z = first_filter(f, w_first_down, row + origin_y,

@@ -47,38 +47,40 @@ constexpr int64_t kMostFactor = 4, kMostTaps = 24;
 // A column of z is q * phases + phase, with phases a multiple of both factors, so that all columns of a phase
 // have the same taps at the same distances. The mask has one bit for each column, in runs of the columns of
 // one phase, [bit planes][planes][rows][phases][run]. A run is a multiple of 16 bits.
-constexpr int64_t lrelu_phases(const FilteredLreluParams& p) {
+AIGC_INLINE int64_t lrelu_phases(const FilteredLreluParams& p) {
   FirAxis factors;
   factors.up = p.first_x.up;
   factors.down = p.second_x.down;
   return factors.up / factors.gcd() * factors.down;
 }
-constexpr int64_t mask_run_bytes(const FilteredLreluParams& p) {
+AIGC_INLINE int64_t mask_run_bytes(const FilteredLreluParams& p) {
   const int64_t phases = lrelu_phases(p);
-  return ((p.first_x.out + phases - 1) / phases + 15) / 16 * 2;
+  return ceil_div(ceil_div(p.first_x.out, phases), 16) * 2;
 }
-constexpr int64_t mask_row_bytes(const FilteredLreluParams& p) { return lrelu_phases(p) * mask_run_bytes(p); }
-constexpr int64_t mask_plane_bytes(const FilteredLreluParams& p) {
+AIGC_INLINE int64_t mask_row_bytes(const FilteredLreluParams& p) {
+  return lrelu_phases(p) * mask_run_bytes(p);
+}
+AIGC_INLINE int64_t mask_plane_bytes(const FilteredLreluParams& p) {
   return p.planes * p.first_y.out * mask_row_bytes(p);
 }
-constexpr int64_t mask_bytes(const FilteredLreluParams& p) {
+AIGC_INLINE int64_t mask_bytes(const FilteredLreluParams& p) {
   return (p.clamp >= 0 ? 2 : 1) * mask_plane_bytes(p);
 }
 
 // Where a plane of `pixels` pixels begins, and the distance between its pixels.
-constexpr int64_t plane_at(const FilteredLreluParams& p, int64_t plane, int64_t pixels) {
+AIGC_INLINE int64_t plane_at(const FilteredLreluParams& p, int64_t plane, int64_t pixels) {
   if (!p.channels_last) return plane * pixels;
   return plane / p.channels * p.channels * pixels + plane % p.channels;
 }
-constexpr int64_t pixel_stride(const FilteredLreluParams& p) { return p.channels_last ? p.channels : 1; }
+AIGC_INLINE int64_t pixel_stride(const FilteredLreluParams& p) { return p.channels_last ? p.channels : 1; }
 
 // An item on the CPU: a band of rows of one plane of y.
-constexpr int64_t lrelu_bands(const FilteredLreluParams& p) {
+AIGC_INLINE int64_t lrelu_bands(const FilteredLreluParams& p) {
   const int64_t width = p.first_x.out > 0 ? p.first_x.out : 1, by_width = 65536 / width;
   const int64_t rows = by_width < 16 ? 16 : by_width > 64 ? 64 : by_width;
-  return (p.second_y.out + rows - 1) / rows;
+  return ceil_div(p.second_y.out, rows);
 }
-constexpr int64_t lrelu_items(const FilteredLreluParams& p) { return p.planes * lrelu_bands(p); }
+AIGC_INLINE int64_t lrelu_items(const FilteredLreluParams& p) { return p.planes * lrelu_bands(p); }
 
 }  // namespace aigc
 

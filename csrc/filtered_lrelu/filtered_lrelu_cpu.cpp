@@ -15,10 +15,6 @@ namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return -FirAxis::floor_div(-a, b); }
-constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 constexpr int kPerInput = 6;  // taps per output of the filters that have specialized code
 
 // The vector at p + n, where a and b are those at p and p + kWidth. Loads that cross a cache line are slow;
@@ -62,7 +58,7 @@ class Phases {
     for (int64_t phase = 0; phase < phases; ++phase) {
       const int64_t count = counts_.get()[phase] = axis.count(phase);
       for (int64_t t = 0; t < count; ++t) {
-        const int64_t i = axis.first(phase) + t - base, q = FirAxis::floor_div(i, split);
+        const int64_t i = axis.first(phase) + t - base, q = floor_div(i, split);
         offsets_.get()[phase * most_ + t] = (i - q * split) * lane + q;
         weights_.get()[phase * most_ + t] = w[axis.tap(phase) + t * axis.up];
       }
@@ -153,7 +149,7 @@ class Phases {
 };
 
 // Rows of one band.
-struct Range {
+struct BandRows {
   int64_t begin, end;                // of y
   int64_t z_begin, z_end, keep_end;  // of z; the mask is written up to keep_end
   int64_t x_begin, x_end;            // of x, and of the padding around it
@@ -197,8 +193,8 @@ class Columns {
   }
 
   // The rows of z, and of x, that rows [begin, end) of y need.
-  Range range(int64_t begin, int64_t end) const {
-    Range r;
+  BandRows rows_of(int64_t begin, int64_t end) const {
+    BandRows r;
     r.begin = begin;
     r.end = end;
     r.keep_end = end == s_.out ? s_.in : s_.origin(end);
@@ -217,7 +213,7 @@ class Columns {
     return ceil_div(z_rows + f.taps, f.up) + 1;
   }
 
-  void run(const Range& r, const S* wide, S* narrow, uint8_t* mask) const {
+  void run(const BandRows& r, const S* wide, S* narrow, uint8_t* mask) const {
     const Call call{r, wide, narrow, mask};
     int64_t v = 0;
     if (stream_ != nullptr && r.z_end > r.z_begin) {
@@ -233,7 +229,7 @@ class Columns {
   static constexpr int kStrip = 4;  // vectors
 
   struct Call {
-    const Range& r;
+    const BandRows& r;
     const S* wide;
     S* narrow;
     uint8_t* mask;  // of this plane
@@ -271,7 +267,7 @@ class Columns {
   }
 
   // Clears the unused last byte of each run.
-  void end_runs(const Range& r, uint8_t* mask) const {
+  void end_runs(const BandRows& r, uint8_t* mask) const {
     if (!writes_ || layout_.lane % 16 == 0) return;
     const int64_t run = mask_run_bytes(p_);
     for (int plane = 0; plane < (clamped_ ? 2 : 1); ++plane)
@@ -283,7 +279,7 @@ class Columns {
   // For any factors and taps: all rows of z go to a buffer, and from there to y.
   template <int kVectors>
   void strip(const Call& c, int64_t v) const {
-    const Range& r = c.r;
+    const BandRows& r = c.r;
     const int64_t width = layout_.width();
     S* strip = strip_.get();
     for (int64_t m = r.z_begin; m < r.z_end; ++m) {
@@ -312,14 +308,12 @@ class Columns {
   // The row of z at or before m that begins a group of kUp rows that read the same pixels.
   int64_t aligned(int64_t m) const {
     if (stream_ == nullptr) return m;
-    const int64_t ahead = f_.origin(m) - 1, back = ahead - FirAxis::floor_div(ahead, f_.up) * f_.up;
+    const int64_t ahead = f_.origin(m) - 1, back = ahead - floor_div(ahead, f_.up) * f_.up;
     // Of two such rows, the one that is 0 or 1 rows behind the first row of an output.
     const bool other = s_.down > f_.up && into_output(m - back) >= f_.up;
     return m - back - (other ? f_.up : 0);
   }
-  int64_t into_output(int64_t m) const {
-    return m + s_.pad - FirAxis::floor_div(m + s_.pad, s_.down) * s_.down;
-  }
+  int64_t into_output(int64_t m) const { return m + s_.pad - floor_div(m + s_.pad, s_.down) * s_.down; }
 
   void choose() {
     const auto is = [&](int up, int down) {
@@ -341,10 +335,10 @@ class Columns {
   template <int kUp, int kDown, int kInto>
   void stream(const Call& c, int64_t v) const {
     constexpr int kPeriod = kUp > kDown ? kUp : kDown, N = kPerInput;
-    const Range& r = c.r;
+    const BandRows& r = c.r;
     const int64_t width = layout_.width(), narrow_width = layout_.narrow_width(), at = bits_at_.get()[v];
     int64_t m = aligned(r.z_begin);
-    int64_t o = FirAxis::floor_div(m + s_.pad, kDown) - (N - 1);  // the next row of y to be completed
+    int64_t o = floor_div(m + s_.pad, kDown) - (N - 1);  // the next row of y to be completed
     S* out = c.narrow + narrow_at_.get()[v] - r.begin * narrow_width;
     for (int64_t i = r.begin; i < min(o, r.end); ++i) store(out + i * narrow_width, V{});
     const S* from = c.wide + v * W;
@@ -421,7 +415,7 @@ class Bands {
 
   void band(int64_t item) const {
     const int64_t bands = lrelu_bands(p_), plane = item / bands, begin = item % bands * rows_;
-    const Range r = columns_.range(begin, min(begin + rows_, p_.second_y.out));
+    const BandRows r = columns_.rows_of(begin, min(begin + rows_, p_.second_y.out));
     const S addend = p_.b == nullptr ? S(0) : load_scalar(static_cast<const T*>(p_.b) + plane % p_.channels);
     const T* x = static_cast<const T*>(p_.x) + plane_at(p_, plane, p_.first_y.in * f_.in);
     for (int64_t i = r.x_begin; i < r.x_end; ++i) {
@@ -457,15 +451,15 @@ class Bands {
   Layout make_layout() {
     Layout l;
     l.phases = lrelu_phases(p_);
-    l.lane = ceil_div(ceil_div(f_.out, l.phases), kByte) * kByte;
+    l.lane = round_up(ceil_div(f_.out, l.phases), kByte);
     l.margin = max(0, ceil_div(s_.pad, l.phases));
     in_split_ = l.phases / f_.up;
     out_split_ = l.phases / s_.down;
     x_base_ = f_.first(0);
     const int64_t furthest = f_.first(l.phases - 1) + ceil_div(f_.taps, f_.up) - 1 - x_base_;
     x_lane_ = l.lane + furthest / in_split_ + 1;
-    const int64_t outputs = ceil_div(ceil_div(s_.out, out_split_), W) * W;  // of one phase of y
-    const int64_t reach = FirAxis::floor_div(s_.origin(out_split_ - 1) + s_.taps - 1, l.phases) + 1;
+    const int64_t outputs = round_up(ceil_div(s_.out, out_split_), W);  // of one phase of y
+    const int64_t reach = floor_div(s_.origin(out_split_ - 1) + s_.taps - 1, l.phases) + 1;
     l.narrow_lane = l.margin + max(l.lane, outputs + reach);
     return l;
   }

@@ -12,15 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Range {
-  int64_t begin, end;
-};
-
-__device__ Range chunk_of(const GanLossParams& p, const GanLossSide& side, int64_t chunk) {
-  const int64_t begin = chunk * p.chunk, end = begin + p.chunk;
-  return {begin < side.count ? begin : side.count, end < side.count ? end : side.count};
-}
-
 // The sum of one member of all chunks' partials, in every thread of the block.
 __device__ double total(const GanLossParams& p, int side, double GanLossPartial::* what) {
   double sum = 0;
@@ -64,7 +55,7 @@ __device__ Term<S> evaluate(S x, S shift, const GanLossSide& side) {
 template <class T>
 __device__ void means(const GanLossParams& p, int64_t chunk) {
   for (int index = 0; index < p.side_count; ++index) {
-    const Range range = chunk_of(p, p.sides[index], chunk);
+    const Range range = part_of(p.sides[index].count, p.chunk, chunk);
     const auto* x = static_cast<const T*>(p.sides[index].logits);
     double sum = 0;
     for (int64_t i = range.begin + threadIdx.x; i < range.end; i += kThreads) sum += to_acc(x[i]);
@@ -87,7 +78,7 @@ __device__ void terms(const GanLossParams& p, int index, int64_t chunk, acc_t<T>
   const S common_threshold = p.needs_means ? mean : S(p.threshold);
 
   double loss_sum = 0, score_sum = 0, slope_sum = 0, correct = 0;
-  const Range range = chunk_of(p, side, chunk);
+  const Range range = part_of(side.count, p.chunk, chunk);
   for (int64_t i = range.begin + threadIdx.x; i < range.end; i += kThreads) {
     const S v = to_acc(x[i]);
     const S opponent = paired ? to_acc(paired[i]) : S(0);
@@ -151,7 +142,7 @@ __device__ void finish_slopes(const GanLossParams& p, int64_t first_chunk, int64
     const auto share = acc_t<T>(others / double(side.count));
     auto* slopes = static_cast<acc_t<T>*>(side.slopes);
     for (int64_t chunk = first_chunk; chunk < p.chunks; chunk += chunk_step) {
-      const Range range = chunk_of(p, side, chunk);
+      const Range range = part_of(side.count, p.chunk, chunk);
       for (int64_t i = range.begin + threadIdx.x; i < range.end; i += kThreads) slopes[i] -= share;
     }
   }

@@ -24,15 +24,6 @@ class Sum {
   Vec<double> lanes_[2]{};
 };
 
-struct Range {
-  int64_t begin, end;
-};
-
-inline Range chunk_of(const GanLossParams& p, const GanLossSide& side, int64_t index) {
-  const int64_t begin = index * p.chunk, end = begin + p.chunk;
-  return {begin < side.count ? begin : side.count, end < side.count ? end : side.count};
-}
-
 // The sum of one member of all chunks' partials, in their order.
 inline double total(const GanLossParams& p, int side, double GanLossPartial::* what) {
   double sum = 0;
@@ -104,7 +95,7 @@ void side_terms(const GanLossParams& p, int index, int64_t chunk) {
 
   Sum loss_sum, score_sum, slope_sum;
   int64_t correct = 0;
-  const Range range = chunk_of(p, side, chunk);
+  const Range range = part_of(side.count, p.chunk, chunk);
   for (int64_t i = range.begin; i < range.end; i += kWidth<T>) {
     const int64_t n = range.end - i;
     const Vec<T> v = load_upto(x + i, n);
@@ -153,7 +144,7 @@ void means(const GanLossParams& p, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk)
     for (int index = 0; index < p.side_count; ++index) {
       const GanLossSide& side = p.sides[index];
-      const Range range = chunk_of(p, side, chunk);
+      const Range range = part_of(side.count, p.chunk, chunk);
       Sum sum;
       for (int64_t i = range.begin; i < range.end; i += kWidth<T>)
         sum.add(load_upto(static_cast<const T*>(side.logits) + i, range.end - i));
@@ -183,7 +174,7 @@ void finish(const GanLossParams& p, int64_t begin, int64_t end) {
     const double others = scale(p, other) * total(p, 1 - index, &GanLossPartial::slope);
     const S share = S(others / double(side.count));
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const Range range = chunk_of(p, side, chunk);
+      const Range range = part_of(side.count, p.chunk, chunk);
       auto* slopes = static_cast<S*>(side.slopes);
       for (int64_t i = range.begin; i < range.end; i += kWidth<S>)
         store_upto(slopes + i, load_upto(slopes + i, range.end - i) - share, range.end - i);

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kColumns = kThreads * 8;  // of a pixel, that a block processes at once
-constexpr int kSumBlock = 64;           // additions in acc_t, whose sums are added up in float64
 
 // Eight elements of both halves: z1 = x1 + b1, z2 = x2 + b2.
 template <class T>
@@ -67,17 +66,17 @@ __device__ S sum_of(const S (&x)[8]) {
 
 // `width` threads (a power of two) share a plane.
 template <class T, bool kBackward>
-__device__ void planes(const GatedActParams& p, int64_t first, int64_t last, int width) {
+__device__ void planes(const GatedActParams& p, Range units, int width) {
   using S = acc_t<T>;
   const auto* b = static_cast<const T*>(p.b);
   const int at_once = kThreads / width, lane = int(threadIdx.x) % width;
-  for (int64_t base = first; base < last; base += at_once) {
+  for (int64_t base = units.begin; base < units.end; base += at_once) {
     const int64_t unit = base + int(threadIdx.x) / width;
     const int64_t sample = unit / p.channels, channel = unit - sample * p.channels;
     const int64_t y = unit * p.inner, x1 = (unit + sample * p.channels) * p.inner,
                   x2 = x1 + p.channels * p.inner;
     double sum1 = 0, sum2 = 0;
-    if (unit < last) {
+    if (unit < units.end) {
       S b1[8], b2[8];
       for (int j = 0; j < 8; ++j) {
         b1[j] = b ? to_acc(b[channel]) : S(0);
@@ -92,7 +91,7 @@ __device__ void planes(const GatedActParams& p, int64_t first, int64_t last, int
     if (kBackward && p.partials) {
       sum1 = group_sum<kThreads>(sum1, width);
       sum2 = group_sum<kThreads>(sum2, width);
-      if (lane == 0 && unit < last) {
+      if (lane == 0 && unit < units.end) {
         double* row = p.partials + sample * 2 * p.channels;
         row[channel] = sum1;
         row[p.channels + channel] = sum2;
@@ -103,7 +102,7 @@ __device__ void planes(const GatedActParams& p, int64_t first, int64_t last, int
 
 // `width` threads (a power of two) share a pixel.
 template <class T, bool kBackward>
-__device__ void pixels(const GatedActParams& p, int64_t chunk, int64_t first, int64_t last, int width) {
+__device__ void pixels(const GatedActParams& p, int64_t chunk, Range units, int width) {
   using S = acc_t<T>;
   const auto* b = static_cast<const T*>(p.b);
   const int at_once = kThreads / width, lane = int(threadIdx.x) % width;
@@ -124,7 +123,7 @@ __device__ void pixels(const GatedActParams& p, int64_t chunk, int64_t first, in
         column2[j] += block2[j], block2[j] = 0;
       }
     };
-    for (int64_t unit = first + int(threadIdx.x) / width; n > 0 && unit < last; unit += at_once) {
+    for (int64_t unit = units.begin + int(threadIdx.x) / width; n > 0 && unit < units.end; unit += at_once) {
       const int64_t y = unit * p.channels + i, x1 = 2 * unit * p.channels + i, x2 = x1 + p.channels;
       S d1[8], d2[8];
       apply<T, kBackward>(p, y, x1, x2, n, b1, b2, d1, d2);
@@ -137,7 +136,7 @@ __device__ void pixels(const GatedActParams& p, int64_t chunk, int64_t first, in
     if (kBackward && p.partials) {
       flush();
       double* row = p.partials + chunk * 2 * p.channels + left;
-      const int here = int(p.channels - left < kColumns ? p.channels - left : kColumns);
+      const int here = int(min(p.channels - left, kColumns));
       column_sums<kThreads>(column1, width, here, here, [&](int c, double sum) { row[c] = sum; });
       column_sums<kThreads>(column2, width, here, here,
                             [&](int c, double sum) { row[p.channels + c] = sum; });
@@ -148,14 +147,12 @@ __device__ void pixels(const GatedActParams& p, int64_t chunk, int64_t first, in
 template <class T, bool kBackward>
 __global__ void __launch_bounds__(kThreads)
     gated_act_kernel(const GatedActParams p, int64_t chunks, int width) {
-  const int64_t units = p.inner == 1 ? p.outer : p.outer * p.channels;
   for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const int64_t first = chunk * p.units_per_chunk;
-    const int64_t last = first + p.units_per_chunk < units ? first + p.units_per_chunk : units;
-    if (p.inner == 1)
-      pixels<T, kBackward>(p, chunk, first, last, width);
+    const Range units = part_of(unit_count(p), p.units_per_chunk, chunk);
+    if (bias_runs_along(p))
+      pixels<T, kBackward>(p, chunk, units, width);
     else
-      planes<T, kBackward>(p, first, last, width);
+      planes<T, kBackward>(p, units, width);
   }
 }
 
@@ -172,7 +169,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <bool kBackward>
 void run(const GatedActParams& p, int64_t chunks, void* stream) {
-  const int width = power_of_two((unit_length(p) + 7) / 8, kThreads);
+  const int width = power_of_two(ceil_div(unit_length(p), 8), kThreads);
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     launch(gated_act_kernel<T, kBackward>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream),
            p, chunks, width);
@@ -193,7 +190,7 @@ void gated_act_backward(const GatedActParams& p, int64_t chunks, void* stream) {
 void gated_act_reduce(const GatedActParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     const int width = power_of_two(channels, 32);
-    launch(reduce_kernel<T>, grid_size((channels + width - 1) / width), kThreads, 0,
+    launch(reduce_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
            static_cast<cudaStream_t>(stream), p, channels, partial_rows(p), width);
   });
 }

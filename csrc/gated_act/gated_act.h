@@ -25,15 +25,17 @@ struct GatedActParams {
   void* db = nullptr;
 };
 
-inline bool bias_runs_along(const GatedActParams& p) { return p.inner == 1; }
-inline int64_t unit_count(const GatedActParams& p) {
+AIGC_INLINE bool bias_runs_along(const GatedActParams& p) { return p.inner == 1; }
+AIGC_INLINE int64_t unit_count(const GatedActParams& p) {
   return bias_runs_along(p) ? p.outer : p.outer * p.channels;
 }
-inline int64_t unit_length(const GatedActParams& p) { return bias_runs_along(p) ? p.channels : p.inner; }
-inline int64_t chunk_count(const GatedActParams& p) {
-  return (unit_count(p) + p.units_per_chunk - 1) / p.units_per_chunk;
+AIGC_INLINE int64_t unit_length(const GatedActParams& p) { return bias_runs_along(p) ? p.channels : p.inner; }
+AIGC_INLINE int64_t chunk_count(const GatedActParams& p) {
+  return ceil_div(unit_count(p), p.units_per_chunk);
 }
-inline int64_t partial_rows(const GatedActParams& p) { return bias_runs_along(p) ? chunk_count(p) : p.outer; }
+AIGC_INLINE int64_t partial_rows(const GatedActParams& p) {
+  return bias_runs_along(p) ? chunk_count(p) : p.outer;
+}
 
 }  // namespace aigc
 

@@ -52,9 +52,8 @@ class Units {
 
 template <class F>
 inline void for_units(const GatedActParams& p, int64_t chunk, F&& f) {
-  const int64_t first = chunk * p.units_per_chunk, count = unit_count(p);
-  const int64_t last = first + p.units_per_chunk < count ? first + p.units_per_chunk : count;
-  for (int64_t unit = first; unit < last; ++unit) f(unit);
+  const Range units = part_of(unit_count(p), p.units_per_chunk, chunk);
+  for (int64_t unit = units.begin; unit < units.end; ++unit) f(unit);
 }
 
 template <class T>

@@ -15,7 +15,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPixels = kPixelTile / 32;  // of a thread, in a tile
-constexpr int kSumBlock = 64;             // additions in acc_t, whose sums are added up in float64
 
 // The sums and their use, by the order of differentiation. Inputs are x, dy, u.
 template <class T, int kOrder>
@@ -167,9 +166,9 @@ void run(const PixelNormParams& p, int64_t items, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     if (p.inner == 1) {
-      const int width = power_of_two((p.channels + 7) / 8, 32);
+      const int width = power_of_two(ceil_div(p.channels, 8), 32);
       const int at_once = kThreads / width;
-      launch(row_kernel<T, kOrder>, grid_size((items + at_once - 1) / at_once), kThreads, 0, stream, p, items,
+      launch(row_kernel<T, kOrder>, grid_size(ceil_div(items, at_once)), kThreads, 0, stream, p, items,
              width);
     } else {
       launch(tile_kernel<T, kOrder>, grid_size(items), kThreads, 0, stream, p, items, items / p.outer);

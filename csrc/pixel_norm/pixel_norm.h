@@ -28,8 +28,8 @@ struct PixelNormParams {
 // An item of the kernels: this many pixels where pixels are adjacent (NCHW), one pixel where its channels are
 // (NHWC, NC).
 constexpr int64_t kPixelTile = 128;
-inline int64_t pixel_items(const PixelNormParams& p) {
-  return p.outer * (p.inner == 1 ? 1 : (p.inner + kPixelTile - 1) / kPixelTile);
+AIGC_INLINE int64_t pixel_items(const PixelNormParams& p) {
+  return p.outer * (p.inner == 1 ? 1 : ceil_div(p.inner, kPixelTile));
 }
 
 }  // namespace aigc

@@ -95,14 +95,14 @@ struct Pixels {
   void tile(int64_t item) const {
     const int64_t tiles = pixel_items(p) / p.outer;
     const int64_t left = item % tiles * kPixelTile;
-    const int64_t width = p.inner - left < kPixelTile ? p.inner - left : kPixelTile;
+    const int64_t width = min(p.inner - left, kPixelTile);
     const int64_t first = item / tiles * p.channels * p.inner + left;
 
     Vec<T> input[F::kInputs], product[F::kSums];
     double sums[kPixelTile][F::kSums] = {};
     for (int64_t channel = 0; channel < p.channels;) {
       S block[F::kSums][kPixelTile] = {};
-      const int64_t block_end = channel + kSumBlock < p.channels ? channel + kSumBlock : p.channels;
+      const int64_t block_end = min(channel + kSumBlock, p.channels);
       for (; channel < block_end; ++channel)
         for_vectors<T>(width, [&](int64_t i, int64_t n) {
           load_inputs(first + channel * p.inner + i, n, input);

@@ -98,7 +98,7 @@ void sample_dot_chunks(const SampleParams& p, int64_t chunks, void* stream) {
 
 void sample_dot_reduce(const SampleParams& p, int64_t samples, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(reduce_kernel<T>, grid_size((samples + kWarps - 1) / kWarps), kThreads, 0,
+    launch(reduce_kernel<T>, grid_size(ceil_div(samples, kWarps)), kThreads, 0,
            static_cast<cudaStream_t>(stream), p, chunks_per_sample(p));
   });
 }

@@ -23,7 +23,7 @@ struct SampleParams {
   double* partials = nullptr;  // one sum per chunk; null if a sample is one chunk, whose sum is the result
 };
 
-inline int64_t chunks_per_sample(const SampleParams& p) { return (p.length + p.chunk - 1) / p.chunk; }
+AIGC_INLINE int64_t chunks_per_sample(const SampleParams& p) { return ceil_div(p.length, p.chunk); }
 
 }  // namespace aigc
 

@@ -14,8 +14,7 @@ double dot(const T* a, const T* b, int64_t length) {
   int64_t i = 0;
   while (i < length) {
     Vec<T> sums[kChains] = {};
-    const int64_t block_end =
-        i + kSumBlock * kChains * kWidth<T> < length ? i + kSumBlock * kChains * kWidth<T> : length;
+    const int64_t block_end = min(i + kSumBlock * kChains * kWidth<T>, length);
     for (; i + kChains * kWidth<T> <= block_end; i += kChains * kWidth<T>)
       for (int chain = 0; chain < kChains; ++chain)
         sums[chain] += load(a + i + chain * kWidth<T>) * load(b + i + chain * kWidth<T>);

@@ -26,9 +26,6 @@ constexpr size_t kMostShared = 96 << 10;
 template <class T>
 constexpr int kPack = 16 / int(sizeof(T));
 
-__host__ __device__ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-__host__ __device__ constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Sizes of a tile: powers of two, except for those of its part of x.
 struct Tile {
   int planes = 1, rows = kRows, columns = 1, channels = 1;
@@ -52,8 +49,6 @@ size_t shared_bytes(const Upfirdn2dParams& p, const Tile& tile) {
   return size_t(tile.first_buffer() + tile.second_buffer() + weights(p)) * sizeof(acc_t<T>);
 }
 
-int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
-
 template <class T>
 Tile make_tile(const Upfirdn2dParams& p) {
   Tile tile;
@@ -64,10 +59,10 @@ Tile make_tile(const Upfirdn2dParams& p) {
     tile.in_rows = inputs(p.y_axis, tile.rows);
     tile.in_columns = inputs(p.x_axis, tile.columns);
     if (!p.channels_last)  // it begins at a multiple of 16 bytes, up to kPack - 1 columns earlier
-      tile.in_columns = int(parts(tile.in_columns + kPack<T> - 1, kPack<T>)) * kPack<T>;
+      tile.in_columns = int(round_up(tile.in_columns + kPack<T> - 1, kPack<T>));
   };
   if (p.channels_last)
-    tile.channels = kPack<T> * power_of_two(parts(p.channels, kPack<T>), kMostChannels / kPack<T>);
+    tile.channels = kPack<T> * power_of_two(ceil_div(p.channels, kPack<T>), kMostChannels / kPack<T>);
   const int least_columns = p.channels_last ? 1 : kPack<T>;  // as many as are stored at once
   tile.columns = max(least_columns, power_of_two(p.x_axis.out, p.channels_last ? 8 : 64));
   tile.rows = max(kRows, power_of_two(p.y_axis.out, p.channels_last ? 8 : 32));
@@ -87,10 +82,10 @@ Tile make_tile(const Upfirdn2dParams& p) {
     else
       break;
   }
-  tile.plane_tiles = parts(fir_planes(p), tile.planes);
-  tile.row_tiles = parts(p.y_axis.out, tile.rows);
-  tile.column_tiles = parts(p.x_axis.out, tile.columns);
-  tile.channel_tiles = p.channels_last ? parts(p.channels, tile.channels) : 1;
+  tile.plane_tiles = ceil_div(fir_planes(p), tile.planes);
+  tile.row_tiles = ceil_div(p.y_axis.out, tile.rows);
+  tile.column_tiles = ceil_div(p.x_axis.out, tile.columns);
+  tile.channel_tiles = p.channels_last ? ceil_div(p.channels, tile.channels) : 1;
   return tile;
 }
 
@@ -198,9 +193,9 @@ __global__ void __launch_bounds__(kThreads, 3)
     rest /= tile.column_tiles;
     const int64_t oy0 = rest % tile.row_tiles * tile.rows, plane0 = rest / tile.row_tiles * tile.planes;
     // The tile's part of x begins with the pixel at or before the origin of the first output.
-    int64_t ix0 = FirAxis::floor_div(p.x_axis.origin(ox0), p.x_axis.up);
-    const int64_t iy0 = FirAxis::floor_div(p.y_axis.origin(oy0), p.y_axis.up);
-    if (!p.channels_last) ix0 = FirAxis::floor_div(ix0, N) * N;
+    int64_t ix0 = floor_div(p.x_axis.origin(ox0), p.x_axis.up);
+    const int64_t iy0 = floor_div(p.y_axis.origin(oy0), p.y_axis.up);
+    if (!p.channels_last) ix0 = floor_div(ix0, N) * N;
     x_axis.pad_ = int(p.x_axis.origin(ox0) - ix0 * p.x_axis.up);
     y_axis.pad_ = int(p.y_axis.origin(oy0) - iy0 * p.y_axis.up);
 
@@ -367,7 +362,7 @@ void run(const Upfirdn2dParams& p, cudaStream_t stream) {
   // Within a tile, positions are ints.
   if (bytes > kMostShared || x.up * x.down > 1 << 20 || y.up * y.down > 1 << 20) {
     const int64_t outputs = p.batch * p.channels * y.out * x.out;
-    launch(any_kernel<T>, grid_size(parts(outputs, kThreads)), kThreads, 0, stream, p, outputs);
+    launch(any_kernel<T>, grid_size(ceil_div(outputs, kThreads)), kThreads, 0, stream, p, outputs);
     return;
   }
   const int64_t tiles = tile.plane_tiles * tile.row_tiles * tile.column_tiles * tile.channel_tiles;
@@ -405,7 +400,7 @@ void upfirdn2d_filter_reduce(const Upfirdn2dParams& p, int64_t taps, void* strea
   const auto stream = static_cast<cudaStream_t>(stream_);
   const int64_t items = gradient_items(p);
   const int width = power_of_two(taps, 32);
-  const unsigned grid = grid_size(parts(taps, width));
+  const unsigned grid = grid_size(ceil_div(taps, width));
   if (p.dtype == DType::float64)
     launch(reduce_kernel<double>, grid, kThreads, 0, stream, p, items, width);
   else

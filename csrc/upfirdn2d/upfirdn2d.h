@@ -26,14 +26,13 @@ namespace aigc {
 struct FirAxis {
   int64_t up = 1, down = 1, pad = 0, taps = 1, in = 0, out = 0;
 
-  static constexpr int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
-  constexpr int64_t origin(int64_t o) const { return o * down - pad; }
+  AIGC_INLINE int64_t origin(int64_t o) const { return o * down - pad; }
   // The first pixel that output o reads, which may be outside of the image, and its tap.
-  constexpr int64_t first(int64_t o) const { return -floor_div(-origin(o), up); }
-  constexpr int64_t tap(int64_t o) const { return first(o) * up - origin(o); }
+  AIGC_INLINE int64_t first(int64_t o) const { return ceil_div(origin(o), up); }
+  AIGC_INLINE int64_t tap(int64_t o) const { return first(o) * up - origin(o); }
   // How many it reads.
-  constexpr int64_t count(int64_t o) const { return (taps - tap(o) + up - 1) / up; }
-  constexpr int64_t gcd() const {
+  AIGC_INLINE int64_t count(int64_t o) const { return ceil_div(taps - tap(o), up); }
+  AIGC_INLINE int64_t gcd() const {
     int64_t a = up, b = down;
     while (b != 0) {
       const int64_t rest = a % b;
@@ -62,19 +61,17 @@ struct Upfirdn2dParams {
 // An item of the forward: this many rows of a plane of y or (channels last) of an image. Kernels may begin up
 // to kMostShift rows before the first.
 constexpr int64_t kFirRows = 16, kMostShift = 3;
-constexpr int64_t fir_planes(const Upfirdn2dParams& p) {
+AIGC_INLINE int64_t fir_planes(const Upfirdn2dParams& p) {
   return p.channels_last ? p.batch : p.batch * p.channels;
 }
-constexpr int64_t fir_bands(const Upfirdn2dParams& p) {
-  return (p.y_axis.out + kMostShift + kFirRows - 1) / kFirRows;
+AIGC_INLINE int64_t fir_bands(const Upfirdn2dParams& p) {
+  return ceil_div(p.y_axis.out + kMostShift, kFirRows);
 }
 
 // An item of the gradient's first step: this many rows of a plane of dy.
 constexpr int64_t kGradientRows = 64;
-constexpr int64_t gradient_bands(const Upfirdn2dParams& p) {
-  return (p.y_axis.out + kGradientRows - 1) / kGradientRows;
-}
-constexpr int64_t gradient_items(const Upfirdn2dParams& p) {
+AIGC_INLINE int64_t gradient_bands(const Upfirdn2dParams& p) { return ceil_div(p.y_axis.out, kGradientRows); }
+AIGC_INLINE int64_t gradient_items(const Upfirdn2dParams& p) {
   return p.batch * p.channels * gradient_bands(p);
 }
 

@@ -28,10 +28,6 @@ constexpr int64_t kPrefetch = 2 << 10;  // bytes ahead
 // others, which uses other ports. Where multiplications leave those ports free, all vectors are joined.
 constexpr bool kJoinLoads = AIGC_VECTOR_BYTES == 64;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // p is aligned to the size of a vector.
 template <class T>
 void store_past_cache(T* p, Vec<T> v) {
@@ -152,10 +148,10 @@ class Filter {
     const int64_t vectors = ceil_div(x_.out, phases_ * W);
     const int64_t outputs = inner_ == 1 ? vectors * W * phases_ : x_.out;
     first_ = x_.first(0);
-    const int64_t last = FirAxis::floor_div(x_.origin(outputs - 1) + x_.taps - 1, x_.up);
+    const int64_t last = floor_div(x_.origin(outputs - 1) + x_.taps - 1, x_.up);
     split_ = inner_ == 1 ? step_ : 1;
-    lane_ = ceil_div(max(1, ceil_div(last - first_ + 1, split_)), W) * W;
-    row_ = ceil_div(lane_ * split_ * inner_ + W, 16) * 16;
+    lane_ = round_up(max(1, ceil_div(last - first_ + 1, split_)), W);
+    row_ = round_up(lane_ * split_ * inner_ + W, 16);
     x_begin_ = max(0, first_);
     x_end_ = max(x_begin_, min(x_.in, last + 1));
     held_ = max(kRows, min(kFirRows, kHeldBytes / int64_t(row_ * sizeof(S)) / kRows * kRows));
@@ -251,7 +247,7 @@ class Filter {
   void choose_vertical() {
     if (y_.up != kUp || y_.down != kDown || (y_.taps != 4 && y_.taps != 12)) return;
     // With down 1, rows begin at or before row 0 with one of tap 0.
-    start_ = y_.origin(0) - FirAxis::floor_div(y_.origin(0), kUp) * kUp;
+    start_ = y_.origin(0) - floor_div(y_.origin(0), kUp) * kUp;
     start_ = kDown == 1 ? -start_ : 0;
     split_at_once_ = split_ == 2 && x_end_ - x_begin_ >= 2 * W;
     vertical_ = y_.taps == 4 ? &Filter::vertical<kUp, kDown, 4> : &Filter::vertical<kUp, kDown, 12>;
