@@ -11,9 +11,6 @@ namespace {
 constexpr int64_t kBlock = 8192;  // elements
 constexpr int64_t kGrain = 4;     // blocks that are enough work for a thread
 
-using TensorList = std::vector<Tensor>;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
 struct Name {
   const char* list;
   int64_t index = -1;  // -1: not an element of a list
@@ -24,12 +21,6 @@ std::string text(const Name& name) {
   return result;
 }
 std::ostream& operator<<(std::ostream& out, const Name& name) { return out << text(name); }
-std::string text(const Sizes& sizes) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t d = 0; d < sizes.size(); ++d) out << (d ? ", " : "") << sizes[d];
-  return out.str() + "]";
-}
 
 // The properties of a tensor, queried once: with dozens of tensors in a call, every query counts.
 struct Array {
@@ -51,10 +42,6 @@ struct Array {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
   }
 };
-
-bool equal(const Sizes& a, const Sizes& b) {
-  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
-}
 
 // For arrays of the same shape: is each element at the same offset?
 bool same_order(const Array& a, const Array& b) {
@@ -87,13 +74,13 @@ void check_belongs(const Array& a, const Array& param, ScalarType dtype, const c
   check_device(a, param, op);
   AIGC_CHECK(a.dtype == dtype, op, ": ", a.name, " is ", dtype_name(a.dtype), ", but must be ",
              dtype_name(dtype), " for ", param.name, ", which is ", dtype_name(param.dtype));
-  AIGC_CHECK(equal(a.sizes, param.sizes), op, ": ", a.name, " has shape ", text(a.sizes), ", but ",
-             param.name, " has shape ", text(param.sizes));
+  AIGC_CHECK(a.sizes == param.sizes, op, ": ", a.name, " has shape ", shape(a.sizes), ", but ", param.name,
+             " has shape ", shape(param.sizes));
 }
 
 AdamNumber number(const Array& a, const Array& like, const char* op) {
   AIGC_CHECK(a.numel == 1 && (a.dtype == ScalarType::Float || a.dtype == ScalarType::Double), op, ": ",
-             a.name, " is ", dtype_name(a.dtype), " of shape ", text(a.sizes),
+             a.name, " is ", dtype_name(a.dtype), " of shape ", shape(a.sizes),
              ", but must be one number, float32 or float64");
   check_device(a, like, op);
   return {0, a.data, a.dtype == ScalarType::Double};
@@ -140,7 +127,7 @@ float* find_nonfinite(Tensor found, const std::vector<AdamSlot>& slots, int64_t 
   p.slot_count = static_cast<int64_t>(slots.size());
   p.block = kBlock;
   p.found = static_cast<float*>(found.data_ptr());
-  AIGC_RUN(any_nonfinite_blocks, p, (elements + kBlock - 1) / kBlock, 2 * kGrain, found);
+  AIGC_RUN(any_nonfinite_blocks, p, ceil_div(elements, kBlock), 2 * kGrain, found);
   return p.found;
 }
 
@@ -173,9 +160,9 @@ void step(const TensorList& params, const TensorList& grads, const TensorList& e
     const Array param(params[i], {"params", i});
     const auto state = [&](const Tensor& t, const char* list) {
       const Array a(t, {list, i});
-      check_belongs(a, param, param.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float, op);
-      AIGC_CHECK(same_order(a, param), op, ": ", a.name, " has strides ", text(a.strides), ", but ",
-                 param.name, " has strides ", text(param.strides));
+      check_belongs(a, param, acc_type(slot.dtype), op);
+      AIGC_CHECK(same_order(a, param), op, ": ", a.name, " has strides ", shape(a.strides), ", but ",
+                 param.name, " has strides ", shape(param.strides));
       memory.add(a, true);
       return a.data;
     };
@@ -184,8 +171,8 @@ void step(const TensorList& params, const TensorList& grads, const TensorList& e
     slot.offset = elements;
     elements += slot.numel;
     check_device(param, first, op);
-    AIGC_CHECK(is_dense(param), op, ": ", param.name, " has shape ", text(param.sizes), " and strides ",
-               text(param.strides), ", but must be dense in memory");
+    AIGC_CHECK(is_dense(param), op, ": ", param.name, " has shape ", shape(param.sizes), " and strides ",
+               shape(param.strides), ", but must be dense in memory");
     memory.add(param, true);
     slot.param = param.data;
     slot.exp_avg = state(exp_avgs[i], "exp_avgs");
@@ -213,7 +200,7 @@ void step(const TensorList& params, const TensorList& grads, const TensorList& e
   memory.check(op);
   if (skipped) {
     const Array a(*skipped, {"skipped"});
-    AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Long, op, ": skipped has shape ", text(a.sizes),
+    AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Long, op, ": skipped has shape ", shape(a.sizes),
                " and must be one int64 number");
     check_device(a, first, op);
     p.skipped = static_cast<int64_t*>(a.data);
@@ -222,7 +209,7 @@ void step(const TensorList& params, const TensorList& grads, const TensorList& e
   if (found_inf) {
     const Array a(*found_inf, {"found_inf"});
     AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Float, op, ": found_inf is ", dtype_name(a.dtype),
-               " of shape ", text(a.sizes), ", but must be one float32 number");
+               " of shape ", shape(a.sizes), ", but must be one float32 number");
     check_device(a, first, op);
     p.found_inf = static_cast<const float*>(a.data);
   } else if (skip_nonfinite) {
@@ -235,7 +222,7 @@ void step(const TensorList& params, const TensorList& grads, const TensorList& e
   p.steps = step_numbers.data();
   p.step_count = static_cast<int64_t>(step_numbers.size());
   AIGC_RUN(adam_ema_advance, p, 1, 1, params[0]);
-  AIGC_RUN(adam_ema_update, p, (elements + kBlock - 1) / kBlock, kGrain, params[0]);
+  AIGC_RUN(adam_ema_update, p, ceil_div(elements, kBlock), kGrain, params[0]);
 }
 
 void adam_ema_(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,

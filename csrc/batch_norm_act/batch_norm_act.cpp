@@ -18,10 +18,8 @@ constexpr int64_t kChannelPart = 8192, kPart = 32768, kFewestRows = 16;
 void set_channels(OptionalTensor& t, const char* name, const Tensor& x, const void*& data, DType& dtype,
                   const char* op) {
   if (!t) return;
-  AIGC_CHECK(t->is_cpu() == x.is_cpu() && (x.is_cpu() || t->get_device_index() == x.get_device_index()), op,
-             ": ", name, " is on ", device_name(*t), ", but must be on ", device_name(x), ", as x is");
-  AIGC_CHECK(t->dim() == 1 && t->size(0) == x.size(1), op, ": ", name, " has shape ", shape(*t),
-             ", but must be [", x.size(1), "] for an x of shape ", shape(x));
+  check_same_device(*t, name, x, "x", op);
+  check_channels(*t, name, x, op);
   t = as_format(*t, false);
   dtype = dtype_of(*t, op, name);
   data = t->data_ptr();
@@ -47,12 +45,12 @@ BatchNormParams make_params(const Tensor& x, const Tensor& x_dense, OptionalTens
   p.channels = layout.channels;
   p.inner = layout.inner;
   if (channels_inside(p)) {
-    p.outer_per_part = std::max(kFewestRows, kPart / std::max<int64_t>(p.channels, 1));
+    p.outer_per_part = max(kFewestRows, kPart / max(p.channels, 1));
   } else {
     p.inner_per_part = std::clamp<int64_t>(p.inner, 1, kChannelPart);
-    p.outer_per_part = std::max<int64_t>(1, kChannelPart / p.inner_per_part);
+    p.outer_per_part = max(1, kChannelPart / p.inner_per_part);
   }
-  p.outer_per_part = std::clamp<int64_t>(p.outer_per_part, 1, std::max<int64_t>(p.outer, 1));
+  p.outer_per_part = std::clamp<int64_t>(p.outer_per_part, 1, max(p.outer, 1));
   set_channels(weight, "weight", x, p.weight, p.weight_dtype, op);
   set_channels(bias, "bias", x, p.bias, p.bias_dtype, op);
   DType var_dtype = DType::float64;
@@ -68,7 +66,7 @@ int64_t sum_items(const BatchNormParams& p) { return part_count(p) * (channels_i
 
 int64_t sum_grain(const BatchNormParams& p) {
   const int64_t part = p.outer_per_part * p.inner_per_part * (channels_inside(p) ? p.channels : 1);
-  return std::max<int64_t>(1, kThreadElements / part);
+  return grain_of(kThreadElements, part);
 }
 
 int64_t row_items(const BatchNormParams& p) {
@@ -76,7 +74,7 @@ int64_t row_items(const BatchNormParams& p) {
 }
 
 int64_t row_grain(const BatchNormParams& p) {
-  return std::max<int64_t>(1, kThreadElements / (channels_inside(p) ? p.channels : p.inner));
+  return grain_of(kThreadElements, channels_inside(p) ? p.channels : p.inner);
 }
 
 Tensor partials_for(const BatchNormParams& p, const Tensor& x) {
@@ -84,8 +82,7 @@ Tensor partials_for(const BatchNormParams& p, const Tensor& x) {
 }
 
 Tensor factors_for(const BatchNormParams& p, const Tensor& x) {
-  const auto type = p.dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
-  return empty_1d(x, kFactors * p.channels, type);
+  return empty_1d(x, kFactors * p.channels, acc_type(p.dtype));
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x_any, OptionalTensor weight,

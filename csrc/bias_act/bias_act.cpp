@@ -47,21 +47,21 @@ void set_rows(BiasActParams& p, const Tensor& x, const OptionalTensor& b, const 
     // One bias for all: it does not matter which dimensions are inside.
     if (layout.channels <= 1) p.inner = 1;
     p.vec_is_bias = true;
-    const int64_t period = std::max<int64_t>(p.channels * p.inner, 1);
+    const int64_t period = max(p.channels * p.inner, 1);
     const int64_t periods = p.numel / period;
-    int64_t merged = std::max<int64_t>(1, std::min(kMergedRow / period, periods));
+    int64_t merged = max(1, min(kMergedRow / period, periods));
     if (merged < periods) {
       const int64_t whole_bytes =
           8 / std::gcd<int64_t>(period, 8);  // a row's mask bits must fill whole bytes
-      merged = (merged + whole_bytes - 1) / whole_bytes * whole_bytes;
+      merged = round_up(merged, whole_bytes);
     }
     p.row_length = merged * period;
   }
-  p.row_length = std::max<int64_t>(p.row_length, 1);
-  p.rows = (p.numel + p.row_length - 1) / p.row_length;
-  p.rows_per_chunk = std::max<int64_t>(kChunkElements / p.row_length, p.vec_is_bias ? kFewestRows : 1);
-  if (kOnGpu && p.vec_is_bias) p.rows_per_chunk = std::max(p.rows_per_chunk, p.rows / kManyItems);
-  p.plane_bytes = p.rows * p.row_length > p.numel ? (p.numel + 7) / 8 : p.rows * mask_row_bytes(p);
+  p.row_length = max(p.row_length, 1);
+  p.rows = ceil_div(p.numel, p.row_length);
+  p.rows_per_chunk = max(kChunkElements / p.row_length, p.vec_is_bias ? kFewestRows : 1);
+  if (kOnGpu && p.vec_is_bias) p.rows_per_chunk = max(p.rows_per_chunk, p.rows / kManyItems);
+  p.plane_bytes = p.rows * p.row_length > p.numel ? ceil_div(p.numel, 8) : p.rows * mask_row_bytes(p);
 }
 
 void check_bias(const Tensor& x, const OptionalTensor& b, int64_t dim, const char* op) {
@@ -87,10 +87,6 @@ void check_noise(const Tensor& x, const OptionalTensor& noise, const OptionalTen
   for (int64_t d = 2; matches && d < x.dim(); ++d) matches = noise->size(d) == x.size(d);
   AIGC_CHECK(matches, op, ": noise has shape ", shape(*noise), ", but for an x of shape ", shape(x),
              " it must be [N or 1, 1, ...] with x's spatial sizes");
-}
-
-OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(as_format(*t, false)) : std::nullopt;
 }
 
 std::tuple<Tensor, Tensor> bias_act(const Tensor& x_any, OptionalTensor b, OptionalTensor noise,
@@ -134,7 +130,7 @@ ParameterGradients run_backward(BiasActParams& p, const Tensor& like, bool need_
   if (need_b) p.bias_partials = partials, p.dbias = g.dbias.data_ptr();
   if (need_strength) p.strength_partials = partials + bias_partials, p.dstrength = g.dstrength.data_ptr();
   run(p, chunks);
-  AIGC_RUN(bias_act_reduce, p, std::max<int64_t>(p.channels, 1), 64, like);
+  AIGC_RUN(bias_act_reduce, p, max(p.channels, 1), 64, like);
   return g;
 }
 
@@ -224,7 +220,7 @@ BiasActGradients bias_act_gradients(const Tensor& dy_any, BiasActInputs in, Bias
   } else if (mask_planes(p) > 0) {
     const OptionalTensor& mask = in.mask;
     AIGC_CHECK(mask && mask->scalar_type() == ScalarType::Byte && mask->is_contiguous() &&
-                   mask->is_cpu() == dy.is_cpu() && mask->numel() == mask_planes(p) * p.plane_bytes,
+                   same_device(*mask, dy) && mask->numel() == mask_planes(p) * p.plane_bytes,
                op, ": the backward of '", kActs[int(p.act)],
                "' needs the mask that bias_act(..., save=True) returned for a tensor of shape ", shape(dy),
                " in this memory format");

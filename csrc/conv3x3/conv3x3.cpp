@@ -30,8 +30,7 @@ Conv3x3Params make_params(const Tensor& x, const Tensor& x_dense, int64_t out_ch
 }
 
 Tensor workspace(const Conv3x3Params& p, int64_t copies, const Tensor& x) {
-  return empty_1d(x, copies * transformed_size(p),
-                  p.dtype == DType::float64 ? ScalarType::Double : ScalarType::Float);
+  return empty_1d(x, copies * transformed_size(p), acc_type(p.dtype));
 }
 
 Tensor conv3x3(const Tensor& x, const Tensor& w_any, const OptionalTensor& b_any, int64_t pad_y,
@@ -46,20 +45,15 @@ Tensor conv3x3(const Tensor& x, const Tensor& w_any, const OptionalTensor& b_any
   Conv3x3Params p = make_params(x, x_dense, w.size(transposed ? 1 : 0), pad_y, pad_x, op);
   AIGC_CHECK(p.in_channels == w.size(transposed ? 0 : 1), op, ": x has shape ", shape(x), ", but must have ",
              w.size(transposed ? 0 : 1), " channels for a w of shape ", shape(w));
-  const int64_t sizes[] = {p.samples, p.out_channels, p.out_height, p.out_width};
-  const int64_t pixel = p.channels_last ? p.out_channels : 1,
-                plane = p.channels_last ? 1 : p.out_height * p.out_width;
-  const int64_t strides[] = {p.out_channels * p.out_height * p.out_width, plane, p.out_width * pixel, pixel};
-  const Tensor y = empty_strided(x, sizes, strides, x.scalar_type()), transformed = workspace(p, 1, x);
-  p.transposed = transposed;
-  OptionalTensor b;
   if (b_any) {
     check_same_kind(*b_any, "b", x, "x", op);
-    AIGC_CHECK(b_any->dim() == 1 && b_any->size(0) == p.out_channels, op, ": b has shape ", shape(*b_any),
-               ", but must be [", p.out_channels, "]");
-    b = as_format(*b_any, false);
-    p.b = b->data_ptr();
+    check_vector(*b_any, "b", p.out_channels, op);
   }
+  const OptionalTensor b = contiguous(b_any);
+  const int64_t sizes[] = {p.samples, p.out_channels, p.out_height, p.out_width};
+  const Tensor y = empty_dense(x, sizes, p.channels_last), transformed = workspace(p, 1, x);
+  p.transposed = transposed;
+  p.b = data_or_null(b);
   p.w = w.data_ptr();
   p.y = y.data_ptr();
   p.transformed = transformed.data_ptr();
@@ -80,8 +74,8 @@ Tensor conv3x3_weight_gradient(const Tensor& dy_any, const Tensor& x, int64_t pa
              op, ": dy has shape ", shape(dy_any), ", but must be [", p.samples, ", out_channels, ",
              p.out_height, ", ", p.out_width, "]");
   const Tensor dy = as_format(dy_any, p.channels_last);
-  const int64_t sizes[] = {p.out_channels, p.in_channels, 3, 3}, strides[] = {p.in_channels * 9, 9, 3, 1};
-  const Tensor dw = empty_strided(x, sizes, strides, x.scalar_type());
+  const int64_t sizes[] = {p.out_channels, p.in_channels, 3, 3};
+  const Tensor dw = empty_dense(x, sizes, false);
   p.chunks = gradient_chunks(p);
   const Tensor transformed = workspace(p, p.chunks, x);
   p.dy = dy.data_ptr();

@@ -1,7 +1,7 @@
 #include "filtered_lrelu/filtered_lrelu.h"
 
-#include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "glue/backend.h"
 
@@ -20,13 +20,12 @@ struct Options {
 
 int64_t check_filter(const char* op, const char* name, const OptionalTensor& f, const Tensor& x) {
   if (!f) return 1;
-  const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType dtype = acc_type(x);
   AIGC_CHECK(f->dim() == 1 && f->numel() >= 1 && f->numel() <= kMostTaps, op, ": ", name, " has shape ",
              shape(*f), ", but must have one dimension of 1 to ", kMostTaps, " taps");
   AIGC_CHECK(f->scalar_type() == dtype, op, ": ", name, " is ", dtype_name(f->scalar_type()),
              ", but must be ", dtype_name(dtype), " for images of ", dtype_name(x.scalar_type()));
-  AIGC_CHECK(f->is_cpu() == x.is_cpu() && (x.is_cpu() || f->get_device_index() == x.get_device_index()), op,
-             ": ", name, " is on ", device_name(*f), ", but must be on ", device_name(x), ", as x is");
+  check_same_device(*f, name, x, "x", op);
   return f->numel();
 }
 
@@ -82,15 +81,8 @@ FilteredLreluParams transposed(FilteredLreluParams p) {
   return p;
 }
 
-Tensor empty_image(const Tensor& like, int64_t h, int64_t w, bool channels_last) {
-  const int64_t n = like.size(0), c = like.size(1), least = std::max<int64_t>(c, 1);  // as torch has it
-  const int64_t sizes[] = {n, c, h, w};
-  const int64_t planar[] = {least * h * w, h * w, w, 1}, last[] = {least * h * w, 1, w * least, least};
-  return empty_strided(like, {sizes, 4}, {channels_last ? last : planar, 4}, like.scalar_type());
-}
-
 void check_mask(const char* op, const FilteredLreluParams& p, const Tensor& mask, const Tensor& x) {
-  AIGC_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() && mask.is_cpu() == x.is_cpu() &&
+  AIGC_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() && same_device(mask, x) &&
                  mask.numel() == mask_bytes(p),
              op, ": mask is ", dtype_name(mask.scalar_type()), " of shape ", shape(mask),
              ", but must be the one that filtered_lrelu(..., save=True) returned for these sizes: uint8 of ",
@@ -99,18 +91,14 @@ void check_mask(const char* op, const FilteredLreluParams& p, const Tensor& mask
 
 Tensor run(FilteredLreluParams& p, const Tensor& x) {
   const int64_t h = p.second_y.out, w = p.second_x.out;
-  const Tensor y = empty_image(x, h, w, p.channels_last);
+  const int64_t sizes[] = {x.size(0), x.size(1), h, w};
+  const Tensor y = empty_dense(x, sizes, p.channels_last);
   p.y = y.data_ptr();
   if (p.planes > 0) {
     const int64_t pixels = h * w + p.first_y.in * p.first_x.in;
-    const int64_t grain = std::max<int64_t>(1, kThreadElements * lrelu_bands(p) / pixels);
-    AIGC_RUN(filtered_lrelu_run, p, lrelu_items(p), grain, x);
+    AIGC_RUN(filtered_lrelu_run, p, lrelu_items(p), grain_of(kThreadElements * lrelu_bands(p), pixels), x);
   }
   return y;
-}
-
-OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(as_format(*t, false)) : std::nullopt;
 }
 
 std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_any, OptionalTensor b, OptionalTensor fu,
@@ -127,8 +115,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_any, OptionalTensor b,
   FilteredLreluParams p = make_params(op, x_any, "x", x_any.size(2), x_any.size(3), taps_u, taps_d, options);
   if (b) {
     check_same_kind(*b, "b", x_any, "x", op);
-    AIGC_CHECK(b->dim() == 1 && b->size(0) == x_any.size(1), op, ": b has shape ", shape(*b),
-               ", but must be [", x_any.size(1), "] for an x of shape ", shape(x_any));
+    check_channels(*b, "b", x_any, op);
   }
   if (given_mask) check_mask(op, p, *given_mask, x_any);
   const Tensor x = as_dense(x_any);

@@ -8,7 +8,6 @@
 //     v_i = (v_{i-1} W_i^T) * f_i'(z_i)          grad_dy = v_n
 //     t_i = (v_{i-1} W_i^T) * dh_i * f_i''(z_i) + (t_{i+1} W_{i+1}) * f_i'(z_i)        the gradient of z_i
 //     grad_W_i = dz_i^T v_{i-1} + t_i^T h_{i-1}      grad_b_i = sum of t_i      grad_x = t_1 W_1
-#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <sstream>
@@ -19,7 +18,6 @@
 namespace aigc {
 namespace {
 
-using TensorList = std::vector<Tensor>;
 constexpr size_t kMaxLayers = 62;  // need_w and need_b have a bit for each
 
 Tensor call_aten(const char* name, std::initializer_list<StableIValue> arguments) {
@@ -48,7 +46,7 @@ Tensor transposed(const Tensor& t) { return view(t, {t.size(1), t.size(0)}, {t.s
 Tensor as_rows(const Tensor& t, int64_t features) {
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < t.dim(); ++d) rows *= t.size(d);
-  return view(as_format(t, false), {rows, features}, {std::max<int64_t>(features, 1), 1});
+  return view(as_format(t, false), {rows, features}, {max(features, 1), 1});
 }
 
 // `rows` in the shape of `like`, except for the last dimension.
@@ -96,8 +94,7 @@ std::vector<Layer> make_layers(const Tensor& x, const TensorList& weights, const
     AIGC_CHECK(layer.w.dim() == 2 && layer.w.size(1) == features, op, ": ", w_name, " has shape ",
                shape(layer.w), ", but must be [out_features, ", features, "] behind ",
                i ? "weights[" + std::to_string(i - 1) + "]" : "an x of shape " + shape(x));
-    AIGC_CHECK(layer.b.dim() == 1 && layer.b.size(0) == layer.w.size(0), op, ": ", b_name, " has shape ",
-               shape(layer.b), ", but must be [", layer.w.size(0), "]");
+    check_vector(layer.b, b_name.c_str(), layer.w.size(0), op);
     features = layer.w.size(0);
     layers.push_back(layer);
   }

@@ -1,6 +1,5 @@
 #include "gan_loss/gan_loss.h"
 
-#include <algorithm>
 #include <cmath>
 #include <tuple>
 
@@ -40,10 +39,6 @@ GanReduction parse_reduction(const std::string& name, const char* op) {
   fail(op, ": reduction is '", name, "', but must be one of mean, sum, none");
 }
 
-ScalarType accumulate_type(DType dtype) {
-  return dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
-}
-
 // With the shape and memory format of `dense`.
 Tensor empty_like(const Tensor& dense, ScalarType type) {
   return empty_strided(dense, dense.sizes(), dense.strides(), type);
@@ -52,15 +47,14 @@ Tensor empty_like(const Tensor& dense, ScalarType type) {
 void set_weights(GanLossParams& p, const OptionalTensor& weight, const Tensor& logits, const char* name,
                  GanLossSide& side, const char* op) {
   if (!weight) return;
-  AIGC_CHECK(weight->is_cpu() == logits.is_cpu(), op, ": weight is on ", device_name(*weight),
-             ", but must be on ", device_name(logits), ", as ", name, " is");
-  AIGC_CHECK(weight->scalar_type() == accumulate_type(p.dtype), op, ": weight is ",
-             dtype_name(weight->scalar_type()), ", but must be ", dtype_name(accumulate_type(p.dtype)),
-             " for ", name, " of ", dtype_name(logits.scalar_type()));
+  check_same_device(*weight, "weight", logits, name, op);
+  AIGC_CHECK(weight->scalar_type() == acc_type(p.dtype), op, ": weight is ",
+             dtype_name(weight->scalar_type()), ", but must be ", dtype_name(acc_type(p.dtype)), " for ",
+             name, " of ", dtype_name(logits.scalar_type()));
   AIGC_CHECK(logits.dim() >= 1 && weight->dim() == 1 && weight->size(0) == logits.size(0), op,
              ": weight has shape ", shape(*weight), ", but must have one number for each sample of ", name,
              ", whose shape is ", shape(logits));
-  side.per_weight = logits.size(0) > 0 ? std::max<int64_t>(side.count / logits.size(0), 1) : 1;
+  side.per_weight = logits.size(0) > 0 ? max(side.count / logits.size(0), 1) : 1;
   p.weights = weight->data_ptr();
 }
 
@@ -72,9 +66,9 @@ struct Loss {
 // format if their elements are compared.
 Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (&names)[2],
          const OptionalTensor& weight_any, const char* op) {
-  const OptionalTensor weight = weight_any ? OptionalTensor(as_format(*weight_any, false)) : std::nullopt;
+  const OptionalTensor weight = contiguous(weight_any);
   const Tensor& first = *logits[0];
-  const ScalarType type = accumulate_type(p.dtype);
+  const ScalarType type = acc_type(p.dtype);
   Loss result;
   int64_t longest = 0;
   for (int i = 0; i < p.side_count; ++i) {
@@ -85,7 +79,7 @@ Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (
     side.slopes = result.slopes[i].data_ptr();
     side.count = x.numel();
     set_weights(p, weight, x, names[i], side, op);
-    longest = std::max(longest, side.count);
+    longest = max(longest, side.count);
   }
   result.loss =
       p.reduction == GanReduction::none ? empty_like(first, type) : empty_strided(first, {}, {}, type);
@@ -95,7 +89,7 @@ Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (
     p.stats = static_cast<float*>(result.stats.data_ptr());
   }
   p.chunk = kChunk;
-  p.chunks = std::max<int64_t>((longest + kChunk - 1) / kChunk, 1);
+  p.chunks = max(ceil_div(longest, kChunk), 1);
   const Tensor workspace = empty_1d(
       first, p.chunks * p.side_count * int64_t(sizeof(GanLossPartial) / sizeof(double)), ScalarType::Double);
   p.partials = static_cast<GanLossPartial*>(workspace.data_ptr());

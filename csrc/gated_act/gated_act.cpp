@@ -1,7 +1,5 @@
 #include "gated_act/gated_act.h"
 
-#include <algorithm>
-
 #include "glue/backend.h"
 
 namespace aigc {
@@ -21,18 +19,17 @@ GatedActParams make_params(const Tensor& x, const OptionalTensor& b, const char*
              ", but must be [N, C, ...] with an even number of channels C");
   if (b) {
     check_same_kind(*b, "b", x, "x", op);
-    AIGC_CHECK(b->dim() == 1 && b->size(0) == x.size(1), op, ": b has shape ", shape(*b), ", but must be [",
-               x.size(1), "] for an x of shape ", shape(x));
+    check_channels(*b, "b", x, op);
   }
   const ChannelLayout layout = channel_layout(x, 1);
   p.outer = layout.outer;
   p.channels = layout.channels / 2;
   p.inner = layout.inner;
-  const int64_t units = kChunkElements / std::max<int64_t>(unit_length(p), 1);
+  const int64_t units = kChunkElements / max(unit_length(p), 1);
   // Where the bias runs along a unit, a chunk writes a whole row of partial sums: it needs enough pixels for
   // that to pay.
-  p.units_per_chunk = std::max<int64_t>(units, bias_runs_along(p) ? 16 : 1);
-  if (kOnGpu && bias_runs_along(p)) p.units_per_chunk = std::max(p.units_per_chunk, p.outer / kManyItems);
+  p.units_per_chunk = max(units, bias_runs_along(p) ? 16 : 1);
+  if (kOnGpu && bias_runs_along(p)) p.units_per_chunk = max(p.units_per_chunk, p.outer / kManyItems);
   p.x = x.data_ptr();
   p.b = data_or_null(b);
   return p;
@@ -40,24 +37,11 @@ GatedActParams make_params(const Tensor& x, const OptionalTensor& b, const char*
 
 int64_t items(const GatedActParams& p) { return p.channels * p.inner == 0 ? 0 : chunk_count(p); }
 
-OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(as_format(*t, false)) : std::nullopt;
-}
-
 // A tensor like x with half the channels.
 Tensor empty_half(const Tensor& x) {
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end()), strides(sizes.size());
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes[1] /= 2;
-  int64_t stride = 1;
-  const auto place = [&](int64_t d) {
-    strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
-  };
-  const bool channels_last = is_channels_last(x);
-  if (channels_last) place(1);
-  for (int64_t d = x.dim() - 1; d >= 0; --d)
-    if (!(channels_last && d == 1)) place(d);
-  return empty_strided(x, sizes, strides, x.scalar_type());
+  return empty_dense(x, sizes, is_channels_last(x));
 }
 
 Tensor gated_act(const Tensor& x_any, OptionalTensor b) {

@@ -18,6 +18,11 @@ constexpr bool kOnGpu = false;
 #else
 constexpr bool kOnGpu = true;  // or as if
 #endif
+
+// How many items make up `elements`, which are enough work for a thread: the grain of AIGC_RUN.
+constexpr int64_t grain_of(int64_t elements, int64_t item_elements) {
+  return max(elements / max(item_elements, 1), 1);
+}
 }  // namespace aigc
 
 #if defined(AIGC_BACKEND_CPU)

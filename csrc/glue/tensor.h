@@ -20,6 +20,8 @@ namespace aigc {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using TensorList = std::vector<Tensor>;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // The message is for the user: no file, no line, only what is wrong with which argument.
 #define AIGC_CHECK(condition, ...) \
@@ -44,13 +46,14 @@ inline std::string take_string(StringHandle handle) {
   return text;
 }
 
-inline std::string shape(const Tensor& t) {
+inline std::string shape(Sizes sizes) {
   std::ostringstream out;
   out << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
+  for (size_t d = 0; d < sizes.size(); ++d) out << (d ? ", " : "") << sizes[d];
   out << ']';
   return out.str();
 }
+inline std::string shape(const Tensor& t) { return shape(t.sizes()); }
 
 // The Python name, where it differs from the C++ name.
 inline const char* dtype_name(ScalarType type) {
@@ -87,6 +90,14 @@ inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
   }
 }
 
+// The dtype of acc_t: what elements of this dtype are summed in.
+inline ScalarType acc_type(DType dtype) {
+  return dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
+}
+inline ScalarType acc_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 inline std::string device_name(const Tensor& t) {
   if (t.is_cpu()) return "the CPU";
   return (t.is_cuda() ? "GPU " : "device ") + std::to_string(t.get_device_index());
@@ -112,9 +123,20 @@ inline void check_same_kind(const Tensor& t, const char* name, const Tensor& lik
 
 inline void check_same_shape(const Tensor& t, const char* name, const Tensor& like, const char* like_name,
                              const char* op) {
-  bool same = t.dim() == like.dim();
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
-  AIGC_CHECK(same, op, ": ", name, " has shape ", shape(t), ", but ", like_name, " has shape ", shape(like));
+  AIGC_CHECK(t.sizes() == like.sizes(), op, ": ", name, " has shape ", shape(t), ", but ", like_name,
+             " has shape ", shape(like));
+}
+
+// `t` must be a vector of `size` elements.
+inline void check_vector(const Tensor& t, const char* name, int64_t size, const char* op) {
+  AIGC_CHECK(t.dim() == 1 && t.size(0) == size, op, ": ", name, " has shape ", shape(t), ", but must be [",
+             size, "]");
+}
+
+// `t` must be a vector with an element for each channel of x, whose dimension 1 they are.
+inline void check_channels(const Tensor& t, const char* name, const Tensor& x, const char* op) {
+  AIGC_CHECK(t.dim() == 1 && t.size(0) == x.size(1), op, ": ", name, " has shape ", shape(t),
+             ", but must be [", x.size(1), "] for an x of shape ", shape(x));
 }
 
 inline int64_t wrap_dim(int64_t dim, const Tensor& t, const char* op) {
@@ -124,17 +146,18 @@ inline int64_t wrap_dim(int64_t dim, const Tensor& t, const char* op) {
   return dim < 0 ? dim + t.dim() : dim;
 }
 
-// The strides that a tensor of these sizes has when dimension 1 lies innermost (NHWC, NDHWC, ...).
-inline std::vector<int64_t> channels_last_strides(const Tensor& t) {
-  std::vector<int64_t> strides(t.dim());
+// The strides of a contiguous tensor, or of a channels-last one: dimension 1 innermost (NHWC, NDHWC, ...).
+inline std::vector<int64_t> dense_strides(Sizes sizes, bool channels_last) {
+  const auto dims = static_cast<int64_t>(sizes.size());
+  std::vector<int64_t> strides(dims);
   int64_t stride = 1;
   const auto place = [&](int64_t d) {
     strides[d] = stride;
-    stride *= t.size(d) > 0 ? t.size(d) : 1;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
   };
-  place(1);
-  for (int64_t d = t.dim() - 1; d > 1; --d) place(d);
-  place(0);
+  if (channels_last) place(1);
+  for (int64_t d = dims - 1; d >= 0; --d)
+    if (!(channels_last && d == 1)) place(d);
   return strides;
 }
 
@@ -145,13 +168,12 @@ inline bool has_strides(const Tensor& t, const std::vector<int64_t>& strides) {
 }
 
 inline bool is_channels_last(const Tensor& t) {
-  return t.dim() >= 3 && !t.is_contiguous() && has_strides(t, channels_last_strides(t));
+  return t.dim() >= 3 && !t.is_contiguous() && has_strides(t, dense_strides(t.sizes(), true));
 }
 
 // An uninitialized tensor on the device of `like`. It calls the C shim, because torch::stable::new_empty goes
 // through the dispatcher and takes three times as long, which counts when a whole op takes microseconds.
-inline Tensor empty_strided(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                            torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType type) {
+inline Tensor empty_strided(const Tensor& like, Sizes sizes, Sizes strides, ScalarType type) {
   int32_t device_type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
@@ -162,8 +184,9 @@ inline Tensor empty_strided(const Tensor& like, torch::headeronly::IntHeaderOnly
   return Tensor(handle);
 }
 
-inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& strides) {
-  return empty_strided(like, like.sizes(), strides, like.scalar_type());
+// Contiguous or channels-last, of the dtype of `like`.
+inline Tensor empty_dense(const Tensor& like, Sizes sizes, bool channels_last) {
+  return empty_strided(like, sizes, dense_strides(sizes, channels_last), like.scalar_type());
 }
 
 inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType type) {
@@ -174,11 +197,15 @@ inline Tensor empty_1d(const Tensor& like, int64_t size, ScalarType type) {
 // t itself if it is already contiguous (or channels-last, if asked for), else a copy that is.
 inline Tensor as_format(const Tensor& t, bool channels_last) {
   if (!channels_last) return t.is_contiguous() ? t : torch::stable::contiguous(t);
-  const auto strides = channels_last_strides(t);
+  const auto strides = dense_strides(t.sizes(), true);
   if (has_strides(t, strides)) return t;
-  Tensor copy = empty_strided(t, strides);
+  Tensor copy = empty_strided(t, t.sizes(), strides, t.scalar_type());
   torch::stable::copy_(copy, t);
   return copy;
+}
+
+inline OptionalTensor contiguous(const OptionalTensor& t) {
+  return t ? OptionalTensor(as_format(*t, false)) : std::nullopt;
 }
 
 // Contiguous and channels-last tensors themselves; any other layout is copied to a contiguous tensor.

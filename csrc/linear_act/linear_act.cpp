@@ -29,8 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_act(const Tensor& x, const Tensor& w, 
              ", but its last dimension must be ", w.size(1), ", the in_features of w ", shape(w));
   if (b) {
     check_same_kind(*b, "b", x, "x", op);
-    AIGC_CHECK(b->dim() == 1 && b->size(0) == w.size(0), op, ": b has shape ", shape(*b), ", but must be [",
-               w.size(0), "]");
+    check_vector(*b, "b", w.size(0), op);
   }
   // A product in a half type is rounded when it is stored. With the bias in it, at least its sign is right.
   const bool bias_in_product = b && (p.dtype == DType::float16 || p.dtype == DType::bfloat16);

@@ -1,6 +1,5 @@
 #include "pixel_norm/pixel_norm.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "glue/backend.h"
@@ -33,7 +32,7 @@ Tensor in_format(const Tensor& t, const char* name, const Tensor& x, const Tenso
 int64_t items(const PixelNormParams& p) { return p.channels * p.inner == 0 ? 0 : pixel_items(p); }
 
 int64_t grain(const PixelNormParams& p) {
-  return std::max<int64_t>(1, kThreadElements / (p.channels * std::min(p.inner, kPixelTile) + 1));
+  return grain_of(kThreadElements, p.channels * min(p.inner, kPixelTile) + 1);
 }
 
 Tensor pixel_norm(const Tensor& x, int64_t dim, double eps) {

@@ -9,10 +9,6 @@ namespace {
 
 constexpr int64_t kChunkElements = kOnGpu ? 8192 : 32768;  // of an item
 
-ScalarType sum_dtype(const Tensor& a) {
-  return a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 SampleParams make_params(const Tensor& a, const char* name, const char* op) {
   SampleParams p;
   p.dtype = dtype_of(a, op, name);
@@ -23,11 +19,11 @@ SampleParams make_params(const Tensor& a, const char* name, const char* op) {
   return p;
 }
 
-int64_t grain(const SampleParams& p) { return std::max<int64_t>(1, kChunkElements / p.chunk); }
+int64_t grain(const SampleParams& p) { return grain_of(kChunkElements, p.chunk); }
 
 // a and b are dense, in the same layout.
 Tensor dot(const Tensor& a, const Tensor& b, SampleParams p) {
-  const Tensor result = empty_1d(a, p.samples, sum_dtype(a));
+  const Tensor result = empty_1d(a, p.samples, acc_type(a));
   if (p.length == 0) {
     Tensor zeros = result;
     return torch::stable::zero_(zeros);
@@ -66,9 +62,9 @@ Tensor sample_scale(const Tensor& a_any, const Tensor& s_any) {
   constexpr const char* op = "sample_scale";
   SampleParams p = make_params(a_any, "a", op);
   check_same_device(s_any, "s", a_any, "a", op);
-  AIGC_CHECK(s_any.dim() == 1 && s_any.size(0) == p.samples && s_any.scalar_type() == sum_dtype(a_any), op,
+  AIGC_CHECK(s_any.dim() == 1 && s_any.size(0) == p.samples && s_any.scalar_type() == acc_type(a_any), op,
              ": s is ", dtype_name(s_any.scalar_type()), " of shape ", shape(s_any), ", but must be ",
-             dtype_name(sum_dtype(a_any)), " of shape [", p.samples, "]");
+             dtype_name(acc_type(a_any)), " of shape [", p.samples, "]");
   const Tensor a = as_dense(a_any), s = as_format(s_any, false);
   const Tensor y = torch::stable::empty_like(a);
   if (a.numel() == 0) return y;

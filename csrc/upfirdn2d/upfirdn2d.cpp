@@ -1,6 +1,5 @@
 #include "upfirdn2d/upfirdn2d.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "glue/backend.h"
@@ -11,10 +10,6 @@ namespace {
 constexpr int64_t kThreadElements = 32768;  // enough work for a thread
 // Far below where products overflow, but more than memory allows.
 constexpr int64_t kMostFactor = 1 << 16, kMostPadding = int64_t{1} << 40;
-
-ScalarType filter_dtype(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 struct Options {
   int64_t up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1;
@@ -64,14 +59,6 @@ Upfirdn2dParams make_params(const char* op, const Tensor& x, const Tensor& x_den
   return p;
 }
 
-Tensor empty_image(const Upfirdn2dParams& p, const Tensor& like) {
-  const int64_t h = p.y_axis.out, w = p.x_axis.out, c = std::max<int64_t>(p.channels, 1);  // as torch has it
-  const int64_t sizes[] = {p.batch, p.channels, h, w};
-  const int64_t contiguous[] = {c * h * w, h * w, w, 1}, channels_last[] = {c * h * w, 1, w * c, c};
-  return empty_strided(like, {sizes, 4}, {p.channels_last ? channels_last : contiguous, 4},
-                       like.scalar_type());
-}
-
 Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, int64_t up_x, int64_t up_y, int64_t down_x,
                  int64_t down_y, int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1,
                  bool flip_filter, double gain) {
@@ -80,10 +67,9 @@ Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, int64_t up_x, int64_t
   if (f) {
     AIGC_CHECK((f->dim() == 1 || f->dim() == 2) && f->numel() > 0, op, ": f has shape ", shape(*f),
                ", but must have one or two dimensions and at least one tap");
-    AIGC_CHECK(f->scalar_type() == filter_dtype(x), op, ": f is ", dtype_name(f->scalar_type()),
-               ", but must be ", dtype_name(filter_dtype(x)), " for an x of ", dtype_name(x.scalar_type()));
-    AIGC_CHECK(f->is_cpu() == x.is_cpu() && (x.is_cpu() || f->get_device_index() == x.get_device_index()), op,
-               ": f is on ", device_name(*f), ", but must be on ", device_name(x), ", as x is");
+    AIGC_CHECK(f->scalar_type() == acc_type(x), op, ": f is ", dtype_name(f->scalar_type()), ", but must be ",
+               dtype_name(acc_type(x)), " for an x of ", dtype_name(x.scalar_type()));
+    check_same_device(*f, "f", x, "x", op);
     taps_y = f->size(0);
     taps_x = f->size(f->dim() - 1);
   }
@@ -91,14 +77,15 @@ Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, int64_t up_x, int64_t
   const Options options{up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, gain};
   Upfirdn2dParams p = make_params(op, x, x_dense, taps_x, taps_y, options);
   p.separable = f && f->dim() == 1;
-  const Tensor f_dense = f ? as_format(*f, false) : x_dense;
-  if (f) p.f = f_dense.data_ptr();
-  const Tensor y = empty_image(p, x);
+  const OptionalTensor f_dense = contiguous(f);
+  p.f = data_or_null(f_dense);
+  const int64_t sizes[] = {p.batch, p.channels, p.y_axis.out, p.x_axis.out};
+  const Tensor y = empty_dense(x, sizes, p.channels_last);
   p.y = y.data_ptr();
   if (x.numel() > 0) {
     const int64_t row = p.x_axis.out * (p.channels_last ? p.channels : 1);
-    const int64_t grain = std::max<int64_t>(1, kThreadElements / (row * std::min(kFirRows, p.y_axis.out)));
-    AIGC_RUN(upfirdn2d_forward, p, fir_planes(p) * fir_bands(p), grain, x);
+    AIGC_RUN(upfirdn2d_forward, p, fir_planes(p) * fir_bands(p),
+             grain_of(kThreadElements, row * min(kFirRows, p.y_axis.out)), x);
   }
   return y;
 }
@@ -120,17 +107,16 @@ Tensor upfirdn2d_filter_gradient(const Tensor& dy_any, const Tensor& x, int64_t 
              op, ": dy has shape ", shape(dy_any), ", but must be [", p.batch, ", ", p.channels, ", ",
              p.y_axis.out, ", ", p.x_axis.out, "] for an x of shape ", shape(x));
   const int64_t sizes[] = {taps_y, taps_x}, strides[] = {taps_x, 1};
-  Tensor df = empty_strided(x, {sizes, 2}, {strides, 2}, filter_dtype(x));
+  Tensor df = empty_strided(x, sizes, strides, acc_type(x));
   if (x.numel() == 0) return torch::stable::zero_(df);
   const Tensor dy = as_format(dy_any, p.channels_last);
   p.dy = dy.data_ptr();
   p.y = df.data_ptr();
   const Tensor partials = empty_1d(x, gradient_items(p) * taps_x * taps_y, ScalarType::Double);
   p.partials = static_cast<double*>(partials.data_ptr());
-  const int64_t work = p.x_axis.out * std::min(kGradientRows, p.y_axis.out) * taps_x * taps_y;
-  AIGC_RUN(upfirdn2d_filter_partials, p, gradient_items(p), std::max<int64_t>(1, kThreadElements / work), x);
-  AIGC_RUN(upfirdn2d_filter_reduce, p, taps_x * taps_y,
-           std::max<int64_t>(1, kThreadElements / gradient_items(p)), x);
+  const int64_t work = p.x_axis.out * min(kGradientRows, p.y_axis.out) * taps_x * taps_y;
+  AIGC_RUN(upfirdn2d_filter_partials, p, gradient_items(p), grain_of(kThreadElements, work), x);
+  AIGC_RUN(upfirdn2d_filter_reduce, p, taps_x * taps_y, grain_of(kThreadElements, gradient_items(p)), x);
   return df;
 }
 
