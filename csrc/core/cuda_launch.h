@@ -17,7 +17,7 @@ namespace aigc {
 constexpr size_t kSharedBytesWithoutAsking = 40 << 10;
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
             const Args&... args) {
   // Converted to the kernel's own parameter types: cudaLaunchKernel reads them through pointers.
   std::tuple<Params...> values(args...);
@@ -35,7 +35,8 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
           status =
               cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
         if (status == cudaSuccess)
-          status = cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream);
+          status = cudaLaunchKernel(function, grid, block, pointers, shared_bytes,
+                                    static_cast<cudaStream_t>(stream));
         if (status != cudaSuccess)
           throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(status));
 #endif

@@ -5,9 +5,31 @@
 
 #include <cstdint>
 
+#include "core/cuda_launch.h"
 #include "core/cuda_shared.h"
+#include "core/numeric.h"
 
 namespace aigc {
+
+// kSums x N sums of one thread. They run in S over kSumBlock terms each and are then added up in float64.
+template <class S, int kSums, int N>
+struct ThreadSums {
+  S block[kSums][N] = {};
+  double total[kSums][N] = {};
+  int terms = 0;
+
+  // After every term that was added to all of `block`.
+  __device__ void end_term() {
+    if (++terms == kSumBlock) end_block();
+  }
+  __device__ void end_block() {
+    terms = 0;
+#pragma unroll
+    for (int s = 0; s < kSums; ++s)
+#pragma unroll
+      for (int j = 0; j < N; ++j) total[s][j] += block[s][j], block[s][j] = 0;
+  }
+};
 
 // The sum over each group of `width` neighbouring threads (a power of two), in all of them. Every thread of
 // the block must call it.
@@ -84,6 +106,13 @@ static __device__ void sum_rows(int64_t columns, int width, int64_t rows, Term&&
     }
     __syncthreads();  // before the next columns
   }
+}
+
+// Launches a kernel whose blocks call sum_rows for `columns` columns. Its last parameter is the width.
+template <int kThreads, class... Params, class... Args>
+void launch_sum_rows(void (*kernel)(Params...), int64_t columns, void* stream, const Args&... args) {
+  const int width = power_of_two(columns, 32);
+  launch(kernel, grid_size(ceil_div(columns, width)), kThreads, 0, stream, args..., width);
 }
 
 }  // namespace aigc

@@ -98,9 +98,11 @@ struct Range {
   constexpr int64_t size() const { return end - begin; }
 };
 
-// The part with this index of [0, count), which is cut into parts of `size`. Parts beyond it are empty.
+// The part with this index of [0, count), which is cut into parts of `size`. Of a part beyond it, the end does
+// not come after the beginning.
 constexpr Range part_of(int64_t count, int64_t size, int64_t index) {
-  return {min(index * size, count), min(index * size + size, count)};
+  const int64_t begin = index * size;
+  return {begin, min(begin + size, count)};
 }
 
 }  // namespace AIGC_MATH_NAMESPACE

@@ -31,6 +31,7 @@ class Scratch {
     std::memset(static_cast<void*>(data_), 0, bytes);
   }
   T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
 
  private:
   T* data_ = nullptr;

@@ -196,13 +196,16 @@ inline void store_upto(T* p, Vec<T> v, int64_t n) {
     store(p, v, static_cast<int>(n));
 }
 
-// The same, decided at compile time: std::true_type stands for a whole vector, that is n >= kWidth<T>.
+// The same, decided at compile time: std::true_type stands for a whole vector, that is n >= kWidth<T>, and
+// std::false_type for a part of one. The compiler is told that it isn't empty, or it would treat that case on
+// its own.
 template <class T>
 inline Vec<T> load_lanes(const T* p, int64_t, std::true_type) {
   return load(p);
 }
 template <class T>
 inline Vec<T> load_lanes(const T* p, int64_t n, std::false_type) {
+  if (n < 1 || n >= kWidth<T>) __builtin_unreachable();
   return load(p, static_cast<int>(n));
 }
 template <class T>
@@ -211,6 +214,7 @@ inline void store_lanes(T* p, Vec<T> v, int64_t, std::true_type) {
 }
 template <class T>
 inline void store_lanes(T* p, Vec<T> v, int64_t n, std::false_type) {
+  if (n < 1 || n >= kWidth<T>) __builtin_unreachable();
   store(p, v, static_cast<int>(n));
 }
 

@@ -258,8 +258,7 @@ void filtered_lrelu_run(const FilteredLreluParams& p, int64_t, void* stream) {
     const Tile tile = make_tile<T>(p);
     const int64_t tiles = p.planes * tile.row_tiles * tile.column_tiles;
     const auto run = [&](auto kernel) {
-      launch(kernel, grid_size(tiles), kThreads, shared_bytes<T>(p, tile), static_cast<cudaStream_t>(stream),
-             p, tile, tiles);
+      launch(kernel, grid_size(tiles), kThreads, shared_bytes<T>(p, tile), stream, p, tile, tiles);
     };
     const auto is = [&](int up, int down) {
       return p.first_x.up == up && p.second_x.down == down && p.first_x.taps == kPerInput * up &&
@@ -274,7 +273,7 @@ void filtered_lrelu_run(const FilteredLreluParams& p, int64_t, void* stream) {
 
 void filtered_lrelu_sum(const FilteredLreluParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(sum_kernel<T>, grid_size(channels), kThreads, 0, static_cast<cudaStream_t>(stream), p, channels);
+    launch(sum_kernel<T>, grid_size(channels), kThreads, 0, stream, p, channels);
   });
 }
 

@@ -56,16 +56,16 @@ class Phases {
     offsets_.allocate(phases * most_);
     weights_.allocate(phases * most_);
     for (int64_t phase = 0; phase < phases; ++phase) {
-      const int64_t count = counts_.get()[phase] = axis.count(phase);
+      const int64_t count = counts_[phase] = axis.count(phase);
       for (int64_t t = 0; t < count; ++t) {
         const int64_t i = axis.first(phase) + t - base, q = floor_div(i, split);
-        offsets_.get()[phase * most_ + t] = (i - q * split) * lane + q;
-        weights_.get()[phase * most_ + t] = w[axis.tap(phase) + t * axis.up];
+        offsets_[phase * most_ + t] = (i - q * split) * lane + q;
+        weights_[phase * most_ + t] = w[axis.tap(phase) + t * axis.up];
       }
     }
     run_ = axis.taps % axis.up == 0 && most_ % split == 0 ? most_ / split : 0;
     if (split == 1 && run_ == kPerInput)
-      while (same_ < phases && offsets_.get()[same_ * most_] == 0) ++same_;
+      while (same_ < phases && offsets_[same_ * most_] == 0) ++same_;
   }
 
   // Calls f(how) with the Runs to pass to sum() for this filter: the number of lanes, and of adjacent inputs
@@ -91,7 +91,7 @@ class Phases {
     row += q;
     V sum = {};
     if constexpr (kSplit == 0) {
-      for (int64_t t = 0; t < counts_.get()[phase]; ++t) sum += w[t] * load(row + offsets[t]);
+      for (int64_t t = 0; t < counts_[phase]; ++t) sum += w[t] * load(row + offsets[t]);
     } else {
 #pragma GCC unroll 4
       for (int s = 0; s < kSplit; ++s) {
@@ -128,7 +128,7 @@ class Phases {
     constexpr int kInputs = kPerInput + (kSame < kPhases ? 1 : 0);
     S w[kPhases][kPerInput];
     for (int phase = 0; phase < kPhases; ++phase)
-      for (int t = 0; t < kPerInput; ++t) w[phase][t] = weights_.get()[phase * most_ + t];
+      for (int t = 0; t < kPerInput; ++t) w[phase][t] = weights_[phase * most_ + t];
     for (int64_t q = 0; q < lane; q += W) {
       const V a = load(in + q), b = load_next(in + q);
       V sum[kPhases] = {};
@@ -184,8 +184,8 @@ class Columns {
     narrow_at_.allocate(vectors_);
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t phase = v * W / layout.lane, q = v * W % layout.lane;
-      bits_at_.get()[v] = phase * mask_run_bytes(p) * 8 + q;
-      narrow_at_.get()[v] = phase * layout.narrow_lane + layout.margin + q;
+      bits_at_[v] = phase * mask_run_bytes(p) * 8 + q;
+      narrow_at_[v] = phase * layout.narrow_lane + layout.margin + q;
     }
     const int64_t z_rows = (rows - 1) * s_.down + s_.taps + max(s_.down, s_.taps);
     strip_.allocate(min(s_.in, z_rows) * kStrip * W);
@@ -292,7 +292,7 @@ class Columns {
       const bool keep = writes_ && m < r.keep_end;
       for (int i = 0; i < kVectors; ++i)
         store(strip + ((m - r.z_begin) * kVectors + i) * W,
-              activate(sum[i], c.mask, m * row_bits_ + bits_at_.get()[v + i], keep));
+              activate(sum[i], c.mask, m * row_bits_ + bits_at_[v + i], keep));
     }
     for (int64_t o = r.begin; o < r.end; ++o) {
       const int64_t top = s_.origin(o), begin = max(0, r.z_begin - top), end = min(s_.taps, r.z_end - top);
@@ -301,7 +301,7 @@ class Columns {
         for (int i = 0; i < kVectors; ++i)
           sum[i] += second_[k] * load(strip + ((top + k - r.z_begin) * kVectors + i) * W);
       S* row = c.narrow + (o - r.begin) * layout_.narrow_width();
-      for (int i = 0; i < kVectors; ++i) store(row + narrow_at_.get()[v + i], sum[i]);
+      for (int i = 0; i < kVectors; ++i) store(row + narrow_at_[v + i], sum[i]);
     }
   }
 
@@ -336,10 +336,10 @@ class Columns {
   void stream(const Call& c, int64_t v) const {
     constexpr int kPeriod = kUp > kDown ? kUp : kDown, N = kPerInput;
     const BandRows& r = c.r;
-    const int64_t width = layout_.width(), narrow_width = layout_.narrow_width(), at = bits_at_.get()[v];
+    const int64_t width = layout_.width(), narrow_width = layout_.narrow_width(), at = bits_at_[v];
     int64_t m = aligned(r.z_begin);
     int64_t o = floor_div(m + s_.pad, kDown) - (N - 1);  // the next row of y to be completed
-    S* out = c.narrow + narrow_at_.get()[v] - r.begin * narrow_width;
+    S* out = c.narrow + narrow_at_[v] - r.begin * narrow_width;
     for (int64_t i = r.begin; i < min(o, r.end); ++i) store(out + i * narrow_width, V{});
     const S* from = c.wide + v * W;
     V pixels[N] = {}, sums[N] = {};
@@ -442,8 +442,8 @@ class Bands {
     Weights(const void* filter, int64_t taps, bool flip, double gain) : along(taps), down(taps) {
       for (int64_t k = 0; k < taps; ++k) {
         const S w = filter == nullptr ? S(1) : static_cast<const S*>(filter)[flip ? k : taps - 1 - k];
-        along.get()[k] = w;
-        down.get()[k] = S(gain) * w;
+        along[k] = w;
+        down[k] = S(gain) * w;
       }
     }
   };
@@ -477,7 +477,7 @@ class Bands {
     });
     if (in_split_ > 1) {
       for (int64_t s = 0; s < in_split_; ++s)
-        for (int64_t q = 0; q < x_lane_; ++q) lanes_.get()[s * x_lane_ + q] = line[q * in_split_ + s];
+        for (int64_t q = 0; q < x_lane_; ++q) lanes_[s * x_lane_ + q] = line[q * in_split_ + s];
       line = lanes_.get();
     }
     read_x_.row(line, row, layout_.phases, layout_.lane);
@@ -507,7 +507,7 @@ class Bands {
           if (out_split_ <= 2)
             out[phase] = v;
           else
-            for (int i = 0; i < W; ++i) outputs_.get()[i * out_split_ + phase] = v[i];
+            for (int i = 0; i < W; ++i) outputs_[i * out_split_ + phase] = v[i];
         }
         if (out_split_ == 1) {
           put(q, out[0]);

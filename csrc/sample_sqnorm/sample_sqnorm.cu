@@ -91,22 +91,20 @@ namespace cuda {
 
 void sample_dot_chunks(const SampleParams& p, int64_t chunks, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(dot_kernel<T>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p, chunks,
-           chunks_per_sample(p));
+    launch(dot_kernel<T>, grid_size(chunks), kThreads, 0, stream, p, chunks, chunks_per_sample(p));
   });
 }
 
 void sample_dot_reduce(const SampleParams& p, int64_t samples, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(reduce_kernel<T>, grid_size(ceil_div(samples, kWarps)), kThreads, 0,
-           static_cast<cudaStream_t>(stream), p, chunks_per_sample(p));
+    launch(reduce_kernel<T>, grid_size(ceil_div(samples, kWarps)), kThreads, 0, stream, p,
+           chunks_per_sample(p));
   });
 }
 
 void sample_scale_chunks(const SampleParams& p, int64_t chunks, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(scale_kernel<T>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p, chunks,
-           chunks_per_sample(p));
+    launch(scale_kernel<T>, grid_size(chunks), kThreads, 0, stream, p, chunks, chunks_per_sample(p));
   });
 }
 

@@ -30,9 +30,9 @@ template <class F>
 void for_chunks(const SampleParams& p, int64_t begin, int64_t end, F&& f) {
   const int64_t per_sample = chunks_per_sample(p);
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t sample = item / per_sample, start = item % per_sample * p.chunk;
-    const int64_t length = p.length - start < p.chunk ? p.length - start : p.chunk;
-    f(item, sample, sample * p.length + start, length);
+    const int64_t sample = item / per_sample;
+    const Range chunk = part_of(p.length, p.chunk, item % per_sample);
+    f(item, sample, sample * p.length + chunk.begin, chunk.size());
   }
 }
 
@@ -53,11 +53,8 @@ void sample_dot_chunks(const SampleParams& p, int64_t begin, int64_t end) {
 void sample_dot_reduce(const SampleParams& p, int64_t begin, int64_t end) {
   const int64_t per_sample = chunks_per_sample(p);
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    for (int64_t sample = begin; sample < end; ++sample) {
-      double total = 0;
-      for (int64_t i = 0; i < per_sample; ++i) total += p.partials[sample * per_sample + i];
-      static_cast<acc_t<T>*>(p.dot)[sample] = acc_t<T>(total);
-    }
+    for (int64_t sample = begin; sample < end; ++sample)
+      static_cast<acc_t<T>*>(p.dot)[sample] = acc_t<T>(sum_of(p.partials + sample * per_sample, per_sample));
   });
 }
 
@@ -67,8 +64,9 @@ void sample_scale_chunks(const SampleParams& p, int64_t begin, int64_t end) {
       const auto* a = static_cast<const T*>(p.a) + first;
       auto* y = static_cast<T*>(p.y) + first;
       const acc_t<T> s = static_cast<const acc_t<T>*>(p.s)[sample];
-      for (int64_t i = 0; i < length; i += kWidth<T>)
-        store_upto(y + i, load_upto(a + i, length - i) * s, length - i);
+      for_vectors<T>(0, length, [&](int64_t i, auto whole) {
+        store_lanes(y + i, load_lanes(a + i, length - i, whole) * s, length - i, whole);
+      });
     });
   });
 }

@@ -101,7 +101,7 @@ struct Axis {
   __device__ int first(int o) const { return (o * down() + pad_ + up() - 1) / up(); }
   __device__ int tap(int o) const { return first(o) * up() - (o * down() + pad_); }
   __device__ int count(int o) const {
-    if constexpr (kTaps > 0 && kTaps % kUp == 0) return kTaps / kUp;
+    if constexpr (kTaps > 0 && kTaps % (kUp > 0 ? kUp : 1) == 0) return kTaps / kUp;
     return (taps() - tap(o) + up() - 1) / up();
   }
 };
@@ -355,7 +355,7 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(const Upfirdn2dParams 
 }
 
 template <class T>
-void run(const Upfirdn2dParams& p, cudaStream_t stream) {
+void run(const Upfirdn2dParams& p, void* stream) {
   const FirAxis &x = p.x_axis, &y = p.y_axis;
   const Tile tile = make_tile<T>(p);
   const size_t bytes = shared_bytes<T>(p, tile);
@@ -387,24 +387,19 @@ void run(const Upfirdn2dParams& p, cudaStream_t stream) {
 namespace cuda {
 
 void upfirdn2d_forward(const Upfirdn2dParams& p, int64_t, void* stream) {
-  dispatch_dtype(p.dtype, [&]<class T>(T*) { run<T>(p, static_cast<cudaStream_t>(stream)); });
+  dispatch_dtype(p.dtype, [&]<class T>(T*) { run<T>(p, stream); });
 }
 
 void upfirdn2d_filter_partials(const Upfirdn2dParams& p, int64_t items, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(gradient_kernel<T>, grid_size(items), kThreads, 0, static_cast<cudaStream_t>(stream), p, items);
+    launch(gradient_kernel<T>, grid_size(items), kThreads, 0, stream, p, items);
   });
 }
 
-void upfirdn2d_filter_reduce(const Upfirdn2dParams& p, int64_t taps, void* stream_) {
-  const auto stream = static_cast<cudaStream_t>(stream_);
-  const int64_t items = gradient_items(p);
-  const int width = power_of_two(taps, 32);
-  const unsigned grid = grid_size(ceil_div(taps, width));
-  if (p.dtype == DType::float64)
-    launch(reduce_kernel<double>, grid, kThreads, 0, stream, p, items, width);
-  else
-    launch(reduce_kernel<float>, grid, kThreads, 0, stream, p, items, width);
+void upfirdn2d_filter_reduce(const Upfirdn2dParams& p, int64_t taps, void* stream) {
+  dispatch_acc(p.dtype, [&]<class S>(S*) {
+    launch_sum_rows<kThreads>(reduce_kernel<S>, taps, stream, p, gradient_items(p));
+  });
 }
 
 }  // namespace cuda

@@ -11,8 +11,7 @@
 // factors.
 #include "upfirdn2d/upfirdn2d.h"
 
-#include "core/scratch.h"
-#include "core/simd.h"
+#include "core/reduce.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -103,7 +102,7 @@ class Filter {
     if (direct_) {
       w_.allocate(x_.taps * y_.taps);
       for (int64_t k = 0; k < x_.taps * y_.taps; ++k)
-        w_.get()[k] = S(p_.gain) * f[p_.flip_filter ? k : x_.taps * y_.taps - 1 - k];
+        w_[k] = S(p_.gain) * f[p_.flip_filter ? k : x_.taps * y_.taps - 1 - k];
     } else {
       if (!p_.flip_filter) {
         reverse(w_x, x_.taps);
@@ -173,9 +172,9 @@ class Filter {
   void add_taps(int64_t phase, int64_t buffer_row, const S* w) const {
     const int64_t first = x_.first(phase) - first_, tap = x_.tap(phase), count = x_.count(phase);
     for (int64_t t = 0; t < count; ++t) {
-      const int64_t at = phase * most_taps_ + counts_.get()[phase]++, column = first + t;
-      offsets_.get()[at] = buffer_row * row_ + (column % split_ * lane_ + column / split_) * inner_;
-      weights_.get()[at] = w[tap + t * x_.up];
+      const int64_t at = phase * most_taps_ + counts_[phase]++, column = first + t;
+      offsets_[at] = buffer_row * row_ + (column % split_ * lane_ + column / split_) * inner_;
+      weights_[at] = w[tap + t * x_.up];
     }
   }
 
@@ -290,7 +289,7 @@ class Filter {
     for (int i = 0; i < kInputs; ++i) input[i] = row_of(x, top + i);
     prefetch(x, top + kInputs, kRows * kDown / kUp);
     S w[kTaps];
-    for (int k = 0; k < kTaps; ++k) w[k] = w_y_.get()[k];
+    for (int k = 0; k < kTaps; ++k) w[k] = w_y_[k];
     const int64_t margin = (x_begin_ - first_) * inner_;
     // Two vectors at a time, so that a tap is broadcast once for both.
     const auto two = [&](int64_t at) {
@@ -358,7 +357,7 @@ class Filter {
 
   // Copies the rows that output row o reads into the buffer, and their taps into the tables.
   void gather(const T* x, int64_t o) const {
-    for (int64_t phase = 0; phase < phases_; ++phase) counts_.get()[phase] = 0;
+    for (int64_t phase = 0; phase < phases_; ++phase) counts_[phase] = 0;
     const int64_t n = (x_end_ - x_begin_) * inner_, top = y_.first(o), count = y_.count(o);
     for (int64_t t = 0; t < count; ++t) {
       if (top + t < 0 || top + t >= y_.in) continue;
@@ -420,7 +419,7 @@ class Filter {
     const int64_t* offset = offsets_.get() + phase * most_taps_;
     const S* w = weights_.get() + phase * most_taps_;
     if constexpr (kTaps == 0) {
-      return AnyTaps{offset, w, counts_.get()[phase]};
+      return AnyTaps{offset, w, counts_[phase]};
     } else if constexpr (kTaps > kFewTaps) {
       return ManyTaps<kTaps>{offset, w};
     } else {
@@ -486,7 +485,7 @@ class Filter {
       for (int phase = 0; phase < kPhases; ++phase) taps[phase] = taps_of<kTaps>(phase);
       [[maybe_unused]] S w[kPhases][max(kTaps, 1)];
       for (int phase = 0; phase < kPhases; ++phase)
-        for (int t = 0; t < kTaps; ++t) w[phase][t] = weights_.get()[phase * most_taps_ + t];
+        for (int t = 0; t < kTaps; ++t) w[phase][t] = weights_[phase * most_taps_ + t];
       const auto block = [&](const S* at, Vec<T>(&out)[kPhases]) {
         Vec<T> part[kPhases];
         if constexpr (kSplit > 0)
@@ -626,17 +625,12 @@ void upfirdn2d_filter_partials(const Upfirdn2dParams& p, int64_t begin, int64_t 
 }
 
 void upfirdn2d_filter_reduce(const Upfirdn2dParams& p, int64_t begin, int64_t end) {
-  const int64_t taps = p.x_axis.taps * p.y_axis.taps, items = gradient_items(p);
-  for (int64_t k = begin; k < end; ++k) {
-    double sum = 0;
-    for (int64_t item = 0; item < items; ++item) sum += p.partials[item * taps + k];
-    sum *= p.gain;
-    const int64_t at = p.flip_filter ? k : taps - 1 - k;
-    if (p.dtype == DType::float64)
-      static_cast<double*>(p.y)[at] = sum;
-    else
-      static_cast<float*>(p.y)[at] = float(sum);
-  }
+  const int64_t taps = p.x_axis.taps * p.y_axis.taps;
+  dispatch_acc(p.dtype, [&]<class S>(S*) {
+    for (int64_t k = begin; k < end; ++k)
+      static_cast<S*>(p.y)[p.flip_filter ? k : taps - 1 - k] =
+          S(sum_of(p.partials + k, gradient_items(p), taps) * p.gain);
+  });
 }
 
 }  // namespace AIGC_ISA
