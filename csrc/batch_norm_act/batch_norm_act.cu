@@ -63,26 +63,14 @@ template <class T, Act A, int N>
 __device__ void gradient(const BatchNormParams& p, const Factors<acc_t<T>, N>& factors, int64_t at, int64_t n,
                          acc_t<T> (&centred)[8], acc_t<T> (&dz)[8]) {
   using S = acc_t<T>;
-  const S alpha = S(p.alpha), gain = S(p.gain), clamp = S(p.clamp);
+  const ClampedActivation<A, S> act(p);
   load<8>(static_cast<const T*>(p.x) + at, n, centred);
   load<8>(static_cast<const T*>(p.dy) + at, n, dz);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     centred[j] -= factors.get(kMean, j);
     const S z = centred[j] * factors.get(kScale, j) + factors.get(kBias, j);
-    if constexpr (A == Act::linear) {
-      dz[j] *= gain;
-    } else if constexpr (A == Act::relu) {
-      dz[j] = z <= 0 ? S(0) : dz[j] * gain;  // zero whatever dy holds
-    } else if constexpr (A == Act::lrelu) {
-      dz[j] *= z <= 0 ? gain * alpha : gain;
-    } else {
-      dz[j] *= gain * activation_derivative<A>(z);
-    }
-    if (p.clamp >= 0) {
-      const S y = gain * activation<A>(z, alpha);
-      if (!(y <= clamp && y >= -clamp)) dz[j] = 0;
-    }
+    dz[j] = act.gradient(z, dz[j]);
   }
 }
 
@@ -99,15 +87,11 @@ __device__ void elements(const BatchNormParams& p, const Factors<acc_t<T>, N>& f
       if (p.of_batch) v[j] = v[j] - factors.get(kConstant, j) - centred[j] * factors.get(kSlope, j);
     }
   } else {
-    const S gain = S(p.gain), clamp = S(p.clamp);
+    const ClampedActivation<A, S> act(p);
     load<8>(static_cast<const T*>(p.x) + at, n, v);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const S z = (v[j] - factors.get(kMean, j)) * factors.get(kScale, j) + factors.get(kBias, j);
-      S y = gain * activation<A>(z, S(p.alpha));
-      if (p.clamp >= 0) y = y > clamp ? clamp : y < -clamp ? -clamp : y;
-      v[j] = y;
-    }
+    for (int j = 0; j < 8; ++j)
+      v[j] = act.value((v[j] - factors.get(kMean, j)) * factors.get(kScale, j) + factors.get(kBias, j));
   }
   store<8>(static_cast<T*>(p.y) + at, n, v);
 }
@@ -379,8 +363,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 }
 
 template <bool kBackward>
-void run_elements(const BatchNormParams& p, void* stream_) {
-  const auto stream = static_cast<cudaStream_t>(stream_);
+void run_elements(const BatchNormParams& p, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     dispatch_act(p.act, [&]<Act A>(ActTag<A>) {
       if (channels_inside(p)) {
@@ -407,33 +390,27 @@ namespace cuda {
 
 void batch_norm_statistics(const BatchNormParams& p, int64_t items, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(statistics_kernel<T>, grid_size(items), kThreads, 0, static_cast<cudaStream_t>(stream), p, items,
-           sum_width(p));
+    launch(statistics_kernel<T>, grid_size(items), kThreads, 0, stream, p, items, sum_width(p));
   });
 }
 
 void batch_norm_gradient_sums(const BatchNormParams& p, int64_t items, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     dispatch_act(p.act, [&]<Act A>(ActTag<A>) {
-      launch(gradient_sums_kernel<T, A>, grid_size(items), kThreads, 0, static_cast<cudaStream_t>(stream), p,
-             items, sum_width(p));
+      launch(gradient_sums_kernel<T, A>, grid_size(items), kThreads, 0, stream, p, items, sum_width(p));
     });
   });
 }
 
 void batch_norm_join_statistics(const BatchNormParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    const int width = power_of_two(channels, 32);
-    launch(join_statistics_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
-           static_cast<cudaStream_t>(stream), p, part_count(p), width);
+    launch_sum_rows<kThreads>(join_statistics_kernel<T>, channels, stream, p, part_count(p));
   });
 }
 
 void batch_norm_join_gradients(const BatchNormParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    const int width = power_of_two(channels, 32);
-    launch(join_gradients_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
-           static_cast<cudaStream_t>(stream), p, part_count(p), width);
+    launch_sum_rows<kThreads>(join_gradients_kernel<T>, channels, stream, p, part_count(p));
   });
 }
 

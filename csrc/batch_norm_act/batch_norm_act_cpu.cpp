@@ -1,10 +1,6 @@
 #include "batch_norm_act/batch_norm_act.h"
 
-#include <algorithm>
-
-#include "core/math.h"
 #include "core/reduce.h"
-#include "core/scratch.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -53,41 +49,6 @@ class Factors {
   int64_t channels_;
 };
 
-template <class T, Act A>
-struct Activation {
-  using S = acc_t<T>;
-  S alpha, gain, clamp;
-  bool clamped;
-
-  explicit Activation(const BatchNormParams& p)
-      : alpha(S(p.alpha)), gain(S(p.gain)), clamp(S(p.clamp)), clamped(p.clamp >= 0) {}
-
-  Vec<T> value(Vec<T> z) const {
-    Vec<T> y = gain * activation<A>(z, alpha);
-    if (clamped)
-      y = select(y > clamp, broadcast<Vec<T>>(clamp), select(y < -clamp, broadcast<Vec<T>>(-clamp), y));
-    return y;
-  }
-
-  Vec<T> gradient(Vec<T> z, Vec<T> dy) const {
-    Vec<T> dz;
-    if constexpr (A == Act::linear) {
-      dz = dy * gain;
-    } else if constexpr (A == Act::relu) {
-      dz = select(z <= Vec<T>{}, Vec<T>{}, dy * gain);  // zero whatever dy holds
-    } else if constexpr (A == Act::lrelu) {
-      dz = dy * select(z <= Vec<T>{}, broadcast<Vec<T>>(gain * alpha), broadcast<Vec<T>>(gain));
-    } else {
-      dz = dy * (gain * activation_derivative<A>(z));
-    }
-    if (clamped) {
-      const Vec<T> y = gain * activation<A>(z, alpha);
-      dz = select((y <= clamp) & (y >= -clamp), dz, Vec<T>{});
-    }
-    return dz;
-  }
-};
-
 // ---- sums over a part -----------------------------------------------------------------------------------
 
 // Calls f(element, elements left in its run, whole) for each vector of the channel's part.
@@ -101,33 +62,25 @@ void for_part(const BatchNormParams& p, const BatchNormPart& part, int64_t chann
 }
 
 // Sums over the rows of the part into totals[kSums][channels]: term(element, channel, n, whole, sums) adds
-// the vector at an element to its sums. They run in acc_t over kSumBlock rows and are then added up in
-// float64. The rows are read in memory order, a few at a time.
+// the vector at an element to its sums. The rows are read in memory order, a few at a time.
 template <class T, int kSums, class Term>
 void sum_down(const BatchNormParams& p, const BatchNormPart& part, double* totals, Term&& term) {
-  using S = acc_t<T>;
   constexpr int64_t kRows = 4;
-  const int64_t stride = round_up(p.channels, kWidth<T>);
-  const Scratch<S> block(kSums * stride);
+  ColumnSums<T, kSums> columns(p.channels);
   const auto add_rows = [&](int64_t o, auto rows) {
     for_vectors<T>(0, p.channels, [&](int64_t i, auto whole) {
-      Vec<T> sums[kSums];
-      for (int s = 0; s < kSums; ++s) sums[s] = load_bytes<Vec<T>>(block.get() + s * stride + i);
-      for (int64_t row = 0; row < decltype(rows)::value; ++row)
-        term((o + row) * p.channels + i, i, p.channels - i, whole, sums);
-      for (int s = 0; s < kSums; ++s) std::memcpy(block.get() + s * stride + i, &sums[s], sizeof(Vec<T>));
+      columns.update(i, [&](Vec<T>(&sums)[kSums]) {
+        for (int64_t row = 0; row < decltype(rows)::value; ++row)
+          term((o + row) * p.channels + i, i, p.channels - i, whole, sums);
+      });
     });
   };
-  std::fill_n(totals, kSums * p.channels, 0.0);
+  columns.begin(totals);
   for (int64_t o = part.outer.begin; o < part.outer.end;) {
     const int64_t end = min(o + kSumBlock, part.outer.end);
     for (; o + kRows <= end; o += kRows) add_rows(o, std::integral_constant<int64_t, kRows>());
     for (; o < end; ++o) add_rows(o, std::integral_constant<int64_t, 1>());
-    for (int s = 0; s < kSums; ++s)
-      for (int64_t c = 0; c < p.channels; ++c) {
-        totals[s * p.channels + c] += block.get()[s * stride + c];
-        block.get()[s * stride + c] = 0;
-      }
+    columns.end_block();
   }
 }
 
@@ -142,7 +95,7 @@ void statistics_of_columns(const BatchNormParams& p, int64_t item) {
   const Scratch<acc_t<T>> means(p.channels);
   for (int64_t c = 0; c < p.channels; ++c) {
     partials[c] /= double(part.outer.size());
-    means.get()[c] = acc_t<T>(partials[c]);
+    means[c] = acc_t<T>(partials[c]);
   }
   sum_down<T, 1>(p, part, partials + p.channels,
                  [&](int64_t at, int64_t channel, int64_t n, auto whole, Vec<T>(&sums)[1]) {
@@ -175,7 +128,7 @@ template <class T, bool kInside, Act A>
 struct Row {
   using S = acc_t<T>;
   const Factors<T, kInside> factors;
-  const Activation<T, A> act;
+  const ClampedActivation<A, S> act;
   const T* x;
   const T* dy;
 
@@ -255,11 +208,9 @@ void factors_of_statistics(const BatchNormParams& p, int64_t channel, double mea
 template <class T>
 void join_gradients(const BatchNormParams& p, int64_t channel) {
   const double var = number(p.var, p.statistics_dtype, channel), r = 1 / ::sqrt(var + p.eps);
-  double sum = 0, product = 0;
-  for (int64_t i = 0; i < part_count(p); ++i) {
-    sum += p.partials[i * 2 * p.channels + channel];
-    product += p.partials[(i * 2 + 1) * p.channels + channel];
-  }
+  const double* partials = p.partials + channel;
+  const double sum = sum_of(partials, part_count(p), 2 * p.channels);
+  const double product = sum_of(partials + p.channels, part_count(p), 2 * p.channels);
   if (p.dbias) put_number(p.dbias, p.bias_dtype, channel, sum);
   if (p.dweight) put_number(p.dweight, p.weight_dtype, channel, product * r);
   if (!p.of_batch) return;
@@ -279,10 +230,9 @@ void rows(const BatchNormParams& p, int64_t begin, int64_t end) {
   const int64_t pieces = kInside ? 1 : piece_count(p), length = kInside ? p.channels : p.inner;
   int64_t index = begin / pieces, piece = begin % pieces, channel_of_row = index % p.channels;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t from = piece * kPieceLength;
-    const int64_t to = !kInside && from + kPieceLength < length ? from + kPieceLength : length;
-    for_vectors<T>(kInside ? 0 : from, to, [&](int64_t i, auto whole) {
-      const int64_t at = index * length + i, n = to - i, channel = kInside ? i : channel_of_row;
+    const Range range = kInside ? Range{0, length} : part_of(length, kPieceLength, piece);
+    for_vectors<T>(range.begin, range.end, [&](int64_t i, auto whole) {
+      const int64_t at = index * length + i, n = range.end - i, channel = kInside ? i : channel_of_row;
       Vec<T> centred, result;
       if constexpr (kBackward) {
         Vec<T> dz;

@@ -36,21 +36,16 @@ struct Forward {
     using S = acc_t<T>;
     constexpr bool kBranchPlane = kSave && (A == Act::relu || A == Act::lrelu);
     const int64_t at = row * p.row_length + i;
-    const S alpha = S(p.alpha), gain = S(p.gain), clamp = S(p.clamp);
-    const bool clamped = p.clamp >= 0;
+    const ClampedActivation<A, S> act(p);
     S v[8];
     load<8>(static_cast<const T*>(p.x) + at, n, v);
     unsigned branch = 0, inside = 0;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const S z = v[j] + add.value[j];
-      S t = gain * activation<A>(z, alpha);
+      const S z = v[j] + add.value[j], t = act.unclamped(z);
+      v[j] = act.clamped ? act.clamp(t) : t;
       if (kBranchPlane && !(z <= 0)) branch |= 1u << j;
-      if (clamped) {
-        if (kSave && t <= clamp && t >= -clamp) inside |= 1u << j;
-        t = t > clamp ? clamp : t < -clamp ? -clamp : t;
-      }
-      v[j] = t;
+      if (kSave && v[j] == t) inside |= 1u << j;
     }
     store<8>(static_cast<T*>(p.y) + at, n, v);
     if (kSave) {
@@ -59,7 +54,7 @@ struct Forward {
         *byte = uint8_t(branch);
         byte += p.plane_bytes;
       }
-      if (clamped) *byte = uint8_t(inside);
+      if (act.clamped) *byte = uint8_t(inside);
     }
   }
 };
@@ -71,8 +66,7 @@ struct Backward {
                                acc_t<T> (&g)[8]) {
     using S = acc_t<T>;
     const int64_t at = row * p.row_length + i;
-    const S gain = S(p.gain);
-    const bool clamped = p.clamp >= 0;
+    const ClampedActivation<A, S> act(p);
     load<8>(static_cast<const T*>(p.dy) + at, n, g);
     if constexpr (is_piecewise_linear(A)) {
       const uint8_t* byte = p.mask + row * mask_row_bytes(p) + i / 8;
@@ -81,23 +75,18 @@ struct Backward {
         branch = *byte;
         byte += p.plane_bytes;
       }
-      if (clamped) inside = *byte;
-      const S below = A == Act::relu ? S(0) : S(p.gain * p.alpha);
+      if (act.clamped) inside = *byte;
+      const S negative = S(p.gain * p.alpha);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const S negative = A == Act::relu ? S(0) : g[j] * below;  // relu: 0 whatever dy is
-        g[j] = !(inside >> j & 1) ? S(0) : branch >> j & 1 ? g[j] * gain : negative;
+        const S below = A == Act::relu ? S(0) : g[j] * negative;  // relu: 0 whatever dy is
+        g[j] = !(inside >> j & 1) ? S(0) : branch >> j & 1 ? g[j] * act.gain : below;
       }
     } else {
       S x[8];
       load<8>(static_cast<const T*>(p.x) + at, n, x);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const S z = x[j] + add.value[j];
-        const S t = gain * activation<A>(z, S(p.alpha));
-        const bool inside = !clamped || (t <= S(p.clamp) && t >= -S(p.clamp));
-        g[j] = inside ? g[j] * (gain * activation_derivative<A>(z)) : S(0);
-      }
+      for (int j = 0; j < 8; ++j) g[j] = act.gradient(x[j] + add.value[j], g[j]);
     }
     store<8>(static_cast<T*>(p.dz) + at, n, g);
   }
@@ -109,20 +98,13 @@ struct DoubleBackward {
                                acc_t<T> (&g)[8]) {
     using S = acc_t<T>;
     const int64_t at = row * p.row_length + i;
-    const S gain = S(p.gain);
+    const ClampedActivation<A, S> act(p);
     S x[8], u[8];
     load<8>(static_cast<const T*>(p.x) + at, n, x);
     load<8>(static_cast<const T*>(p.u) + at, n, u);
     load<8>(static_cast<const T*>(p.dy) + at, n, g);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const S z = x[j] + add.value[j];
-      const S t = gain * activation<A>(z, S(p.alpha));
-      const bool inside = p.clamp < 0 || (t <= S(p.clamp) && t >= -S(p.clamp));
-      const S cotangent = inside ? gain * u[j] : S(0);
-      g[j] = cotangent * g[j] * activation_second_derivative<A>(z);
-      u[j] = cotangent * activation_derivative<A>(z);
-    }
+    for (int j = 0; j < 8; ++j) act.second_gradients(x[j] + add.value[j], g[j], u[j], u[j], g[j]);
     store<8>(static_cast<T*>(p.dz) + at, n, u);
     store<8>(static_cast<T*>(p.dz2) + at, n, g);
   }
@@ -220,9 +202,7 @@ __device__ double walk_pixels(const BiasActParams& p, int64_t chunk, Range rows,
         }
       }
     }
-    S column_block[8] = {};
-    double column[8] = {};
-    int added = 0;
+    ThreadSums<S, 1, 8> columns;
     int64_t noise_at = noise ? (rows.begin + group) % p.noise_period : 0;
     const int64_t noise_step = noise ? rows_at_once % p.noise_period : 0;
     for (int64_t row = rows.begin + group; row < rows.end; row += rows_at_once) {
@@ -240,22 +220,19 @@ __device__ double walk_pixels(const BiasActParams& p, int64_t chunk, Range rows,
         if (p.strength_partials) strength_sum += eight(g, n) * double(row_noise);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
-          if (j < n) column_block[j] += g[j];
-        if (++added == kSumBlock) {
-          added = 0;
-          for (int j = 0; j < 8; ++j) column[j] += column_block[j], column_block[j] = 0;
-        }
+          if (j < n) columns.block[0][j] += g[j];
+        columns.end_term();
       }
     }
     if constexpr (kSum) {
       if (p.bias_partials) {
         double* partials = p.bias_partials + chunk * p.row_length;
-        for (int j = 0; j < 8; ++j) column[j] += column_block[j];
+        columns.end_block();
         if (folds_periods(p)) {
-          column_sums<kThreads>(column, threads_per_row, int(p.row_length), int(p.channels * p.inner),
-                                [&](int c, double sum) { partials[c] = sum; });
+          column_sums<kThreads>(columns.total[0], threads_per_row, int(p.row_length),
+                                int(p.channels * p.inner), [&](int c, double sum) { partials[c] = sum; });
         } else {
-          for (int j = 0; j < 8 && i + j < p.row_length; ++j) partials[i + j] = column[j];
+          for (int j = 0; j < 8 && i + j < p.row_length; ++j) partials[i + j] = columns.total[0][j];
         }
       }
     }
@@ -312,8 +289,7 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p,
 template <class T, class Pass, bool kSum = false>
 void run(const BiasActParams& p, int64_t chunks, void* stream) {
   const int threads_per_row = power_of_two(ceil_div(p.row_length, 8), kThreads);
-  launch(bias_act_kernel<T, Pass, kSum>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p,
-         chunks, threads_per_row);
+  launch(bias_act_kernel<T, Pass, kSum>, grid_size(chunks), kThreads, 0, stream, p, chunks, threads_per_row);
 }
 
 template <class T, class Pass>
@@ -352,9 +328,7 @@ void bias_act_double_backward(const BiasActParams& p, int64_t chunks, void* stre
 
 void bias_act_reduce(const BiasActParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    const int width = power_of_two(channels, 32);
-    launch(reduce_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
-           static_cast<cudaStream_t>(stream), p, chunk_count(p), width);
+    launch_sum_rows<kThreads>(reduce_kernel<T>, channels, stream, p, chunk_count(p));
   });
 }
 

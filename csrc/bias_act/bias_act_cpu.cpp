@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "core/simd.h"
+#include "core/reduce.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -78,13 +78,11 @@ void for_rows(const BiasActParams& p, int64_t chunk, F&& f) {
 
 template <class T, Act A, bool kSave>
 void forward(const BiasActParams& p, int64_t begin, int64_t end) {
-  using S = acc_t<T>;
   constexpr bool kBranchPlane = kSave && (A == Act::relu || A == Act::lrelu);
   constexpr int kVectors = kGroup<T> / kWidth<T>;
   const auto* x = static_cast<const T*>(p.x);
   auto* y = static_cast<T*>(p.y);
-  const S alpha = S(p.alpha), gain = S(p.gain), clamp = S(p.clamp);
-  const bool clamped = p.clamp >= 0;
+  const ClampedActivation<A, acc_t<T>> act(p);
   const int64_t row_bytes = mask_row_bytes(p);
   const Rows<T> rows(p);
 
@@ -95,12 +93,12 @@ void forward(const BiasActParams& p, int64_t begin, int64_t end) {
   const auto vector = [&](const Row<T>& row, int64_t i, auto whole) {
     Bits bits{};
     const Vec<T> z = preactivation(row, x, i, whole);
-    Vec<T> t = gain * activation<A>(z, alpha);
+    Vec<T> t = act.unclamped(z);
     if constexpr (kBranchPlane) bits.branch = mask_to_bits(~(z <= Vec<T>{}));
-    if (clamped) {
-      const Mask<T> above = t > clamp, below = t < -clamp;
-      if constexpr (kSave) bits.inside = mask_to_bits(~(above | below) & (t == t));
-      t = select(above, broadcast<Vec<T>>(clamp), select(below, broadcast<Vec<T>>(-clamp), t));
+    if (act.clamped) {
+      const Vec<T> limited = act.clamp(t);
+      if constexpr (kSave) bits.inside = mask_to_bits(limited == t);
+      t = limited;
     }
     store_lanes(y + row.offset + i, t, row.length - i, whole);
     return bits;
@@ -117,7 +115,7 @@ void forward(const BiasActParams& p, int64_t begin, int64_t end) {
         const auto put = [&](int64_t i, Bits bits, int bytes) {
           for (int byte = 0; byte < bytes; ++byte) {
             if constexpr (kBranchPlane) branch_bytes[i / 8 + byte] = uint8_t(bits.branch >> (8 * byte));
-            if (clamped) inside_bytes[i / 8 + byte] = uint8_t(bits.inside >> (8 * byte));
+            if (act.clamped) inside_bytes[i / 8 + byte] = uint8_t(bits.inside >> (8 * byte));
           }
         };
         int64_t i = 0;
@@ -150,21 +148,11 @@ void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradi
   const Rows<T> rows(p);
   const bool by_column = kSum && p.bias_partials && p.vec_is_bias;
   const bool with_noise = kSum && p.strength_partials && !p.vec_is_bias;
-  std::unique_ptr<acc_t<T>[]> columns(by_column ? new acc_t<T>[p.row_length]() : nullptr);
+  ColumnSums<T> columns(by_column ? p.row_length : 0);
 
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    double* totals = by_column ? p.bias_partials + chunk * p.row_length : nullptr;
     double strength = 0;
-    int rows_added = 0;
-    const auto flush_columns = [&] {
-      for (int64_t i = 0; i < p.row_length; ++i) {
-        totals[i] += columns[i];
-        columns[i] = 0;
-      }
-      rows_added = 0;
-    };
-    for (int64_t i = 0; by_column && i < p.row_length; ++i) totals[i] = 0;
-
+    if (by_column) columns.begin(p.bias_partials + chunk * p.row_length);
     for_rows(p, chunk, [&](int64_t index) {
       const Row<T> row = rows[index];
       if constexpr (!kSum) {
@@ -180,10 +168,7 @@ void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradi
           const Vec<T> g = gradient_of_z(row, index, i, whole);
           const int64_t n = row.length - i;
           sum += g;
-          if (by_column) {
-            acc_t<T>* column = columns.get() + i;
-            store_lanes(column, load_lanes(column, n, whole) + g, n, whole);
-          }
+          if (by_column) columns.update(i, [&](Vec<T>(&column)[1]) { column[0] += g; });
           if (with_noise) noise += g * load_lanes(row.vec + i, n, whole);
         });
         row_sum += horizontal_sum(sum);
@@ -191,10 +176,10 @@ void backward_rows(const BiasActParams& p, int64_t begin, int64_t end, F&& gradi
       }
       if (p.bias_partials && !p.vec_is_bias) p.bias_partials[index] = row_sum;
       strength += p.vec_is_bias ? row_sum * row.noise : noise_sum;
-      if (by_column && ++rows_added == kSumBlock) flush_columns();
+      if (by_column) columns.end_row();
     });
 
-    if (by_column) flush_columns();
+    if (by_column) columns.end_block();
     if (kSum && p.strength_partials) p.strength_partials[chunk] = strength;
   }
 }
@@ -212,7 +197,7 @@ void masked_backward(const BiasActParams& p, int64_t begin, int64_t end) {
   using S = acc_t<T>;
   const auto* dy = static_cast<const T*>(p.dy);
   auto* dz = static_cast<T*>(p.dz);
-  const S positive = S(p.gain), negative = A == Act::relu ? S(0) : S(p.gain * p.alpha);
+  const S positive = S(p.gain), negative = S(p.gain * p.alpha);
   const int64_t row_bytes = mask_row_bytes(p);
   const bool clamped = p.clamp >= 0;
 
@@ -232,26 +217,17 @@ void masked_backward(const BiasActParams& p, int64_t begin, int64_t end) {
   });
 }
 
-// |gain * f(z)| <= clamp
-template <class T, Act A>
-inline Mask<T> inside_clamp(const BiasActParams& p, Vec<T> z) {
-  using S = acc_t<T>;
-  const Vec<T> t = S(p.gain) * activation<A>(z, S(p.alpha));
-  return (t <= S(p.clamp)) & (t >= -S(p.clamp));
-}
-
 template <class T, Act A, bool kSum>
 void smooth_backward(const BiasActParams& p, int64_t begin, int64_t end) {
   const auto* x = static_cast<const T*>(p.x);
   const auto* dy = static_cast<const T*>(p.dy);
   auto* dz = static_cast<T*>(p.dz);
-  const bool clamped = p.clamp >= 0;
+  const ClampedActivation<A, acc_t<T>> act(p);
   backward_rows<T, kSum>(p, begin, end, [&](const Row<T>& row, int64_t, int64_t i, auto whole) {
+    const int64_t n = row.length - i;
     const Vec<T> z = preactivation(row, x, i, whole);
-    const Vec<T> g = load_lanes(dy + row.offset + i, row.length - i, whole);
-    Vec<T> d = g * (acc_t<T>(p.gain) * activation_derivative<A>(z));
-    if (clamped) d = select(inside_clamp<T, A>(p, z), d, Vec<T>{});
-    store_lanes(dz + row.offset + i, d, row.length - i, whole);
+    const Vec<T> d = act.gradient(z, load_lanes(dy + row.offset + i, n, whole));
+    store_lanes(dz + row.offset + i, d, n, whole);
     return d;
   });
 }
@@ -263,27 +239,23 @@ void smooth_double_backward(const BiasActParams& p, int64_t begin, int64_t end) 
   const auto* u = static_cast<const T*>(p.u);
   auto* grad_dy = static_cast<T*>(p.dz);
   auto* grad_z = static_cast<T*>(p.dz2);
-  const bool clamped = p.clamp >= 0;
+  const ClampedActivation<A, acc_t<T>> act(p);
   backward_rows<T, true>(p, begin, end, [&](const Row<T>& row, int64_t, int64_t i, auto whole) {
     const int64_t at = row.offset + i, n = row.length - i;
     const Vec<T> z = preactivation(row, x, i, whole);
-    Vec<T> cotangent = acc_t<T>(p.gain) * load_lanes(u + at, n, whole);
-    if (clamped) cotangent = select(inside_clamp<T, A>(p, z), cotangent, Vec<T>{});
-    const Vec<T> d = cotangent * load_lanes(dy + at, n, whole) * activation_second_derivative<A>(z);
-    store_lanes(grad_dy + at, cotangent * activation_derivative<A>(z), n, whole);
-    store_lanes(grad_z + at, d, n, whole);
-    return d;
+    Vec<T> of_dy, of_z;
+    act.second_gradients(z, load_lanes(dy + at, n, whole), load_lanes(u + at, n, whole), of_dy, of_z);
+    store_lanes(grad_dy + at, of_dy, n, whole);
+    store_lanes(grad_z + at, of_z, n, whole);
+    return of_z;
   });
 }
 
 template <class T>
 void reduce(const BiasActParams& p, int64_t begin, int64_t end) {
   const int64_t chunks = chunk_count(p);
-  if (begin == 0 && p.dstrength) {
-    double total = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += p.strength_partials[chunk];
-    store_scalar(static_cast<T*>(p.dstrength), acc_t<T>(total));
-  }
+  if (begin == 0 && p.dstrength)
+    store_scalar(static_cast<T*>(p.dstrength), acc_t<T>(sum_of(p.strength_partials, chunks)));
   for (int64_t channel = begin; p.dbias && channel < end; ++channel) {
     double total = 0;
     if (p.vec_is_bias) {
@@ -292,7 +264,7 @@ void reduce(const BiasActParams& p, int64_t begin, int64_t end) {
           for (int64_t i = 0; i < p.inner; ++i)
             total += p.bias_partials[chunk * p.row_length + period + channel * p.inner + i];
     } else {
-      for (int64_t row = channel; row < p.rows; row += p.channels) total += p.bias_partials[row];
+      total = sum_of(p.bias_partials + channel, p.rows / p.channels, p.channels);
     }
     store_scalar(static_cast<T*>(p.dbias) + channel, acc_t<T>(total));
   }

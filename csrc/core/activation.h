@@ -117,5 +117,65 @@ AIGC_HOST_DEVICE inline V activation_second_derivative(V x) {
   }
 }
 
+// y = clamp(gain * f(z), -limit, limit), for Params with alpha, gain and clamp (negative: none), and its
+// derivatives. On the boundary of the clamp they are 1, as those of torch.clamp.
+template <Act A, class S>
+struct ClampedActivation {
+  S alpha, gain, limit;
+  bool clamped;
+
+  template <class Params>
+  AIGC_HOST_DEVICE explicit ClampedActivation(const Params& p)
+      : alpha(S(p.alpha)), gain(S(p.gain)), limit(S(p.clamp)), clamped(p.clamp >= 0) {}
+
+  template <class V>
+  AIGC_HOST_DEVICE V unclamped(V z) const {
+    return gain * activation<A>(z, alpha);
+  }
+  template <class V>
+  AIGC_HOST_DEVICE V clamp(V t) const {
+    const V high = broadcast<V>(limit), low = broadcast<V>(-limit);
+    return select(t > limit, high, select(t < -limit, low, t));
+  }
+  template <class V>
+  AIGC_HOST_DEVICE auto inside(V t) const {
+    return (t <= limit) & (t >= -limit);
+  }
+
+  template <class V>
+  AIGC_HOST_DEVICE V value(V z) const {
+    V t = unclamped(z);
+    if (clamped) t = clamp(t);
+    return t;
+  }
+
+  // of z, from that of y
+  template <class V>
+  AIGC_HOST_DEVICE V gradient(V z, V dy) const {
+    V dz;
+    if constexpr (A == Act::linear) {
+      dz = dy * gain;
+    } else if constexpr (A == Act::relu) {
+      dz = select(z <= V{}, V{}, dy * gain);  // 0 whatever dy is
+    } else if constexpr (A == Act::lrelu) {
+      dz = dy * select(z <= V{}, broadcast<V>(gain * alpha), broadcast<V>(gain));
+    } else {
+      dz = dy * (gain * activation_derivative<A>(z));
+    }
+    if (clamped) dz = select(inside(unclamped(z)), dz, V{});
+    return dz;
+  }
+
+  // of dy and z, from u, the gradient of gradient(z, dy); for smooth activations
+  template <class V>
+  AIGC_HOST_DEVICE void second_gradients(V z, V dy, V u, V& of_dy, V& of_z) const {
+    const V first = activation_derivative<A>(z), second = activation_second_derivative<A>(z);
+    V cotangent = gain * u;
+    if (clamped) cotangent = select(inside(unclamped(z)), cotangent, V{});
+    of_z = cotangent * dy * second;
+    of_dy = cotangent * first;
+  }
+};
+
 }  // namespace AIGC_MATH_NAMESPACE
 }  // namespace aigc
