@@ -5,30 +5,14 @@
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_vec.h"
-#include "core/math.h"
 #include "gated_act/gated_act.h"
+#include "gated_act/gated_act_formula.h"
 
 namespace aigc {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kColumns = kThreads * 8;  // of a pixel, that a block processes at once
-
-// Eight elements of both halves: z1 = x1 + b1, z2 = x2 + b2.
-template <class T>
-struct Gates {
-  acc_t<T> tanh_z1[8], sigmoid_z2[8];
-
-  __device__ Gates(const T* x1, const T* x2, int64_t n, const acc_t<T> (&b1)[8], const acc_t<T> (&b2)[8]) {
-    load<8>(x1, n, tanh_z1);
-    load<8>(x2, n, sigmoid_z2);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      tanh_z1[j] = tanh(tanh_z1[j] + b1[j]);
-      sigmoid_z2[j] = sigmoid(sigmoid_z2[j] + b2[j]);
-    }
-  }
-};
 
 // Eight elements of y; or of dx, whose two halves are left in d1 and d2 (0 from the n-th element on).
 template <class T, bool kBackward>
@@ -37,16 +21,13 @@ __device__ void apply(const GatedActParams& p, int64_t y, int64_t x1, int64_t x2
                       acc_t<T> (&d2)[8]) {
   using S = acc_t<T>;
   const auto* x = static_cast<const T*>(p.x);
-  const Gates<T> gates(x + x1, x + x2, n, b1, b2);
+  load<8>(x + x1, n, d1);
+  load<8>(x + x2, n, d2);
   if constexpr (kBackward) {
     S dy[8];
     load<8>(static_cast<const T*>(p.dy) + y, n, dy);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const S t = gates.tanh_z1[j], s = gates.sigmoid_z2[j];
-      d1[j] = dy[j] * s * (S(1) - t * t);
-      d2[j] = dy[j] * t * (s * (S(1) - s));
-    }
+    for (int j = 0; j < 8; ++j) Gates<S>(d1[j] + b1[j], d2[j] + b2[j]).gradients(dy[j], d1[j], d2[j]);
     store<8>(static_cast<T*>(p.dx) + x1, n, d1);
     store<8>(static_cast<T*>(p.dx) + x2, n, d2);
 #pragma unroll
@@ -54,7 +35,7 @@ __device__ void apply(const GatedActParams& p, int64_t y, int64_t x1, int64_t x2
       if (j >= n) d1[j] = d2[j] = 0;
   } else {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) d1[j] = gates.tanh_z1[j] * gates.sigmoid_z2[j];
+    for (int j = 0; j < 8; ++j) d1[j] = Gates<S>(d1[j] + b1[j], d2[j] + b2[j]).value();
     store<8>(static_cast<T*>(p.y) + y, n, d1);
   }
 }
@@ -113,32 +94,23 @@ __device__ void pixels(const GatedActParams& p, int64_t chunk, Range units, int 
       load<8>(b + i, n, b1);
       load<8>(b + p.channels + i, n, b2);
     }
-    double column1[8] = {}, column2[8] = {};
-    S block1[8] = {}, block2[8] = {};
-    int added = 0;
-    const auto flush = [&] {
-      added = 0;
-      for (int j = 0; j < 8; ++j) {
-        column1[j] += block1[j], block1[j] = 0;
-        column2[j] += block2[j], block2[j] = 0;
-      }
-    };
+    ThreadSums<S, 2, 8> columns;
     for (int64_t unit = units.begin + int(threadIdx.x) / width; n > 0 && unit < units.end; unit += at_once) {
       const int64_t y = unit * p.channels + i, x1 = 2 * unit * p.channels + i, x2 = x1 + p.channels;
       S d1[8], d2[8];
       apply<T, kBackward>(p, y, x1, x2, n, b1, b2, d1, d2);
       if constexpr (kBackward) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) block1[j] += d1[j], block2[j] += d2[j];
-        if (++added == kSumBlock) flush();
+        for (int j = 0; j < 8; ++j) columns.block[0][j] += d1[j], columns.block[1][j] += d2[j];
+        columns.end_term();
       }
     }
     if (kBackward && p.partials) {
-      flush();
+      columns.end_block();
       double* row = p.partials + chunk * 2 * p.channels + left;
       const int here = int(min(p.channels - left, kColumns));
-      column_sums<kThreads>(column1, width, here, here, [&](int c, double sum) { row[c] = sum; });
-      column_sums<kThreads>(column2, width, here, here,
+      column_sums<kThreads>(columns.total[0], width, here, here, [&](int c, double sum) { row[c] = sum; });
+      column_sums<kThreads>(columns.total[1], width, here, here,
                             [&](int c, double sum) { row[p.channels + c] = sum; });
     }
   }
@@ -171,8 +143,7 @@ template <bool kBackward>
 void run(const GatedActParams& p, int64_t chunks, void* stream) {
   const int width = power_of_two(ceil_div(unit_length(p), 8), kThreads);
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(gated_act_kernel<T, kBackward>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream),
-           p, chunks, width);
+    launch(gated_act_kernel<T, kBackward>, grid_size(chunks), kThreads, 0, stream, p, chunks, width);
   });
 }
 
@@ -189,9 +160,7 @@ void gated_act_backward(const GatedActParams& p, int64_t chunks, void* stream) {
 
 void gated_act_reduce(const GatedActParams& p, int64_t channels, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    const int width = power_of_two(channels, 32);
-    launch(reduce_kernel<T>, grid_size(ceil_div(channels, width)), kThreads, 0,
-           static_cast<cudaStream_t>(stream), p, channels, partial_rows(p), width);
+    launch_sum_rows<kThreads>(reduce_kernel<T>, channels, stream, p, channels, partial_rows(p));
   });
 }
 
