@@ -7,7 +7,7 @@
 #include "core/cuda_reduce.h"
 #include "core/cuda_shared.h"
 #include "core/cuda_vec.h"
-#include "pixel_norm/pixel_norm.h"
+#include "pixel_norm/pixel_norm_formula.h"
 
 namespace aigc {
 namespace {
@@ -15,42 +15,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPixels = kPixelTile / 32;  // of a thread, in a tile
-
-// The sums and their use, by the order of differentiation. Inputs are x, dy, u.
-template <class T, int kOrder>
-struct Formula {
-  using S = acc_t<T>;
-  static constexpr int kInputs = kOrder + 1;
-  static constexpr int kSums = kOrder == 0 ? 1 : kOrder == 1 ? 2 : 4;
-
-  static __device__ void add_products(const S (&input)[kInputs], S (&sum)[kSums]) {
-    sum[0] += input[0] * input[0];
-    if constexpr (kOrder >= 1) sum[1] += input[0] * input[1];
-    if constexpr (kOrder == 2) {
-      sum[2] += input[0] * input[2];
-      sum[3] += input[1] * input[2];
-    }
-  }
-
-  // The factors of the inputs in the result.
-  static __device__ void factors(const PixelNormParams& p, const double (&sum)[kSums], S (&factor)[kInputs]) {
-    const double channels = double(p.channels);
-    const double r = 1 / ::sqrt(sum[0] / channels + p.eps);
-    if constexpr (kOrder == 0) {
-      factor[0] = S(r);
-    } else {
-      const double cubed = r * r * r / channels;
-      if constexpr (kOrder == 1) {
-        factor[0] = S(-cubed * sum[1]);
-        factor[1] = S(r);
-      } else {
-        factor[0] = S(-cubed * (sum[3] - 3 * r * r / channels * sum[1] * sum[2]));
-        factor[1] = S(-cubed * sum[2]);
-        factor[2] = S(-cubed * sum[1]);
-      }
-    }
-  }
-};
 
 // N neighbouring elements of every input.
 template <class T, int kOrder, int N>
@@ -61,11 +25,18 @@ __device__ void load_inputs(const PixelNormParams& p, int64_t at, int64_t n,
   if constexpr (kOrder == 2) load<N>(static_cast<const T*>(p.u) + at, n, input[2]);
 }
 
+// Element j of every input.
+template <class S, int kInputs, int N>
+__device__ void element_of(const S (&input)[kInputs][N], int j, S (&one)[kInputs]) {
+#pragma unroll
+  for (int k = 0; k < kInputs; ++k) one[k] = input[k][j];
+}
+
 // `width` threads (a power of two, up to a warp) share a pixel.
 template <class T, int kOrder>
 __global__ void __launch_bounds__(kThreads, sizeof(acc_t<T>) == 4 ? 4 : 2)
     row_kernel(const PixelNormParams p, int64_t pixels, int width) {
-  using F = Formula<T, kOrder>;
+  using F = PixelNormFormula<kOrder>;
   using S = acc_t<T>;
   const int at_once = kThreads / width, lane = int(threadIdx.x) % width;
   for (int64_t base = int64_t(blockIdx.x) * at_once; base < pixels; base += int64_t(gridDim.x) * at_once) {
@@ -79,8 +50,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(acc_t<T>) == 4 ? 4 : 2)
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         S one[F::kInputs];
-        for (int k = 0; k < F::kInputs; ++k) one[k] = input[k][j];
-        F::add_products(one, sum);
+        element_of(input, j, one);
+        F::products(one, [&](int s, S a, S b) { sum[s] += a * b; });
       }
       for (int s = 0; s < F::kSums; ++s) total[s] += sum[s];
     }
@@ -93,8 +64,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(acc_t<T>) == 4 ? 4 : 2)
       S result[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        result[j] = factor[0] * input[0][j];
-        for (int k = 1; k < F::kInputs; ++k) result[j] += factor[k] * input[k][j];
+        S one[F::kInputs];
+        element_of(input, j, one);
+        result[j] = F::result(factor, one);
       }
       store<8>(static_cast<T*>(p.y) + first + i, channels - i, result);
     }
@@ -104,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(acc_t<T>) == 4 ? 4 : 2)
 template <class T, int kOrder>
 __global__ void __launch_bounds__(kThreads)
     tile_kernel(const PixelNormParams p, int64_t items, int64_t tiles) {
-  using F = Formula<T, kOrder>;
+  using F = PixelNormFormula<kOrder>;
   using S = acc_t<T>;
   __shared__ SharedArray<SharedArray<SharedArray<double, kPixelTile>, kWarps>, F::kSums> sums;
   __shared__ SharedArray<SharedArray<S, kPixelTile>, F::kInputs> factors;
@@ -113,30 +85,21 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t outer = item / tiles, left = (item - outer * tiles) * kPixelTile;
     const int64_t first = outer * p.channels * p.inner + left + column;
     const int64_t n = p.inner - left - column;  // pixels from this thread's first to the end
-    double total[F::kSums][kPixels] = {};
-    S block[F::kSums][kPixels] = {};
-    int added = 0;
-    const auto flush = [&] {
-      added = 0;
-      for (int s = 0; s < F::kSums; ++s)
-        for (int j = 0; j < kPixels; ++j) total[s][j] += block[s][j], block[s][j] = 0;
-    };
+    ThreadSums<S, F::kSums, kPixels> columns;
     for (int64_t channel = warp; n > 0 && channel < p.channels; channel += kWarps) {
       S input[F::kInputs][kPixels];
       load_inputs<T, kOrder>(p, first + channel * p.inner, n, input);
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
-        S one[F::kInputs], sum[F::kSums];
-        for (int k = 0; k < F::kInputs; ++k) one[k] = input[k][j];
-        for (int s = 0; s < F::kSums; ++s) sum[s] = block[s][j];
-        F::add_products(one, sum);
-        for (int s = 0; s < F::kSums; ++s) block[s][j] = sum[s];
+        S one[F::kInputs];
+        element_of(input, j, one);
+        F::products(one, [&](int s, S a, S b) { columns.block[s][j] += a * b; });
       }
-      if (++added == kSumBlock) flush();
+      columns.end_term();
     }
-    flush();
+    columns.end_block();
     for (int s = 0; s < F::kSums; ++s)
-      for (int j = 0; j < kPixels; ++j) sums[s][warp][column + j] = total[s][j];
+      for (int j = 0; j < kPixels; ++j) sums[s][warp][column + j] = columns.total[s][j];
     __syncthreads();
     if (threadIdx.x < kPixelTile) {
       double all[F::kSums] = {};
@@ -152,8 +115,10 @@ __global__ void __launch_bounds__(kThreads)
       load_inputs<T, kOrder>(p, first + channel * p.inner, n, input);
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
-        result[j] = factors[0][column + j] * input[0][j];
-        for (int k = 1; k < F::kInputs; ++k) result[j] += factors[k][column + j] * input[k][j];
+        S one[F::kInputs], factor[F::kInputs];
+        element_of(input, j, one);
+        for (int k = 0; k < F::kInputs; ++k) factor[k] = factors[k][column + j];
+        result[j] = F::result(factor, one);
       }
       store<kPixels>(static_cast<T*>(p.y) + first + channel * p.inner, n, result);
     }
@@ -162,8 +127,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kOrder>
-void run(const PixelNormParams& p, int64_t items, void* stream_) {
-  const auto stream = static_cast<cudaStream_t>(stream_);
+void run(const PixelNormParams& p, int64_t items, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
     if (p.inner == 1) {
       const int width = power_of_two(ceil_div(p.channels, 8), 32);

@@ -1,141 +1,97 @@
-#include "pixel_norm/pixel_norm.h"
-
-#include "core/math.h"
 #include "core/reduce.h"
+#include "pixel_norm/pixel_norm_formula.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-// The sums and their use, by the order of differentiation. Inputs are x, dy, u.
 template <class T, int kOrder>
-struct Formula {
-  static constexpr int kInputs = kOrder + 1;
-  static constexpr int kSums = kOrder == 0 ? 1 : kOrder == 1 ? 2 : 4;
-
-  static void products(const Vec<T> (&input)[kInputs], Vec<T> (&product)[kSums]) {
-    product[0] = input[0] * input[0];
-    if constexpr (kOrder >= 1) product[1] = input[0] * input[1];
-    if constexpr (kOrder == 2) {
-      product[2] = input[0] * input[2];
-      product[3] = input[1] * input[2];
-    }
-  }
-
-  // The factors of the inputs in the result.
-  static void factors(const PixelNormParams& p, const double (&sum)[kSums], acc_t<T> (&factor)[kInputs]) {
-    using S = acc_t<T>;
-    const double channels = double(p.channels);
-    const double r = 1 / ::sqrt(sum[0] / channels + p.eps);
-    if constexpr (kOrder == 0) {
-      factor[0] = S(r);
-    } else {
-      const double cubed = r * r * r / channels;
-      if constexpr (kOrder == 1) {
-        factor[0] = S(-cubed * sum[1]);
-        factor[1] = S(r);
-      } else {
-        factor[0] = S(-cubed * (sum[3] - 3 * r * r / channels * sum[1] * sum[2]));
-        factor[1] = S(-cubed * sum[2]);
-        factor[2] = S(-cubed * sum[1]);
-      }
-    }
-  }
-};
-
-// Calls f(i, n) for the vectors of [0, length): n is kWidth<T>, as a constant, but for the last one.
-template <class T, class F>
-inline void for_vectors(int64_t length, F&& f) {
-  int64_t i = 0;
-  for (; i + kWidth<T> <= length; i += kWidth<T>) f(i, int64_t{kWidth<T>});
-  if (i < length) f(i, length - i);
-}
-
-template <class T, int kOrder>
-struct Pixels {
-  using F = Formula<T, kOrder>;
+class Pixels {
+  using F = PixelNormFormula<kOrder>;
   using S = acc_t<T>;
 
-  const PixelNormParams& p;
-  const T* inputs[3];
-  T* y;
-
+ public:
   explicit Pixels(const PixelNormParams& p)
-      : p(p),
-        inputs{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<const T*>(p.u)},
-        y(static_cast<T*>(p.y)) {}
+      : p_(p),
+        inputs_{static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<const T*>(p.u)},
+        y_(static_cast<T*>(p.y)),
+        columns_(p.inner == 1 ? 0 : kPixelTile) {}
 
-  void load_inputs(int64_t at, int64_t n, Vec<T> (&input)[F::kInputs]) const {
-    for (int k = 0; k < F::kInputs; ++k) input[k] = load_upto(inputs[k] + at, n);
-  }
-
-  // One pixel, whose channels lie side by side.
+  // One pixel, whose channels are adjacent.
   void row(int64_t item) const {
-    const int64_t first = item * p.channels;
-    Vec<T> input[F::kInputs], product[F::kSums];
+    const int64_t first = item * p_.channels;
     BlockSum<T> sums[F::kSums];
-    for_vectors<T>(p.channels, [&](int64_t i, int64_t n) {
-      load_inputs(first + i, n, input);
-      F::products(input, product);
+    for_inputs(first, p_.channels, [&](const Vec<T>(&input)[F::kInputs], int64_t, auto) {
+      Vec<T> product[F::kSums];
+      F::products(input, [&](int s, Vec<T> a, Vec<T> b) { product[s] = a * b; });
       for (int s = 0; s < F::kSums; ++s) sums[s].add(product[s]);
     });
     double total[F::kSums];
     for (int s = 0; s < F::kSums; ++s) total[s] = sums[s].total();
     S factor[F::kInputs];
-    F::factors(p, total, factor);
-    for_vectors<T>(p.channels, [&](int64_t i, int64_t n) {
-      load_inputs(first + i, n, input);
-      Vec<T> result = factor[0] * input[0];
-      for (int k = 1; k < F::kInputs; ++k) result += factor[k] * input[k];
-      store_upto(y + first + i, result, n);
+    F::factors(p_, total, factor);
+    for_inputs(first, p_.channels, [&](const Vec<T>(&input)[F::kInputs], int64_t i, auto whole) {
+      store_lanes(y_ + first + i, F::result(factor, input), p_.channels - i, whole);
     });
   }
 
   // Up to kPixelTile adjacent pixels, whose channels are not adjacent: sums for each column.
-  void tile(int64_t item) const {
-    const int64_t tiles = pixel_items(p) / p.outer;
-    const int64_t left = item % tiles * kPixelTile;
-    const int64_t width = min(p.inner - left, kPixelTile);
-    const int64_t first = item / tiles * p.channels * p.inner + left;
-
-    Vec<T> input[F::kInputs], product[F::kSums];
-    double sums[kPixelTile][F::kSums] = {};
-    for (int64_t channel = 0; channel < p.channels;) {
-      S block[F::kSums][kPixelTile] = {};
-      const int64_t block_end = min(channel + kSumBlock, p.channels);
-      for (; channel < block_end; ++channel)
-        for_vectors<T>(width, [&](int64_t i, int64_t n) {
-          load_inputs(first + channel * p.inner + i, n, input);
-          F::products(input, product);
-          for (int s = 0; s < F::kSums; ++s) {
-            const Vec<T> sum = load_bytes<Vec<T>>(block[s] + i) + product[s];
-            std::memcpy(block[s] + i, &sum, sizeof(sum));
-          }
-        });
-      for (int64_t i = 0; i < width; ++i)
-        for (int s = 0; s < F::kSums; ++s) sums[i][s] += block[s][i];
+  void tile(int64_t item) {
+    const int64_t tiles = pixel_items(p_) / p_.outer;
+    const Range pixels = part_of(p_.inner, kPixelTile, item % tiles);
+    const int64_t first = item / tiles * p_.channels * p_.inner + pixels.begin;
+    double sums[F::kSums][kPixelTile];
+    columns_.begin(sums[0]);
+    for (int64_t channel = 0; channel < p_.channels; ++channel) {
+      for_inputs(first + channel * p_.inner, pixels.size(),
+                 [&](const Vec<T>(&input)[F::kInputs], int64_t i, auto) {
+                   columns_.update(i, [&](Vec<T>(&sum)[F::kSums]) {
+                     F::products(input, [&](int s, Vec<T> a, Vec<T> b) { sum[s] += a * b; });
+                   });
+                 });
+      columns_.end_row();
     }
+    columns_.end_block();
+
     S factors[F::kInputs][kPixelTile] = {};
-    for (int64_t i = 0; i < width; ++i) {
+    for (int64_t i = 0; i < pixels.size(); ++i) {
+      double sum[F::kSums];
+      for (int s = 0; s < F::kSums; ++s) sum[s] = sums[s][i];
       S factor[F::kInputs];
-      F::factors(p, sums[i], factor);
+      F::factors(p_, sum, factor);
       for (int k = 0; k < F::kInputs; ++k) factors[k][i] = factor[k];
     }
-    for (int64_t channel = 0; channel < p.channels; ++channel)
-      for_vectors<T>(width, [&](int64_t i, int64_t n) {
-        const int64_t at = first + channel * p.inner + i;
-        load_inputs(at, n, input);
-        Vec<T> result = load_bytes<Vec<T>>(factors[0] + i) * input[0];
-        for (int k = 1; k < F::kInputs; ++k) result += load_bytes<Vec<T>>(factors[k] + i) * input[k];
-        store_upto(y + at, result, n);
+    for (int64_t channel = 0; channel < p_.channels; ++channel) {
+      const int64_t row = first + channel * p_.inner;
+      for_inputs(row, pixels.size(), [&](const Vec<T>(&input)[F::kInputs], int64_t i, auto whole) {
+        Vec<T> factor[F::kInputs];
+        for (int k = 0; k < F::kInputs; ++k) factor[k] = load(factors[k] + i);
+        store_lanes(y_ + row + i, F::result(factor, input), pixels.size() - i, whole);
       });
+    }
   }
+
+ private:
+  // Calls f(input, i, whole) for each vector of the `length` elements from `first` on.
+  template <class G>
+  void for_inputs(int64_t first, int64_t length, G&& f) const {
+    for_vectors<T>(0, length, [&](int64_t i, auto whole) {
+      Vec<T> input[F::kInputs];
+      for (int k = 0; k < F::kInputs; ++k) input[k] = load_lanes(inputs_[k] + first + i, length - i, whole);
+      f(input, i, whole);
+    });
+  }
+
+  const PixelNormParams& p_;
+  const T* inputs_[3];
+  T* y_;
+  ColumnSums<T, F::kSums> columns_;
 };
 
 template <int kOrder>
 void run(const PixelNormParams& p, int64_t begin, int64_t end) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    const Pixels<T, kOrder> pixels(p);
+    Pixels<T, kOrder> pixels(p);
     for (int64_t item = begin; item < end; ++item) p.inner == 1 ? pixels.row(item) : pixels.tile(item);
   });
 }
