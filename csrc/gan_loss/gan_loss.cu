@@ -4,8 +4,7 @@
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_vec.h"
-#include "core/math.h"
-#include "gan_loss/gan_loss.h"
+#include "gan_loss/gan_loss_formula.h"
 
 namespace aigc {
 namespace {
@@ -18,38 +17,6 @@ __device__ double total(const GanLossParams& p, int side, double GanLossPartial:
   for (int64_t chunk = threadIdx.x; chunk < p.chunks; chunk += kThreads)
     sum += p.partials[chunk * p.side_count + side].*what;
   return block_sum<kThreads>(sum);
-}
-
-// The factor of a side's sum in the loss.
-__device__ double scale(const GanLossParams& p, const GanLossSide& side) {
-  return p.reduction == GanReduction::mean ? side.factor / double(side.count) : side.factor;
-}
-
-template <class S>
-struct Term {
-  S phi, slope;
-};
-
-template <GanTerm K, class S>
-__device__ Term<S> evaluate(S x, S shift, const GanLossSide& side) {
-  const S sign = S(side.sign), u = sign * (x - shift);
-  if constexpr (K == GanTerm::softplus) {
-    Term<S> term{softplus(u), sign * sigmoid(u)};
-    if (side.smoothing != 0) {  // 0 * infinity would be NaN
-      term.phi += S(side.smoothing) * x;
-      term.slope += S(side.smoothing);
-    }
-    return term;
-  } else if constexpr (K == GanTerm::hinge) {
-    const S v = u + S(1);
-    const bool below = v <= 0;  // NaN takes the other branch, as in PyTorch
-    return {below ? S(0) : v, below ? S(0) : sign};
-  } else if constexpr (K == GanTerm::square) {
-    const S v = x - S(side.target);
-    return {v * v * S(0.5), v};
-  } else {
-    return {u, sign};
-  }
 }
 
 template <class T>
@@ -73,7 +40,7 @@ __device__ void terms(const GanLossParams& p, int index, int64_t chunk, acc_t<T>
   const auto* weights = static_cast<const S*>(p.weights);
   auto* slopes = static_cast<S*>(side.slopes);
   auto* losses = p.reduction == GanReduction::none ? static_cast<S*>(p.loss) : nullptr;
-  const S slope_scale = S(scale(p, side)), l2 = S(p.l2), sign = S(side.sign);
+  const S slope_scale = S(scale(p, side)), sign = S(side.sign);
   const S common_shift = p.centred ? mean : S(0);
   const S common_threshold = p.needs_means ? mean : S(p.threshold);
 
@@ -82,26 +49,15 @@ __device__ void terms(const GanLossParams& p, int index, int64_t chunk, acc_t<T>
   for (int64_t i = range.begin + threadIdx.x; i < range.end; i += kThreads) {
     const S v = to_acc(x[i]);
     const S opponent = paired ? to_acc(paired[i]) : S(0);
-    const Term<S> term = evaluate<K>(v, paired ? opponent : common_shift, side);
-    S loss = side.counts_phi ? term.phi : S(0);
-    S score = v;
-    if constexpr (K == GanTerm::softplus)  // of a fake, the slope; of a real one, 1 + slope would cancel
-      if (p.is_probability) score = side.sign > 0 ? term.slope : sigmoid(v);
-    S slope = term.slope, l2_slope = l2 * v;
-    if (p.l2 != 0) loss += l2_slope * v * S(0.5);
-    if (weights) {
-      const S w = weights[side.per_weight == 1 ? i : i / side.per_weight];
-      loss *= w;
-      slope *= w;
-      l2_slope *= w;
-    }
-    loss_sum += loss;
-    score_sum += score;
-    slope_sum += slope;
+    GanLogit<S> logit = gan_logit<K>(p, side, v, paired ? opponent : common_shift);
+    if (weights) logit.weigh(weights[side.per_weight == 1 ? i : i / side.per_weight]);
+    loss_sum += logit.loss;
+    score_sum += logit.score;
+    slope_sum += logit.slope;
     if (sign * (v - (paired ? opponent : common_threshold)) < 0) ++correct;
-    slopes[i] = slope_scale * (p.l2 != 0 ? slope + l2_slope : slope);
+    slopes[i] = slope_scale * (p.l2 != 0 ? logit.slope + logit.l2_slope : logit.slope);
     if (losses) {  // one place for both sides, written by the same thread
-      loss *= S(side.factor);
+      const S loss = logit.loss * S(side.factor);
       losses[i] = index == 0 ? loss : losses[i] + loss;
     }
   }
@@ -184,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const GanLossParams p)
 
 template <class T, GanTerm K>
 void launch_terms(const GanLossParams& p, void* stream) {
-  launch(terms_kernel<T, K>, grid_size(p.chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p);
+  launch(terms_kernel<T, K>, grid_size(p.chunks), kThreads, 0, stream, p);
 }
 
 }  // namespace
@@ -193,9 +149,8 @@ namespace cuda {
 
 void gan_loss_means(const GanLossParams& p, int64_t chunks, void* stream) {
   if (chunks == 1) return;
-  dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(means_kernel<T>, grid_size(chunks), kThreads, 0, static_cast<cudaStream_t>(stream), p);
-  });
+  dispatch_dtype(p.dtype,
+                 [&]<class T>(T*) { launch(means_kernel<T>, grid_size(chunks), kThreads, 0, stream, p); });
 }
 
 void gan_loss_terms(const GanLossParams& p, int64_t, void* stream) {
@@ -215,9 +170,8 @@ void gan_loss_terms(const GanLossParams& p, int64_t, void* stream) {
 
 void gan_loss_finish(const GanLossParams& p, int64_t items, void* stream) {
   if (p.chunks == 1) return;
-  dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    launch(finish_kernel<T>, grid_size(items), kThreads, 0, static_cast<cudaStream_t>(stream), p);
-  });
+  dispatch_dtype(p.dtype,
+                 [&]<class T>(T*) { launch(finish_kernel<T>, grid_size(items), kThreads, 0, stream, p); });
 }
 
 }  // namespace cuda

@@ -1,8 +1,7 @@
 // Traffic per logit (e = element size, a = size of acc_t): e read, a written; centred kinds read e + a more
 // and write a more.
-#include "core/math.h"
-#include "core/simd.h"
-#include "gan_loss/gan_loss.h"
+#include "core/reduce.h"
+#include "gan_loss/gan_loss_formula.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -26,14 +25,8 @@ class Sum {
 
 // The sum of one member of all chunks' partials, in their order.
 inline double total(const GanLossParams& p, int side, double GanLossPartial::* what) {
-  double sum = 0;
-  for (int64_t chunk = 0; chunk < p.chunks; ++chunk) sum += p.partials[chunk * p.side_count + side].*what;
-  return sum;
-}
-
-// The factor of a side's sum in the loss.
-inline double scale(const GanLossParams& p, const GanLossSide& side) {
-  return p.reduction == GanReduction::mean ? side.factor / double(side.count) : side.factor;
+  constexpr int64_t kStride = sizeof(GanLossPartial) / sizeof(double);
+  return sum_of(&(p.partials[side].*what), p.chunks, p.side_count * kStride);
 }
 
 template <class T>
@@ -48,35 +41,6 @@ inline Vec<T> weights_at(const GanLossParams& p, int64_t per_weight, int64_t i, 
   return w;
 }
 
-template <class T>
-struct Term {
-  Vec<T> phi, slope;
-};
-
-template <class T, GanTerm K>
-inline Term<T> evaluate(Vec<T> x, Vec<T> shift, const GanLossSide& side) {
-  using S = acc_t<T>;
-  const S sign = S(side.sign);
-  const Vec<T> u = sign * (x - shift);
-  if constexpr (K == GanTerm::softplus) {
-    Term<T> term{softplus(u), sign * sigmoid(u)};
-    if (side.smoothing != 0) {  // 0 * infinity would be NaN
-      term.phi += S(side.smoothing) * x;
-      term.slope += S(side.smoothing);
-    }
-    return term;
-  } else if constexpr (K == GanTerm::hinge) {
-    const Vec<T> v = u + S(1);
-    const auto below = v <= Vec<T>{};  // NaN takes the other branch, as in PyTorch
-    return {select(below, Vec<T>{}, v), select(below, Vec<T>{}, broadcast<Vec<T>>(sign))};
-  } else if constexpr (K == GanTerm::square) {
-    const Vec<T> v = x - S(side.target);
-    return {v * v * S(0.5), v};
-  } else {
-    return {u, broadcast<Vec<T>>(sign)};
-  }
-}
-
 template <class T, GanTerm K>
 void side_terms(const GanLossParams& p, int index, int64_t chunk) {
   using S = acc_t<T>;
@@ -86,7 +50,7 @@ void side_terms(const GanLossParams& p, int index, int64_t chunk) {
   const auto* paired = p.paired ? static_cast<const T*>(other.logits) : nullptr;
   auto* slopes = static_cast<S*>(side.slopes);
   auto* losses = p.reduction == GanReduction::none ? static_cast<S*>(p.loss) : nullptr;
-  const S slope_scale = S(scale(p, side)), factor = S(side.factor), l2 = S(p.l2), sign = S(side.sign);
+  const S slope_scale = S(scale(p, side)), factor = S(side.factor), sign = S(side.sign);
 
   const Vec<T> mean = broadcast<Vec<T>>(
       p.needs_means ? S(total(p, 1 - index, &GanLossPartial::sum) / double(other.count)) : S(0));
@@ -100,35 +64,23 @@ void side_terms(const GanLossParams& p, int index, int64_t chunk) {
     const int64_t n = range.end - i;
     const Vec<T> v = load_upto(x + i, n);
     const Vec<T> opponent = paired ? load_upto(paired + i, n) : Vec<T>{};
-    Term<T> term = evaluate<T, K>(v, paired ? opponent : common_shift, side);
-    Vec<T> loss = side.counts_phi ? term.phi : Vec<T>{};
-    Vec<T> score = v;
-    if constexpr (K == GanTerm::softplus)  // of a fake, the slope; of a real one, 1 + slope would cancel
-      if (p.is_probability) score = side.sign > 0 ? term.slope : sigmoid(v);
-    Vec<T> slope = term.slope;
-    Vec<T> l2_slope = l2 * v;
-    if (p.l2 != 0) loss += l2_slope * v * S(0.5);
-    if (p.weights) {
-      const Vec<T> w = weights_at<T>(p, side.per_weight, i, n);
-      loss *= w;
-      slope *= w;
-      l2_slope *= w;
-    }
+    GanLogit<Vec<T>> logit = gan_logit<K>(p, side, v, paired ? opponent : common_shift);
+    if (p.weights) logit.weigh(weights_at<T>(p, side.per_weight, i, n));
     Mask<T> right = sign * (v - (paired ? opponent : common_threshold)) < Vec<T>{};
     if (n < kWidth<T>) {
       const Mask<T> inside = bits_to_mask<T>((1u << n) - 1);
-      loss = select(inside, loss, Vec<T>{});
-      score = select(inside, score, Vec<T>{});
-      slope = select(inside, slope, Vec<T>{});
+      logit.loss = select(inside, logit.loss, Vec<T>{});
+      logit.score = select(inside, logit.score, Vec<T>{});
+      logit.slope = select(inside, logit.slope, Vec<T>{});
       right &= inside;
     }
-    loss_sum.add(loss);
-    score_sum.add(score);
-    if (p.centred) slope_sum.add(slope);
+    loss_sum.add(logit.loss);
+    score_sum.add(logit.score);
+    if (p.centred) slope_sum.add(logit.slope);
     correct += __builtin_popcount(mask_to_bits(right));
-    store_upto(slopes + i, slope_scale * (p.l2 != 0 ? slope + l2_slope : slope), n);
+    store_upto(slopes + i, slope_scale * (p.l2 != 0 ? logit.slope + logit.l2_slope : logit.slope), n);
     if (losses) {
-      loss *= factor;
+      const Vec<T> loss = logit.loss * factor;
       store_upto(losses + i, index == 0 ? loss : load_upto(losses + i, n) + loss, n);
     }
   }
@@ -146,8 +98,9 @@ void means(const GanLossParams& p, int64_t begin, int64_t end) {
       const GanLossSide& side = p.sides[index];
       const Range range = part_of(side.count, p.chunk, chunk);
       Sum sum;
-      for (int64_t i = range.begin; i < range.end; i += kWidth<T>)
-        sum.add(load_upto(static_cast<const T*>(side.logits) + i, range.end - i));
+      for_vectors<T>(range.begin, range.end, [&](int64_t i, auto whole) {
+        sum.add(load_lanes(static_cast<const T*>(side.logits) + i, range.end - i, whole));
+      });
       p.partials[chunk * p.side_count + index].sum = sum.total();
     }
 }
@@ -176,8 +129,9 @@ void finish(const GanLossParams& p, int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const Range range = part_of(side.count, p.chunk, chunk);
       auto* slopes = static_cast<S*>(side.slopes);
-      for (int64_t i = range.begin; i < range.end; i += kWidth<S>)
-        store_upto(slopes + i, load_upto(slopes + i, range.end - i) - share, range.end - i);
+      for_vectors<S>(range.begin, range.end, [&](int64_t i, auto whole) {
+        store_lanes(slopes + i, load_lanes(slopes + i, range.end - i, whole) - share, range.end - i, whole);
+      });
     }
   }
 }
