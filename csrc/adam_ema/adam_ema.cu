@@ -2,10 +2,10 @@
 // learning rate and decays are read on the device. A block works on kBlock elements of one tensor, so that
 // its accesses are as well aligned as the tensor. The traffic is that of the CPU kernel.
 #include "adam_ema/adam_ema.h"
+#include "adam_ema/adam_formula.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_shared.h"
 #include "core/cuda_vec.h"
-#include "core/math.h"
 
 namespace aigc {
 namespace {
@@ -25,6 +25,8 @@ struct Slot {
   int32_t first_block;
   DType dtype;
   bool step_is_float64;
+
+  __device__ AdamNumber step_number() const { return {0, step, step_is_float64}; }
 };
 
 template <int kSlots>
@@ -33,11 +35,6 @@ struct Batch {
   int count = 0;
   int32_t blocks = 0;
 };
-
-__device__ double read(const AdamNumber& number) {
-  if (number.at == nullptr) return number.value;
-  return number.is_float64 ? *static_cast<const double*>(number.at) : *static_cast<const float*>(number.at);
-}
 
 template <int kSlots>
 __device__ const Slot& slot_of_block(const Batch<kSlots>& batch, int32_t block) {
@@ -66,12 +63,6 @@ __device__ void dispatch_dtype_on_device(DType dtype, F&& f) {
   }
 }
 
-// a + weight * (b - a), from the nearer end, as torch.lerp
-template <class S>
-__device__ S lerp(S a, S b, S weight) {
-  return weight < S(0.5) ? a + weight * (b - a) : b + (weight - S(1)) * (b - a);
-}
-
 template <class T>
 __device__ void update(const Slot& slot, const AdamEmaParams& p, int64_t begin, double bias_correction1,
                        double root_bias_correction2) {
@@ -81,11 +72,7 @@ __device__ void update(const Slot& slot, const AdamEmaParams& p, int64_t begin, 
   auto* exp_avg = static_cast<S*>(slot.exp_avg);
   auto* exp_avg_sq = static_cast<S*>(slot.exp_avg_sq);
   auto* ema = static_cast<S*>(slot.ema);
-  const double lr = read(p.lr), beta1 = read(p.beta1), beta2 = read(p.beta2);
-  const S decay = S(1 - lr * p.weight_decay), step_size = S(lr / bias_correction1), eps = S(p.eps);
-  const S weight1 = S(1 - beta1), weight2 = S(1 - beta2), keep2 = S(beta2);
-  const S scale2 = S(1 / root_bias_correction2);
-  const S ema_weight = S(1 - read(p.ema_decay));
+  const AdamStep<S> step(p, bias_correction1, root_bias_correction2);
   const int64_t end = min(begin + kBlock, slot.numel);
   for (int64_t i = begin + int(threadIdx.x) * kVector; i < end; i += kThreads * kVector) {
     const int64_t n = end - i;
@@ -97,10 +84,8 @@ __device__ void update(const Slot& slot, const AdamEmaParams& p, int64_t begin, 
     if (ema) load<kVector>(ema + i, n, e);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      m[j] = lerp(m[j], g[j], weight1);
-      v[j] = weight2 * g[j] * g[j] + keep2 * v[j];
-      w[j] = w[j] * decay - step_size * m[j] / (sqrt(v[j]) * scale2 + eps);
-      e[j] = lerp(e[j], w[j], ema_weight);
+      step.update(w[j], g[j], m[j], v[j]);
+      e[j] = step.averaged(e[j], w[j]);
     }
     store<kVector>(param + i, n, w);
     store<kVector>(exp_avg + i, n, m);
@@ -113,16 +98,14 @@ template <int kSlots>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(const __grid_constant__ Batch<kSlots> batch, const AdamEmaParams p) {
   if (p.found_inf && *p.found_inf != 0) return;
-  // In double precision, as torch.optim's fused kernel computes them.
   __shared__ SharedArray<double, 2> corrections;
   const Slot& slot = slot_of_block(batch, int32_t(blockIdx.x));
   if (threadIdx.x == 0 || threadIdx.x == 32) {
-    const double step =
-        slot.step_is_float64 ? *static_cast<double*>(slot.step) : *static_cast<float*>(slot.step);
+    const double step = read(slot.step_number());
     if (threadIdx.x == 0)
-      corrections[0] = 1 - ::pow(read(p.beta1), step);
+      corrections[0] = bias_correction(read(p.beta1), step);
     else
-      corrections[1] = ::sqrt(1 - ::pow(read(p.beta2), step));
+      corrections[1] = ::sqrt(bias_correction(read(p.beta2), step));
   }
   __syncthreads();
   const int64_t begin = (int32_t(blockIdx.x) - slot.first_block) * kBlock;
@@ -138,30 +121,22 @@ __global__ void __launch_bounds__(kThreads)
     if (skipped && threadIdx.x == 0) ++*skipped;
     return;
   }
-  for (int i = int(threadIdx.x); i < batch.count; i += kThreads) {
-    const Slot& slot = batch.slots[i];
-    if (slot.step_is_float64)
-      *static_cast<double*>(slot.step) += 1;
-    else
-      *static_cast<float*>(slot.step) += 1;
-  }
+  for (int i = int(threadIdx.x); i < batch.count; i += kThreads) increment(batch.slots[i].step_number());
 }
 
 template <int kSlots>
 __global__ void __launch_bounds__(kThreads)
     nonfinite_kernel(const __grid_constant__ Batch<kSlots> batch, float* found) {
   const Slot& slot = slot_of_block(batch, int32_t(blockIdx.x));
-  const int64_t begin = (int32_t(blockIdx.x) - slot.first_block) * kBlock;
-  const int64_t end = min(begin + kBlock, slot.numel);
+  const Range block = part_of(slot.numel, kBlock, int32_t(blockIdx.x) - slot.first_block);
   dispatch_dtype_on_device(slot.dtype, [&]<class T>(T*) {
     using S = acc_t<T>;
     const auto* grad = static_cast<const T*>(slot.grad);
     S sum = 0;
-    for (int64_t i = begin + int(threadIdx.x) * kVector; i < end; i += kThreads * kVector) {
+    for (int64_t i = block.begin + int(threadIdx.x) * kVector; i < block.end; i += kThreads * kVector) {
       S g[kVector];
-      load<kVector>(grad + i, end - i, g);
-      // 0 * x is a zero where x is finite, else NaN, and a sum keeps a NaN.
-      for (int j = 0; j < kVector; ++j) sum += S(0) * g[j];
+      load<kVector>(grad + i, block.end - i, g);
+      for (int j = 0; j < kVector; ++j) sum += zero_if_finite(g[j]);
     }
     if (sum != 0) *found = 1;  // all threads that find one write the same value
   });
@@ -203,8 +178,7 @@ void adam_ema_advance(const AdamEmaParams& p, int64_t, void* stream) {
         return slot;
       },
       [&]<int kSlots>(const Batch<kSlots>& batch) {
-        launch(advance_kernel<kSlots>, 1, kThreads, 0, static_cast<cudaStream_t>(stream), batch, p.found_inf,
-               skipped);
+        launch(advance_kernel<kSlots>, 1, kThreads, 0, stream, batch, p.found_inf, skipped);
         skipped = nullptr;
       });
 }
@@ -228,8 +202,7 @@ void adam_ema_update(const AdamEmaParams& p, int64_t, void* stream) {
         return slot;
       },
       [&]<int kSlots>(const Batch<kSlots>& batch) {
-        launch(update_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, static_cast<cudaStream_t>(stream),
-               batch, p);
+        launch(update_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, stream, batch, p);
       });
 }
 
@@ -244,8 +217,7 @@ void any_nonfinite_blocks(const AnyNonfiniteParams& p, int64_t, void* stream) {
         return slot;
       },
       [&]<int kSlots>(const Batch<kSlots>& batch) {
-        launch(nonfinite_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0,
-               static_cast<cudaStream_t>(stream), batch, p.found);
+        launch(nonfinite_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, stream, batch, p.found);
       });
 }
 

@@ -1,39 +1,22 @@
 #include "adam_ema/adam_ema.h"
-
-#include "core/math.h"
-#include "core/simd.h"
+#include "adam_ema/adam_formula.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
-double read(const AdamNumber& number) {
-  if (number.at == nullptr) return number.value;
-  return number.is_float64 ? *static_cast<double*>(number.at) : double(*static_cast<float*>(number.at));
-}
+// The bias corrections of a step. Most slots have the same step.
+struct Corrections {
+  double step, first, root_second;
 
-struct Hyperparameters {
-  double lr, beta1, beta2, ema_decay;
-  double bias_correction1, root_bias_correction2;
-
-  // In double precision, as torch.optim's fused kernel computes them.
-  Hyperparameters(const AdamEmaParams& p, double step)
-      : lr(read(p.lr)),
-        beta1(read(p.beta1)),
-        beta2(read(p.beta2)),
-        ema_decay(read(p.ema_decay)),
-        bias_correction1(1 - ::pow(beta1, step)),
-        root_bias_correction2(::sqrt(1 - ::pow(beta2, step))) {}
+  Corrections(const AdamEmaParams& p, double step)
+      : step(step),
+        first(bias_correction(read(p.beta1), step)),
+        root_second(::sqrt(bias_correction(read(p.beta2), step))) {}
 };
 
-// a + weight * (b - a), from the nearer end, as torch.lerp
-template <class V, class S>
-inline V lerp(V a, V b, S weight) {
-  return weight < S(0.5) ? a + weight * (b - a) : b + (weight - S(1)) * (b - a);
-}
-
 template <class T>
-void update(const AdamSlot& slot, const AdamEmaParams& p, const Hyperparameters& h, int64_t begin,
+void update(const AdamSlot& slot, const AdamEmaParams& p, const Corrections& corrections, int64_t begin,
             int64_t end) {
   using S = acc_t<T>;
   auto* param = static_cast<T*>(slot.param);
@@ -41,24 +24,17 @@ void update(const AdamSlot& slot, const AdamEmaParams& p, const Hyperparameters&
   auto* exp_avg = static_cast<S*>(slot.exp_avg);
   auto* exp_avg_sq = static_cast<S*>(slot.exp_avg_sq);
   auto* ema = static_cast<S*>(slot.ema);
-  const S decay = S(1 - h.lr * p.weight_decay), step_size = S(h.lr / h.bias_correction1), eps = S(p.eps);
-  const S weight1 = S(1 - h.beta1), weight2 = S(1 - h.beta2), beta2 = S(h.beta2);
-  // A second division per element would cost a third of the speed.
-  const S scale2 = S(1 / h.root_bias_correction2);
-  const S ema_weight = S(1 - h.ema_decay);
-  const auto vector = [&](int64_t i, int64_t n) {
-    const Vec<T> g = load_upto(grad + i, n);
-    const Vec<T> m = lerp(load_upto(exp_avg + i, n), g, weight1);
-    const Vec<T> v = weight2 * g * g + beta2 * load_upto(exp_avg_sq + i, n);
-    const Vec<T> w = load_upto(param + i, n) * decay - step_size * m / (sqrt(v) * scale2 + eps);
-    store_upto(exp_avg + i, m, n);
-    store_upto(exp_avg_sq + i, v, n);
-    store_upto(param + i, w, n);
-    if (ema) store_upto(ema + i, lerp(load_upto(ema + i, n), w, ema_weight), n);
-  };
-  int64_t i = begin;
-  for (; i + kWidth<T> <= end; i += kWidth<T>) vector(i, kWidth<T>);
-  if (i < end) vector(i, end - i);
+  const AdamStep<S> step(p, corrections.first, corrections.root_second);
+  for_vectors<T>(begin, end, [&](int64_t i, auto whole) {
+    const int64_t n = end - i;
+    Vec<T> w = load_lanes(param + i, n, whole), m = load_lanes(exp_avg + i, n, whole),
+           v = load_lanes(exp_avg_sq + i, n, whole);
+    step.update(w, load_lanes(grad + i, n, whole), m, v);
+    store_lanes(exp_avg + i, m, n, whole);
+    store_lanes(exp_avg_sq + i, v, n, whole);
+    store_lanes(param + i, w, n, whole);
+    if (ema) store_lanes(ema + i, step.averaged(load_lanes(ema + i, n, whole), w), n, whole);
+  });
 }
 
 // Calls f(slot, index, begin, end) for the part of each slot that lies in the blocks [first, last).
@@ -77,11 +53,10 @@ bool any_nonfinite(const T* x, int64_t begin, int64_t end) {
   constexpr int kChains = 4;  // independent additions, or their latency would set the pace
   Vec<T> sums[kChains] = {};
   int64_t i = begin;
-  // 0 * x is a zero where x is finite, else NaN, and a sum keeps a NaN.
   for (; i + kChains * kWidth<T> <= end; i += kChains * kWidth<T>)
     for (int chain = 0; chain < kChains; ++chain)
-      sums[chain] += acc_t<T>(0) * load(x + i + chain * kWidth<T>);
-  for (; i < end; i += kWidth<T>) sums[0] += acc_t<T>(0) * load_upto(x + i, end - i);
+      sums[chain] += zero_if_finite(load(x + i + chain * kWidth<T>));
+  for (; i < end; i += kWidth<T>) sums[0] += zero_if_finite(load_upto(x + i, end - i));
   return horizontal_sum(sums[0] + sums[1] + sums[2] + sums[3]) != 0;
 }
 
@@ -92,22 +67,16 @@ void adam_ema_advance(const AdamEmaParams& p, int64_t, int64_t) {
     if (p.skipped) ++*p.skipped;
     return;
   }
-  for (int64_t i = 0; i < p.step_count; ++i) {
-    if (p.steps[i].is_float64)
-      *static_cast<double*>(p.steps[i].at) += 1;
-    else
-      *static_cast<float*>(p.steps[i].at) += 1;
-  }
+  for (int64_t i = 0; i < p.step_count; ++i) increment(p.steps[i]);
 }
 
 void adam_ema_update(const AdamEmaParams& p, int64_t begin, int64_t end) {
   if (p.found_inf && *p.found_inf != 0) return;
-  double step = read(p.steps[0]);
-  Hyperparameters h(p, step);
+  Corrections corrections(p, read(p.steps[0]));
   for_slots(p, begin, end, [&](const AdamSlot& slot, int64_t index, int64_t from, int64_t to) {
-    const double own_step = read(p.steps[p.step_count == 1 ? 0 : index]);
-    if (own_step != step) h = Hyperparameters(p, step = own_step);
-    dispatch_dtype(slot.dtype, [&]<class T>(T*) { update<T>(slot, p, h, from, to); });
+    const double step = read(p.steps[p.step_count == 1 ? 0 : index]);
+    if (step != corrections.step) corrections = Corrections(p, step);
+    dispatch_dtype(slot.dtype, [&]<class T>(T*) { update<T>(slot, p, corrections, from, to); });
   });
 }
 
