@@ -224,7 +224,7 @@ _batch_norm_act = native(
     kept=lambda x, weight, bias, mean, var, *rest: (
         (*rest[-1][1:], True) if mean is None else (mean, var, False)
     ),
-    constants=("result1", "result2"),
+    constants=("batch_mean", "batch_var"),
 )
 
 OPS = [

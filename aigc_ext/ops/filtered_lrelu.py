@@ -348,7 +348,7 @@ _filtered_lrelu = native(
     save=("fu", "fd"),
     keep=("mask", "size", "channels_last"),
     kept=_kept,
-    constants=("result1",),
+    constants=("mask",),
 )
 
 OPS = [
