@@ -75,6 +75,22 @@ def test_places_that_documents_name_exist() -> None:
     assert not missing
 
 
+def test_kernels_never_include_torch() -> None:
+    csrc = ROOT / "csrc"
+
+    def included(path: Path, seen: set[Path]) -> set[Path]:
+        for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+            if (header := csrc / name).exists() and header not in seen:
+                seen |= included(header, seen | {header})
+        return seen
+
+    kernels = [*csrc.glob("*/*_cpu.cpp"), *csrc.glob("*/*.cu"), *csrc.glob("core/*")]
+    assert len(kernels) > 30
+    for kernel in kernels:
+        for path in included(kernel, {kernel}):
+            assert not re.search(r"#include .(torch|ATen|c10)", path.read_text()), f"{kernel}: {path}"
+
+
 def test_the_hooks_are_make_lint() -> None:
     yaml = pytest.importorskip("yaml")
     recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
