@@ -18,14 +18,15 @@ from benchmarks.card import graphed
 from benchmarks.harness import Case, Setting, those_that_work
 
 LR, BETAS, DECAY = 1e-4, (0.5, 0.999), 0.999
-MLP = [tuple(p.shape) for p in MLPGenerator().parameters()]
-DCGAN = [(100, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 3, 4, 4)]
+Sizes = list[tuple[int, ...]]
+MLP: Sizes = [tuple(p.shape) for p in MLPGenerator().parameters()]
+DCGAN: Sizes = [(100, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 3, 4, 4)]
 WARM_UP = 3  # steps before the one that is compared: a CUDA graph takes them before it is captured
 Step = Callable[[], list[Tensor]]
-Make = Callable[[list[tuple[int, ...]], Setting], Step]
+Make = Callable[[Sizes, Setting], Step]
 
 
-def start(sizes: list[tuple[int, ...]], setting: Setting) -> tuple[list[Tensor], list[Tensor]]:
+def start(sizes: Sizes, setting: Setting) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
     params = [torch.randn(size).to(setting.device).requires_grad_() for size in sizes]
     for param in params:
@@ -33,7 +34,7 @@ def start(sizes: list[tuple[int, ...]], setting: Setting) -> tuple[list[Tensor],
     return params, [param.detach().clone() for param in params]
 
 
-def fused(sizes: list[tuple[int, ...]], setting: Setting) -> Step:
+def fused(sizes: Sizes, setting: Setting) -> Step:
     params, averages = start(sizes, setting)
     optimizer = torch.optim.Adam(params, LR, BETAS, fused=True)
 
@@ -48,7 +49,7 @@ def fused(sizes: list[tuple[int, ...]], setting: Setting) -> Step:
 
 
 def foreach(
-    sizes: list[tuple[int, ...]],
+    sizes: Sizes,
     setting: Setting,
     fused: bool,
     capturable: bool = False,
@@ -67,7 +68,7 @@ def foreach(
     return compile(step) if compile else step
 
 
-def ours(sizes: list[tuple[int, ...]], setting: Setting, skip_nonfinite: bool = True) -> Step:
+def ours(sizes: Sizes, setting: Setting, skip_nonfinite: bool = True) -> Step:
     params, averages = start(sizes, setting)
     optimizer = AdamEMA(
         params, LR, BETAS, ema_params=averages, ema_decay=DECAY, skip_nonfinite=skip_nonfinite
@@ -80,14 +81,14 @@ def ours(sizes: list[tuple[int, ...]], setting: Setting, skip_nonfinite: bool = 
     return step
 
 
-def warmed_up(make: Make, sizes: list[tuple[int, ...]], setting: Setting) -> Step:
+def warmed_up(make: Make, sizes: Sizes, setting: Setting) -> Step:
     step = make(sizes, setting)
     for _ in range(WARM_UP):
         step()
     return step
 
 
-def in_a_graph(make: Make, sizes: list[tuple[int, ...]], setting: Setting) -> Step:
+def in_a_graph(make: Make, sizes: Sizes, setting: Setting) -> Step:
     return graphed(make(sizes, setting), WARM_UP)
 
 

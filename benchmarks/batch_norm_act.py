@@ -4,6 +4,8 @@ against PyTorch's batch norm and torch.compile of it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,29 +46,27 @@ def cases_of(shape: tuple[int, ...], channels_last: bool, setting: Setting) -> I
     contenders["aigc_ext"] = ours
     name = "x".join(map(str, shape)) + (", channels last" if channels_last else "")
     size = x.numel() * x.element_size()
-    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
     graphs = ("eager", "aigc_ext")
     with torch.no_grad():
         for training, kind, passes in ((False, "evaluation", 2), (True, "training", 3)):
             yield Case(
                 "batch_norm_act",
                 f"{kind}, forward, {name}",
-                {
-                    rival: lambda run=run, training=training: run(x, training)
-                    for rival, run in contenders.items()
-                },
+                {rival: partial(run, x, training) for rival, run in contenders.items()},
                 bytes=passes * size,
                 graphs=graphs,
                 **tolerance,
             )
     leaves = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
+
+    def train(run: Callable[[Tensor, bool], Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(x, True), leaves, dy)
+
     yield Case(
         "batch_norm_act",
         f"training, forward + backward, {name}",
-        {
-            rival: lambda run=run: torch.autograd.grad(run(x, True), leaves, dy)
-            for rival, run in contenders.items()
-        },
+        {rival: partial(train, run) for rival, run in contenders.items()},
         bytes=8 * size,
         graphs=graphs,
         rtol=1e-3,  # the gradients of weight and bias are sums of up to 65,536 numbers

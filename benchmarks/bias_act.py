@@ -3,7 +3,9 @@ caches of a CPU. On a card also in half precision, where the same tensor fits in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from aigc_ext import ops
 from benchmarks.harness import Case, Setting
 
 SHAPE = (16, 64, 128, 128)  # 67 MB in float32
-ACT = {"act": "lrelu", "clamp": 256.0}
+ACT: dict[str, Any] = {"act": "lrelu", "clamp": 256.0}
 
 
 def cases(setting: Setting) -> Iterable[Case]:
@@ -38,7 +40,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
             f"forward, {name}",
             {
                 "eager": lambda: ops.bias_act_ref(x, b, **ACT),
-                **{k: lambda f=function: f(x, b, **ACT) for k, function in compiled.items()},
+                **{k: partial(function, x, b, **ACT) for k, function in compiled.items()},
                 "copy of the same bytes": lambda: out.copy_(x),
                 "aigc_ext": lambda: ops.bias_act(x, b, **ACT),
             },
@@ -53,7 +55,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
     x.requires_grad_()
     b.requires_grad_()
 
-    def train(function) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+    def train(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(function(x, b, **ACT), (x, b), dy)
 
     yield Case(
@@ -62,7 +64,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
         {
             "eager": lambda: train(ops.bias_act_ref),
             # Inductor's CPU backward of leaky ReLU is slow by itself: not to be read as our merit.
-            **{k: lambda f=function: train(f) for k, function in compiled.items()},
+            **{k: partial(train, function) for k, function in compiled.items()},
             "aigc_ext": lambda: train(ops.bias_act),
         },
         dtype=str(dtype)[6:],

@@ -21,12 +21,13 @@ def main(old: Path, new: Path, tolerance: float, fail_if_regression: bool) -> No
     def relative(folder: Path) -> dict[tuple[str, ...], float]:
         rows = read(folder)
         first: dict[tuple[str, ...], float] = {}
-        result = {}
+        result: dict[tuple[str, ...], float] = {}
         for row in rows:
             key = (row["op"], row["case"], row["dtype"], row["device"].split("; ")[-1])
             first.setdefault(key, float(row["median_us"]))
             if row["contender"].startswith("aigc_ext"):
-                result[(*key, row["contender"])] = float(row["median_us"]) / first[key]
+                ours = (*key, row["contender"])
+                result[ours] = float(row["median_us"]) / first[key]
         return result
 
     before, after = relative(old), relative(new)

@@ -4,6 +4,7 @@ of StyleGAN2 at several widths. On a card it is PyTorch's own."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ def cases_of(n: int, i: int, o: int, side: int, channels_last: bool) -> Iterable
         x, w, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, dy))
         name += ", channels last"
     # float32 sums of 9 * in_channels (forward) and n * side^2 (weights) products, in another order
-    tolerance = {"rtol": 1e-4, "atol": 2e-3}
+    tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-3}
     with torch.no_grad():
         yield Case(
             "conv3x3",

@@ -4,6 +4,8 @@ depthwise convolutions that filter no inserted zeros, and torch.compile of both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ def cases(setting: Setting) -> Iterable[Case]:
         f.reshape(size).expand(shape[1], *size[1:]).contiguous()
         for size in ((1, 1, 1, TAPS), (1, 1, TAPS, 1))
     )
-    options = {"up": 2, "down": 2, "padding": TAPS - 1, "clamp": 256.0}
+    options: dict[str, Any] = {"up": 2, "down": 2, "padding": TAPS - 1, "clamp": 256.0}
 
     def eager(x: Tensor, b: Tensor) -> Tensor:
         return ops.filtered_lrelu_ref(x, f, f, b, **options)
@@ -54,17 +56,21 @@ def cases(setting: Setting) -> Iterable[Case]:
         yield Case(
             "filtered_lrelu",
             f"forward, {name}",
-            {k: lambda run=run: run(x, b) for k, run in contenders.items()},
+            {k: partial(run, x, b) for k, run in contenders.items()},
             graphs=("eager", "aigc_ext"),
             atol=1e-4,
         )
     x.requires_grad_()
     b.requires_grad_()
     dy = torch.randn_like(eager(x, b))
+
+    def train(run: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(x, b), (x, b), dy)
+
     yield Case(
         "filtered_lrelu",
         f"forward + backward, {name}",
-        {k: lambda run=run: torch.autograd.grad(run(x, b), (x, b), dy) for k, run in contenders.items()},
+        {k: partial(train, run) for k, run in contenders.items()},
         outputs=lambda gradients: gradients[0],
         graphs=("eager", "aigc_ext"),
         atol=1e-4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +59,10 @@ def cases(setting: Setting) -> Iterable[Case]:
             "discriminator_loss",
             f"logistic with gradient, {name}",
             {
-                "eager, softplus": lambda run=by_autograd: run(softplus),
-                "eager, BCE with logits": lambda run=by_autograd: run(cross_entropy),
-                **{
-                    contender: lambda run=by_autograd, f=function: run(f)
-                    for contender, function in compiled.items()
-                },
-                "aigc_ext": lambda run=by_autograd: run(ops.discriminator_loss),
+                "eager, softplus": partial(by_autograd, softplus),
+                "eager, BCE with logits": partial(by_autograd, cross_entropy),
+                **{contender: partial(by_autograd, function) for contender, function in compiled.items()},
+                "aigc_ext": partial(by_autograd, ops.discriminator_loss),
                 "aigc_ext, one call": in_one_call,
             },
             bytes=traffic,
@@ -87,10 +85,8 @@ def cases(setting: Setting) -> Iterable[Case]:
             "discriminator_loss",
             f"logistic with gradient and statistics, {name}",
             {
-                "eager, softplus": lambda run=with_statistics: run(
-                    lambda r, f: (softplus(r, f), statistics(r, f))
-                ),
-                "aigc_ext": lambda run=with_statistics: run(ops.discriminator_loss_and_stats),
+                "eager, softplus": partial(with_statistics, lambda r, f: (softplus(r, f), statistics(r, f))),
+                "aigc_ext": partial(with_statistics, ops.discriminator_loss_and_stats),
                 "aigc_ext, one call": all_in_one_call,
             },
             bytes=traffic,

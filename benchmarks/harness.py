@@ -16,8 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +89,7 @@ class Case:
     graphs: tuple[str, ...] = ()
 
 
-def those_that_work(contenders: dict[str, Callable[[], T]]) -> dict[str, T]:
+def those_that_work(contenders: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     """The results by name. Another's contender that fails (on a new card, say) is reported and left out; ours
     stops the benchmark."""
     results = {}
@@ -112,9 +113,8 @@ def check_outputs(case: Case) -> None:
         got = case.outputs(case.contenders[name]())
         if got is None:  # a yardstick (a copy, say) that computes something else
             continue
-        torch.testing.assert_close(
-            got, expected, rtol=case.rtol, atol=case.atol, msg=lambda m, n=name: f"{case.op}, {n}: {m}"
-        )
+        message = partial("{}, {}: {}".format, case.op, name)
+        torch.testing.assert_close(got, expected, rtol=case.rtol, atol=case.atol, msg=message)
 
 
 def time_case(case: Case, seconds: float = 0.8, min_rounds: int = 15) -> dict[str, list[float]]:

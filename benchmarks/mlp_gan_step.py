@@ -30,6 +30,7 @@ from benchmarks.harness import Case, Setting, those_that_work
 
 LR, BETAS, EPS, EMA, GAMMA = 1e-4, (0.5, 0.999), 1e-8, 0.999, 0.3
 Step = Callable[[Tensor, Tensor], None]
+Tensors = dict[str, Tensor]
 
 
 def plain_networks() -> tuple[nn.Module, nn.Module]:
@@ -86,7 +87,7 @@ def one_graph(
     )
     count = torch.zeros((), device=setting.device)
 
-    def adam(weights, gradients, moments) -> None:  # type: ignore[no-untyped-def]
+    def adam(weights: Tensors, gradients: Tensors, moments: dict[str, tuple[Tensor, Tensor]]) -> None:
         for name, weight in weights.items():
             mean, square = moments[name]
             gradient = gradients[name]
@@ -96,17 +97,18 @@ def one_graph(
             weight.sub_(LR / (1 - BETAS[0] ** count) * mean / denominator)
 
     def compiled(real: Tensor, z: Tensor) -> None:
-        def logits(weights, x):  # type: ignore[no-untyped-def]
-            return torch.func.functional_call(discriminator, weights, (x,))
+        def logits(weights: Tensors, x: Tensor) -> Tensor:
+            made: Tensor = torch.func.functional_call(discriminator, weights, (x,))
+            return made
 
-        def d_loss(weights, fake):  # type: ignore[no-untyped-def]
+        def d_loss(weights: Tensors, fake: Tensor) -> Tensor:
             loss = F.softplus(-logits(weights, real)).mean() + F.softplus(logits(weights, fake)).mean()
             if gamma:
                 gradient = torch.func.grad(lambda x: logits(weights, x).sum())(real)
                 loss = loss + gamma / 2 * gradient.flatten(1).square().sum(1).mean()
             return loss
 
-        def g_loss(weights):  # type: ignore[no-untyped-def]
+        def g_loss(weights: Tensors) -> Tensor:
             return F.softplus(-logits(d, torch.func.functional_call(generator, weights, (z,)))).mean()
 
         count.add_(1)
@@ -173,7 +175,7 @@ def cases(setting: Setting) -> Iterable[Case]:
         for contender, (_, state) in built.items():
             for own, expected in zip(state, built["eager"][1], strict=True):
                 torch.testing.assert_close(
-                    own, expected, rtol=1e-3, atol=2e-5, msg=lambda m, c=contender: f"{c}: {m}"
+                    own, expected, rtol=1e-3, atol=2e-5, msg=partial("{}: {}".format, contender)
                 )
         contenders = {contender: run for contender, (run, _) in built.items()}
         yield Case("MLP GAN step", name, contenders, outputs=None, turn=0.05)

@@ -5,6 +5,8 @@ inputs and outputs). From these figures modulated_conv2d chooses between own wei
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,7 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 
 def scaled(
-    x: Tensor, w: Tensor, s: Tensor, b: Tensor, noise: Tensor, strength: Tensor, padding: int
+    x: Tensor, w: Tensor, s: Tensor, b: Tensor, noise: Tensor, strength: Tensor, *, padding: int
 ) -> Tensor:
     d = (s.square() @ w.square().sum((2, 3)).t() + 1e-8).rsqrt()
     y = F.conv2d(x * s[:, :, None, None], w, padding=padding) * d[:, :, None, None]
@@ -41,26 +43,29 @@ def cases_of(n: int, i: int, o: int, side: int, kernel: int, setting: Setting) -
     torch.compiler.reset()
     sizes = ((n, i, side, side), (o, i, kernel, kernel), (n, i), (o,), (n, 1, side, side), ())
     x, w, s, b, noise, strength = (torch.randn(size, device=setting.device) for size in sizes)
-    options = {"padding": kernel // 2, "act": "lrelu", "clamp": 256.0}
+    options: dict[str, Any] = {"padding": kernel // 2, "act": "lrelu", "clamp": 256.0}
 
-    def plain(*tensors: Tensor) -> Tensor:
+    def plain(*tensors: Any) -> Tensor:
         return ops.modulated_conv2d_ref(*tensors, **options)
 
-    def form(*tensors: Tensor) -> Tensor:
+    def form(*tensors: Any) -> Tensor:
         return scaled(*tensors, padding=kernel // 2)
 
     contenders: dict[str, Callable[..., Tensor]] = {"eager": plain, "eager, scaled": form}
     for contender, mode in setting.compile_modes().items():
         contenders[f"{contender}, scaled"] = setting.compiled(form, mode, dynamic=False)
-    contenders["aigc_ext"] = lambda *tensors: ops.modulated_conv2d(*tensors, **options)
+    contenders["aigc_ext"] = partial(ops.modulated_conv2d, **options)
     name = f"{n}x{i}x{side}x{side} to {o}, {kernel}x{kernel}"
-    tolerance = {"rtol": 1e-3, "atol": 1e-3}  # sums of 9 * in_channels products, in another order
+    tolerance: dict[str, Any] = {
+        "rtol": 1e-3,
+        "atol": 1e-3,
+    }  # sums of 9 * in_channels products, in another order
     inputs = (x, w, s, b, noise, strength)
     with torch.no_grad():
         yield Case(
             "modulated_conv2d",
             f"forward, {name}",
-            {k: lambda run=run: run(*inputs) for k, run in contenders.items()},
+            {k: partial(run, *inputs) for k, run in contenders.items()},
             graphs=("eager", "aigc_ext"),
             **tolerance,
         )
@@ -73,7 +78,7 @@ def cases_of(n: int, i: int, o: int, side: int, kernel: int, setting: Setting) -
     yield Case(
         "modulated_conv2d",
         f"forward + backward, {name}",
-        {k: lambda run=run: train(run) for k, run in contenders.items()},
+        {k: partial(train, run) for k, run in contenders.items()},
         outputs=lambda gradients: gradients[0],
         graphs=("eager", "aigc_ext"),
         **tolerance,

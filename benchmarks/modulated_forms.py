@@ -5,7 +5,9 @@ rule in aigc_ext/ops/modulated_conv2d.py is from these figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,21 +50,25 @@ def cases_of(n: int, channels: int, side: int, kernel: int, setting: Setting) ->
     name = f"{n}x{channels}x{side}x{side}, {kernel}x{kernel}"
     contenders = {"scaled": scaled, "own weights": own}
     graphs = tuple(contenders)
-    tolerance = {"rtol": 1e-3, "atol": 1e-3}
+    tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
     with torch.no_grad():
         yield Case(
             "modulated_forms",
             f"forward, {name}",
-            {k: lambda run=run: run(x, w, s, d) for k, run in contenders.items()},
+            {k: partial(run, x, w, s, d) for k, run in contenders.items()},
             graphs=graphs,
             **tolerance,
         )
     leaves = tuple(t.requires_grad_() for t in (x, w, s, d))
     dy = torch.randn(n, channels, side, side, device=setting.device)
+
+    def train(run: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(*leaves), leaves, dy)
+
     yield Case(
         "modulated_forms",
         f"forward + backward, {name}",
-        {k: lambda run=run: torch.autograd.grad(run(*leaves), leaves, dy) for k, run in contenders.items()},
+        {k: partial(train, run) for k, run in contenders.items()},
         outputs=lambda gradients: gradients[0],
         graphs=graphs,
         **tolerance,

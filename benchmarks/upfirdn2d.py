@@ -5,6 +5,8 @@ convolutions that a good user would write, and torch.compile of either."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,11 +66,12 @@ def cases_of(kind: str, taps: int, setting: Setting) -> Iterable[Case]:
     ]  # symmetric: convolution is correlation
     f = f / f.sum()
     f1, f2 = ops.setup_filter(f, separable=True), ops.setup_filter(f, separable=False)
-    function, reference = {
+    forms: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
         "blur": (ops.filter2d, {"padding": [taps // 2, (taps - 1) // 2] * 2}),
         "upsampling": (ops.upsample2d, {"up": 2, "gain": 4, "padding": [taps // 2, (taps - 2) // 2] * 2}),
         "downsampling": (ops.downsample2d, {"down": 2, "padding": [(taps - 1) // 2, (taps - 2) // 2] * 2}),
-    }[kind]
+    }
+    function, reference = forms[kind]
 
     def definition(x: Tensor) -> Tensor:
         return ops.upfirdn2d_ref(x, f1, **reference)
@@ -79,14 +82,14 @@ def cases_of(kind: str, taps: int, setting: Setting) -> Iterable[Case]:
         rivals[f"{contender} of two convolutions"] = setting.compiled(
             rivals["two depthwise convolutions"], mode, dynamic=False
         )
-    contenders = rivals | {"aigc_ext": lambda x: function(x, f2 if taps < 8 else f1)}
+    contenders = rivals | {"aigc_ext": partial(function, f=f2 if taps < 8 else f1)}
     size = x.numel() * {"blur": 2, "upsampling": 5, "downsampling": 1.25}[kind] * x.element_size()
-    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
     with torch.no_grad():
         yield Case(
             "upfirdn2d",
             f"forward, {kind}, {taps} taps, {'x'.join(map(str, shape))}",
-            {name: lambda run=run: run(x) for name, run in contenders.items()},
+            {name: partial(run, x) for name, run in contenders.items()},
             bytes=int(size),
             graphs=("eager", "aigc_ext"),
             **tolerance,
@@ -100,7 +103,7 @@ def cases_of(kind: str, taps: int, setting: Setting) -> Iterable[Case]:
     yield Case(
         "upfirdn2d",
         f"forward + backward, {kind}, {taps} taps, {'x'.join(map(str, shape))}",
-        {name: lambda run=run: train(run) for name, run in contenders.items()},
+        {name: partial(train, run) for name, run in contenders.items()},
         bytes=2 * int(size),
         graphs=("eager", "aigc_ext"),
         **tolerance,
