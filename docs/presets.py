@@ -46,6 +46,7 @@ def docs_of(cls: type) -> dict[str, str]:
             if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
                 assert isinstance(before.target, ast.Name)
                 assert isinstance(after.value, ast.Constant)
+                assert isinstance(after.value.value, str)
                 docs[before.target.id] = inspect.cleandoc(after.value.value)
     return docs
 
@@ -115,6 +116,7 @@ def page() -> str:
         ("Discriminator", DiscriminatorConfig.families),
     ):
         for name, cls in families.items():
+            assert issubclass(cls, (GeneratorConfig, DiscriminatorConfig))
             parts.append(f"### {role} `{name}`: `{cls.network.__name__}`\n")
             parts.append(family(cls))
     return "\n".join(parts)

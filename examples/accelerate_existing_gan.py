@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,9 @@ def main() -> None:
     torch.manual_seed(0)
     G, D = generator(), discriminator()
     average = copy.deepcopy(G).requires_grad_(False)
+    g_optimizer: torch.optim.Optimizer
+    d_optimizer: torch.optim.Optimizer
+    r1: Callable[[nn.Module, Tensor], Tensor]
     if options.plain:
         g_optimizer = torch.optim.Adam(G.parameters(), lr=2e-4, betas=(0.5, 0.999))
         d_optimizer = torch.optim.Adam(D.parameters(), lr=2e-4, betas=(0.5, 0.999))
@@ -121,8 +125,8 @@ def main() -> None:
                 for mean, parameter in zip(average.parameters(), G.parameters(), strict=True):
                     mean.lerp_(parameter, 1 - EMA_DECAY)
     per_step = (time.perf_counter() - start) / options.steps
-    newest, mean = (nn.utils.parameters_to_vector(network.parameters()) for network in (G, average))
-    lag = float((newest - mean).detach().norm())
+    newest, averaged = (nn.utils.parameters_to_vector(network.parameters()) for network in (G, average))
+    lag = float((newest - averaged).detach().norm())
     print(f"D loss {float(d_loss.detach()):.4f}; the averaged weights lag behind the newest by {lag:.4f}")
     print(f"{1000 * per_step:.2f} ms a step")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from typing import Any
 
 import torch
 
@@ -41,6 +42,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(1)
+    generator: Any  # of whatever family
     if options.network:
         generator, _ = load_pretrained(options.network)
     else:
