@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from tests.ops.suite import OpCase, all_cases, outputs_of, prepare, seeded
+from tests.ops.suite import OpCase, all_cases, outputs_of, prepare, seeded, total
+
+T = TypeVar("T")
 
 CASES = [case for case in all_cases() if not case.cpu_only]
 
@@ -50,7 +54,7 @@ class BoundCall:
         if self._order == 2:
             slopes = [g for g in gradients if g is not None and g.requires_grad]
             if slopes:
-                penalty = sum(g.square().sum() for g in slopes)
+                penalty = total(g.square().sum() for g in slopes)
                 second = torch.autograd.grad(penalty, self.leaves, allow_unused=True)
                 results += [g for g in second if g is not None]
         return results
@@ -72,10 +76,11 @@ def check_same(case: OpCase, ours: list[Tensor], expected: list[Tensor], what: s
         if not has_product(case):
             assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)), f"{what}: result {i}"
         else:
-            torch.testing.assert_close(one, other, equal_nan=True, msg=lambda m, i=i: f"{what}, {i}: {m}")
+            message = functools.partial("{}, {}: {}".format, what, i)
+            torch.testing.assert_close(one, other, equal_nan=True, msg=message)
 
 
-def captured(run: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+def captured(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     """A CUDA graph of ``run`` and what it returns: memory that every replay writes anew."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -7,6 +7,7 @@ import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_more_than_two_to_the_31_elements(
     assert x.numel() > 2**31
     x.normal_(generator=torch.Generator(device).manual_seed(1)).requires_grad_()
     b = torch.linspace(-1, 1, shape[dim], device=device).half().requires_grad_()
-    options = {"dim": dim, "act": "lrelu", "alpha": 0.25, "gain": 1.0, "clamp": 2.0}
+    options: dict[str, Any] = {"dim": dim, "act": "lrelu", "alpha": 0.25, "gain": 1.0, "clamp": 2.0}
     y = ops.bias_act(x, b, **options)
     dy = torch.full((1, 1, 1), 2.0**-16, dtype=torch.float16, device=device).expand(shape)
     dx, db = torch.autograd.grad(y, (x, b), dy if len(shape) == 3 else dy[0].expand(shape))
@@ -69,7 +70,7 @@ def test_more_than_two_to_the_31_elements(
     torch.testing.assert_close(db.double(), sums, rtol=2 * torch.finfo(torch.float16).eps, atol=0)
 
 
-def parts(shape: tuple[int, ...], *tensors: Tensor):  # type: ignore[no-untyped-def]
+def parts(shape: tuple[int, ...], *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
     """Views of about 2^26 elements that make up the tensors, and the channels that they have."""
     if len(shape) == 2:
         rows = (1 << 26) // shape[1]

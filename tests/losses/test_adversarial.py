@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def test_both_players_losses_are_the_ops(kind: str, weighted: bool) -> None:
     assert loss.relativistic == kind.startswith("relativistic")
 
 
-def gradients(parameters: list[Tensor], run) -> list[Tensor]:  # type: ignore[no-untyped-def]
+def gradients(parameters: Sequence[Tensor], run: Callable[[], None]) -> list[Tensor]:
     for p in parameters:
         p.grad = None
     run()
@@ -78,8 +80,8 @@ def test_backward_methods_leave_the_gradients_of_the_loss(
         values.append(value.detach())
 
     for parameters, run in ((D_parameters, discriminator), (G_parameters, generator)):
-        expected = gradients(parameters, lambda run=run: run(False))
-        ours = gradients(parameters, lambda run=run: run(True))
+        expected = gradients(parameters, partial(run, False))
+        ours = gradients(parameters, partial(run, True))
         assert len(ours) == len(parameters)
         torch.testing.assert_close(ours, expected)
         assert torch.equal(*values)

@@ -110,8 +110,12 @@ def test_gradgradcheck_through_a_discriminator_of_our_ops(name: str, acts: tuple
 def test_any_callable_and_any_shape_of_logits() -> None:
     w = random((6,), 1).requires_grad_()
     expected = w.square().sum()
+
+    def logits(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return (x.flatten(1) @ w).reshape(shape)
+
     for shape in ((3,), (3, 1), (3, 1, 1, 1)):
-        value = r1_penalty(lambda x, shape=shape: (x.flatten(1) @ w).reshape(shape), X)
+        value = r1_penalty(partial(logits, shape=shape), X)
         torch.testing.assert_close(value, expected)
     patches = r1_penalty(lambda x: torch.stack((x.flatten(1) @ w, x.flatten(1) @ w), 1), X)
     torch.testing.assert_close(patches, 4 * expected)  # the logits of a sample are summed
@@ -159,7 +163,8 @@ def test_parameters_get_no_gradient_from_the_inner_backward() -> None:
     assert all(w.grad is None for w in weights)
     value.backward()
     before = [None if w.grad is None else w.grad.clone() for w in weights]
-    ops.discriminator_loss(*[mlp(ops.linear_act, ACTIVATIONS[0], t, *weights) for t in (X, FAKE)]).backward()
+    real, fake = (mlp(ops.linear_act, ACTIVATIONS[0], t, *weights) for t in (X, FAKE))
+    ops.discriminator_loss(real, fake).backward()
     assert weights[0].grad is not None
     assert before[0] is not None
     assert not torch.equal(weights[0].grad, before[0]), "weight gradients come back after the penalty"
@@ -190,11 +195,12 @@ def test_half_images_give_a_float32_penalty(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("penalty", [partial(wgan_gp, fake=FAKE), dragan], ids=["wgan_gp", "dragan"])
-def test_a_flat_discriminator_has_a_finite_gradient(penalty) -> None:  # type: ignore[no-untyped-def]
+def test_a_flat_discriminator_has_a_finite_gradient(penalty: Callable[..., Tensor]) -> None:
     w = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     value = penalty(lambda x: x.flatten(1) @ w, real=X)
     assert value == 1
     value.backward()
+    assert w.grad is not None
     assert torch.equal(w.grad, torch.zeros_like(w))
 
 
@@ -295,7 +301,10 @@ def good(x: Tensor) -> Tensor:
         (lambda: r1_penalty(lambda x: good(x)[:2], X), r"D\(x\) has shape \[2\], but must have 3 samples"),
         (lambda: r1_penalty(lambda x: good(x)[:2], X, True), r"D\(x\) has shape \[2\]"),
         (lambda: r1_penalty(lambda x: good(x) > 0, X), r"D\(x\) is torch.bool, but must be floating point"),
-        (lambda: r1_penalty(lambda x: (good(x), 1), X), r"D\(x\) is a tuple, but must be a tensor"),
+        (
+            lambda: r1_penalty(lambda x: (good(x), 1), X),  # type: ignore[arg-type, return-value]
+            r"D\(x\) is a tuple, but must be a tensor",
+        ),
         (lambda: r1_penalty(good, X.to(torch.uint8)), "x is torch.uint8, but must be floating point"),
         (lambda: r1_penalty(good, X.sum()), "x has no dimensions"),
         (lambda: r1_penalty(good, X, True, sigma=0.0), "sigma is 0.0, but must be finite and above 0"),
@@ -307,7 +316,7 @@ def good(x: Tensor) -> Tensor:
         (lambda: dragan(good, X, noise=-0.5), "noise is -0.5, but must be finite and at least 0"),
     ],
 )
-def test_bad_arguments(call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arguments(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 

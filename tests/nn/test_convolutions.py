@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -28,7 +30,7 @@ def test_convolutions_take_the_state_of_torchs(bias):
         plain = torchs(4, 6, 3, stride=2, padding=1, groups=2, bias=bias)
         layer = ours(4, 6, 3, stride=2, padding=1, groups=2, bias=bias, act="lrelu", clamp=0.5)
         layer.load_state_dict(plain.state_dict())
-        options = {"stride": 2, "padding": 1, "groups": 2, "act": "lrelu", "clamp": 0.5}
+        options: dict[str, Any] = {"stride": 2, "padding": 1, "groups": 2, "act": "lrelu", "clamp": 0.5}
         torch.testing.assert_close(layer(X), reference(X, plain.weight, plain.bias, **options))
         assert "stride=(2, 2)" in repr(layer)
         assert "act='lrelu', clamp=0.5" in repr(layer)
@@ -57,6 +59,7 @@ def test_filtered_lrelu():
     f = ops.setup_filter(range(1, 13))
     layer = FilteredLReLU(4, f, f, up=2, down=2, padding=11, clamp=1.0)
     assert set(layer.state_dict()) == {"bias", "up_filter", "down_filter"}
+    assert layer.bias is not None
     nn.init.normal_(layer.bias)
     expected = ops.filtered_lrelu(X, f, f, layer.bias, 2, 2, 11, clamp=1.0)
     assert torch.equal(layer(X), expected)
@@ -73,6 +76,8 @@ def test_modulated_convolution(up):
     layer = ModulatedConv2d(4, 6, 3, up=up, clamp=256)
     names = {"weight", "bias", "noise_strength"} | ({"resample_filter"} if up > 1 else set())
     assert set(layer.state_dict()) == names
+    assert layer.bias is not None
+    assert layer.noise_strength is not None
     assert layer.noise_strength.shape == ()
     s, noise = torch.randn(2, 4), torch.randn(1, 1, 8 * up, 10 * up)
     nn.init.constant_(layer.noise_strength, 0.3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 from aigc_ext import ops
 from aigc_ext.nn import FusedRun, Linear, SkippedRun, fuse_, unfuse_
+from tests.ops.suite import total
 
 # PyTorch uses its own deprecated torch.jit in Inductor and in forward-mode differentiation.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -25,10 +27,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.fixture
 def op_calls(monkeypatch):
     """The names of the fused ops that run, in order."""
-    calls = []
+    calls: list[str] = []
+
+    def recorded(name, op, *arguments, **options):
+        calls.append(name)
+        return op(*arguments, **options)
+
     for name in ("linear_act", "conv2d_act", "conv_transpose2d_act", "batch_norm_act", "bias_act"):
-        op = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *a, op=op, name=name, **k: calls.append(name) or op(*a, **k))
+        monkeypatch.setattr(ops, name, functools.partial(recorded, name, getattr(ops, name)))
     return calls
 
 
@@ -44,7 +50,7 @@ def results(model, x):
     inputs = [x, *model.parameters()]
     y = model(x)
     first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
-    penalty = sum(g.square().sum() for g in first)
+    penalty = total(g.square().sum() for g in first)
     second = torch.autograd.grad(penalty, inputs, allow_unused=True, materialize_grads=True)
     return [y, *first, *second]
 
@@ -375,22 +381,23 @@ class Net(nn.Module):
         return self.body(self.conv(x).relu().mean((2, 3)))
 
 
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "copy": copy.copy,
-    "torch.save": lambda m: _through_file(m),
-    **{
-        f"pickle {p}": lambda m, p=p: pickle.loads(pickle.dumps(m, p))
-        for p in range(pickle.HIGHEST_PROTOCOL + 1)
-    },
-}
-
-
 def _through_file(model):
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+def _pickled(protocol, model):
+    return pickle.loads(pickle.dumps(model, protocol))
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "torch.save": _through_file,
+    **{f"pickle {p}": functools.partial(_pickled, p) for p in range(pickle.HIGHEST_PROTOCOL + 1)},
+}
 
 
 class ReducingBlock(Block):
@@ -587,7 +594,7 @@ HOOKS = {
 @pytest.mark.parametrize("hooked", [0, 1], ids=["on the layer", "on the activation"])
 @pytest.mark.parametrize("kind", HOOKS)
 def test_hooks_run_whenever_they_come(kind, hooked, op_calls):
-    model, log = mlp(), []
+    model, log = mlp(), list[str]()
     handle = HOOKS[kind](model[hooked], log)
     report = fuse_(model)
     assert [r.path for r in report.fused] == ["2"]
@@ -620,10 +627,11 @@ def test_a_hook_sees_the_tensor_it_saw_before():
 
 
 def test_hooks_on_the_container_and_its_other_children_run():
-    model, log = nn.Sequential(mlp(), nn.Flatten()), []
+    inner, log = mlp(), []
+    model = nn.Sequential(inner, nn.Flatten())
     model.register_forward_hook(lambda *a: log.append("outer"))
-    model[0].register_forward_hook(lambda *a: log.append("inner"))
-    model[0][4].register_forward_hook(lambda *a: log.append("last"))
+    inner.register_forward_hook(lambda *a: log.append("inner"))
+    inner[4].register_forward_hook(lambda *a: log.append("last"))
     report = fuse_(model)
     assert len(report.fused) == 2
     model(torch.randn(2, 6))
@@ -706,7 +714,7 @@ def test_layers_outside_a_sequential_are_reported():
     assert reasons["extra.0"].startswith("ModuleList,")
 
 
-def test_a_sequential_with_a_forward_of_its_own_is_left_alone():
+def test_a_sequential_with_a_forward_of_its_own_is_left_alone(monkeypatch):
     model = nn.Sequential(Doubled(nn.Linear(4, 4), nn.ReLU()))
     x = torch.randn(2, 4)
     expected = model(x)
@@ -717,7 +725,7 @@ def test_a_sequential_with_a_forward_of_its_own_is_left_alone():
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
     patched = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    patched.forward = lambda input: input
+    monkeypatch.setattr(patched, "forward", lambda input: input)
     assert fuse_(patched).fused == []
     assert patched(x) is x
 
@@ -774,7 +782,7 @@ def test_weights_that_are_not_plain_tensors_run_unfused(op_calls):
     reference = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     fused = fused_copy(reference)
     for model in (fused, reference):
-        weight = model[0].weight.detach()
+        weight = model.get_parameter("0.weight").detach()
         model[0].weight = nn.Parameter(TwoTensor(weight, weight + 1))
     x = torch.randn(2, 4)
     ours, theirs = fused(x), reference(x)
@@ -820,9 +828,9 @@ def test_a_device_without_kernels_runs_unfused(monkeypatch, op_calls):
 
 def test_a_module_that_is_no_module():
     with pytest.raises(TypeError, match="module is a list"):
-        fuse_([nn.Linear(1, 1)])
+        fuse_([nn.Linear(1, 1)])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="module is a str"):
-        unfuse_("model")
+        unfuse_("model")  # type: ignore[arg-type]
 
 
 # ---- other machinery of PyTorch --------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_half_images_beside_float32_parameters(dtype):
     torch.testing.assert_close(y.float(), plain(x.float()).relu(), rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(layer.running_var, plain.running_var)
     y.float().square().sum().backward()
+    assert layer.weight.grad is not None
     assert layer.weight.grad.dtype == torch.float32
 
 

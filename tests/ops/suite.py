@@ -7,9 +7,10 @@ The error budget, with the float64 reference as truth, in the maximum and in the
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +38,17 @@ LAYOUTS = ("contiguous", "transposed", "channels_last", "offset")
 class Call:
     """One call of an op: float64 tensors by argument name (None is allowed), and the other arguments."""
 
-    inputs: dict[str, Tensor | None]
+    inputs: Mapping[str, Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shapes = {k: None if v is None else tuple(v.shape) for k, v in self.inputs.items()}
         return f"Call({shapes}, {self.options})"
+
+
+def total(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum as a tensor. For a type checker, `sum` may also return the integer 0 that it starts from."""
+    return functools.reduce(torch.add, tensors)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ def shapes(draw: st.DrawFn, min_dims: int = 1, max_dims: int = 4, max_side: int 
     if draw(st.booleans()):
         sides[draw(st.integers(0, len(sides) - 1))] = draw(st.sampled_from([16, 17, 33, 64, 100]))
     return tuple(sides)
+
+
+def on_meta(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments, with the tensors on the meta device."""
+    return {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
 def with_layout(x: Tensor, layout: str) -> Tensor:
@@ -297,7 +308,7 @@ def _run_to_second_order(case: OpCase, call: Call, dtype: torch.dtype, layout: s
         slopes = torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True)
         squares = [(g * g).sum() for g in slopes if g is not None and g.requires_grad]
         if squares and case.twice_differentiable:
-            torch.autograd.grad(sum(squares), [*leaves, *cotangents], allow_unused=True)
+            torch.autograd.grad(total(squares), [*leaves, *cotangents], allow_unused=True)
 
 
 def _kind(value: Any) -> Any:

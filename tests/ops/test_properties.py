@@ -6,11 +6,13 @@ import ctypes
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aigc_ext import decompose
@@ -26,10 +28,14 @@ from tests.ops.suite import (
     outcome,
     outputs_of,
     prepare,
+    total,
     values_and_gradients,
 )
 
 CASES = all_cases()
+
+Function = Callable[..., Any]  # an op or its reference
+Scalar = Callable[[Tensor], Tensor]
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -78,7 +84,7 @@ def draw_example(strategy: st.SearchStrategy) -> Call:
 def test_values_and_gradients_are_within_the_error_budget(case: OpCase, layout: str) -> None:
     @settings(max_examples=25, deadline=None)
     @given(case.calls, st.sampled_from(case.dtypes), st.integers(0, 2**31))
-    def check(call, dtype, seed):  # type: ignore[no-untyped-def]
+    def check(call: Call, dtype: torch.dtype, seed: int) -> None:
         check_call(case, call, dtype, layout, seed)
 
     check()
@@ -89,17 +95,17 @@ def test_values_and_gradients_are_within_the_error_budget(case: OpCase, layout: 
 def test_gradients_are_right_to_second_order(case: OpCase) -> None:
     @settings(max_examples=8, deadline=None)
     @given(case.small_calls)
-    def check(call):  # type: ignore[no-untyped-def]
+    def check(call: Call) -> None:
         inputs = prepare(call, case, torch.float64)
-        names = [k for k, v in inputs.items() if v is not None and v.requires_grad]
+        wanted = {k: v for k, v in inputs.items() if v is not None and v.requires_grad}
 
-        def function(*values):  # type: ignore[no-untyped-def]
+        def function(*values: Tensor) -> tuple[Tensor, ...]:
             outputs = outputs_of(
-                case.function, {**inputs, **dict(zip(names, values, strict=True))}, call.options
+                case.function, {**inputs, **dict(zip(wanted, values, strict=True))}, call.options
             )
             return tuple(y for y in outputs if y.requires_grad)
 
-        leaves = [inputs[k] for k in names]
+        leaves = [*wanted.values()]
         torch.autograd.gradcheck(function, leaves, fast_mode=False)
         if case.twice_differentiable:
             torch.autograd.gradgradcheck(function, leaves, fast_mode=False)
@@ -112,16 +118,16 @@ def test_gradients_are_right_to_second_order(case: OpCase) -> None:
 def test_third_derivative_is_the_references(case: OpCase) -> None:
     @settings(max_examples=5, deadline=None)
     @given(case.small_calls)
-    def check(call):  # type: ignore[no-untyped-def]
-        def third(function):  # type: ignore[no-untyped-def]
+    def check(call: Call) -> None:
+        def third(function: Function) -> Tensor:
             inputs = prepare(call, case, torch.float64)
             leaves = [v for v in inputs.values() if v is not None and v.requires_grad]
-            value = sum((y * y).sum() for y in outputs_of(function, inputs, call.options) if y.requires_grad)
+            outputs = outputs_of(function, inputs, call.options)
+            value = total((y * y).sum() for y in outputs if y.requires_grad)
             for _ in range(3):
                 gradients = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
-                value = sum((g**2).sum() for g in gradients if g is not None) + 0 * sum(
-                    v.sum() for v in leaves
-                )
+                squares = ((g**2).sum() for g in gradients if g is not None)
+                value = total([0 * total(v.sum() for v in leaves), *squares])
             return value.detach()
 
         torch.testing.assert_close(third(case.function), third(case.reference), rtol=1e-7, atol=1e-10)
@@ -211,8 +217,12 @@ def test_a_large_call_is_within_the_error_budget(case: OpCase, layout: str) -> N
 def test_memory_format_is_kept(case: OpCase) -> None:
     if not case.keeps_format:
         pytest.skip("the output has other dimensions than x")
-    images = case.calls.filter(lambda c: c.inputs["x"].dim() == 4 and min(c.inputs["x"].shape) > 1)
-    call = draw_example(images)
+
+    def of_images(call: Call) -> bool:
+        x = call.inputs["x"]
+        return x is not None and x.dim() == 4 and min(x.shape) > 1
+
+    call = draw_example(case.calls.filter(of_images))
     inputs = prepare(call, case, torch.float32, "channels_last")
     (y, *_) = outputs_of(case.function, inputs, call.options)
     assert y.stride() == torch.empty_like(y, memory_format=torch.channels_last).stride()
@@ -225,7 +235,7 @@ def test_memory_format_is_kept(case: OpCase) -> None:
 def test_inputs_and_their_surroundings_are_left_alone(case: OpCase) -> None:
     @settings(max_examples=10, deadline=None)
     @given(case.calls)
-    def check(call):  # type: ignore[no-untyped-def]
+    def check(call: Call) -> None:
         inputs = prepare(call, case, torch.float32, "offset")
         whole = [
             torch.as_strided(v.detach(), (v.untyped_storage().size() // v.element_size(),), (1,), 0)
@@ -264,7 +274,7 @@ def test_decomposed_is_the_reference(case: OpCase) -> None:
 
         @settings(max_examples=25, database=None, derandomize=True, deadline=None)
         @given(case.calls, st.sampled_from(LAYOUTS), st.integers(0, 2**31))
-        def check(call, layout, seed):  # type: ignore[no-untyped-def]
+        def check(call: Call, layout: str, seed: int) -> None:
             check_call(plain_case, call, torch.float64, layout, seed)
 
         check()
@@ -282,26 +292,27 @@ def test_decomposed_is_the_reference(case: OpCase) -> None:
         assert torch.equal(ours[name], plain[name])
 
 
-def one_leaf(case: OpCase):  # type: ignore[no-untyped-def]
+def one_leaf(case: OpCase) -> tuple[Tensor, Scalar, Scalar]:
     """A scalar function of one input of a small call, by the op and by its reference."""
     call = draw_example(case.small_calls)
     inputs = prepare(call, case, torch.float64)
-    name = next(k for k, v in inputs.items() if v is not None and v.requires_grad)
+    name, value = next((k, v) for k, v in inputs.items() if v is not None and v.requires_grad)
     rest = {k: v.detach() if v is not None else None for k, v in inputs.items() if k != name}
 
-    def scalar(function):  # type: ignore[no-untyped-def]
-        return lambda leaf: sum(
+    def scalar(function: Function) -> Scalar:
+        return lambda leaf: total(
             (y * y).sum()
             for y in outputs_of(function, {name: leaf, **rest}, call.options)
             if y.is_floating_point()
         )
 
-    return inputs[name].detach(), scalar(case.function), scalar(case.reference)
+    return value.detach(), scalar(case.function), scalar(case.reference)
 
 
-def penalty(scalar):  # type: ignore[no-untyped-def]
+def penalty(scalar: Scalar) -> Scalar:
     """The gradient of ||grad f||^2, as a gradient penalty has it, by torch.func."""
-    return torch.func.grad(lambda t: (torch.func.grad(scalar)(t) ** 2).sum())
+    gradient: Scalar = torch.func.grad(lambda t: (torch.func.grad(scalar)(t) ** 2).sum())
+    return gradient
 
 
 @per_case

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from aigc_ext import decompose
 from aigc_ext.optim import AdamEMA
+from tests.ops.suite import total
 
 SIZES = [(13, 11), (11,), (64, 5, 3, 3), (1,)]
 
@@ -27,6 +28,11 @@ def set_gradients(params: list[Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for param in params:
         param.grad = torch.randn(param.shape, dtype=param.dtype, generator=generator)
+
+
+def gradient_of(param: Tensor) -> Tensor:
+    assert param.grad is not None
+    return param.grad
 
 
 def averages_of(params: list[Tensor]) -> list[Tensor]:
@@ -77,7 +83,7 @@ def test_it_trains_a_network() -> None:
     def loss_of(network: nn.Module) -> float:
         return (network(x) - y).square().mean().item()
 
-    def closure() -> Tensor:
+    def closure() -> Any:  # a tensor, which Optimizer.step annotates as a float
         optimizer.zero_grad()
         loss = (model(x) - y).square().mean()
         loss.backward()
@@ -85,7 +91,7 @@ def test_it_trains_a_network() -> None:
 
     first = loss_of(model)
     for _ in range(300):
-        loss = optimizer.step(closure)
+        loss: Any = optimizer.step(closure)
     assert loss.requires_grad  # the closure ran with gradients on, as it must
     assert loss_of(model) < 0.05 * first
     assert loss_of(average) < 0.05 * first
@@ -94,7 +100,10 @@ def test_it_trains_a_network() -> None:
 def test_groups_have_their_own_options_and_averages() -> None:
     params, alone, idle = weights(), weights(), weights(9)
     averages = averages_of(params)
-    groups = [{"params": params[:2], "lr": 1e-2}, {"params": params[2:], "betas": (0.0, 0.9)}]
+    groups: list[dict[str, Any]] = [
+        {"params": params[:2], "lr": 1e-2},
+        {"params": params[2:], "betas": (0.0, 0.9)},
+    ]
     optimizer = AdamEMA(groups, ema_params=averages, ema_decay=0.5)
     optimizer.add_param_group({"params": idle, "ema_params": averages_of(idle)})
     assert all("ema_params" not in group for group in optimizer.param_groups)
@@ -107,7 +116,7 @@ def test_groups_have_their_own_options_and_averages() -> None:
     assert_equal(params, alone)
     assert not torch.equal(averages[3], params[3])
     set_gradients(params, 3)
-    params[0].grad[2, 2] = float("nan")  # refuses the step of all groups, and counts it once
+    gradient_of(params[0])[2, 2] = float("nan")  # refuses the step of all groups, and counts it once
     before = averages_of(params)
     optimizer.step()
     assert_equal(params, before)
@@ -125,7 +134,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
         averages_of(params),
         averages_of(averages),
     )
-    params[2].grad[0, 0, 0, 0] = float("inf")
+    gradient_of(params[2])[0, 0, 0, 0] = float("inf")
     optimizer.step()
     optimizer.step()
     assert optimizer.skipped == 2
@@ -185,8 +194,10 @@ def test_pytorchs_schedulers_drive_it() -> None:
     for step in range(8):
         for params in (ours, theirs):
             set_gradients(params, step)
-        for one in (optimizer, reference, *schedules):
-            one.step()
+        optimizer.step()
+        reference.step()
+        for schedule in schedules:
+            schedule.step()
     assert optimizer.param_groups[0]["lr"] == reference.param_groups[0]["lr"] != 0.1
     assert_close(ours, theirs)
 
@@ -292,7 +303,7 @@ def test_the_gradient_scaler_drives_it() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for value, steps in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
         optimizer.zero_grad()
-        scaler.scale(sum(param.sum() for param in params) * value).backward()
+        scaler.scale(total(param.sum() for param in params) * value).backward()
         scaler.step(optimizer)
         scaler.update()
         assert optimizer.state[params[0]]["step"] == steps
@@ -321,7 +332,7 @@ def test_it_runs_decomposed() -> None:
         for step in range(3):
             set_gradients(params, step)
             if step == 1:
-                params[0].grad[0, 0] = float("nan")
+                gradient_of(params[0])[0, 0] = float("nan")
             if plain:
                 with decompose():
                     optimizer.step()

@@ -46,7 +46,7 @@ def after(function: Callable[..., None], args: dict[str, Any], calls: int = 1) -
     args = {name: value if name == "grads" else clone(value) for name, value in args.items()}
     for _ in range(calls):
         function(**args)
-    written = {}
+    written: dict[str, Tensor] = {}
     for name in ("params", "exp_avgs", "exp_avg_sqs", "emas", "steps"):
         tensors = args[name] if isinstance(args[name], list) else [args[name]]
         written |= {f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)}
@@ -67,7 +67,7 @@ sizes_of_lists = st.lists(shapes(), min_size=1, max_size=4)
 def test_values_are_within_the_error_budget(layout: str) -> None:
     @settings(max_examples=40, deadline=None)
     @given(sizes_of_lists, st.sampled_from(DTYPES), st.booleans(), st.booleans(), st.integers(0, 2**31))
-    def check(sizes, dtype, averages, one_step, seed):  # type: ignore[no-untyped-def]
+    def check(sizes, dtype, averages, one_step, seed):
         args = arguments(sizes, dtype, seed)
         if not averages:
             args["emas"] = None
@@ -121,7 +121,7 @@ def test_the_numbers_are_those_of_pytorchs_fused_optimizer_and_lerp(
         theirs.step()
         for ema, param in zip(emas, params, strict=True):
             ema.lerp_(param.detach(), 1 - NUMBERS["ema_decay"])
-    close = {"rtol": 20 * torch.finfo(dtype).eps, "atol": 20 * torch.finfo(dtype).eps}
+    close: dict[str, Any] = {"rtol": 20 * torch.finfo(dtype).eps, "atol": 20 * torch.finfo(dtype).eps}
     torch.testing.assert_close(args["params"], [p.detach() for p in params], **close)
     torch.testing.assert_close(args["emas"], emas, **close)
     for name, key in (("exp_avgs", "exp_avg"), ("exp_avg_sqs", "exp_avg_sq")):
@@ -230,7 +230,7 @@ def test_skip_nonfinite_stops_everything(where: tuple[int, int], value: float) -
     st.sampled_from(LAYOUTS),
     st.data(),
 )
-def test_any_nonfinite(sizes, dtype, value, layout, data) -> None:  # type: ignore[no-untyped-def]
+def test_any_nonfinite(sizes, dtype, value, layout, data) -> None:
     largest = torch.finfo(dtype).max
     tensors = [seeded(size, i).sign().to(dtype) * largest for i, size in enumerate(sizes)]
     present = False

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aigc_ext import ops
 from aigc_ext.ops.activations import ACTIVATIONS
-from tests.ops.suite import case_id
+from tests.ops.suite import case_id, on_meta
 
 NAN, INF = float("nan"), float("inf")
 SMOOTH = [name for name, act in ACTIVATIONS.items() if not act.piecewise_linear]
@@ -165,7 +165,7 @@ def test_the_fake_kernel_refuses_what_the_real_one_refuses(
 ) -> None:
     arguments = {"x": image(), **arguments}
     with pytest.raises(RuntimeError) as error:
-        ops.bias_act(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()})
+        ops.bias_act(**on_meta(arguments))
     check_error(error, parts)
 
 
@@ -354,7 +354,7 @@ def test_linear_without_clamp_saves_nothing() -> None:
 @pytest.mark.card
 def test_no_mask_is_kept_without_a_gradient() -> None:
     class MaskSizes(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
             sizes.append(result[1].numel())
             return result

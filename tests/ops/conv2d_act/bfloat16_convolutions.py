@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def check(x_shape: tuple[int, ...], w_shape: tuple[int, ...], options: dict[str,
     x, w = torch.randn(x_shape).bfloat16(), torch.randn(w_shape).bfloat16()
     if seed % 3 == 0:
         x = x.contiguous(memory_format=torch.channels_last)
-    run = ops.conv_transpose2d_act if options.pop("transposed") else ops.conv2d_act
+    run: Callable[..., Tensor] = ops.conv_transpose2d_act if options.pop("transposed") else ops.conv2d_act
 
     def results(dtype: torch.dtype) -> list[Tensor]:
         leaves = [t.to(dtype).requires_grad_() for t in (x, w)]

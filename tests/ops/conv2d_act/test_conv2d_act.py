@@ -67,10 +67,15 @@ def test_output_padding_has_a_second_derivative(stride: Any, dilation: int, outp
     x, w = (
         torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((1, 2, 3, 2), (2, 3, 2, 2))
     )
-    options = {"stride": stride, "dilation": dilation, "output_padding": output_padding, "act": "tanh"}
+    options: dict[str, Any] = {
+        "stride": stride,
+        "dilation": dilation,
+        "output_padding": output_padding,
+        "act": "tanh",
+    }
 
-    def function(*tensors: Tensor) -> Tensor:
-        return ops.conv_transpose2d_act(*tensors, **options)
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return ops.conv_transpose2d_act(x, w, **options)
 
     torch.autograd.gradcheck(function, (x, w))
     torch.autograd.gradgradcheck(function, (x, w))
@@ -186,10 +191,13 @@ def test_bfloat16_is_not_left_to_onednn_where_that_is_wrong(
 ) -> None:
     module = importlib.import_module("aigc_ext.ops.conv2d_act")
     decide, decisions = module._dtype_route, []
+
+    def recorded(*call):
+        decisions.append(decide(*call))
+        return decisions[-1]
+
     monkeypatch.setattr(module, "widened", lambda x: False)
-    monkeypatch.setattr(
-        module, "_dtype_route", lambda *call: decisions.append(decide(*call)) or decisions[-1]
-    )
+    monkeypatch.setattr(module, "_dtype_route", recorded)
     x_shape, w_shape, options = case
     options = dict(options)
     run = ops.conv_transpose2d_act if options.pop("transposed", False) else ops.conv2d_act

@@ -102,12 +102,12 @@ def test_what_is_fused() -> None:
         (last, many, many, 2, 2),
     ):
         assert _route(*arguments).kernel == "one pass"
-    for arguments in (
+    for others in (
         *((X, few, few, 1, 2), (X, few, few, 2, 1), (X, few, few, 5, 2), (X, few, few[None], 2, 2)),
         *((X, torch.ones(25), few, 2, 2), (X, wanted, few, 2, 2), (last, many, few, 2, 2)),
         *((last, many, None, 2, 2),),
     ):
-        assert _route(*arguments).kernel == "composition"
+        assert _route(*others).kernel == "composition"
     with torch.no_grad():
         assert _route(X, wanted, few, 2, 2).kernel == "one pass"
 
@@ -120,8 +120,9 @@ def test_both_paths_agree(factors: tuple[int, int], padding: list[int]) -> None:
     x = seeded((2, 3, 21, 70), 1).requires_grad_()
     b = seeded((3,), 2).requires_grad_()
     fu, fd = seeded((min(6 * up, 24),), 3), seeded((min(6 * down, 24),), 4)
-    options = (x, fu, fd, b, up, down, tuple(padding), 1.5, 0.1, 2.0, True)
-    fused, composed = _one_pass(*options), _composed(*options)  # type: ignore[arg-type]
+    left, right, top, bottom = padding
+    options = (x, fu, fd, b, up, down, (left, right, top, bottom), 1.5, 0.1, 2.0, True)
+    fused, composed = _one_pass(*options), _composed(*options)
     torch.testing.assert_close(fused, composed)
     dy = seeded(fused.shape, 5)
     for ours, others in zip(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import hypothesis.strategies as st
 import torch
@@ -46,7 +48,9 @@ def generator_calls(draw: st.DrawFn, small: bool = False) -> Call:
     return Call(inputs, {k: call.options[k] for k in ("kind", "reduction", "l2_weight")})
 
 
-def with_statistics(function, *args, **kwargs) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+def with_statistics(
+    function: Callable[..., tuple[Tensor, Iterable[Tensor]]], *args: Any, **kwargs: Any
+) -> tuple[Tensor, ...]:
     loss, stats = function(*args, **kwargs)
     return loss, *stats
 

@@ -4,6 +4,8 @@ statistics, errors."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from aigc_ext import decompose, ops
 from aigc_ext.ops.gan_loss import KINDS, RELATIVISTIC
+
+T = TypeVar("T")
 
 both = pytest.mark.parametrize("decomposed", [False, True], ids=["native", "decomposed"])
 per_kind = pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +68,7 @@ def leaf(values: list[float] | Tensor, dtype: torch.dtype = torch.float64) -> Te
     return torch.as_tensor(values).to(dtype, copy=True).requires_grad_()
 
 
-def run(decomposed: bool, function, *args, **kwargs):  # type: ignore[no-untyped-def]
+def run(decomposed: bool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     if not decomposed:
         return function(*args, **kwargs)
     with decompose():
@@ -312,7 +316,7 @@ def test_loss_and_grad_is_the_loss_and_its_gradient(
 ) -> None:
     real, fake = (leaf(torch.randn(5, 3), dtype) for _ in range(2))
     weight = torch.rand(5)
-    options = {"kind": kind, "weight": weight, "reduction": reduction}
+    options: dict[str, Any] = {"kind": kind, "weight": weight, "reduction": reduction}
     smoothing = 0.1 if kind in ("logistic", "minimax") else 0.0
     loss, stats = ops.discriminator_loss_and_stats(real, fake, label_smoothing=smoothing, **options)
     gradients = torch.autograd.grad(loss.sum(), (real, fake))
@@ -356,7 +360,7 @@ def test_backward_from_the_gradients_trains(dtype: torch.dtype) -> None:
 def test_gradient_through_an_unrolled_step_of_the_discriminator(kind: str) -> None:
     """G's gradient through D's update (Metz et al. 2017) needs the second derivative of D's loss."""
 
-    def gradient(discriminator_loss, generator_loss) -> Tensor:  # type: ignore[no-untyped-def]
+    def gradient(discriminator_loss: Callable[..., Tensor], generator_loss: Callable[..., Tensor]) -> Tensor:
         torch.manual_seed(0)
         w, images = leaf(torch.randn(4, 1)), leaf(torch.randn(6, 4))
         real = torch.randn(6, 4).double()
@@ -457,7 +461,7 @@ def test_reduction_none_keeps_the_memory_format() -> None:
 
 
 @pytest.mark.parametrize("function", [ops.discriminator_loss_and_stats, ops.discriminator_loss_and_grad])
-def test_fullgraph_compile(function) -> None:  # type: ignore[no-untyped-def]
+def test_fullgraph_compile(function: Callable[..., tuple[Any, ...]]) -> None:
     torch._dynamo.reset()
     real, fake = leaf(torch.randn(6, 1), torch.float32), leaf(torch.randn(6, 1), torch.float32)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -466,6 +470,8 @@ def test_fullgraph_compile(function) -> None:  # type: ignore[no-untyped-def]
 
 
 # ---- errors -----------------------------------------------------------------------------------------------
+
+X = torch.zeros(4)
 
 
 @both
@@ -516,18 +522,38 @@ def test_fullgraph_compile(function) -> None:  # type: ignore[no-untyped-def]
             RuntimeError,
             r"fake_logits, whose shape is \[\]",
         ),
-        (lambda: ops.discriminator_loss(1.5, X), TypeError, r"real_logits is 1.5 \(float\)"),
         (
-            lambda: ops.discriminator_loss_and_grad(X, None),
+            lambda: ops.discriminator_loss(1.5, X),  # type: ignore[arg-type]
+            TypeError,
+            r"real_logits is 1.5 \(float\)",
+        ),
+        (
+            lambda: ops.discriminator_loss_and_grad(X, None),  # type: ignore[arg-type]
             TypeError,
             "fake_logits is None, but must be a ten",
         ),
-        (lambda: ops.discriminator_loss(X, X, weight=[1]), TypeError, r"weight is \[1\] \(list\)"),
-        (lambda: ops.generator_loss(None), TypeError, "generator_loss: fake_logits is None"),
-        (lambda: ops.generator_loss(X, images=[X]), TypeError, r"images is \[tensor.*or None"),
-        (lambda: ops.discriminator_loss(X, X, l2_weight=X[:1]), TypeError, "l2_weight is tensor"),
         (
-            lambda: ops.discriminator_loss(X, X, label_smoothing="0"),
+            lambda: ops.discriminator_loss(X, X, weight=[1]),  # type: ignore[arg-type]
+            TypeError,
+            r"weight is \[1\] \(list\)",
+        ),
+        (
+            lambda: ops.generator_loss(None),  # type: ignore[arg-type]
+            TypeError,
+            "generator_loss: fake_logits is None",
+        ),
+        (
+            lambda: ops.generator_loss(X, images=[X]),  # type: ignore[arg-type]
+            TypeError,
+            r"images is \[tensor.*or None",
+        ),
+        (
+            lambda: ops.discriminator_loss(X, X, l2_weight=X[:1]),  # type: ignore[arg-type]
+            TypeError,
+            "l2_weight is tensor",
+        ),
+        (
+            lambda: ops.discriminator_loss(X, X, label_smoothing="0"),  # type: ignore[arg-type]
             TypeError,
             r"label_smoothing is '0' \(str",
         ),
@@ -554,12 +580,11 @@ def test_fullgraph_compile(function) -> None:  # type: ignore[no-untyped-def]
         ),
     ],
 )
-def test_bad_arguments(call, error, message: str, decomposed: bool) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arguments(
+    call: Callable[[], object], error: type[Exception], message: str, decomposed: bool
+) -> None:
     with pytest.raises(error, match=message):
         run(decomposed, call)
-
-
-X = torch.zeros(4)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])

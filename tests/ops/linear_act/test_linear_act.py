@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aigc_ext import no_weight_gradients, ops
-from tests.ops.suite import case_id
+from tests.ops.suite import case_id, on_meta
 
 BAD = [
     ({"w": torch.zeros(6, 4)}, RuntimeError, ("x has shape [2, 3, 5]", "must be 4", "w [6, 4]")),
@@ -58,7 +58,7 @@ def test_bad_argument(arguments: dict[str, Any], kind: type[Exception], parts: t
 def test_the_fake_kernel_refuses_what_the_real_one_refuses(arguments: dict[str, Tensor]) -> None:
     good = {"x": torch.randn(2, 3, 5), "w": torch.randn(6, 5), "b": torch.randn(6)}
     with pytest.raises(RuntimeError, match=r"linear_act: [xwb] has shape"):
-        ops.linear_act(**{k: v.to("meta") for k, v in {**good, **arguments}.items()})
+        ops.linear_act(**on_meta({**good, **arguments}))
 
 
 def test_a_backward_without_what_the_forward_had_to_save() -> None:
@@ -93,6 +93,7 @@ def test_autocast_casts_as_for_linear(amp: torch.dtype) -> None:
     torch.testing.assert_close(y, expected)
     y.float().sum().backward()
     assert w.grad is not None
+    assert b.grad is not None
     assert (w.grad.dtype, b.grad.dtype) == (torch.float32, torch.float32)
 
 
@@ -118,7 +119,7 @@ class Calls(TorchDispatchMode):
         self.names: list[str] = []
         self.bias_gradients = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func.name())
         if func is torch.ops.aigc.bias_act_backward.default:
             self.bias_gradients += args[12]

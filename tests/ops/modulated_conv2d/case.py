@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 
 from aigc_ext import ops
@@ -25,7 +27,7 @@ def modulated_calls(draw: st.DrawFn, small: bool = False) -> Call:
         "strength": seeded((), seed + 5) if with_noise else None,
         "f": seeded((4,), seed + 6).abs() + 0.1 if up > 1 else None,
     }
-    options = {
+    options: dict[str, Any] = {
         "up": up,
         "padding": kernel // 2,
         "demodulate": draw(st.booleans()),

@@ -86,7 +86,7 @@ def test_input_gain_may_be_a_tensor(form: Form, samples: int, kernel: int, chann
         x = x.contiguous(memory_format=torch.channels_last)
     for input_gain in (torch.tensor(0.3), torch.rand(4), torch.rand(samples, 4)):
         call = (x, w, s)
-        options = {"padding": kernel // 2, "normalize": True, "input_gain": input_gain}
+        options: dict[str, Any] = {"padding": kernel // 2, "normalize": True, "input_gain": input_gain}
         with form():
             y = ops.modulated_conv2d(*call, **options)
         torch.testing.assert_close(y, ops.modulated_conv2d_ref(*call, **options))

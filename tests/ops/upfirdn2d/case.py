@@ -59,6 +59,11 @@ def large_call(
     return Call({"x": seeded((3 * scale, 6, side, side + 6), 3), "f": f}, options)
 
 
+LARGE: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+    ("2-D", (0, 2), (4, 4), {"padding": [2, 1, 2, 1]}),
+    ("1-D", (1,), (12,), {"up": 2, "padding": [7, 4, 6, 5], "gain": 4}),
+    ("any", (0, 1, 2), (4, 4), {"down": 2, "padding": 1, "flip_filter": True}),
+]
 CASES = [
     OpCase(
         name=f"upfirdn2d[{name}]",
@@ -69,9 +74,5 @@ CASES = [
         large_call=partial(large_call, filter_shape, options, 61 // options.get("up", 1)),
         decomposes_to_reference=False,
     )
-    for name, dims, filter_shape, options in (
-        ("2-D", (0, 2), (4, 4), {"padding": [2, 1, 2, 1]}),
-        ("1-D", (1,), (12,), {"up": 2, "padding": [7, 4, 6, 5], "gain": 4}),
-        ("any", (0, 1, 2), (4, 4), {"down": 2, "padding": 1, "flip_filter": True}),
-    )
+    for name, dims, filter_shape, options in LARGE
 ]

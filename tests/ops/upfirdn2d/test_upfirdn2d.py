@@ -119,7 +119,8 @@ def test_bad_argument(arguments: dict[str, Any], kind: type[Exception], parts: t
 
 @pytest.mark.parametrize("arguments", [BAD[0][0], BAD[1][0], BAD[3][0], BAD[15][0]], ids=case_id)
 def test_the_native_op_refuses_it_too(arguments: dict[str, Any]) -> None:
-    x, f, padding = ({"x": X, "f": F4, "padding": [0] * 4} | arguments).values()
+    good: dict[str, Any] = {"x": X, "f": F4, "padding": [0] * 4}
+    x, f, padding = (good | arguments).values()
     for device in ("cpu", "meta"):
         with pytest.raises(RuntimeError, match="upfirdn2d: "):
             torch.ops.aigc.upfirdn2d(x.to(device), f.to(device), 1, 1, 1, 1, *padding, False, 1.0)
