@@ -20,17 +20,25 @@ from aigc_ext.sampling import ConvertError, Sampler, convert_checkpoint, load_pr
 MLP = {"family": "mlp", "image_shape": [1, 4, 4], "z_dim": 3, "hidden": [6, 5], "num_classes": 0}
 
 
-def tutorial_dcgan(z_dim=5, channels=3, colours=3, levels=4) -> nn.Sequential:
+class Main(nn.Module):
+    """A network whose layers stand in `main`, as the tutorial's do."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.main = nn.Sequential(*layers)
+
+
+def tutorial_dcgan(z_dim=5, channels=3, colours=3, levels=4) -> Main:
     """The generator of PyTorch's DCGAN tutorial, in sizes of one's choice, with lived-in statistics."""
     width = channels << (levels - 1)
+    layers: list[nn.Module]
     layers = [nn.ConvTranspose2d(z_dim, width, 4, 1, 0, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
     for _ in range(levels - 1):
         layers += [nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False), nn.BatchNorm2d(width // 2)]
         layers.append(nn.ReLU(True))
         width //= 2
     layers += [nn.ConvTranspose2d(width, colours, 4, 2, 1, bias=False), nn.Tanh()]
-    network = nn.Module()
-    network.main = nn.Sequential(*layers)
+    network = Main(layers)
     network.main(torch.randn(8, z_dim, 1, 1))
     return network.eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from aigc_ext.tasks.gan import PRESETS
 from aigc_ext.training import read_checkpoint
 from tests.training.helpers import files_of
 
-STYLE = {"generator": {"z_dim": 8, "w_dim": 8, "mapping_layers": 1}, "cmax": 6}
-SMALL = {
+STYLE: dict[str, Any] = {"generator": {"z_dim": 8, "w_dim": 8, "mapping_layers": 1}, "cmax": 6}
+SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"generator": {"z_dim": 8, "hidden": [8]}, "discriminator": {"hidden": [8]}},
     "dcgan": {"generator": {"z_dim": 8, "channels": 6}, "discriminator": {"channels": 6}},
     "sngan": {"generator": {"z_dim": 8, "channels": 6}, "discriminator": {"channels": 6}},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from aigc_ext.cli import main
 from aigc_ext.data import open_dataset
@@ -181,7 +181,7 @@ def test_many_and_large_grids_leave_a_page_of_some_size(run) -> None:
     assert "24 of 102 grids, evenly chosen." in page.text
     assert "0.1 kimg" in page.text
     assert "100 kimg" in page.text
-    last = Image.open(io.BytesIO(png_of(page.images[-1])))
+    last = PngImageFile(io.BytesIO(png_of(page.images[-1])))
     assert last.size == (720, 514)
     assert json.loads(last.text["AIGC"])["Label"] == "1"
     assert "trainedAlgorithmicMedia" in last.text["XML:com.adobe.xmp"]

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def networks(tmp_path_factory):
     """Model directories: `mlp` and `mlp-cond`, and a style-based `style`, whose family is a stand-in."""
     root = tmp_path_factory.mktemp("networks")
     torch.manual_seed(0)
-    made = {
+    made: dict[str, Any] = {
         "mlp": MLPGenerator((1, 8, 8), z_dim=4, hidden=(16, 8)),
         "mlp-cond": MLPGenerator((1, 8, 8), z_dim=4, hidden=(16, 8), num_classes=3),
         "style": stand_in(image_shape=(3, 16, 12)),

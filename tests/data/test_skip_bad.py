@@ -174,4 +174,4 @@ def test_bad_files_are_described_for_a_log(mixed):
 
 def test_only_two_ways_to_treat_bad_files_are_allowed(tmp_path):
     with pytest.raises(ValueError, match="on_bad is 'ignore', but must be 'raise' or 'skip'"):
-        open_dataset(tmp_path, on_bad="ignore")
+        open_dataset(tmp_path, on_bad="ignore")  # type: ignore[arg-type]

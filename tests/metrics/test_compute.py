@@ -190,10 +190,13 @@ def test_a_classifier_of_the_labels_is_the_extractor(bars, tmp_path, monkeypatch
     assert all(type(value) is float for value in same.values())
     # The weights come from the cache, and are those of a new training whatever the number of threads.
     again = MetricSet(names, bars, **options)
-    assert again._classifier.name == metrics._classifier.name
-    assert again._classifier.accuracy == metrics._classifier.accuracy
+    first, second = metrics._classifier, again._classifier
+    assert first is not None
+    assert second is not None
+    assert second.name == first.name
+    assert second.accuracy == first.accuracy
     assert again(images) == metrics(images)
-    assert SampleClassifier.for_dataset(bars, seed=1).name != metrics._classifier.name
+    assert SampleClassifier.for_dataset(bars, seed=1).name != first.name
 
 
 def test_a_classifier_is_its_datasets(monkeypatch) -> None:
@@ -202,7 +205,12 @@ def test_a_classifier_is_its_datasets(monkeypatch) -> None:
     gaps = TensorImages("gaps", images, labels * 3)  # classes 1, 2, 4, ... have no images
     threads: list[int] = []
     fit = classifier._fit
-    monkeypatch.setattr(classifier, "_fit", lambda *x: threads.append(torch.get_num_threads()) or fit(*x))
+
+    def counting_fit(*arguments):
+        threads.append(torch.get_num_threads())
+        return fit(*arguments)
+
+    monkeypatch.setattr(classifier, "_fit", counting_fit)
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # sums of another number of parts round otherwise
     try:
@@ -298,7 +306,7 @@ def test_fid_reads_tensors_only_and_measures_through_torch_fidelity(monkeypatch,
     package, module = (
         ModuleType(name) for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3")
     )
-    module.FeatureExtractorInceptionV3 = TinyInception
+    vars(module).update(FeatureExtractorInceptionV3=TinyInception)
     monkeypatch.setitem(sys.modules, "torch_fidelity", package)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
 

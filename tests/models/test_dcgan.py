@@ -63,7 +63,9 @@ def test_it_is_the_paper_at_64x64():
         (512, 256, 4, 4),
         (1, 512, 4, 4),
     ]
-    torch.testing.assert_close(generator.layers[0].weight.std().item(), 0.02, rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        generator.get_parameter("layers.0.weight").std().item(), 0.02, rtol=0.01, atol=0
+    )
 
 
 def test_labels_make_a_difference():

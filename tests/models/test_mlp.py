@@ -30,9 +30,10 @@ def test_the_reference_generator():
 def test_the_reference_discriminator():
     D = MLPDiscriminator()
     images = torch.rand(3, 1, 28, 28)
-    first, second = D.layers
-    x = F.leaky_relu(F.linear(images.flatten(1), first.weight, first.bias), 0.2)
-    x = torch.tanh(F.linear(x, second.weight, second.bias))
+    p = dict(D.named_parameters())
+    assert len(D.layers) == 2
+    x = F.leaky_relu(F.linear(images.flatten(1), p["layers.0.weight"], p["layers.0.bias"]), 0.2)
+    x = torch.tanh(F.linear(x, p["layers.1.weight"], p["layers.1.bias"]))
     assert x.shape == (3, 64)
     torch.testing.assert_close(D(images), F.linear(x, D.head.weight, D.head.bias))
 
@@ -100,7 +101,7 @@ def test_copies_are_independent():
     ema = copy.deepcopy(G)
     z = torch.randn(2, 3)
     torch.testing.assert_close(ema(z), G(z), rtol=0, atol=0)
-    torch.nn.init.zeros_(G.layers[0].weight)
+    torch.nn.init.zeros_(G.get_parameter("layers.0.weight"))
     assert not torch.equal(ema(z), G(z))
 
 

@@ -106,23 +106,47 @@ def test_arguments_in_their_order():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: models.MLPGenerator(zdim=3), UnknownKeyError, "unknown key zdim; did you mean z_dim?"),
         (
-            lambda: models.MLPGenerator(zdim=3),
+            lambda: models.MLPGenerator(zdim=3),  # type: ignore[call-arg]
+            UnknownKeyError,
+            "unknown key zdim; did you mean z_dim?",
+        ),
+        (
+            lambda: models.MLPGenerator(zdim=3),  # type: ignore[call-arg]
             TypeError,
             "known here: image_shape, z_dim, hidden, num_classes",
         ),
         (lambda: models.MLPGenerator(family="mlp"), TypeError, "unknown key family"),
-        (lambda: models.MLPGenerator(z_dim=2.5), ConfigError, "z_dim is 2.5, but must be an integer"),
-        (lambda: models.MLPGenerator(hidden=3), ConfigError, "hidden is 3, but must be a list"),
         (
-            lambda: models.StyleGAN3Generator(output_scale="1"),
+            lambda: models.MLPGenerator(z_dim=2.5),  # type: ignore[arg-type]
+            ConfigError,
+            "z_dim is 2.5, but must be an integer",
+        ),
+        (
+            lambda: models.MLPGenerator(hidden=3),  # type: ignore[arg-type]
+            ConfigError,
+            "hidden is 3, but must be a list",
+        ),
+        (
+            lambda: models.StyleGAN3Generator(output_scale="1"),  # type: ignore[arg-type]
             ConfigError,
             "output_scale is '1', but must be a",
         ),
-        (lambda: models.MLPGenerator((1, 4, 4), image_shape=(1, 4, 4)), TypeError, "multiple values"),
-        (lambda: models.MLPGenerator((1, 4, 4), 1, (1,), 0, 5), TypeError, "positional arguments"),
-        (lambda: models.MLPGenerator(models.MLPDiscriminatorConfig()), ConfigError, "image_shape is MLPDisc"),
+        (
+            lambda: models.MLPGenerator((1, 4, 4), image_shape=(1, 4, 4)),  # type: ignore[misc]
+            TypeError,
+            "multiple values",
+        ),
+        (
+            lambda: models.MLPGenerator((1, 4, 4), 1, (1,), 0, 5),  # type: ignore[call-arg, arg-type]
+            TypeError,
+            "positional arguments",
+        ),
+        (
+            lambda: models.MLPGenerator(models.MLPDiscriminatorConfig()),  # type: ignore[arg-type]
+            ConfigError,
+            "image_shape is MLPDisc",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named_as_the_checker_does(make, error, message):

@@ -113,7 +113,7 @@ def test_labels_make_a_difference():
 def test_activations_start_at_unit_scale():
     generator = small_generator((3, 32, 32), width=48, channel_base=48 * 32, w_dim=48)
     discriminator = small_discriminator((3, 32, 32), width=48, num_classes=2)
-    scales = {}
+    scales: dict[str, float] = {}
     for network in (generator, discriminator):
         for name, module in network.named_modules():
             module.register_forward_hook(lambda m, x, y, name=name: scales.__setitem__(name, rms(y)))

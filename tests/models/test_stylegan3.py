@@ -9,7 +9,7 @@ from scipy.signal import firwin
 
 from aigc_ext import models
 from aigc_ext.models import StyleGAN2Discriminator, StyleGAN3Generator
-from aigc_ext.models.stylegan3 import lowpass
+from aigc_ext.models.stylegan3 import _Layer, lowpass
 from tests.models import style_checks
 from tests.models.style_checks import disturb, rms
 
@@ -41,12 +41,13 @@ def test_the_layers_of_the_paper_at_1024():
     assert round(sum(p.numel() for p in generator.parameters()) / 1e6, 1) == 22.3  # millions, table 1
     signals = [generator.input.signal.rate]
     for layer in generator.layers:
+        assert isinstance(layer, _Layer)
         assert min(layer.up, layer.down) == 2  # the nonlinearity has twice the larger rate
         signals.append(signals[-1] * layer.up / layer.down)
     assert signals[0] == 16
     assert signals[-3:] == [1024] * 3
     assert sorted(signals) == signals
-    assert [layer.weight.shape[0] for layer in generator.layers[-3:]] == [51, 32, 32]
+    assert [layer.get_parameter("weight").shape[0] for layer in generator.layers[-3:]] == [51, 32, 32]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_the_magnitude_follows_the_input_for_the_calls_to_come():
 @pytest.mark.parametrize("variant", ["t", "r"])
 def test_activations_start_at_unit_scale(variant):
     generator = small_generator((3, 32, 32), variant, width=48, channel_base=48 * 64, num_layers=6)
-    scales = {}
+    scales: dict[str, float] = {}
     for name, module in generator.named_modules():
         module.register_forward_hook(lambda m, x, y, name=name: scales.__setitem__(name, rms(y)))
     generator(torch.randn(8, 8))

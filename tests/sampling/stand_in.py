@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from torch import nn
 class StandIn(nn.Module):
     value_range = (-1.0, 1.0)
     w_avg: torch.Tensor
+    noise: torch.Tensor
 
     def __init__(self, image_shape=(3, 8, 8), z_dim=6, w_dim=5, num_ws=3, num_classes=0):
         super().__init__()
@@ -22,13 +25,15 @@ class StandIn(nn.Module):
         self.register_buffer("noise", torch.randn(h, w))
 
     @property
-    def config(self):
+    def config(self) -> dict[str, Any]:
         names = ("image_shape", "z_dim", "w_dim", "num_ws", "num_classes")
         return {"family": "stand-in", **{name: getattr(self, name) for name in names}}
 
     def mapping(self, z, c=None, truncation=1.0, truncation_cutoff=None):
         assert (c is None) == (self.num_classes == 0)
-        w = self.first(z if c is None else z + self.embedding(c))
+        if self.embedding is not None:
+            z = z + self.embedding(c)
+        w = self.first(z)
         w = w[:, None].repeat(1, self.num_ws, 1)
         w[:, :truncation_cutoff] = self.w_avg.lerp(w[:, :truncation_cutoff], truncation)
         return w

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,9 @@ from aigc_ext.models import (
 from aigc_ext.sampling import ExportError, export_generator
 from tests.sampling.stand_in import stand_in
 
-STYLE2 = {"z_dim": 5, "w_dim": 6, "mapping_layers": 1, "channel_base": 32, "channel_max": 4}
-STYLE3 = {**STYLE2, "num_layers": 2, "num_critical": 1, "margin_size": 1}
-GENERATORS = {
+STYLE2: dict[str, Any] = {"z_dim": 5, "w_dim": 6, "mapping_layers": 1, "channel_base": 32, "channel_max": 4}
+STYLE3: dict[str, Any] = {**STYLE2, "num_layers": 2, "num_critical": 1, "margin_size": 1}
+GENERATORS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: MLPGenerator((1, 4, 4), z_dim=5, hidden=(8, 6)),
     "mlp-cond": lambda: MLPGenerator((1, 4, 4), z_dim=5, hidden=(8, 6), num_classes=3),
     "dcgan": lambda: DCGANGenerator((3, 16, 16), z_dim=5, channels=2),

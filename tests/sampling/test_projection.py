@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -26,7 +28,7 @@ def test_an_image_of_the_network_is_found(kind, classes):
     sampler = networks(kind, classes)
     class_ = 2 if classes else None
     target = sampler.sample([77], class_)[0]
-    shown = []
+    shown: list[Any] = []
     found = project(sampler, target, steps=150, class_=class_, on_step=shown.append)
     assert found.latents.space == kind
     assert found.latents.values.shape == ((1, 3, 5) if kind == "w" else (1, 4))

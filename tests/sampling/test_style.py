@@ -152,8 +152,9 @@ def test_slerp_goes_at_constant_speed_along_the_great_circle():
     assert torch.allclose(steps, steps[0].expand(12), atol=1e-6)
     # No great circle: the same direction, and opposite ones.
     for a, b in (([1.0, 2], [2.0, 4]), ([1.0, 2], [-1.0, -2])):
-        keys = torch.tensor([a, b])
-        assert torch.allclose(slerp_points(keys, torch.tensor([0.25]).double()), torch.lerp(*keys, 0.25))
+        first, last = torch.tensor(a), torch.tensor(b)
+        points = slerp_points(torch.stack([first, last]), torch.tensor([0.25]).double())
+        assert torch.allclose(points, torch.lerp(first, last, 0.25))
 
 
 def test_curves():
