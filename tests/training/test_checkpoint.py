@@ -106,6 +106,7 @@ def test_a_truncated_file_is_refused(run_dir, name, keep):
     assert str(path) in str(error.value)
     assert name in str(error.value)
     checkpoint, refused = newest_checkpoint(run_dir)
+    assert checkpoint is not None
     assert checkpoint.path.name == "000002"
     assert checkpoint.tensors["ema"]["w"][0] == 2
     assert [e.path.name for e in refused] == ["000003"]
@@ -226,7 +227,9 @@ def test_a_write_that_fails_leaves_the_old_state(run_dir, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write(run_dir / "checkpoints" / "000004", 4)
-    assert newest_checkpoint(run_dir)[0].path.name == "000003"
+    newest, _ = newest_checkpoint(run_dir)
+    assert newest is not None
+    assert newest.path.name == "000003"
 
 
 def test_optimizer_round_trip():

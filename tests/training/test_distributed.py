@@ -6,6 +6,7 @@ from torch import nn
 
 from aigc_ext.config import ConfigError
 from aigc_ext.training.distributed import _checksum, process_group
+from tests.models.style_checks import channels_last
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -41,10 +42,11 @@ def test_the_bits_of_any_parameter_decide_a_checksum():
     def network(strength: float, weight: float) -> nn.Module:
         made = nn.Conv2d(2, 3, 1)
         nn.init.constant_(made.weight, weight)
+        assert made.bias is not None
         nn.init.zeros_(made.bias)
         made.strength = nn.Parameter(torch.tensor(strength))  # 0-d, as StyleGAN2's strength of noise
         return made
 
     plain = _checksum(network(0.5, 1.0))
-    assert _checksum(network(0.5, 1.0).to(memory_format=torch.channels_last)) == plain
+    assert _checksum(channels_last(network(0.5, 1.0))) == plain
     assert len({int(plain), int(_checksum(network(0.25, 1.0))), int(_checksum(network(0.5, 2.0)))}) == 3

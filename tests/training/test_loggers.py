@@ -83,8 +83,8 @@ def made(monkeypatch, tmp_path):
         return made.runs[-1]
 
     tensorboard, wandb = ModuleType("torch.utils.tensorboard"), ModuleType("wandb")
-    tensorboard.SummaryWriter = writer
-    wandb.init, wandb.Image, wandb.Error = init, lambda path: ("image", path), WandbError
+    vars(tensorboard).update(SummaryWriter=writer)
+    vars(wandb).update(init=init, Image=lambda path: ("image", path), Error=WandbError)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
@@ -225,6 +225,7 @@ def test_when_wandb_cannot_start_the_run_does_not(made, tmp_path):
     with pytest.raises(RunError, match="wandb cannot be started: no API key configured"):
         trainer.fit()
     assert made.writers[0].closed
+    assert trainer.run_dir is not None
     assert not (trainer.run_dir / "stats.jsonl").read_text()
     made.fail = False
     resumed(trainer.run_dir, kimg=0.25)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from aigc_ext.training.malloc import keep_freed_memory
 
 def test_glibc_keeps_freed_memory():
     """Without torch, in a process of its own: the setting cannot be taken back."""
-    module = Path(sys.modules[keep_freed_memory.__module__].__file__)
+    module = Path(inspect.getfile(keep_freed_memory))
     code = f"""
 import ctypes, runpy
 libc = ctypes.CDLL(None)

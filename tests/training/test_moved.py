@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ OLD = {
 def test_an_old_name_is_the_new_one(module):
     old = importlib.import_module(f"aigc_ext.training.{module}".rstrip("."))
     for name in OLD[module].split():
-        found = {}
+        found: dict[str, Any] = {}
         exec(f"from {old.__name__} import {name}", found)
         assert getattr(old, name) is found[name]
         home = sys.modules[getattr(found[name], "__module__", old.__name__)]
@@ -48,12 +49,12 @@ def test_every_form_of_import(monkeypatch):
     import aigc_ext.training.step as step
 
     from aigc_ext.tasks import gan
-    from aigc_ext.training import recipe
+    from aigc_ext.training import recipe  # type: ignore[attr-defined]
 
     assert step is aigc_ext.training.step
     assert step.AdversarialStep is gan.AdversarialStep
     assert recipe.complete is importlib.import_module("aigc_ext.tasks.gan.recipe").complete
-    everything = {}
+    everything: dict[str, Any] = {}
     exec("from aigc_ext.training import *", everything)
     assert everything["Trainer"] is gan.Trainer
 

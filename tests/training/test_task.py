@@ -146,12 +146,14 @@ def test_a_step_that_is_not_finite_is_counted_and_ends_the_run(tmp_path):
     assert "network" in read_checkpoint(error.value.dump).tensors
 
 
-def test_refused_steps_are_logged_by_the_learners_name(tmp_path):
+def test_refused_steps_are_logged_by_the_learners_name(tmp_path, monkeypatch):
     loop = Loop(VAE(with_(kimg=0.5)), outdir=tmp_path)
     step, bad = loop.task.step, iter([True, True])
-    loop.task.step = lambda batch, at: step(
-        batch._replace(images=batch.images * torch.nan) if next(bad, False) else batch, at
-    )
+
+    def sometimes_bad(batch, at):
+        return step(batch._replace(images=batch.images * torch.nan) if next(bad, False) else batch, at)
+
+    monkeypatch.setattr(loop.task, "step", sometimes_bad)
     done = loop.fit()
     expected = "WARNING step 5: so far 2 autoencoder steps were not finite and were skipped"
     assert expected in (done.run_dir / "log.txt").read_text()
@@ -176,7 +178,9 @@ def test_a_batch_of_any_fields():
     batch = Batch(labels=torch.arange(4), text=torch.arange(8).view(4, 2))
     part = batch.rows(slice(1, 3)).to(torch.device("cpu"))
     assert part.images is part.audio is None
+    assert part.labels is not None
     assert part.labels.tolist() == [1, 2]
+    assert part.text is not None
     assert part.text.tolist() == [[2, 3], [4, 5]]
 
 
@@ -190,6 +194,7 @@ def imported(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
+            assert node.module is not None
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return found
 

@@ -53,10 +53,13 @@ class VAE(Task):
         return {"network": self.network, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, at: Progress) -> torch.Tensor:
+        assert batch.images is not None
         parts = split(len(batch.images), part_size(self.config, self.processes.count), self.processes)
 
         def backward(part) -> torch.Tensor:
-            x = batch.rows(part.rows).images.flatten(1) / 255
+            images = batch.rows(part.rows).images
+            assert images is not None
+            x = images.flatten(1) / 255
             with random_numbers(at.seed, self.device, part.start, part.total):
                 mean, log_variance = self.encoder(x).chunk(2, dim=1)
                 made = self.decoder(mean + (log_variance / 2).exp() * batch_randn(len(x), CODE))

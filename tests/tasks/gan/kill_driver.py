@@ -105,8 +105,10 @@ def die_in_call(number: int, notes: Path, only: str | None = None):
             count("unlink", path)
             unlink(path, **kwargs)
 
-        _files.write_durable, os.unlink = half_written, counted_unlink
-        os.fsync, os.rename, os.replace = counted_fsync, counted_rename, counted_replace
+        _files.write_durable = half_written
+        vars(os).update(
+            fsync=counted_fsync, rename=counted_rename, replace=counted_replace, unlink=counted_unlink
+        )
 
     return patch
 

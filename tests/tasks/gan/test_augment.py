@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from aigc_ext.losses import r1_penalty
 from aigc_ext.tasks.gan import augment
 from aigc_ext.tasks.gan.augment import AdaAugment, DiffAugment, adjusted_p
 
-_ONLY = {
+_ONLY: dict[str, dict[str, Any]] = {
     "blit": {"geometric": False, "color": False},
     "geometric": {"blit": False, "color": False},
     "color": {"blit": False, "geometric": False},
@@ -76,6 +77,7 @@ def test_r1_goes_through_it():
         return F.conv2d(_seeded(module, x), weight).square().mean((1, 2, 3))
 
     r1_penalty(discriminator, _images(4, 3, 8, 8)).backward()
+    assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
 
 
@@ -202,7 +204,7 @@ def test_the_warp_is_bilinear_and_reflects():
     scale = torch.tensor([2 / 5, 2 / 8], dtype=torch.float64)
     affine = matrix * scale[:, None] / scale
     affine = torch.cat([affine, (shift * scale)[:, :, None]], 2)
-    grid = F.affine_grid(affine, (7, 3, 9, 6), align_corners=True)
+    grid = F.affine_grid(affine, [7, 3, 9, 6], align_corners=True)
     expected = F.grid_sample(x, grid, padding_mode="reflection", align_corners=True)
     torch.testing.assert_close(warped, expected)
 

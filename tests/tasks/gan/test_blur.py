@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -73,15 +74,16 @@ def test_all_that_d_sees_is_blurred_and_penalties_go_through(kind: str) -> None:
     real, fake = torch.randn(2, 6, 1, 4, 5, dtype=torch.float64)
     inputs = StepInputs(real, fake, torch.zeros(6, 1), None, penalize=True)
     found = []
-    for discriminator, options in (
-        (plain, {"augment": torch.square, "blur_sigma": 0.9}),
-        (Blurring(plain), {}),
-    ):
+    blurring: dict[str, Any] = {"augment": torch.square, "blur_sigma": 0.9}
+    for discriminator, options in ((plain, blurring), (Blurring(plain), {})):
         objective = Objective(discriminator, AdversarialLoss(kind), gamma=3.0, r2=True, **options)
         plain.zero_grad()
         loss, _, r1, r2 = objective.discriminator_backward(inputs)
         images = fake.clone().requires_grad_()
-        gradients = [p.grad.clone() for p in plain.parameters()]
+        gradients = []
+        for p in plain.parameters():
+            assert p.grad is not None
+            gradients.append(p.grad.clone())
         judged = objective.generator_backward(images, inputs)
         found.append((loss, r1, r2, judged, images.grad, *gradients))
     for ours, theirs in zip(*found, strict=True):
@@ -109,7 +111,7 @@ def test_stylegan3_r_blurs_by_the_size_of_the_images(shape: tuple[int, int], sig
     assert given.augment.blur_sigma == 3, "a number means so many pixels"
 
 
-def test_rows_and_dumps_say_it(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_rows_and_dumps_say_it(tmp_path, monkeypatch) -> None:
     fading = {"augment__blur_sigma": 1.0, "augment__blur_kimg": 0.2}
     done = Trainer.from_config(config(kimg=0.25, **fading), outdir=tmp_path).fit()
     # A row is of its last step, which begins 25 images before.
@@ -125,8 +127,11 @@ def test_rows_and_dumps_say_it(tmp_path, monkeypatch) -> None:  # type: ignore[n
     with pytest.raises(NonFiniteError) as error:
         trainer.fit()
     seen = []
-    monkeypatch.setattr(
-        "aigc_ext.tasks.gan.objective.blurred", lambda x, sigma: (seen.append(sigma), blurred(x, sigma))[1]
-    )
+
+    def recorded(x, sigma):
+        seen.append(sigma)
+        return blurred(x, sigma)
+
+    monkeypatch.setattr("aigc_ext.tasks.gan.objective.blurred", recorded)
     assert replay(error.value.dump, PlainGenerator(), PlainDiscriminator()).reproduced
     assert seen == [0.75] * 3, "of the third step"

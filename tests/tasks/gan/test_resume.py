@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from aigc_ext.training import CheckpointError, RunError, read_checkpoint
 from tests.tasks.gan.helpers import PlainDiscriminator, PlainGenerator, config
 from tests.training.helpers import files_of, rows_of, tiny_images
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "everything": {
         "data__cond": True,
@@ -239,7 +240,9 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(tmp_path):
     shutil.copytree(first.checkpoint, first.checkpoint.with_name("000009"))
     (first.checkpoint.with_name("000009") / "ema.safetensors").write_bytes(b"")
     result = resume(first.run_dir, kimg=0.75)
-    assert find_resume_point(str(result.run_dir), tmp_path).checkpoint.path == result.checkpoint
+    found = find_resume_point(str(result.run_dir), tmp_path).checkpoint
+    assert found is not None
+    assert found.path == result.checkpoint
 
 
 def test_a_checkpoint_that_a_killed_process_was_to_delete_is_deleted(tmp_path):
@@ -397,7 +400,9 @@ def test_latest_is_the_highest_number(whole, tmp_path):
     for name in ("00002-mlp-digits", "00010-mlp-digits", "00009-mlp-digits"):
         shutil.copytree(whole.run_dir, tmp_path / name)
     (tmp_path / "notes").mkdir()
-    assert find_resume_point("latest", tmp_path).run_dir.name == "00010-mlp-digits"
+    run_dir = find_resume_point("latest", tmp_path).run_dir
+    assert run_dir is not None
+    assert run_dir.name == "00010-mlp-digits"
 
 
 def test_a_run_belongs_to_one_process(tmp_path):
@@ -410,6 +415,7 @@ def test_a_run_belongs_to_one_process(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", code, str(first.run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
+        assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(RunError, match="is in use by another process"):
             resume(first.run_dir)

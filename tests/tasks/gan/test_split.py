@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.nn.split_batch import batch_randn
 from aigc_ext.tasks.gan import STATISTICS, AdversarialStep, Mixing, Objective, Trainer, find_resume_point
 from aigc_ext.tasks.gan.augment import AdaAugment
-from aigc_ext.training import read_checkpoint
+from aigc_ext.training import TrainResult, read_checkpoint
 from aigc_ext.training.parts import part_size
 from tests.tasks.gan.helpers import config
 from tests.training.helpers import rows_of
@@ -29,6 +30,7 @@ class StyleGenerator(nn.Module):
     """The least that style mixing and path lengths ask for, with noise in a layer and a running mean."""
 
     z_dim, num_ws, num_classes, value_range = 3, 4, 0, (-1.0, 1.0)
+    w_avg: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ def test_parts_are_the_whole(kind: str, train_generator: bool) -> None:
     z, other = torch.randn(2, 12, 3, generator=rng, dtype=torch.float64)
     mixing = Mixing(other, torch.randint(1, 5, (12,), generator=rng))
 
-    def run(part: int | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def run(part: int | None) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         generator, discriminator = pair()
         augment = AdaAugment(0.7).double()
         objective = Objective(
@@ -101,7 +103,7 @@ def test_parts_are_the_whole(kind: str, train_generator: bool) -> None:
         torch.testing.assert_close(parts[0], whole[0], equal_nan=True)
         for name, value in whole[1].items():
             torch.testing.assert_close(
-                parts[1][name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+                parts[1][name], value, rtol=1e-10, atol=1e-12, msg=partial("{}: {}".format, name)
             )
         assert torch.equal(parts[1]["constant"], whole[1]["constant"])
         torch.testing.assert_close(parts[2], whole[2])
@@ -174,7 +176,7 @@ def test_accumulated_runs_are_the_plain_run(tmp_path: Path) -> None:
     assert_close_runs(plain, parts)
 
 
-def assert_close_runs(one, other) -> None:  # type: ignore[no-untyped-def]
+def assert_close_runs(one: TrainResult, other: TrainResult) -> None:
     a, b = read_checkpoint(one.checkpoint), read_checkpoint(other.checkpoint)
     for stem in ("generator", "discriminator", "ema"):
         for name, value in a.tensors[stem].items():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -110,12 +111,12 @@ def test_the_generators_half_leaves_no_gradient_in_the_discriminator():
 
 def test_a_frozen_layer_of_the_discriminator_stays_frozen():
     generator, discriminator = make_pair()
-    discriminator[1].requires_grad_(False)
-    before = weights(discriminator[1])
+    frozen = discriminator.get_submodule("1").requires_grad_(False)
+    before = weights(frozen)
     step = make_step(generator, discriminator)
     step(*batch())
-    assert not any(p.requires_grad for p in discriminator[1].parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(discriminator[1]), strict=True))
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(frozen), strict=True))
 
 
 def test_an_error_in_the_generators_half_leaves_the_discriminator_trainable():
@@ -206,23 +207,24 @@ def test_a_bad_real_batch_stops_only_the_discriminator():
 
 
 def test_an_infinite_loss_with_finite_gradients_is_refused_too():
-    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    last = nn.Linear(4, 1)
+    discriminator = nn.Sequential(nn.Flatten(), last)
     generator = make_pair()[0]
     with torch.no_grad():
-        discriminator[1].bias.fill_(torch.finfo(torch.float32).max)
-        discriminator[1].weight.fill_(1e38)
+        last.bias.fill_(torch.finfo(torch.float32).max)
+        last.weight.fill_(1e38)
     real, z = batch()
     real = real.abs() + 10
     objective = Objective(discriminator, AdversarialLoss())
     inputs = StepInputs(real, real, z, None, False)
     loss, *_ = objective.discriminator_backward(inputs)
     assert loss.isinf()
-    assert all(p.grad.isfinite().all() for p in discriminator.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in discriminator.parameters())
 
     step = make_step(generator, discriminator, optimizer=AdamEMA)
     with torch.no_grad():  # images of the generator that overflow in the same way
-        generator[2].weight.zero_()
-        generator[2].bias.fill_(10.0)
+        generator.get_parameter("2.weight").zero_()
+        generator.get_parameter("2.bias").fill_(10.0)
     before = weights(discriminator)
     statistics = step(real, z)
     assert statistics[0].isinf()
@@ -242,7 +244,7 @@ def test_the_statistics_have_names():
 def test_the_random_numbers_of_the_latents_card_are_seeded_not_of_the_current_one(monkeypatch):
     cards = tuple(torch.Generator().manual_seed(9) for _ in range(2))
     monkeypatch.setattr(torch.cuda, "default_generators", cards)
-    z = SimpleNamespace(device=torch.device("cuda:1"))
+    z: Any = SimpleNamespace(device=torch.device("cuda:1"))
     inputs = StepInputs(z, z, z, None, False, seed=5, total=4)
     with inputs.random(2):
         assert [card.initial_seed() for card in cards] == [9, 7]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from aigc_ext.config import ConfigError
-from aigc_ext.models import DCGANGeneratorConfig
+from aigc_ext.models import DCGANGeneratorConfig, MLPGeneratorConfig
 from aigc_ext.tasks.gan import TrainConfig
 from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
 from aigc_ext.tasks.gan.presets import PRESETS
@@ -33,6 +33,7 @@ def test_every_key_survives_the_round_trip(tmp_path):
         "threads": 2,
     }.items():
         config = config.override(key, value)
+    assert isinstance(config.generator, MLPGeneratorConfig)
     assert (config.generator.hidden, config.loss.gamma, config.ema.rampup) == ((5, 6), 2.0, None)
     assert config.grid == (3, 4)
     path = tmp_path / "config.json"

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torch import nn
 
 from aigc_ext.config import ConfigError
@@ -28,7 +30,7 @@ def done(tmp_path_factory):
 
 def plain_trainer(data, options, outdir, **kwargs):
     torch.manual_seed(0)
-    ranges = {"z_dim": 6, "value_range": (-1.0, 1.0)} | kwargs
+    ranges: dict[str, Any] = {"z_dim": 6, "value_range": (-1.0, 1.0), **kwargs}
     return Trainer(
         PlainGenerator(data.image_shape),
         PlainDiscriminator(data.image_shape),
@@ -95,10 +97,10 @@ def test_the_grids_are_the_seeds_of_the_snapshot(done):
         cell = sheet[64 * (i // 4) :, 64 * (i % 4) :][:64, :64]
         assert np.array_equal(cell[::8, ::8], images[i, :, :, 0])
         assert np.array_equal(cell[7::8, 7::8], images[i, :, :, 0])
-    text = Image.open(done.grid).text
+    text = PngImageFile(done.grid).text
     assert json.loads(text["aigc_ext"])["seeds"] == list(range(8))
     assert "AIGC" in text
-    reals = Image.open(done.run_dir / "reals.png")
+    reals = PngImageFile(done.run_dir / "reals.png")
     assert "AIGC" not in reals.text
     assert np.asarray(reals)[::8, ::8][:8, :8].shape == (8, 8)
 
@@ -271,7 +273,9 @@ def test_a_long_streak_stops_the_run_with_a_dump(tmp_path):
     assert (state["step"], state["nimg"], state["last_checkpoint"]) == (17, 425, "000000-250")
     assert state["statistics"]["loss_d"] in ("inf", "nan")
     # The checkpoint before is whole, and the run resumes from it.
-    assert find_resume_point(str(trainer.run_dir), tmp_path).checkpoint.path.name == "000000-250"
+    found = find_resume_point(str(trainer.run_dir), tmp_path).checkpoint
+    assert found is not None
+    assert found.path.name == "000000-250"
     with pytest.raises(ValueError, match="its generator has no `config` to build it from; pass generator="):
         replay(dump)
     again = replay(dump, PlainGenerator(), Exploding((1, 4, 4), 1, 10**9))
@@ -468,8 +472,9 @@ def test_a_minibatch_deviation_that_parts_make_smaller_is_said(tmp_path):
     expected = "WARNING the discriminator gets 3 images at once, no multiple of its group_size, 4"
     assert f"{expected}: its minibatch's standard deviation is taken in groups of 3" in log
     critic = trainer.state.discriminator
-    assert recipe.smaller_groups(critic, 6).endswith("groups of 3")
-    assert recipe.smaller_groups(critic, 5).endswith("is off")
-    assert recipe.smaller_groups(critic, 1).endswith("is off")
+    for images, end in ((6, "groups of 3"), (5, "is off"), (1, "is off")):
+        warning = recipe.smaller_groups(critic, images)
+        assert warning is not None
+        assert warning.endswith(end)
     assert recipe.smaller_groups(critic, 4) is recipe.smaller_groups(critic, 8) is None
     assert recipe.smaller_groups(PlainDiscriminator(), 1) is None
