@@ -41,7 +41,8 @@ sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
 	  tests/ops/adam_ema -k "(budget or second_order or surroundings or adam) and not conv2d \
 	  and not conv_transpose and not stddev"
 
-lint: $(VENV)/installed $(VENV)/lint-tools
+# mypy reads the tests too, and types what they call only where that is installed.
+lint: $(VENV)/installed $(VENV)/lint-tools $(VENV)/test-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	git ls-files '*.h' '*.cpp' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
