@@ -1,4 +1,4 @@
-"""Hypothesis draws the same examples in every run, so that a failure is one for everybody.
+"""Hypothesis draws the same examples in every run, so that everybody sees the same failures.
 ``HYPOTHESIS_PROFILE=explore make test`` looks for new ones."""
 
 import dataclasses
@@ -87,8 +87,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def default_device(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
-    """A fact of one op makes its tensors on PyTorch's default device; a case of the property suite knows its
-    own, and so do the tests for cards alone."""
+    """Tests of single ops make their tensors on PyTorch's default device, which is set here. A case of the
+    property suite has a device of its own, and the tests in tests/cuda name theirs."""
     if request.node.get_closest_marker("card") and "case" not in request.fixturenames:
         with device:
             yield

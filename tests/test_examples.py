@@ -1,4 +1,4 @@
-"""The Python programs under examples/, run as a user would, but shortly."""
+"""The Python programs under examples/, run as a user would, but with few steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However the native library fails to load: an ImportError says the cause and what to run."""
+"""However the native library fails to load, an ImportError names the cause and what to run."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
-# What a reader has already.
+# What a reader already has.
 BEFORE = """
 import torch
 from torch import nn

@@ -21,7 +21,7 @@ MLP = {"family": "mlp", "image_shape": [1, 4, 4], "z_dim": 3, "hidden": [6, 5], 
 
 
 class Main(nn.Module):
-    """A network whose layers stand in `main`, as the tutorial's do."""
+    """A network with its layers in `main`, as in the tutorial."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Main(nn.Module):
 
 
 def tutorial_dcgan(z_dim=5, channels=3, colours=3, levels=4) -> Main:
-    """The generator of PyTorch's DCGAN tutorial, in sizes of one's choice, with lived-in statistics."""
+    """The generator of PyTorch's DCGAN tutorial in the given sizes, after a forward in training mode."""
     width = channels << (levels - 1)
     layers: list[nn.Module]
     layers = [nn.ConvTranspose2d(z_dim, width, 4, 1, 0, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]

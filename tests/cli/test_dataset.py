@@ -97,7 +97,7 @@ def test_wrong_input_is_one_line_and_code_2(tmp_path, monkeypatch, capsys, argum
 
 def test_a_full_disk_is_one_line_and_code_1(tmp_path, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # stands for it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # stands for a full disk
     try:
         assert run("--source", "digits", "--dest", tmp_path / "out.zip") == 1
     finally:

@@ -1,4 +1,4 @@
-"""Every preset from the command line: it trains on colour images, goes on, samples and reports."""
+"""Every preset from the command line: train on colour images, resume, sample and report."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_dry_run_prints_the_completed_recipe_and_its_cost(
     for network in ("generator", "discriminator"):
         assert (completed[network]["channel_base"], completed[network]["channel_max"]) == (128, 8)
     loss = completed["loss"]
-    assert loss["gamma"] == 0.0625  # 0.5 at 32x32, and in proportion to the pixels below
+    assert loss["gamma"] == 0.0625  # 0.5 at 32x32, proportional to the number of pixels below that
     assert loss["gamma_end"] == pytest.approx(loss["gamma"] / 10)
     assert "parameters" in shown.err
     assert "s/kimg" in shown.err
@@ -98,7 +98,8 @@ def test_a_dry_run_prints_the_completed_recipe_and_its_cost(
 def test_a_dry_run_does_not_try_what_the_memory_cannot_hold(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peaks = iter([1.0, 1.0, 1.1, 1.5])  # before, and of steps of 4, 8 and 16 images: 8 rose above the data's
+    # Before, and in steps of 4, 8 and 16 images; the one of 8 is the first to rise above the data's.
+    peaks = iter([1.0, 1.0, 1.1, 1.5])
     monkeypatch.setattr("aigc_ext.training.cost.peak_memory_gb", lambda device: next(peaks))
     monkeypatch.setattr("aigc_ext.training.cost.memory_size_gb", lambda device: 2.0)
     arguments = ["--preset", "r3gan", "--data", str(folder), "--cbase", "128", "--cmax", "8", "--batch", "32"]

@@ -108,7 +108,7 @@ def test_a_run_on_one_page(run, capsys) -> None:
 
 
 def test_scores_of_a_hinge_loss_are_not_called_a_belief(run) -> None:
-    """They are no probabilities, and have no range."""
+    """They are not probabilities, so they have no fixed range."""
     config = json.loads((run / "config.json").read_text())
     for kind, title in (("hinge", "The discriminator's scores"), ("minimax", "The discriminator's belief")):
         config["loss"]["kind"] = kind

@@ -65,7 +65,7 @@ def orders(case: OpCase) -> tuple[int, ...]:
 
 
 def has_product(case: OpCase) -> bool:
-    """Whether there is a product of PyTorch's in it, which may choose another kernel for the same numbers."""
+    """Whether it contains a product of PyTorch's, which may choose another kernel for the same numbers."""
     return not {"w", "w0"}.isdisjoint(case.large_call().inputs)
 
 
@@ -81,7 +81,7 @@ def check_same(case: OpCase, ours: list[Tensor], expected: list[Tensor], what: s
 
 
 def captured(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A CUDA graph of ``run`` and what it returns: memory that every replay writes anew."""
+    """A CUDA graph of ``run`` and what it returns: memory that every replay overwrites."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

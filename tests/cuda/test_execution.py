@@ -78,7 +78,7 @@ def test_a_cuda_graph_replays_it(case: OpCase, order: int) -> None:
 @per_case_and_order
 def test_nothing_waits_for_the_device(case: OpCase, order: int) -> None:
     run = BoundCall(case, order)
-    run()  # whatever is done once
+    run()  # what is done only once may wait
     with synchronisation_is_an_error():
         run()
 

@@ -1,4 +1,4 @@
-"""Memory on a card: more elements than 32 bits count, pointers that are not aligned, nothing kept."""
+"""Memory on a card: more elements than 32 bits can count, misaligned pointers, no memory kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ per_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name, in
 
 @pytest.fixture
 def enough_memory() -> Iterator[None]:
-    """For one test at a time, however many processes run the suite."""
+    """Lets one test run at a time, however many processes run the suite."""
     with (Path(tempfile.gettempdir()) / "aigc_ext_large_tensors.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         torch.cuda.empty_cache()

@@ -55,7 +55,7 @@ def bomb() -> bytes:
 
 
 def mixed_folder(root: Path) -> Path:
-    """A folder as people have them: seven images 3x32x32, and `MIXED_REASONS`."""
+    """A folder such as people have: seven images 3x32x32, and `MIXED_REASONS`."""
     files = {
         **{f"{i}.png": encoded(pixels(i)) for i in range(5)},
         "bomb.png": bomb(),

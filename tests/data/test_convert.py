@@ -134,7 +134,7 @@ def test_all_images_get_one_colour_mode(tmp_path, files, channels):
 
 
 def quarters(width, height, mode="RGB"):
-    """Left to right: red, green, blue, white, in equal parts; top to bottom it does not change."""
+    """Left to right: red, green, blue, white, in equal parts; all rows are the same."""
     row = np.repeat(
         np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8), width // 4, 0
     )

@@ -750,7 +750,7 @@ class TestEmbeddedFaults:
         path = self.install(name, tmp_path, monkeypatch, gzip.compress(line * data.images))
         message = str(refusal(name))
         assert str(path) in message
-        # 256 is no byte in the first place.
+        # 256 does not fit into a byte.
         assert "has a pixel of 17, but must have at most 16" in message or "range(0, 256)" in message
 
 

@@ -90,7 +90,7 @@ def test_penalty_and_its_gradients_are_those_of_plain_pytorch(
     assert gradients[0].abs().sum() > 0
     for gradient, true in zip(gradients[:-1], truth[:-1], strict=True):
         torch.testing.assert_close(gradient, true, rtol=1e-9, atol=1e-14)
-    assert gradients[-1] is None or not gradients[-1].any()  # the last bias has no part in the slope
+    assert gradients[-1] is None or not gradients[-1].any()  # the slope does not depend on the last bias
 
 
 @per_penalty
@@ -253,7 +253,7 @@ def test_finite_differences_estimate_the_penalties_without_bias() -> None:
     ):
         value, error = average(estimate)
         assert abs(value - exact.item()) < 4 * error
-        assert 4 * error < 0.2 * abs(exact.item())  # or the line above says nothing
+        assert 4 * error < 0.2 * abs(exact.item())  # or the line above would prove nothing
 
 
 def test_finite_difference_formula_and_its_gradient() -> None:

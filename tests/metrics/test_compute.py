@@ -32,7 +32,7 @@ SHAPE = (3, 8, 10)
 
 
 class Mean:
-    """Of each channel's half, as features; counts its images."""
+    """The means of the halves of each channel, as features; counts its images."""
 
     def __init__(self, name: str | None = "mean") -> None:
         self.seen = 0
@@ -121,7 +121,7 @@ def test_real_data_is_measured_once_and_a_damaged_cache_is_refused(colours, tmp_
 
     for changed in ({"extractor": Mean("other")}, {"seed": 1}, {"extractor": Mean(None)}):
         MetricSet(["fd"], colours, **{**options, **changed})
-    assert len(list((tmp_path / "new").iterdir())) == 4  # that without a name is not kept
+    assert len(list((tmp_path / "new").iterdir())) == 4  # the one without a name is not kept
     other = TensorImages("colours", colours.read(range(70))[0] // 2)
     measure.seen = 0
     MetricSet(["fd"], other, **options)

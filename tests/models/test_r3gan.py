@@ -58,7 +58,7 @@ def test_it_is_made_again_from_its_config(network):
 def test_widths_and_parameters_of_the_default(side, widths, millions):
     with torch.device("meta"):
         networks = [network((3, side, side)) for network in (R3GANGenerator, R3GANDiscriminator)]
-    blocks = sum(2 * (2 * w * 2 * w + 9 * 16 * 2 * w + 2 * 2 * w) for w in widths)  # two of a stage
+    blocks = sum(2 * (2 * w * 2 * w + 9 * 16 * 2 * w + 2 * 2 * w) for w in widths)  # two in each stage
     changes = sum(a * b for a, b in pairwise(widths) if a != b)
     coarse, fine = widths[0], widths[-1]
     ends = [64 * coarse + 16 * coarse + 3 * fine + 3, 4 * fine + 16 * coarse + coarse]

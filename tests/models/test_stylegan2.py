@@ -120,7 +120,7 @@ def test_activations_start_at_unit_scale():
     generator(torch.randn(8, 8))
     smooth = torch.nn.functional.interpolate(torch.randn(8, 3, 4, 4), size=(32, 32), mode="bicubic")
     discriminator(smooth, torch.arange(8) % 2)
-    half = [name for name in scales if name.endswith(("conv2", "skip"))]  # to be added to another of its kind
+    half = [name for name in scales if name.endswith(("conv2", "skip"))]  # two such outputs are added
     assert len(scales) > 50
     for name, scale in scales.items():
         assert 0.3 < scale * (1.4 if name in half else 1) < 3, (name, scale)

@@ -76,7 +76,7 @@ def test_radial_filters_are_low_pass_and_the_same_in_all_directions(taps):
         assert response(radial, 8, angle) == pytest.approx(response(radial, 8, 0), abs=5e-3)
         assert 0.4 < response(radial, 8, angle) < 0.6
         assert abs(response(radial, 16, angle)) < 0.01  # in the stopband
-    assert response(line * line[:, None], 8, math.pi / 4) > 0.7  # as the separable one is not
+    assert response(line * line[:, None], 8, math.pi / 4) > 0.7  # the separable filter depends on the angle
 
 
 def _error(x, y):
@@ -105,7 +105,7 @@ def test_the_image_moves_with_its_input(shape, variant, dtype):
 
 @torch.no_grad()
 def test_a_quarter_turn_of_the_input_is_one_of_the_image():
-    """In variant r to rounding: all its filters have the square's symmetry. In variant t it is not so."""
+    """Up to rounding in variant r, whose filters all have the symmetry of a square. Not in variant t."""
     errors = {}
     for variant in "tr":
         generator = disturb(small_generator((1, 28, 28), variant)).double().eval()
@@ -115,8 +115,8 @@ def test_a_quarter_turn_of_the_input_is_one_of_the_image():
         errors[variant] = _error(generator(z), images.rot90(1, (2, 3)))
     assert errors["r"] < 1e-12
     assert errors["t"] > 0.05
-    # Of other angles the filters behind the nonlinearity must know nothing: they are two-dimensional, but
-    # where the image's own square of frequencies is to be filled.
+    # For other angles the filters behind the nonlinearity must be radially symmetric, and so two-dimensional,
+    # except in the last layers, which fill the square of the image's frequencies.
     assert [layer.down_filter.dim() for layer in small_generator(variant="r").layers] == [2, 2, 1, 1]
     assert [layer.down_filter.dim() for layer in small_generator(variant="t").layers] == [1, 1, 1, 1]
 
@@ -125,7 +125,7 @@ def test_a_quarter_turn_of_the_input_is_one_of_the_image():
 def test_w_turns_and_shifts_the_input():
     generator = small_generator((1, 28, 28), "r").double().eval()
     w = generator.mapping(torch.randn(1, 8, dtype=torch.float64))
-    generator.input.affine.bias[:] = torch.tensor([0, 3, 0.25, -0.5])  # its length is immaterial
+    generator.input.affine.bias[:] = torch.tensor([0, 3, 0.25, -0.5])  # its length does not matter
     turned = generator.synthesis(w)
     generator.input.affine.bias[:] = torch.tensor([1, 0, 0, 0])
     generator.input.transform[:2] = torch.tensor([[0, -1, 0.25], [1, 0, -0.5]])
@@ -155,7 +155,7 @@ def test_the_magnitude_follows_the_input_for_the_calls_to_come():
     expected = 1 + factor * (rms(inputs[1]) ** 2 - 1)
     assert generator.layers[1].magnitude.item() == pytest.approx(expected, rel=1e-5)
     assert all(layer.magnitude != 1 for layer in (*generator.layers, generator.to_rgb))
-    # An input twice as large of four times the magnitude is the same to the layer.
+    # To the layer, an input scaled by 2 whose magnitude (a mean square) is 4 times as large is the same.
     layer, x, w = generator.eval().layers[2], inputs[0], torch.randn(64, 12)
     before = layer(x, w)
     layer.magnitude.mul_(4)

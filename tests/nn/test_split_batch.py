@@ -15,7 +15,7 @@ def test_parts_are_rows_of_what_the_whole_batch_draws():
         with split_batch(6, start):
             part = [batch_randn(end - start, 2, 5), batch_randn(end - start, 1)]
         assert all(torch.equal(a, b[start:end]) for a, b in zip(part, whole, strict=True))
-        assert torch.equal(torch.randn(4), then)  # the random numbers go on as behind the whole batch
+        assert torch.equal(torch.randn(4), then)  # the random numbers go on as after the whole batch
 
 
 def test_it_ends_also_by_an_exception_and_may_be_nested():
@@ -32,7 +32,7 @@ def test_it_ends_also_by_an_exception_and_may_be_nested():
 
 
 def _drawn(n):
-    """Leaves the random number generator as it was before."""
+    """Leaves the random number generator as it was."""
     state = torch.get_rng_state()
     rows = batch_randn(n)
     torch.set_rng_state(state)

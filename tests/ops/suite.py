@@ -64,12 +64,12 @@ class OpCase:
     constant: tuple[str, ...] = ()  # inputs that have no gradient
     twice_differentiable: bool = True
     keeps_format: bool = True  # the first output has the memory format of the input `x`
-    own_sums: bool = True  # no product of PyTorch's in it, whose bits depend on the number of threads
-    # Inputs whose gradient is a short vector of long sums, of numbers that PyTorch's convolution rounded: how
-    # far two such sums cancel is luck, and another on each processor. Their budget is held in float64 here,
-    # and in every dtype by the cases of the ops that do the summing.
+    own_sums: bool = True  # contains no product of PyTorch's, whose bits depend on the number of threads
+    # Inputs whose gradient is a short vector of long sums, of numbers that PyTorch's convolution rounded. How
+    # far such a sum cancels is a matter of luck, and differs between processors. Their budget is checked in
+    # float64 here, and in every dtype by the cases of the ops that do the summing.
     luck: tuple[str, ...] = ()
-    # In the place of the 2 in half types, where function and reference round intermediates at other places.
+    # Replaces the 2 in half types, where function and reference round different intermediates.
     half_factor: float = 2.0
     decomposes_to_reference: bool = True  # bit for bit; else to another form in plain PyTorch
     cpu_only: bool = False  # elsewhere the function is PyTorch's own
@@ -105,7 +105,7 @@ def case_id(value: Any) -> str:
 
 @st.composite
 def shapes(draw: st.DrawFn, min_dims: int = 1, max_dims: int = 4, max_side: int = 9) -> tuple[int, ...]:
-    """Small shapes, sizes from 0, where now and then one side is longer than any vector."""
+    """Small shapes with sizes from 0; now and then one side is longer than any vector register."""
     sides = draw(st.lists(st.integers(0, max_side), min_size=min_dims, max_size=max_dims))
     if draw(st.booleans()):
         sides[draw(st.integers(0, len(sides) - 1))] = draw(st.sampled_from([16, 17, 33, 64, 100]))
@@ -132,7 +132,7 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
             base[1:].as_strided(x.shape, [s * 2 for s in x.contiguous().stride()]) if x.numel() else x.clone()
         )
         return view.copy_(x)
-    if layout == "misaligned":  # such a pointer too, but adjacent elements
+    if layout == "misaligned":  # the same kind of pointer, but adjacent elements
         return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -376,7 +376,7 @@ def outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def examples(strategy: st.SearchStrategy[Call], count: int) -> list[Call]:
-    """So many calls that are the same in every run, those with most elements first."""
+    """That many calls, the same in every run, the largest first."""
     found: list[Call] = []
 
     @settings(max_examples=20, database=None, derandomize=True, deadline=None)

@@ -145,7 +145,7 @@ def test_opcheck(case: OpCase) -> None:
 
 @per_case
 def test_the_fake_kernel_refuses_what_the_op_refuses(case: OpCase) -> None:
-    """In the same words; and it says the same of the results."""
+    """In the same words. Where both accept, they agree on the sizes, strides and dtypes of the results."""
     for overload, arguments in native_calls(case):
         for changed in changed_calls(arguments):
             with torch.no_grad():
@@ -268,7 +268,7 @@ def test_fullgraph_compile_trains(case: OpCase) -> None:
 @per_case
 @on_a_card_too
 def test_decomposed_is_the_reference(case: OpCase) -> None:
-    """Bit for bit, or where another form was chosen, within the budget."""
+    """Bit for bit; within the budget where another form is used."""
     if not case.decomposes_to_reference:
         plain_case = dataclasses.replace(case, function=decompose()(case.function))
 

@@ -1,4 +1,4 @@
-"""The records of the ops: whole, and what README and the exports say."""
+"""The records of the ops are complete, and agree with README and the exports."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_example_is_that_of_the_reference(op: Op) -> None:
 
 def test_every_op_has_a_case_in_the_property_suite() -> None:
     of_cases = {case.name.partition("[")[0] for case in all_cases()}
-    # Arguments for upfirdn2d; what the losses compute too; what has a suite of its own.
+    # They call upfirdn2d, return more of what the losses compute, or have a suite of their own.
     others = {"filter2d", "upsample2d", "downsample2d", "any_nonfinite", "adam_ema_"}
     others |= {"discriminator_loss_and_stats", "discriminator_loss_and_grad", "generator_loss_and_grad"}
     expected = {op.name for op in OPS} - others
@@ -96,7 +96,7 @@ def test_all_schemas_are_declared() -> None:
 
 @pytest.mark.parametrize("op", NATIVES.values(), ids=lambda op: op.name)
 def test_kernels_are_where_the_record_says(op: Native) -> None:
-    """On the CPU; on fibers, by the kernels for cards, only those that have one."""
+    """Every op has a kernel for the CPU. On fibers (tests/simt), only the ops with CUDA kernels have one."""
     key = torch._C.DispatchKey
     composite = op.overload.has_kernel_for_dispatch_key(key.CompositeExplicitAutograd)
     on_fibers = "simt" in str(ops._native.libraries[0])

@@ -1,4 +1,4 @@
-"""A style-based generator of the smallest kind, with the interface that `Sampler` asks for."""
+"""A minimal style-based generator with the interface that `Sampler` asks for."""
 
 from __future__ import annotations
 

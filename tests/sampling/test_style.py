@@ -71,7 +71,7 @@ def test_truncation_is_in_w():
 
 
 def test_noise():
-    generator = stand_in().train()  # which samples with constant noise all the same
+    generator = stand_in().train()  # sampled with constant noise all the same
     sampler = Sampler(generator)
     made = {mode: sampler.sample([3], noise_mode=mode)[0] for mode in ("const", "random", "none")}
     assert np.array_equal(made["const"], sampler.sample([3])[0])
@@ -150,7 +150,7 @@ def test_slerp_goes_at_constant_speed_along_the_great_circle():
     assert torch.allclose(points.norm(dim=1), torch.tensor(2.0))
     steps = (points.roll(-1, 0) - points).norm(dim=1)
     assert torch.allclose(steps, steps[0].expand(12), atol=1e-6)
-    # No great circle: the same direction, and opposite ones.
+    # No great circle is defined by equal or opposite directions.
     for a, b in (([1.0, 2], [2.0, 4]), ([1.0, 2], [-1.0, -2])):
         first, last = torch.tensor(a), torch.tensor(b)
         points = slerp_points(torch.stack([first, last]), torch.tensor([0.25]).double())

@@ -26,7 +26,7 @@ function = getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2])
 function(ctypes.c_void_p(values.data_ptr()), ctypes.c_int64(int(sys.argv[3])))
 print("survived")
 """
-# function, argument, what the report must say; None: it is no fault
+# function, argument, what the report must say; None: it is not a fault
 FAULTS = [
     ("read_at", 63, None),
     ("read_at", 64, "heap-buffer-overflow"),

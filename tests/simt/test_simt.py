@@ -282,7 +282,7 @@ def test_what_the_stand_in_has_cuda_has_too(source: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("seed", [None, 1])
 def test_atomics(arithmetic: Path, seed: int | None) -> None:
-    # 64 threads; what each line is, is in the kernel.
+    # 64 threads; the kernel says what each value is.
     assert values(run(arithmetic, "atomics", seed)) == [
         *(64, -sum(range(64)), -40, 23, -1, reduce(xor, range(64)), 0, 128),
         *(64 % 10, 10 - 64 % 10, 2**32 - 64, 2**32 - 9, 3, 64 * 2**40, 2**49, 1, 16, 64),

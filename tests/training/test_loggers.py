@@ -1,4 +1,4 @@
-"""What goes to TensorBoard and W&B, told by stand-ins of the two packages that write it all down."""
+"""What goes to TensorBoard and W&B, recorded by stand-ins for the two packages."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def lines(path):
 
 
 def numbers(group, rows):
-    """The figures of a .jsonl as (name, images seen, value), without what is no number."""
+    """The figures of a .jsonl as (name, images seen, value), without what is not a number."""
     return [
         (f"{group}/{name}", row["nimg"], value)
         for row in rows
@@ -208,7 +208,7 @@ def test_a_missing_package_is_named_before_anything_happens(tmp_path, monkeypatc
     assert main([*small, "--log", f"{name},mlflow"]) == 2
     assert "log[1] is 'mlflow', but must be one of 'tensorboard', 'wandb'" in capsys.readouterr().err
     assert not outdir.exists()
-    # Who names neither needs neither.
+    # Without their names neither package is needed.
     assert main([*small, "--log", "none"]) == 0
 
 

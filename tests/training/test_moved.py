@@ -1,4 +1,4 @@
-"""Names that stood in aigc_ext.training before the GAN became a task are found where they were."""
+"""Names that were in aigc_ext.training before the GAN became a task are still found there."""
 
 from __future__ import annotations
 

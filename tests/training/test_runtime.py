@@ -24,7 +24,7 @@ def test_a_cuda_device_that_is_not_there():
 
 @pytest.mark.parametrize("own", [None, ":16:8"])
 def test_deterministic_runs_may_use_cublas(monkeypatch, own):
-    """What PyTorch asks for, lest it refuse every matrix product on CUDA."""
+    """PyTorch asks for this variable; without it, deterministic mode refuses every matrix product on CUDA."""
     name = "CUBLAS_WORKSPACE_CONFIG"
     monkeypatch.delenv(name, raising=False)
     if own is not None:

@@ -1,4 +1,4 @@
-"""The engine trains what it does not know: tests/training/vae.py, and it does not know the GAN either."""
+"""The engine trains a task that it does not know, tests/training/vae.py. It does not know the GAN either."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_batch_in_parts_is_the_whole_batch(tmp_path):
 
 
 class Normed(VAE):
-    """With batch norm, where the samples of a part meet."""
+    """With batch norm, which mixes the samples of a part."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)

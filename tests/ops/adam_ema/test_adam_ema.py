@@ -42,7 +42,7 @@ def clone(value: Any) -> Any:
 
 
 def after(function: Callable[..., None], args: dict[str, Any], calls: int = 1) -> dict[str, Tensor]:
-    """Every written tensor by name, after calls on copies (but of gradients, whose copies would be dense)."""
+    """Every written tensor by name, after calls on copies (not of gradients: a copy would be dense)."""
     args = {name: value if name == "grads" else clone(value) for name, value in args.items()}
     for _ in range(calls):
         function(**args)

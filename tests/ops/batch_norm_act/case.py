@@ -24,8 +24,8 @@ def inputs(shape: tuple[int, ...], seed: int, training: bool, affine: tuple[bool
 
 @st.composite
 def batch_norm_calls(draw: st.DrawFn, training: bool, small: bool = False) -> Call:
-    # Of a batch with few elements the normalisation is a step function, whose derivative cancels to next to
-    # nothing: no two roundings of that agree.
+    # Of a batch with few elements the normalisation is a step function, whose derivative cancels almost
+    # completely: no two roundings of that agree.
     sides = [
         draw(st.integers(4, 5) if small else st.sampled_from([0, 16, 19, 40])),
         draw(st.integers(1, 3) if small else st.sampled_from([0, 1, 3, 8, 17, 33])),

@@ -208,8 +208,8 @@ LIES = [
     ({"mask": torch.zeros(36, dtype=torch.uint8)[::2]}, "mask"),
     ({"mask": torch.zeros(18, dtype=torch.float32)}, "mask"),
     ({"mask": None}, "mask"),
-    ({"clamp": None}, "mask"),  # the mask has a plane too many
-    ({"act": "relu", "mask": torch.zeros(9, dtype=torch.uint8)}, "mask"),  # and one too few
+    ({"clamp": None}, "mask"),  # the mask has one plane too many
+    ({"act": "relu", "mask": torch.zeros(9, dtype=torch.uint8)}, "mask"),  # and one plane too few
     ({"dy": torch.randn(2, 3, 4, 50)}, "mask"),
     ({"dy": torch.randn(6, 20), "channels_last": True}, "channels_last"),
     ({"dy": torch.randn(()), "b": None, "need_b": False, "channels_last": True}, "channels_last"),
@@ -303,8 +303,8 @@ def test_infinite_and_extreme_inputs_as_in_pytorch(act: str, clamp: float | None
     (y, gradient), (expected_y, expected_gradient) = gradients
     torch.testing.assert_close(y, expected_y, equal_nan=True)
     if clamp is not None:
-        # Where the clamp (or a NaN before it) stops the gradient, ours is 0. So is PyTorch's, but it goes on
-        # to multiply it with f', which is NaN for swish at infinity.
+        # Where the clamp (or a NaN before it) stops the gradient, ours is 0. PyTorch's is 0 too at
+        # first, but is then multiplied by f', which is NaN for swish at infinity.
         expected_gradient = torch.where(expected_gradient.isnan() & (gradient == 0), 0, expected_gradient)
     torch.testing.assert_close(gradient, expected_gradient, equal_nan=True)
 

@@ -1,6 +1,6 @@
-"""Random convolutions of ours in bfloat16, values and gradients, against float32: so many of any kind, and as
-many of the kind that networks have. Run by test_conv2d_act.py in a process of its own, since what is wrong
-below us may end it."""
+"""Compares values and gradients of our convolutions in bfloat16 with float32: a given number of arbitrary
+convolutions, and as many of the kind that networks have. test_conv2d_act.py runs it in a process of its own,
+which a fault in the libraries below us may kill."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def main() -> None:
     for seed in range(int(sys.argv[1])):
         for kind in (any_kind, of_networks):
             call = kind()
-            print(*call, flush=True)  # the last one says where a process that died was
+            print(*call, flush=True)  # if the process dies, the last line says where
             check(*call, seed)
 
 

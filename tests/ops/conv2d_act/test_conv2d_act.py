@@ -209,8 +209,8 @@ def test_bfloat16_is_not_left_to_onednn_where_that_is_wrong(
 
 
 def test_bfloat16_is_right_whatever_the_memory_around_it_holds() -> None:
-    """In a process whose unwritten memory is full of large numbers: reading any of it would show. A crash of
-    oneDNN's would, too."""
+    """In a process whose unwritten memory is full of large numbers: reading any of it would show, and so
+    would a crash of oneDNN."""
     program = Path(__file__).with_name("bfloat16_convolutions.py")
     environment = {**os.environ, "MALLOC_PERTURB_": "128"}
     subprocess.run(

@@ -24,7 +24,7 @@ def large_call(scale: int = 1) -> Call:
     return Call({"x": seeded((2 * scale, 35, 31, 37), 3), "w": seeded((150, 35, 3, 3), 4)})
 
 
-# Where the op is PyTorch's own, there is nothing to hold to a suite.
+# Where the op is PyTorch's own, there is nothing to test.
 CASES = [
     OpCase(
         name="conv3x3",

@@ -28,7 +28,7 @@ def filtered_lrelu_calls(draw: st.DrawFn, small: bool = False) -> Call:
     ]
     options = {"up": up, "down": down, "padding": pads, "flip_filter": draw(st.booleans())}
     options |= {"clamp": draw(st.sampled_from([None, 0.9])), "slope": draw(st.sampled_from([0.2, 0.0]))}
-    # Its gradient, a sum of few pixels, may cancel: so only in float64 and in the large call.
+    # Its gradient, a sum of few pixels, may cancel. So there is one only in float64 and in the large call.
     b = seeded((c,), seed + 3) if small and draw(st.booleans()) else None
     return Call({"x": seeded((n, c, height, width), seed), "fu": f[0], "fd": f[1], "b": b}, options)
 
@@ -56,7 +56,7 @@ def one_pass(
     clamp: float | None = None,
     flip_filter: bool = False,
 ) -> Tensor:
-    """The native op, also where filtered_lrelu is faster without."""
+    """The native op, also where filtered_lrelu is faster without it."""
     run = ops.filtered_lrelu_ref if decomposed() else _one_pass
     pads = four_paddings(padding)
     return run(x, fu, fd, b, up, down, pads, gain, slope, clamp, flip_filter)

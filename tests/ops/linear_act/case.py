@@ -19,9 +19,8 @@ def linear_calls(draw: st.DrawFn, small: bool = False) -> Call:
         "w": seeded((out, shape[-1]), seed + 1),
         "b": seeded([out], seed + 2) if draw(st.booleans()) else None,
     }
-    # At the clamp the gradient jumps, and a product that is stored in a half type may lie on its other
-    # side: the budget
-    # is about rounding, so larger calls stay clear of it.
+    # At the clamp the gradient jumps, and a product that is stored in a half type may lie on its other side.
+    # The budget is about rounding, so larger calls stay clear of the clamp.
     clamp = draw(clamps.filter(lambda c: c != 0) if small else st.sampled_from([None, 256.0]))
     return Call(inputs, {"act": draw(acts), "alpha": draw(alphas), "gain": draw(gains), "clamp": clamp})
 

@@ -208,7 +208,7 @@ def test_the_gradient_of_a_penalty_is_complete(skip: bool) -> None:
 
 def penalty_gradients(network: Any, x: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     (g,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
-    return list(torch.autograd.grad(g.square().sum(), parameters[:-1]))  # the last bias has no part in it
+    return list(torch.autograd.grad(g.square().sum(), parameters[:-1]))  # it does not depend on the last bias
 
 
 def expected_penalty_gradients(x: Tensor, parameters: list[Tensor]) -> list[Tensor]:

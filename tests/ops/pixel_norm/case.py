@@ -14,7 +14,7 @@ SMALL_SHAPES = [(3,), (2, 3), (3, 2, 2), (1, 3, 2, 2), (2, 1, 3)]
 def pixel_norm_calls(draw: st.DrawFn, small: bool = False) -> Call:
     shape = draw(st.sampled_from(SMALL_SHAPES) if small else shapes())
     dim = draw(st.integers(-len(shape), len(shape) - 1))
-    # Along x itself the gradient cancels to next to nothing, and no two roundings of that agree: so one
+    # Along x itself the gradient cancels almost completely, and no two roundings of that agree: so one
     # channel alone needs a large eps, and the seed must never be the cotangent's.
     eps = 10.0 if shape[dim] == 1 else draw(st.sampled_from([0.1, 0.5] if small else [1e-8, 1e-3, 0.5]))
     seed = 2**32 - 1 - draw(seeds)

@@ -38,12 +38,12 @@ def upfirdn_calls(draw: st.DrawFn, dims: tuple[int, ...], small: bool = False) -
         taps_y = draw(number_of_taps)
         product = draw(st.booleans())
         f = seeded([taps_y, taps_x], seed + 1)
-        if product:  # which is taken apart
+        if product:  # which the op takes apart
             f = f[:, :1] * f[:1]
     most = 2 if small else 4
     up_x, down_x, x0, x1 = draw(axis(width, taps_x, most))
     up_y, down_y, y0, y1 = draw(axis(height, taps_y, most))
-    if draw(st.booleans()):  # as it is used, and what has kernels of its own
+    if draw(st.booleans()):  # the usual case, which has kernels of its own
         up_y, down_y = up_x, down_x
         y1 = max(y1, taps_y - height * up_y - y0)
     options: dict[str, Any] = {"up": [up_x, up_y], "down": [down_x, down_y], "padding": [x0, x1, y0, y1]}

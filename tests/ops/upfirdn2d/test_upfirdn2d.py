@@ -18,9 +18,9 @@ from tests.ops.suite import case_id, seeded
 
 
 def along(values: np.ndarray, f: np.ndarray, up: int, down: int, pad: tuple[int, int]) -> np.ndarray:
-    """One axis, the last, by SciPy: which pads nothing, so pixels of zeros are added and outputs cut off."""
+    """The last axis, by SciPy. It does not pad, so zero pixels are added and outputs are cut off."""
     before, after = pad
-    lead = -(-max(before, 0) // up)  # whole pixels of zeros, of which then some upsampled ones go
+    lead = -(-max(before, 0) // up)  # whole zero pixels; the surplus after upsampling is cut off below
     padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(lead, len(f) + abs(after) + 1)])
     full = upfirdn(f, padded, up, 1, axis=-1)
     begin = lead * up - before + len(f) - 1  # "valid": where the filter lies inside
@@ -72,7 +72,7 @@ def test_wide_rows(taps: int, up: int, down: int, dtype: torch.dtype) -> None:
             assert wrong <= limit, (width, pad, wrong, limit)
 
 
-# Written past the cache, where rows allow it, which must not show.
+# Where the rows allow it, the output is written past the cache. The values must not show that.
 @pytest.mark.parametrize(("width", "up"), [(256, 2), (264, 2), (259, 2), (512, 1), (516, 1)])
 def test_a_large_output_is_that_of_its_parts(width: int, up: int) -> None:
     x, f = torch.randn(1, 16, 512 // up * 2, width), ops.setup_filter([1, 3, 3, 1])

@@ -165,7 +165,7 @@ def main(work: Path) -> None:
             in_checkpoint += "checkpoints" in path
             for run_dir in outdir.glob("0*"):
                 for checkpoint in list_checkpoints(run_dir):
-                    read_checkpoint(checkpoint)  # what has its name is whole, at any moment
+                    read_checkpoint(checkpoint)  # whatever has its final name is complete
             number += rng.randrange(1, 6)
             if number > 300:
                 sys.exit("the run makes no progress")

@@ -49,7 +49,7 @@ def test_with_probability_one_every_sample_changes(channels, only):
     assert y.shape == x.shape
     assert y.is_contiguous(memory_format=torch.channels_last)
     unchanged = (x == y).flatten(1).all(1).sum()
-    # A blit may be a shift by nothing and no mirroring.
+    # A blit may be a shift by 0 without mirroring.
     assert unchanged <= (2 if only == "blit" else 0)
     bfloat16 = _seeded(AdaAugment(1.0, **_ONLY[only]), x.bfloat16())
     assert bfloat16.dtype == torch.bfloat16
@@ -128,7 +128,7 @@ def test_how_often_blits_happen():
     assert set(matrix.flatten().tolist()) == {0.0, 1.0, -1.0}
     mirrored = (torch.linalg.det(matrix) < 0).float().mean()
     assert mirrored == pytest.approx(0.3, abs=0.03)
-    # The first row of a mirrored matrix has its sign turned.
+    # The first row of a mirrored matrix has the opposite sign.
     turned = matrix * torch.stack((torch.linalg.det(matrix), torch.ones(len(x))), 1)[:, :, None]
     for quarter in range(4):
         angle = torch.tensor(quarter * math.pi / 2)
@@ -289,7 +289,7 @@ def test_translation():
     seen = set()
     for source, moved in zip(x, y, strict=True):
         rows, columns = (moved[0] != 0).any(1).nonzero()[:, 0], (moved[0] != 0).any(0).nonzero()[:, 0]
-        # What is blank is at one side; a move by nothing leaves nothing blank.
+        # The blank part is at one side; a shift by 0 leaves none.
         down = rows[0] if rows[0] > 0 else rows[-1] - height + 1
         right = columns[0] if columns[0] > 0 else columns[-1] - width + 1
         seen.add((int(down), int(right)))
@@ -312,7 +312,7 @@ def test_cutout():
         assert (lines.int().diff(dim=1).abs().sum(1) <= 2).all(), "not one piece"
         lengths = lines.sum(1)
         assert set(lengths.tolist()) == set(range(size // 4, size // 2 + 1))
-        # Its centre is as likely at each line of the image.
+        # Its centre is equally likely on each line of the image.
         assert (lengths == size // 2).float().mean() == pytest.approx(0.5 + 1 / size, abs=0.06)
         share = lines.float().mean(0)
         assert share[size // 2] == pytest.approx(0.5, abs=0.05)

@@ -114,7 +114,7 @@ def test_stylegan3_r_blurs_by_the_size_of_the_images(shape: tuple[int, int], sig
 def test_rows_and_dumps_say_it(tmp_path, monkeypatch) -> None:
     fading = {"augment__blur_sigma": 1.0, "augment__blur_kimg": 0.2}
     done = Trainer.from_config(config(kimg=0.25, **fading), outdir=tmp_path).fit()
-    # A row is of its last step, which begins 25 images before.
+    # A row describes its last step, which began 25 images earlier.
     assert [row["blur_sigma"] for row in rows_of(done.run_dir)] == [0.5, 0.0]
     done = Trainer.from_config(config(kimg=0.125), outdir=tmp_path).fit()
     assert [row["blur_sigma"] for row in rows_of(done.run_dir)] == [None]

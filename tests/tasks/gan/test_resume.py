@@ -125,7 +125,7 @@ def test_resume_from_every_checkpoint_of_a_run(whole, tmp_path):
     paths = sorted((whole.run_dir / "checkpoints").iterdir())
     assert len(paths) == 4
     for path in paths[:-1]:
-        # A copy of the run as it was when it had got so far, with figures and files of lost steps.
+        # A copy of the run as of this checkpoint, which also has rows and files of the steps after it.
         run_dir = tmp_path / f"00000-mlp-digits-{path.name}"
         shutil.copytree(whole.run_dir, run_dir)
         for later in paths[paths.index(path) + 1 :]:

@@ -134,7 +134,7 @@ def test_running_means_of_our_generators_move_as_far_in_parts(family: str) -> No
     assert "w_avg" in changed
     assert len(changed) == (1 if family == "stylegan2" else 6)
     for name in changed:
-        # A layer behind others of StyleGAN3 is scaled by what each part alone made of their means.
+        # A later layer of StyleGAN3 gets inputs that each part has scaled by means of its own.
         torch.testing.assert_close(moved[1][name], moved[0][name], rtol=0.01, atol=1e-7)
 
 
@@ -187,7 +187,7 @@ def assert_close_runs(one: TrainResult, other: TrainResult) -> None:
 
 
 def processes(count: int, *arguments: str, outdir: Path) -> Path:
-    """Runs `aigc-ext train` in so many processes; returns the newest checkpoint."""
+    """Runs `aigc-ext train` in that many processes; returns the newest checkpoint."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -2,7 +2,7 @@
 
     PYTHONPATH=CHECKOUT_OF_A_VERSION python tests/tasks/gan/old_runs/make.py
 
-The runs are of the version before the engine and the GAN were taken apart; no later one makes them again.
+The runs are of the version before the engine and the GAN were separated; no later version can make them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ CLOCK = ("seconds", "img_per_sec", "memory_gb", "sha256", "files", "torch", "aig
 
 
 def record(run_dir: Path) -> dict[str, Any]:
-    """All that a run has left on disk, but for the clock's figures; files by their digests."""
+    """All that a run has left on disk, except for times; files as digests."""
     digests, states, tensors = {}, {}, {}
     for path in sorted(run_dir.rglob("*")):
         name = path.relative_to(run_dir).as_posix()
