@@ -63,7 +63,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
         f"forward + backward, {name}",
         {
             "eager": lambda: train(ops.bias_act_ref),
-            # Inductor's CPU backward of leaky ReLU is slow by itself: not to be read as our merit.
+            # Inductor's CPU backward of leaky ReLU is slow by itself, which is no merit of ours.
             **{k: partial(train, function) for k, function in compiled.items()},
             "aigc_ext": lambda: train(ops.bias_act),
         },

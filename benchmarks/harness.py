@@ -32,9 +32,8 @@ COLUMNS = ("op", "case", "dtype", "contender", "median_us", "p20", "p80", "gbps"
 #   peak_mb    memory allocated meanwhile; empty for a CUDA graph, which keeps its own
 CARD_COLUMNS = ("copy", "launches", "kernels", "peak_mb", "date")
 
-# glibc gives freed large blocks back to the system by default, which costs eager PyTorch up to 8x; it is
-# not a win of
-# ours, so every contender runs without it.
+# glibc gives freed large blocks back to the system by default, which costs eager PyTorch up to 8x. Beating
+# that would be no merit of ours, so every contender runs without it.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
