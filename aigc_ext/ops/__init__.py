@@ -1,4 +1,4 @@
-"""The fused ops as functions, each beside its reference in plain PyTorch (``*_ref``)."""
+"""The fused ops as functions, each with its reference in plain PyTorch (``*_ref``)."""
 
 from aigc_ext import _native as _native  # loads the libraries that define torch.ops.aigc
 from aigc_ext.ops._mode import decompose as decompose

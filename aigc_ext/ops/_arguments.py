@@ -1,7 +1,8 @@
-"""Argument checks that the ops' Python sides share. Each error names op, argument, value and what is allowed.
+"""Argument checks shared by the Python side of the ops. Each error names op, argument, value and what is
+allowed.
 
-The native code checks what it is given. Here is what never gets there: objects that are no tensors,
-promotion, and the fake kernels, which also answer for a call that mixes ``meta`` tensors with real ones.
+The native code checks its own arguments. These checks are for what never reaches it: objects that are not
+tensors, type promotion, and the fake kernels, which also run for calls that mix ``meta`` and real tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def no_tensor(op: str, optional: tuple[str, ...] = (), **arguments: object) -> TypeError:
-    """The error for the first of the arguments that is not a tensor (nor None, where it is optional)."""
+    """The error for the first argument that is not a tensor (or None, if it is optional)."""
     for name, value in arguments.items():
         if not (isinstance(value, Tensor) or (value is None and name in optional)):
             allowed = "a tensor or None" if name in optional else "a tensor"
@@ -24,7 +25,7 @@ def no_tensor(op: str, optional: tuple[str, ...] = (), **arguments: object) -> T
 
 
 def promoted_dtype(op: str, **tensors: Tensor | None) -> torch.dtype:
-    """The widest dtype of the tensors, each of which must be of a dtype that the ops know."""
+    """The widest dtype of the tensors; each must have a dtype that the ops support."""
     dtypes = []
     for name, tensor in tensors.items():
         if tensor is not None:
@@ -39,7 +40,7 @@ def promoted_dtype(op: str, **tensors: Tensor | None) -> torch.dtype:
 
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
-    """All on the first one's device."""
+    """All must be on the first one's device."""
     (first, like), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
     for name, tensor in others:
         if tensor.device != like.device:
@@ -49,7 +50,7 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_same_kind(op: str, **tensors: Tensor | None) -> None:
-    """All on the first one's device and of its dtype."""
+    """All must have the first one's device and dtype."""
     (first, like), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
     promoted_dtype(op, **{first: like})
     for name, tensor in others:
@@ -60,7 +61,7 @@ def check_same_kind(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_same_shape(op: str, **tensors: Tensor | None) -> None:
-    """All of the first one's shape."""
+    """All must have the first one's shape."""
     (first, like), *others = tensors.items()
     assert like is not None
     for name, tensor in others:
@@ -82,7 +83,7 @@ def check_eps(op: str, eps: float) -> None:
 
 
 def wrap_dim(op: str, x: Tensor, dim: int) -> int:
-    """A dimension of ``x``, counted from 0."""
+    """``dim`` as a non-negative index of a dimension of ``x``."""
     if x.dim() == 0:
         raise RuntimeError(f"{op}: dim is {dim}, but a tensor of shape [] has no dimensions")
     if not -x.dim() <= dim < x.dim():

@@ -1,4 +1,4 @@
-"""Derivatives by PyTorch's own autograd, and lists of tensors as autograd wants them: one after another."""
+"""Derivatives by PyTorch's own autograd, and the flat form of tensor lists that autograd needs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch import Tensor
 def reference_gradients(
     reference: Callable[..., Any], inputs: Sequence[Any], needed: Sequence[Any], grad_outputs: Sequence[Any]
 ) -> list[Any]:
-    """Gradients of ``reference(*inputs)`` by PyTorch's own autograd: the formula of an op that has no kernel
-    for it.
+    """Gradients of ``reference(*inputs)`` by PyTorch's own autograd, for derivatives without a kernel.
 
-    The result is itself differentiable (where the caller's backward is), and so on to every order: this is
-    how the set of our ops is closed. ``needed[i]`` asks for the gradient of ``inputs[i]``. Where an input or
-    an output is a list of tensors, ``needed``, ``grad_outputs`` and the result have lists too.
+    The result is itself differentiable to every order (if the caller's backward is), which closes the set of
+    ops under differentiation. ``needed[i]`` asks for the gradient of ``inputs[i]``. Where an input or output
+    is a list of tensors, the entries of ``needed``, ``grad_outputs`` and the result are lists too.
     """
     create_graph = torch.is_grad_enabled()
     sizes = sizes_of(inputs)
@@ -29,7 +28,7 @@ def reference_gradients(
     with torch.enable_grad():
         for i in wanted:
             # A view, not the tensor itself: one input may be computed from another (the incoming gradient
-            # from x), and the partial derivatives must not follow that path; autograd does, behind the views.
+            # from x). Partial derivatives must not follow that path; autograd follows it beyond the views.
             linked = create_graph and flat[i].requires_grad
             flat[i] = flat[i].view_as(flat[i]) if linked else flat[i].detach().requires_grad_()
         outputs = reference(*nested(flat, sizes))
@@ -54,17 +53,17 @@ def reference_gradients(
 
 
 def leaf(t: Tensor) -> Tensor:
-    """``t``, or where nothing is differentiated with respect to it, something equal that one can."""
+    """``t`` if it requires a gradient, else a detached alias that does."""
     return t if t.requires_grad else t.detach().requires_grad_()
 
 
 def sizes_of(values: Iterable[Any]) -> list[int | None]:
-    """The lengths of the lists among the values, None for the others."""
+    """For each value, its length if it is a list, else None."""
     return [len(value) if isinstance(value, (list, tuple)) else None for value in values]
 
 
 def flattened(values: Iterable[Any]) -> list[Any]:
-    """The values, with the elements of a list in its place."""
+    """The values, with each list replaced by its elements."""
     result: list[Any] = []
     for value in values:
         if isinstance(value, (list, tuple)):
@@ -75,7 +74,7 @@ def flattened(values: Iterable[Any]) -> list[Any]:
 
 
 def nested(flat: Sequence[Any], sizes: Iterable[int | None]) -> list[Any]:
-    """The inverse of :func:`flattened`, of values whose :func:`sizes_of` these are."""
+    """The inverse of :func:`flattened`, for values with these :func:`sizes_of`."""
     result: list[Any] = []
     start = 0
     for size in sizes:

@@ -1,4 +1,4 @@
-"""Memory formats and dtypes of what ops return, for fake kernels and for ops that are written in Python."""
+"""Memory formats and dtypes of results, for fake kernels and for ops written in Python."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """What arithmetic on x, and a sum over it, is done in: float64 for float64, else float32."""
+    """The dtype of arithmetic on x and of sums over it: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Is dimension 1 innermost in memory and the rest in order? (Of any rank; torch has names for two.)"""
+    """Is dimension 1 innermost in memory and the rest in order? Any rank; torch names only ranks 4 and 5."""
     if x.dim() < 3 or x.is_contiguous():
         return False
     expected = 1
@@ -28,7 +28,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def new_in_format(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
-    """An uninitialised tensor of ``size`` in a memory format, of the dtype and on the device of ``like``."""
+    """An uninitialised tensor of ``size``, in the memory format asked for, with like's dtype and device."""
     if not channels_last:
         return like.new_empty(size)
     return like.new_empty([size[0], *size[2:], size[1]]).movedim(-1, 1)
@@ -40,8 +40,7 @@ def new_like_images(like: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def empty_dense_like(x: Tensor) -> Tensor:
-    """What an op returns that has x's size: contiguous or channels-last as ``x`` is, contiguous for any other
-    layout."""
+    """An uninitialised result of x's size: channels-last if ``x`` is, else contiguous."""
     if x.is_contiguous() or is_channels_last(x):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)

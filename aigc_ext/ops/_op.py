@@ -1,8 +1,8 @@
 """The record of an op: its public functions, their references, and the native ops behind them.
 
-An op is a file of this folder. It declares each of its native ops by :func:`native`, which derives from the
-schema how the op is called, differentiated, traced and cast; and each of its public functions by an
-:class:`Op`, which the exports, README's table, the benchmarks and the tests read.
+An op is a file of this folder. It declares each native op with :func:`native`, which derives from the schema
+how the op is called, differentiated, traced and cast, and each public function with an :class:`Op`, which the
+exports, the README's table, the benchmarks and the tests read.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _DEBUG = logging.DEBUG
 _is_compiling = torch.compiler.is_compiling
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
-_unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # of a tensor that was kept from within a transform
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # for tensors that outlived their transform
 
 
 @dataclass(frozen=True)
 class Op:
-    """A public function, and what it has to be equal to.
+    """A public function and the reference that it must equal.
 
     Attributes:
         public: the function that users call.
         ref: the same in plain PyTorch.
-        example: the arguments of a small call, where a tuple is the shape of a tensor, and a list of tuples
-            is one of tensors; or a function that makes them.
+        example: the arguments of a small call, in which a tuple stands for a tensor of that shape, and a list
+            of tuples for a list of tensors; or a function that makes the arguments.
     """
 
     public: Callable[..., Any]
@@ -51,7 +51,7 @@ class Op:
     example: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
     def arguments(self) -> dict[str, Any]:
-        """Those of the example, with normal random numbers."""
+        """The arguments of the example, with normally distributed tensors."""
 
         def made(value: Any) -> Any:
             if isinstance(value, list):
@@ -68,20 +68,20 @@ class Op:
 
     @property
     def natives(self) -> list[Native]:
-        """The native ops of its file."""
+        """The native ops declared in the same file."""
         return [op for op in NATIVES.values() if op.module == self.public.__module__]
 
 
 @dataclass(frozen=True)
 class Native:
-    """What is known of a native op.
+    """The record of a native op.
 
     Attributes:
-        name: of its schema.
-        module: that declares it.
+        name: the name in its schema.
+        module: the module that declares it.
         overload: ``torch.ops.aigc.<name>.<overload>``.
         wrt: the arguments that have a gradient.
-        cuda: whether there is a kernel for cards.
+        cuda: whether it has a CUDA kernel.
     """
 
     name: str
@@ -96,7 +96,7 @@ NATIVES: dict[str, Native] = {}
 
 
 def records() -> list[Op]:
-    """The public functions of all ops by name: the list ``OPS`` of each file of this folder that has one."""
+    """The public functions of all ops, sorted by name: the lists ``OPS`` of the files in this folder."""
     names = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_")]
     modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
     return sorted((op for m in modules for op in getattr(m, "OPS", ())), key=lambda op: op.name)
@@ -119,39 +119,39 @@ def native(
     autocast: bool = False,
     cuda: bool = True,
 ) -> Callable[..., Any]:
-    """Declares a native op, and returns the function that calls it, with the schema's arguments by position.
+    """Declares a native op and returns the function that calls it with the schema's arguments by position.
 
-    The call goes through the dispatcher where a graph is traced or autocast is on; elsewhere straight to the
-    op, which takes less than half of the time. Either way it has the same gradient.
+    The call goes through the dispatcher while a graph is traced or autocast is on, and otherwise straight to
+    the op, which takes less than half the time. The gradient is the same either way.
 
     Args:
-        schema: the op's name (with ``.overload``, if it has one); of an op that is written in Python, the
-            whole schema.
-        fake: of the schema's arguments, the results without their values. It refuses what the op refuses, in
-            the same words.
+        schema: the op's name (with ``.overload``, if it has one); for an op written in Python, the whole
+            schema.
+        fake: maps the schema's arguments to results without values. It rejects what the op rejects, with the
+            same messages.
         gradients: the derivative. ``gradients(a, needs, *grad_outputs)`` returns a gradient or None for each
-            argument of ``wrt``, and None for one that was not given. ``a`` has what the op was called with
-            and what was saved, ``needs`` says which gradients are asked for, both by name; ``a.plain`` are
-            all arguments but the tensors. A result's gradient is None if it has none. Where the op takes or
-            returns a list of tensors, so do these.
-        reference: in the place of ``gradients``: the op in plain PyTorch, whose derivatives are autograd's.
-        wrt: the arguments that have a gradient, the first tensors; by default all. To ask for the gradient of
-            another one is an error.
+            argument in ``wrt``, and None for one that was not given. ``a`` has the op's arguments and what
+            was saved, ``needs`` says which gradients are needed, both by name; ``a.plain`` holds all
+            arguments that are not tensors. A result without a gradient has None in ``grad_outputs``. Where
+            the op takes or returns a list of tensors, so does this function.
+        reference: instead of ``gradients``: the op in plain PyTorch, which autograd differentiates.
+        wrt: the arguments that have a gradient, which must be the first tensors; by default all tensors.
+            Requesting the gradient of another tensor is an error.
         weights: those of ``wrt`` whose gradients :func:`no_weight_gradients` leaves out.
-        save: the tensors that the derivative reads, arguments or results; by default all arguments. It has
-            all other arguments anyway.
-        keep: the names of what else it reads: first tensors, which have the name of one and are in its
-            place, then others.
-        kept: returns these: a function of the schema's arguments and, last, the results.
+        save: the tensors that the derivative reads, arguments or results; by default all tensor arguments.
+            Other arguments are always available.
+        keep: the names of further values that it reads, tensors first. A tensor's name must be that of an
+            argument or result, which it replaces.
+        kept: the function that returns these values, given the schema's arguments and, last, the results.
         constants: results that have no gradient.
-        recorded: the native op that runs in this one's place where a gradient may be asked for. Its first
-            results are the same, and the derivative may read the others.
+        recorded: the native op that runs instead of this one when a gradient may be needed. Its first results
+            are the same, and the derivative may read the others.
         kernel: the op's code, if it is written in Python.
-        autocast: whether autocast casts floating-point tensors, but for float64, as it does for ``F.linear``.
-            By default an op computes in the dtypes that it is given.
-        cuda: whether there is a kernel for cards.
+        autocast: whether autocast casts floating-point tensors other than float64, as for ``F.linear``. By
+            default an op computes in the dtypes of its arguments.
+        cuda: whether it has a CUDA kernel.
 
-    An op without ``gradients`` and ``reference`` has no derivative: autograd passes it by.
+    An op without ``gradients`` and ``reference`` has no derivative and is transparent to autograd.
     """
     name, is_whole, _ = schema.partition("(")
     if is_whole:
@@ -196,11 +196,12 @@ def _function(
     kept: Callable[..., tuple[Any, ...]] | None,
     constants: Sequence[str],
 ) -> Callable[[bool], Callable[..., Any]]:
-    """Makes the function that calls the op with its derivative: ``function(True)`` is for everybody,
-    ``function(False)`` for the dispatcher, which comes from there.
+    """Makes the function that calls the op with its derivative: ``function(True)`` for Python callers,
+    ``function(False)`` for the dispatcher, which must not be entered again.
 
-    ``torch.library.register_autograd`` does the same; at small sizes its calls take twice as long. Therefore
-    what is known from the schema is looked up here, once, and no call does what its op does not need.
+    ``torch.library.register_autograd`` does the same, but its calls take twice as long at small sizes.
+    Therefore everything that follows from the schema is computed here, once, and a call does only the work
+    that its op needs.
     """
     overload, below, is_grad_enabled = op.overload, _BelowAutograd, torch.is_grad_enabled
     schema, tensors = run._schema, _tensors(run)
@@ -221,13 +222,13 @@ def _function(
     pick_saved = _picker([places[name] for name in saved_names])
     keeps_more = bool(keep[kept_tensors:])
     available_names = [*saved_names, *keep, *arguments[count:], "plain"]
-    Available: Any = None  # named tuples, whose classes are made at the first backward: that takes time
+    Available: Any = None  # named tuples; making their classes is slow, so it waits for the first backward
     Needs: Any = None
     named = tuple.__new__
     left_out = [t in weights for t in tensors]
     no_gradients = (None,) * (count - wanted)
 
-    # Most ops need little of what follows, and where a call takes 8 us, half of one is to be seen.
+    # Most ops need little of what follows, and in a call of 8 us, half a microsecond is noticeable.
     simple = one_result and not (has_lists or saves_result or keep)
 
     def simple_forward(ctx: Any, plain: tuple[Any, ...], *values: Any) -> Any:
@@ -301,9 +302,9 @@ def _function(
     apply_directly = super(torch.autograd.Function, Formula).apply
 
     def apply(call: Any, inputs: Sequence[Tensor | None]) -> Any:
-        """``Formula.apply``, without what it does at each call for other functions than ours."""
+        """``Formula.apply`` without the work per call that our functions don't need."""
         if _are_transforms_active():
-            return Formula.apply(call, *inputs)  # which raises: torch.func needs the decomposed form
+            return Formula.apply(call, *inputs)  # raises: torch.func needs the decomposed form
         return apply_directly(call, *[t if t is None else _unwrap_if_dead(t) for t in inputs])
 
     def recorded(values: tuple[Any, ...], inputs: Sequence[Tensor | None]) -> Any:
@@ -352,7 +353,7 @@ def _log_run(op: Native, values: Sequence[Any]) -> None:
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """The values at these places, as a tuple."""
+    """A function that returns the values at these places as a tuple."""
     if list(places) == list(range(len(places))):
         return itemgetter(slice(len(places)))
     if len(places) == 1:

@@ -1,6 +1,6 @@
-"""Which of several kernels or forms an op runs, and because of what.
+"""Which of several kernels or forms an op runs, and why.
 
-``AIGC_LOG=debug`` prints these choices, and which native op ran where; so does Python's logging of
+``AIGC_LOG=debug`` prints these choices and which native op ran on which device, as does Python's logger
 ``aigc_ext`` at that level.
 """
 
@@ -17,7 +17,7 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 class Route(NamedTuple):
-    """A choice and its reason: ``kernel`` is the name of a native op, or of a form that is made of others."""
+    """A choice and its reason: ``kernel`` names a native op, or a form composed of other ops."""
 
     kernel: str
     because: str
@@ -28,14 +28,14 @@ def is_debugging() -> bool:
 
 
 def take(op: str, route: Route) -> str:
-    """The kernel of the route that ``op`` takes, which the log then says."""
+    """Logs the route that ``op`` takes and returns its kernel."""
     if is_debugging():
         LOG.debug("%s takes %s: %s", op, *route)
     return route.kernel
 
 
 def _log_to_stderr() -> None:
-    """As the environment variable AIGC_LOG asks."""
+    """Applies the environment variable AIGC_LOG."""
     level = os.environ.get("AIGC_LOG", "")
     if level and level.lower() not in _LEVELS:
         raise ImportError(

@@ -1,4 +1,4 @@
-"""The activations that our ops know, and their default parameters."""
+"""The activations that our ops support, and their default parameters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from aigc_ext.ops._arguments import check_finite
 
 @dataclass(frozen=True)
 class Activation:
-    """``function(x, alpha)``; ``alpha`` is 0 where it is not used. ``gain`` keeps the variance of a unit
-    normal input roughly unchanged (He et al. 2015 for the rectifiers)."""
+    """``function(x, alpha)``; ``alpha`` is 0 where it is not used. ``gain`` roughly preserves the variance of
+    a unit normal input (He et al. 2015 for the rectifiers)."""
 
     name: str
     function: Callable[[Tensor, float], Tensor]
@@ -59,7 +59,7 @@ def resolve_activation(
 
 
 def check_activation(op: str, act: str, alpha: float, gain: float, clamp: float | None) -> None:
-    """What the native code checks of the resolved arguments."""
+    """The native code's checks of the resolved arguments."""
     if act not in ACTIVATIONS:
         raise RuntimeError(f"{op}: act is '{act}', but must be one of {', '.join(ACTIVATIONS)}")
     check_finite(op, alpha=alpha, gain=gain)
@@ -68,7 +68,7 @@ def check_activation(op: str, act: str, alpha: float, gain: float, clamp: float 
 
 
 def _number(name: str, value: float) -> float:
-    # A tensor of one element would convert too, silently without its gradient.
+    # A one-element tensor would convert too, but silently lose its gradient.
     if not isinstance(value, (float, int)):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), but must be a float or an int")
     return value

@@ -37,18 +37,19 @@ def adam_ema_(
         grads: of the shapes and dtypes of ``params``; copied where the strides differ.
         exp_avgs, exp_avg_sqs: of the shapes, strides and dtypes of ``params``, but float32 for half types.
         emas: the same; None or empty for no average.
-        steps: the number of steps so far, which the op counts on; one for each of ``params``, or one for all.
+        steps: the number of steps so far, which the op increments; one for each of ``params``, or one for
+            all.
         lr, beta1, beta2, ema_decay: floats, or tensors, which are read when the kernel runs.
         eps, weight_decay: at least 0.
-        found_inf: one float32 number; where it is not 0, nothing is written but ``skipped``.
-        skipped: one int64 number, which counts these calls.
+        found_inf: one float32 number; if it is not 0, only ``skipped`` is written.
+        skipped: one int64 number, which counts the skipped calls.
         skip_nonfinite: the same as ``found_inf=any_nonfinite(grads)``, in one call.
 
-    A number in a tensor is float32 or float64 (if nothing else is said) and on the device of ``params``.
+    A number in a tensor is float32 or float64 unless stated otherwise, and on the device of ``params``.
 
     Raises:
-        RuntimeError: a tensor doesn't fit its parameter, or shares memory with another that is written; a
-            float is out of range. Nothing has been written then.
+        RuntimeError: a tensor doesn't match its parameter, or shares memory with another that is written; a
+            float is out of range. Nothing is written in these cases.
     """
     steps = [steps] if isinstance(steps, Tensor) else steps
     emas = [] if emas is None else emas
@@ -65,8 +66,8 @@ def adam_ema_(
         _adam_ema_tensor_(*tensors, lr, beta1, beta2, eps, weight_decay, ema_decay, *skip)
     else:
         _adam_ema_(*tensors, lr, beta1, beta2, eps, weight_decay, ema_decay, *skip)
-    # Autograd refuses a graph whose saved tensors were written since by these counts, and the dispatcher does
-    # not keep them for custom ops.
+    # By these counters autograd detects that a saved tensor was modified; the dispatcher does not increment
+    # them for custom ops.
     torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *emas])
 
 
@@ -117,13 +118,13 @@ def adam_ema_ref(
 
 
 def any_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether anything in ``tensors`` is infinite or NaN, in one pass over all of them.
+    """Whether any element of ``tensors`` is infinite or NaN, in one pass over all of them.
 
     Args:
         tensors: at least one, on one device; float64, float32, float16 or bfloat16.
 
     Returns:
-        One float32 number: 1 if so, else 0, as :func:`adam_ema_` takes it for ``found_inf``.
+        A 0-d float32 tensor: 1 if so, else 0, as ``found_inf`` of :func:`adam_ema_`.
     """
     if decomposed():
         return any_nonfinite_ref(tensors)

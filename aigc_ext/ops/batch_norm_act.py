@@ -1,8 +1,7 @@
 """Batch normalisation (Ioffe and Szegedy 2015) and activation: ``clamp(gain * act(z))`` with
 ``z = (x - mean) / sqrt(var + eps) * weight + bias`` in each channel.
 
-The first derivative is a kernel that computes z again from x, which is all that the backward keeps; from the
-second on it is plain PyTorch.
+The first derivative is a kernel that recomputes z from x and the statistics; higher orders are plain PyTorch.
 """
 
 from __future__ import annotations
@@ -43,29 +42,29 @@ def batch_norm_act(
     clamp: float | None = None,
 ) -> Tensor:
     """:func:`torch.nn.functional.batch_norm` and an activation, in three passes over memory instead of four
-    (in two where the statistics are given).
+    (in two if the statistics are given).
 
     Args:
         x: ``[N, C, ...]``, contiguous or channels-last without a copy; float64, float32, float16 or bfloat16
             (half types are computed in float32).
-        running_mean, running_var: ``[C]``. Where ``training``, they are moved in place towards the batch's
-            mean and unbiased variance, and may be None; else they are what x is normalised by.
-        weight, bias: ``[C]`` or None. They need not be of x's dtype: float32 beside half types is usual.
+        running_mean, running_var: ``[C]``. If ``training``, they are moved in place towards the batch's mean
+            and unbiased variance, and may be None; otherwise x is normalised by them.
+        weight, bias: ``[C]`` or None. They need not have x's dtype: with half types, float32 is usual.
         training: whether to normalise by the statistics of the batch.
         momentum: how far the running statistics move, from 0 to 1.
-        eps: is added to the variance; at least 0 and finite.
+        eps: added to the variance; at least 0 and finite.
         act, alpha, gain, clamp: as for :func:`aigc_ext.ops.bias_act`, default gain included: sqrt(2) for
             relu, lrelu and swish.
 
     Returns:
         A tensor of x's shape and dtype, channels-last if ``x`` is, else contiguous. Differentiable to every
-        order in x, weight and bias. A batch of size 0 leaves the running statistics alone.
+        order in x, weight and bias. An empty batch leaves the running statistics unchanged.
 
     Raises:
-        ValueError: one element per channel alone where ``training``; no running statistics where not;
+        ValueError: only one element per channel with ``training``; no running statistics without it;
             ``momentum`` out of range; an activation argument as for bias_act.
-        TypeError: a tensor is no tensor, or a number no Python number.
-        RuntimeError: shapes don't fit; ``eps`` out of range; dtype or device not supported.
+        TypeError: an argument is not a tensor, or not a Python number, where one is required.
+        RuntimeError: shapes don't match; ``eps`` out of range; dtype or device not supported.
     """
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
     optional = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}

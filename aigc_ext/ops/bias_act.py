@@ -1,8 +1,7 @@
 """Bias, per-pixel noise and activation in one pass: ``clamp(gain * act(x + b + strength * noise))``.
 
-What the backward keeps: two bits per element (branch, clamp) for the piecewise-linear activations, x itself
-for the smooth ones. Orders of differentiation: the first two are kernels, from the third on it is plain
-PyTorch.
+For the backward, two bits per element (branch, clamp) are saved for the piecewise-linear activations, x
+itself for the smooth ones. The first two orders of differentiation are kernels, higher orders plain PyTorch.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def bias_act(
     Args:
         x: any shape, any strides; float64, float32, float16 or bfloat16 (half types are computed in float32).
         b: bias of shape ``[x.shape[dim]]``, or None. If dtypes differ, both are promoted to the wider one.
-        dim: the dimension of ``x`` that ``b`` belongs to; not looked at without ``b``.
+        dim: the dimension of ``x`` that ``b`` belongs to; ignored without ``b``.
         act: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
         alpha: slope of lrelu below 0 (default 0.2); other activations have none.
         gain: factor after the activation; default sqrt(2) for relu, lrelu and swish, else 1.
@@ -53,8 +52,8 @@ def bias_act(
 
     Raises:
         ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
-        TypeError: a tensor is no tensor, or a number no Python number.
-        RuntimeError: ``b`` doesn't fit ``x``; dtype or device not supported.
+        TypeError: an argument is not a tensor, or not a Python number, where one is required.
+        RuntimeError: ``b`` doesn't match ``x``; dtype or device not supported.
     """
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
     if not (isinstance(x, Tensor) and (b is None or isinstance(b, Tensor))):
@@ -109,11 +108,11 @@ def noise_bias_act(
     Args:
         x: ``[N, C, ...]``, contiguous or channels-last without a copy.
         noise: ``[N, 1, ...]`` or ``[1, 1, ...]`` with x's spatial sizes.
-        strength: one number, as a tensor.
+        strength: a tensor of one element.
         b: ``[C]`` or None.
         act, alpha, gain, clamp: as for :func:`bias_act`.
 
-    Returns and raises as :func:`bias_act`; differentiable to every order in x, strength, b and noise.
+    Result and errors are as for :func:`bias_act`; differentiable to every order in x, strength, b and noise.
     """
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
     inputs = [t for t in (x, noise, strength, b) if t is not None]
@@ -309,7 +308,7 @@ def _backward_gradients(
     options = a.plain[:6]
     # An output that was not asked for is empty, and so is its cotangent.
     g_db, g_dstrength = g_db if a.need_b else None, g_dstrength if a.need_strength else None
-    # u is the cotangent of dz, of which dx is a copy and db and dstrength are sums.
+    # u is the cotangent of dz; dx is a copy of dz, db and dstrength are sums over it.
     u = g_dx
     if g_db is not None:
         g = _along(g_db, a.dim, a.dy)
@@ -361,7 +360,7 @@ def _double_backward_ref(  # type: ignore[no-untyped-def]
 _double_backward = native(
     "bias_act_double_backward", fake=_fake_double_backward, reference=_double_backward_ref
 )
-bias_act_backward = native(  # linear_act's derivative too
+bias_act_backward = native(  # linear_act uses it too
     "bias_act_backward",
     fake=_fake_backward,
     gradients=_backward_gradients,

@@ -1,12 +1,12 @@
-"""A convolution with its bias and activation, and the transposed one.
+"""A convolution with its bias and activation, and the same for the transposed convolution.
 
-The convolution is PyTorch's, or on the CPU :func:`aigc_ext.ops.conv3x3` where that was measured to be faster
+The convolution is PyTorch's or, on the CPU, :func:`aigc_ext.ops.conv3x3` where that was measured to be faster
 (``benchmarks/conv3x3.py``); bias, activation, mask and bias gradient are one pass over the result. Inside
 :func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``, which PyTorch's own
 convolution would compute and throw away.
 
-A convolution, its transpose and the gradient of its filters are the three sides of one trilinear form: each
-one's derivatives are the other two, to every order.
+A convolution, its transpose and the gradient of its filters are the partial derivatives of one trilinear
+form, so the derivatives of each are the other two, to every order.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def conv2d_act(
     """``clamp(gain * act(conv2d(x, w) + b), -clamp, clamp)``.
 
     Args:
-        x: ``[N, in_channels, H, W]``, contiguous or channels-last.
+        x: ``[N, in_channels, H, W]``, contiguous or channels-last; float64, float32, float16 or bfloat16.
         w: ``[out_channels, in_channels / groups, kH, kW]``, of x's dtype (under autocast all are cast, as for
             ``F.conv2d``).
         b: ``[out_channels]`` or None.
@@ -64,8 +64,8 @@ def conv2d_act(
 
     Raises:
         ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
-        TypeError: a tensor is no tensor, a size no integer, or a number no Python number.
-        RuntimeError: shapes, dtypes or sizes do not fit together.
+        TypeError: an argument is not a tensor, integer or Python number where one is required.
+        RuntimeError: shapes, dtypes or sizes do not match.
     """
     resolve_activation(act, alpha, gain, clamp)
     if not (isinstance(x, Tensor) and isinstance(w, Tensor) and (b is None or isinstance(b, Tensor))):
@@ -116,7 +116,7 @@ def conv_transpose2d_act(
         w: ``[in_channels, out_channels / groups, kH, kW]``, of x's dtype.
         output_padding: as in ``F.conv_transpose2d``: less than stride or dilation.
 
-    The rest is as for :func:`conv2d_act`.
+    Everything else is as for :func:`conv2d_act`.
     """
     resolve_activation(act, alpha, gain, clamp)
     op = "conv_transpose2d_act"
@@ -151,7 +151,7 @@ def conv_transpose2d_act_ref(
 
 
 def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
-    """The convolution with its bias alone, for ``op``, by the form that suits device and shape."""
+    """The convolution with only its bias, for ``op``, in the form that suits device and shape."""
     _output_size(op, x, w, *geometry)
     if take(op, _route(x, w, geometry)) == "conv3x3":
         padding, transposed = geometry[1], geometry[-1]
@@ -165,9 +165,9 @@ def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometr
 def _route(x: Tensor, w: Tensor, geometry: _Geometry) -> Route:
     """Winograd's convolution or PyTorch's.
 
-    Measured on one core: where it is taken, Winograd's is about as fast or faster, forward and backward
-    together. With AVX-512 PyTorch's form is better than with AVX2, and ours loses in short rows, whose tiles
-    fill no vector.
+    Measured on one core, forward and backward together: where Winograd's is chosen, it is about as fast or
+    faster. With AVX-512, PyTorch's is better than with AVX2, and ours is slower on short rows, whose tiles do
+    not fill a vector.
     """
     stride, padding, dilation, output_padding, groups, _ = geometry
     plain = stride == [1, 1] == dilation and output_padding == [0, 0] and groups == 1 and max(padding) <= 2
@@ -205,7 +205,7 @@ def _convolve_and_act(
 ) -> Tensor:
     identity = act == "linear" and gain in (None, 1) and clamp is None
     if identity or x.dtype in HALF or torch._C._is_any_autocast_enabled():
-        # A product that is stored in a half type is rounded; with the bias in it, its sign at least is right.
+        # Storing the product in a half type rounds it; with the bias included, at least its sign is right.
         y = convolve(op, x, w, b, geometry)
         return y if identity else bias_act(y, None, 1, act, alpha, gain, clamp)
     return bias_act(convolve(op, x, w, None, geometry), b, 1, act, alpha, gain, clamp)
@@ -276,8 +276,8 @@ def _output_size(
 
 
 def widened(x: Tensor) -> bool:
-    """Half types on a CPU without instructions for them: there PyTorch's convolution takes 200 times as long
-    as in float32."""
+    """Is x of a half type that the CPU has no instructions for? There PyTorch's convolution takes 200 times
+    as long as in float32."""
     if x.device.type != "cpu" or x.dtype not in HALF:
         return False
     mkldnn = torch.ops.mkldnn
@@ -286,13 +286,13 @@ def widened(x: Tensor) -> bool:
 
 
 def _dtype_route(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry: Sequence[Any]) -> Route:
-    """The dtype that a convolution of x (or its transpose), with results of ``size``, is computed in.
+    """The dtype in which a convolution of x (or its transpose), with results of ``size``, is computed.
 
     A half type becomes float32 where PyTorch is slow in it, and bfloat16 also where PyTorch is wrong: the
-    oneDNN of torch 2.13 reads memory beyond narrow images. On CPUs with AVX512_BF16, weight gradients of
-    images one pixel wide, padded and with stride 2, are NaN or anything, and a dilation of 3 can end the
-    process; on those with AMX, results of images of 1 to 3 pixels are wrong too. What was seen right on both
-    are square images with the strides and paddings that networks have, and large ones.
+    oneDNN of torch 2.13 reads beyond the memory of narrow images. On CPUs with AVX512_BF16, weight gradients
+    of images one pixel wide, padded and with stride 2, are NaN or arbitrary, and a dilation of 3 can crash
+    the process; on CPUs with AMX, results of images of 1 to 3 pixels are wrong too. On both, results were
+    right for large images and for square ones with the strides and paddings that networks use.
     """
     if widened(x):
         return Route("float32", "PyTorch is slow in half types on this CPU")
@@ -320,7 +320,7 @@ def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> 
     y = torch.ops.aten.convolution.default(
         x, w, b, stride, padding, dilation, transposed, output_padding, groups
     ).to(dtype)
-    # PyTorch's choice of a format is not always the images'.
+    # PyTorch does not always choose the images' format.
     if channels_last:
         return y.movedim(1, -1).contiguous().movedim(-1, 1)
     return y.contiguous()
@@ -366,12 +366,12 @@ def _check_weight_gradient(dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[
 def _input_gradient(dy: Tensor, w: Tensor, x: Tensor, geometry: Sequence[Any]) -> Tensor:
     stride, padding, dilation, _, groups, transposed = geometry
     output_padding = [0, 0]
-    if not transposed:  # what the stride left over
+    if not transposed:  # the remainder of the stride
         for d in range(2):
             reach = dilation[d] * (w.size(2 + d) - 1)
             output_padding[d] = (x.size(2 + d) + 2 * padding[d] - reach - 1) % stride[d]
     dx = _convolution(dy, w, None, stride, padding, dilation, output_padding, groups, not transposed)
-    # An output_padding as large as the stride makes room for pixels that x does not have.
+    # An output_padding as large as the stride adds pixels that x does not have.
     return dx if dx.shape == x.shape else dx[:, :, : x.size(2), : x.size(3)]
 
 

@@ -1,7 +1,7 @@
 """A convolution with resampling by a FIR filter built in: the strided layers of StyleGAN's networks.
 
-Made of :func:`upfirdn2d` and :func:`conv2d_act`; which comes first, and at which resolution the convolution
-runs, is chosen so that no pixel is computed that is thrown away. Filtering and convolving commute.
+Composed of :func:`upfirdn2d` and :func:`conv2d_act`, which commute; their order and the convolution's
+resolution are chosen so that no computed pixel is thrown away.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def conv2d_resample(
         w: ``[out_channels, in_channels / groups, kH, kW]``, of x's dtype.
         f: the filter of both resamplings, as :func:`setup_filter` makes it; None for no filter.
         up, down: factors, from 1 on, for both axes.
-        padding: of the upsampled image: an integer, ``[x, y]`` or ``[x0, x1, y0, y1]``. What the filters need
-            is added, so that ``kernel // 2`` keeps the size but for the factors.
+        padding: of the upsampled image: an integer, ``[x, y]`` or ``[x0, x1, y0, y1]``. The padding that the
+            filters need is added, so that with ``kernel // 2`` only the factors change the size.
         groups: as in ``conv2d``.
         flip_weight: correlate with ``w``, as ``conv2d`` does; False convolves.
         flip_filter: correlate with ``f``; by default it convolves, as :func:`upfirdn2d`.
@@ -45,9 +45,9 @@ def conv2d_resample(
         ``[N, out_channels, ...]``. Differentiable to every order in x, w and f.
 
     Raises:
-        TypeError: a tensor is no tensor, or a number no integer.
+        TypeError: an argument is not a tensor, or not an integer, where one is required.
         ValueError: a factor or a padding out of range.
-        RuntimeError: shapes or dtypes do not fit together.
+        RuntimeError: shapes or dtypes do not match.
     """
     x0, x1, y0, y1, taps = _arguments(x, w, f, up, down, padding)
     pads = _with_filters(x0, x1, y0, y1, taps, up, down)
@@ -60,12 +60,12 @@ def conv2d_resample(
     if up > 1 and down == 1 and kernel_x == kernel_y == 1:  # fewer pixels for the convolution
         y = conv2d_act(x, w, groups=groups)
         return upfirdn2d(y, f, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
-    if up == 1 and down > 1:  # at the pixels that stay
+    if up == 1 and down > 1:  # compute only the pixels that are kept
         x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter)
         return conv2d_act(x, w, stride=down, groups=groups)
-    if up > 1:  # on the pixels that x has
+    if up > 1:  # convolve only the pixels of x, not the zeros between them
         p0, p1, p2, p3 = pads
-        w = w.flip([2, 3]) if kernel_x > 1 or kernel_y > 1 else w  # its transpose convolves
+        w = w.flip([2, 3]) if kernel_x > 1 or kernel_y > 1 else w  # the transpose flips it back
         w = w.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         # A transposed convolution pads by kernel - 1 and inserts no zeros after the last pixel.
         p0, p1, p2, p3 = p0 - kernel_x + 1, p1 - kernel_x + up, p2 - kernel_y + 1, p3 - kernel_y + up
@@ -90,7 +90,7 @@ def conv2d_resample_ref(
     flip_weight: bool = True,
     flip_filter: bool = False,
 ) -> Tensor:
-    """:func:`conv2d_resample` in plain PyTorch, in the order of its description."""
+    """:func:`conv2d_resample` in plain PyTorch: upsampling, convolution, downsampling."""
     x0, x1, y0, y1, taps = _arguments(x, w, f, up, down, padding)
     pads = _with_filters(x0, x1, y0, y1, taps, up, down)
     x = upfirdn2d_ref(x, f if up > 1 else None, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
@@ -117,7 +117,7 @@ def _arguments(
 def _with_filters(
     x0: int, x1: int, y0: int, y1: int, taps: tuple[int, int], up: int, down: int
 ) -> tuple[int, int, int, int]:
-    """The padding, and what the filters need to leave the image where it is."""
+    """The padding plus what the filters need so that the image does not shift."""
     for factors in ((up, 1), (1, down)):
         if factors != (1, 1):
             (x_before, x_after), (y_before, y_after) = (centring(n, *factors) for n in taps)

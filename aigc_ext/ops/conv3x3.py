@@ -1,7 +1,7 @@
-"""Convolution with 3x3 filters, stride 1, by Winograd's minimal filtering on the CPU.
+"""Convolution with 3x3 filters and stride 1, by Winograd's minimal filtering on the CPU.
 
-The op, its transpose and the gradient of the filters are the three sides of one trilinear form, so that each
-one's derivatives are the other two, to every order.
+The op, its transpose and the gradient of the filters are the partial derivatives of one trilinear form, so
+the derivatives of each are the other two, to every order.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _HAS_KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("aigc::conv3x3", "C
 def conv3x3(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
     """``torch.nn.functional.conv2d(x, w, padding=padding)`` for 3x3 filters.
 
-    On the CPU by Winograd's F(2x2, 3x3): 16 products instead of 36 for every 2x2 outputs (Lavin and Gray
-    2016, "Fast Algorithms for Convolutional Neural Networks"). On other devices it is ``conv2d`` itself. With
-    many channels it is faster than that on the CPU (``benchmarks/conv3x3.py``). A NaN or an infinity may
-    reach one pixel further than the 3x3 neighbours.
+    On the CPU it uses Winograd's F(2x2, 3x3): 16 products instead of 36 for every 2x2 outputs (Lavin and Gray
+    2016, "Fast Algorithms for Convolutional Neural Networks"), which is faster than ``conv2d`` with many
+    channels (``benchmarks/conv3x3.py``). On other devices it is ``conv2d`` itself. A NaN or an infinity may
+    spread one pixel further than the 3x3 neighbourhood.
 
     Args:
         x: ``[N, in_channels, H, W]``, contiguous or channels-last without a copy. N may be 0.
@@ -38,8 +38,8 @@ def conv3x3(x: Tensor, w: Tensor, padding: int = 1) -> Tensor:
         backward computes no gradient of ``w``.
 
     Raises:
-        TypeError: ``x`` or ``w`` is no tensor.
-        RuntimeError: shapes, dtypes, devices or the padding do not fit.
+        TypeError: ``x`` or ``w`` is not a tensor.
+        RuntimeError: shapes, dtypes or devices do not match; padding out of range.
     """
     if not (isinstance(x, Tensor) and isinstance(w, Tensor)):
         raise no_tensor("conv3x3", x=x, w=w)

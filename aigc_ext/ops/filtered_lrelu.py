@@ -1,13 +1,13 @@
 """Leaky ReLU at a higher resolution, between two filters: the alias-free activation of StyleGAN3 (Karras et
 al. 2021, "Alias-Free Generative Adversarial Networks", section 3.2).
 
-One pass where the filters are one-dimensional: the upsampled image stays in cache, and two bits per pixel of
-it are kept for the backward. With these bits the map is linear, and its transpose is of the same form; the
-two are each other's derivatives to every order.
+With one-dimensional filters it is one pass: the upsampled image stays in cache, and two bits per pixel of it
+are saved for the backward. Given these bits the map is linear, and its transpose has the same form; each is
+the other's derivative, to every order.
 
-A composition of :func:`upfirdn2d` and :func:`bias_act`, whose derivatives are those ops' own, for what the
-one pass cannot do (a filter of two dimensions, of more than 24 taps or with a gradient, a factor above 4) and
-for what it is slower at: :func:`_route` says which.
+It is a composition of :func:`upfirdn2d` and :func:`bias_act`, with their derivatives, where the one pass is
+not possible (a two-dimensional filter, one of more than 24 taps or with a gradient, a factor above 4) or is
+slower: see :func:`_route`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from aigc_ext.ops.upfirdn2d import (
 
 _SQRT2 = 2**0.5
 _MOST_FACTOR, _MOST_TAPS = 4, 24  # of the native op
-_LEAST_TAPS = 8  # of both filters, where channels lie innermost
+_LEAST_TAPS = 8  # of both filters, for channels-last images
 
 
 def filtered_lrelu(
@@ -65,11 +65,11 @@ def filtered_lrelu(
     A side of W becomes ``(W * up + x0 + x1 - (taps_u - 1) - (taps_d - 1) + down - 1) // down``.
 
     Args:
-        x: ``[N, C, H, W]``, contiguous or channels-last.
-        fu, fd: filters as for :func:`upfirdn2d`; None for no filter. ``up ** 2`` is multiplied with ``fu``,
-            for the zeros that are inserted.
+        x: ``[N, C, H, W]``, contiguous or channels-last; float64, float32, float16 or bfloat16.
+        fu, fd: filters as for :func:`upfirdn2d`; None for no filter. ``fu`` is multiplied by ``up ** 2``, to
+            make up for the inserted zeros.
         b: ``[C]`` or None.
-        up, down: factors, from 1 on, for both axes.
+        up, down: factors, at least 1, for both axes.
         padding: of the upsampled image, for both filters: an integer, ``[x, y]`` or ``[x0, x1, y0, y1]``.
         gain, slope: of the leaky ReLU.
         clamp: limit of its magnitude, at least 0, or None.
@@ -80,9 +80,9 @@ def filtered_lrelu(
         b and the filters.
 
     Raises:
-        TypeError: a tensor is no tensor, or a number no number.
+        TypeError: an argument is not a tensor, or not a number, where one is required.
         ValueError: an option out of range.
-        RuntimeError: shapes, dtypes or devices do not fit together.
+        RuntimeError: shapes, dtypes or devices do not match.
     """
     _check(x, fu, fd, b, up, down)
     pads = four_paddings(padding, "filtered_lrelu")
@@ -92,11 +92,12 @@ def filtered_lrelu(
 
 
 def _route(x: Tensor, fu: Tensor | None, fd: Tensor | None, up: int, down: int) -> Route:
-    """One pass or a composition: can the native op do it, and is it the faster way?
+    """One pass or a composition: does the native op support it, and is it faster?
 
-    Slower on the CPU (4x64x64x64 in float32; forward, then forward + backward, as parts of the composition's
-    speed): with a factor of 1 (0.7 to 1.0, 0.6 to 0.8), as the image between is then no larger than x or y;
-    with 4 + 4 taps on channels-last images, which it reads and writes a channel at a time (0.8, 0.6).
+    On the CPU one pass is slower in two cases (speed relative to the composition for 4x64x64x64 in float32,
+    forward, then forward + backward): with a factor of 1 (0.7 to 1.0, 0.6 to 0.8), where the intermediate
+    image is no larger than x or y; and with 4 + 4 taps on channels-last images, which it reads and writes one
+    channel at a time (0.8, 0.6).
     """
     filters = [f for f in (fu, fd) if f is not None]
     taps = [f.numel() for f in filters]
@@ -322,7 +323,7 @@ def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _backward_gradients(a: Any, needs: Any, u: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None]:
-    u_b = u_b if a.need_b else None  # what was not asked for is empty, and so is its cotangent
+    u_b = u_b if a.need_b else None  # an output that was not asked for is empty, and so is its cotangent
     if u is None and u_b is not None:
         u = u_b.new_zeros(a.image)
     if u is None:

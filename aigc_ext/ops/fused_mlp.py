@@ -1,9 +1,10 @@
 """A chain of linear layers with activations, as one op forward and one backward.
 
-The networks of the reference GAN have layers of some 100 features, where a call costs as much as its
-arithmetic. The products are PyTorch's; bias, activation, mask and bias gradient are one pass between them.
-Forward, backward and double backward (R1 and its relatives) are native; what differentiates through weight
-gradients, and the third order, is plain PyTorch.
+The reference GAN's layers have about 100 features, where the call overhead is as large as the arithmetic. The
+matrix products are PyTorch's; bias, activation, mask and bias gradient are one pass between them. Forward,
+backward and double backward (R1 and similar penalties) are native; derivatives through weight gradients, and
+the third order, are plain PyTorch.
+
 Inside :func:`aigc_ext.no_weight_gradients` the backward computes no gradient of weights and biases.
 """
 
@@ -37,23 +38,23 @@ def fused_mlp(
     alphas: Sequence[float | None] | None = None,
     gains: Sequence[float | None] | None = None,
 ) -> Tensor:
-    """``x = gain * act(x @ w.T + b)`` for one layer after the other.
+    """``x = gain * act(x @ w.T + b)``, one layer after the other.
 
     Args:
-        x: ``[..., in_features]``.
-        weights: at most 62, ``[out_features, in_features]`` each, of x's dtype (under autocast all are cast,
+        x: ``[..., in_features]``; float64, float32, float16 or bfloat16.
+        weights: 1 to 62 tensors ``[out_features, in_features]`` of x's dtype (under autocast all are cast,
             as for ``F.linear``); the in_features of each are the out_features of the one before.
-        biases: ``[out_features]`` for each of them.
-        acts: an activation for each of them, as for :func:`aigc_ext.ops.bias_act`.
-        alphas, gains: as for :func:`aigc_ext.ops.bias_act`, one for each; None for the defaults.
+        biases: ``[out_features]`` for each layer.
+        acts: an activation for each layer, as for :func:`aigc_ext.ops.bias_act`.
+        alphas, gains: as for :func:`aigc_ext.ops.bias_act`, one for each layer; None for the defaults.
 
     Returns:
         ``[..., out_features]`` of the last layer. Differentiable to every order in x, weights and biases.
 
     Raises:
-        ValueError: no layer or too many; the lists differ in length; unknown act; alpha or gain not finite.
-        TypeError: a tensor is no tensor, or a number no Python number.
-        RuntimeError: shapes or dtypes do not fit together; dtype or device not supported.
+        ValueError: no layers or too many; the lists differ in length; unknown act; alpha or gain not finite.
+        TypeError: an argument is not a tensor, or not a Python number, where one is required.
+        RuntimeError: shapes or dtypes do not match; dtype or device not supported.
     """
     names, alphas, gains = _layers(x, weights, biases, acts, alphas, gains)
     weights, biases = list(weights), list(biases)
@@ -89,7 +90,7 @@ def _layers(
     alphas: Sequence[float | None] | None,
     gains: Sequence[float | None] | None,
 ) -> tuple[str, list[float], list[float]]:
-    """The activations as the native op takes them, after a look at everything but the shapes."""
+    """Checks everything except the shapes; returns the activations in the native op's form."""
     count = len(weights)
     if not 1 <= count <= _MOST_LAYERS:
         raise ValueError(f"fused_mlp: weights has {count} tensors, but must have 1 to {_MOST_LAYERS}")
@@ -105,7 +106,7 @@ def _layers(
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
         if not (isinstance(w, Tensor) and isinstance(b, Tensor)):
             raise no_tensor("fused_mlp", **{f"weights[{i}]": w, f"biases[{i}]": b})
-    resolve = _resolve if torch.compiler.is_compiling() else _resolve_once  # Dynamo warns of the cache
+    resolve = _resolve if torch.compiler.is_compiling() else _resolve_once  # Dynamo warns about the cache
     return resolve(tuple(acts), tuple(alphas), tuple(gains))
 
 
@@ -180,7 +181,7 @@ def _fake(  # type: ignore[no-untyped-def]
     x, weights, biases, acts, alphas, gains, save
 ) -> tuple[Tensor, list[Tensor]]:
     _check_layers("fused_mlp", x, weights, biases, acts, alphas, gains)
-    rows = math.prod(x.shape[:-1])  # numel() would fix a batch size that export left open
+    rows = math.prod(x.shape[:-1])  # numel() would fix a batch size that export keeps dynamic
     saved = []
     for i, (w, b, act) in enumerate(zip(weights, biases, _named(acts), strict=True)):
         h = x.new_empty(rows, w.size(0))
@@ -248,7 +249,7 @@ def _gradients(a: Any, needs: Any, dy: Tensor) -> Sequence[Any]:
 def _backward_gradients(
     a: Any, needs: Any, g_dx: Tensor | None, g_dw: list[Tensor | None], g_db: list[Tensor | None]
 ) -> Sequence[Any]:
-    # An output that was not asked for is empty, and so is its gradient.
+    # An output that was not asked for is empty, and so is its cotangent.
     g_dx = g_dx if a.need_x else None
     g_dw, g_db = _only_asked(g_dw, a.need_w), _only_asked(g_db, a.need_b)
     if any(g is not None for g in (*g_dw, *g_db)):
@@ -309,7 +310,7 @@ _fused_mlp = native(
     fake=_fake,
     gradients=_gradients,
     weights=("weights", "biases"),
-    save=("x", "weights", "biases", "saved"),  # `saved` has no graph: the formulas differentiate through it
+    save=("x", "weights", "biases", "saved"),  # `saved` has no graph; the formulas account for it
     kept=_kept,
     constants=("saved",),
     autocast=True,

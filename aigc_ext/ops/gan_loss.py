@@ -1,4 +1,4 @@
-"""Adversarial losses: one pass over the logits gives the loss, its gradient and what a training loop logs.
+"""Adversarial losses: one pass over the logits gives the loss, its gradient and the statistics to log.
 
 With s = softplus, real logits r = D(x) and fake logits f = D(G(z)):
 
@@ -14,11 +14,11 @@ relativistic      mean s(-(r-f))                            mean s(-(f-r))   Jol
 relativistic_avg  mean s(-(r-mean f)) + mean s(f-mean r)    r and f swapped  Jolicoeur-Martineau 2018
 ================  ========================================  ===============  =======================
 
-Arithmetic is in float32, or in float64 for float64 logits. Half logits thus give a float32 loss, and under
-autocast nothing needs a cast. The logistic kinds are stable for logits of any magnitude.
+Arithmetic is in float32, or in float64 for float64 logits, so half-precision logits give a float32 loss, and
+autocast needs no casts. The logistic kinds are stable for logits of any magnitude.
 
-Orders of differentiation: the gradient comes out of the same kernel as the loss. A backward with
-``create_graph=True`` (unrolled GANs), and the gradient of ``weight``, are plain PyTorch.
+One kernel computes the loss and its gradient. A backward with ``create_graph=True`` (unrolled GANs), and the
+gradient of ``weight``, are plain PyTorch.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ RELATIVISTIC = ("relativistic", "relativistic_avg")
 
 
 class LossStats(NamedTuple):
-    """What to log of a discriminator's step: 0-d float32 tensors without a gradient, left on the device.
+    """Statistics of a discriminator step for logging: 0-d float32 tensors without a gradient, on the device.
 
     ``d_real`` and ``d_fake`` are the means of D(x) and D(G(z)): of the probability sigmoid(logit) for
-    logistic and minimax, of the raw score for the other kinds. ``acc_real`` and ``acc_fake`` are the shares
-    of logits on the right side: of 0 for logistic, minimax and hinge; of 1/2 for lsgan; of the other batch's
-    mean for wgan and relativistic_avg, whose scores have no origin; of the paired logit for relativistic. A
-    NaN is never right.
+    logistic and minimax, of the raw score for the other kinds. ``acc_real`` and ``acc_fake`` are the
+    fractions of logits on the correct side of a threshold: 0 for logistic, minimax and hinge; 1/2 for lsgan;
+    the other batch's mean for wgan and relativistic_avg, whose scores have no origin; the paired logit for
+    relativistic. A NaN is never correct.
     """
 
     d_real: Tensor
@@ -73,7 +73,7 @@ def discriminator_loss(
 
     Args:
         real_logits, fake_logits: D(x) and D(G(z)), of any shape, ``[N, ...]`` with ``weight``; float64,
-            float32, float16 or bfloat16, promoted to the wider of both. The shapes must be equal for kind
+            float32, float16 or bfloat16, promoted to the wider dtype. The shapes must be equal for kind
             relativistic and for reduction none; otherwise they are independent, and each batch has its own
             mean.
         kind: logistic, minimax, hinge, lsgan, wgan, relativistic or relativistic_avg.
@@ -81,11 +81,11 @@ def discriminator_loss(
             logistic and minimax only.
         l2_weight: at least 0; adds ``l2_weight / 2`` times its square to the loss of each real and fake
             logit.
-        weight: ``[N]`` of any real dtype, a factor of all of a sample's losses, real and fake. Means still
-            divide by the count of logits, not by the sum of weights; the means inside relativistic_avg are
+        weight: ``[N]`` of any real dtype, multiplies all losses of a sample, real and fake. Means still
+            divide by the number of logits, not by the sum of weights; the means inside relativistic_avg are
             not weighted.
-        reduction: mean; sum; or none, which is the sum of the real and the fake logit's loss at each place.
-            The mean of an empty batch is NaN, as in PyTorch.
+        reduction: mean; sum; or none, which adds the losses of the real and the fake logit elementwise. The
+            mean of an empty batch is NaN, as in PyTorch.
 
     Returns:
         The loss: float64 for float64 logits, else float32; 0-d, or of the logits' shape for reduction none.
@@ -93,8 +93,8 @@ def discriminator_loss(
 
     Raises:
         ValueError: unknown ``kind`` or ``reduction``; ``label_smoothing`` or ``l2_weight`` out of range.
-        TypeError: a tensor is no tensor, or a number no Python number.
-        RuntimeError: shapes that don't fit; dtype or device not supported.
+        TypeError: an argument is not a tensor, or not a Python number, where one is required.
+        RuntimeError: shapes don't match; dtype or device not supported.
     """
     options = (kind, label_smoothing, l2_weight, reduction)
     return _discriminator_loss(real_logits, fake_logits, weight, options)[0]
@@ -109,7 +109,7 @@ def discriminator_loss_and_stats(
     weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> tuple[Tensor, LossStats]:
-    """:func:`discriminator_loss`, and the statistics that its pass over the logits computes anyway."""
+    """:func:`discriminator_loss`, and statistics from the same pass over the logits."""
     options = (kind, label_smoothing, l2_weight, reduction)
     loss, stats = _discriminator_loss(real_logits, fake_logits, weight, options)
     return loss, LossStats(*stats.unbind())
@@ -124,14 +124,13 @@ def discriminator_loss_and_grad(
     weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> tuple[Tensor, LossStats, Tensor, Tensor]:
-    """:func:`discriminator_loss`, its statistics, and its gradients ``d_real`` and ``d_fake``, not recorded.
+    """:func:`discriminator_loss`, its statistics, and its gradients ``d_real`` and ``d_fake``.
 
-    The fastest way through a training step, since autograd records nothing here. Go on with
-    ``torch.autograd.backward([real_logits, fake_logits], [d_real, d_fake])``. The results have no gradient
-    themselves.
+    The fastest form of a training step, since autograd records nothing here; the results have no gradient
+    themselves. Continue with ``torch.autograd.backward([real_logits, fake_logits], [d_real, d_fake])``.
 
-    The gradients (for reduction none, those of the sum) are float32 for half logits too: in float16, the
-    gradient of a mean over many patches would underflow. Autograd casts them.
+    The gradients (for reduction none, those of the sum) are float32 for half-precision logits too: in
+    float16, the gradient of a mean over many patches would underflow. Autograd casts them.
     """
     options = (kind, label_smoothing, l2_weight, reduction)
     check_options(*options)
@@ -157,15 +156,15 @@ def generator_loss(
 
     Args:
         fake_logits: D(G(z)), as for :func:`discriminator_loss`.
-        real_logits: D(x), for the relativistic kinds; the others do without.
+        real_logits: D(x), for the relativistic kinds; not needed for the others.
         kind: as for :func:`discriminator_loss`.
         l2_weight: at least 0; adds ``l2_weight / 2 * ||G(z)||^2`` to the loss of each of a sample's logits.
-        images: G(z), ``[N, ...]``, needed where ``l2_weight`` is not 0.
-        weight: ``[N]``, a factor of all of a sample's losses.
+        images: G(z), ``[N, ...]``, needed if ``l2_weight`` is not 0.
+        weight: ``[N]``, multiplies all losses of a sample.
         reduction: mean, sum or none.
 
-    Returns and raises as :func:`discriminator_loss`; differentiable in ``images`` too. There is no label
-    smoothing, which is one-sided: it concerns D's real samples.
+    Result and errors are as for :func:`discriminator_loss`; differentiable in ``images`` too. There is no
+    label smoothing: it is one-sided and concerns only D's real samples.
     """
     check_options(kind, 0.0, l2_weight, reduction)
     _check_generator_tensors(fake_logits, real_logits, images, weight)
@@ -352,7 +351,7 @@ def _stats_ref(real_logits: Tensor, fake_logits: Tensor, kind: str) -> Tensor:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    return F.softplus(x, threshold=40.0)  # PyTorch's 20 is not exact in float64
+    return F.softplus(x, threshold=40.0)  # PyTorch's default of 20 is not exact in float64
 
 
 def _weighted(op: str, losses: Tensor, weight: Tensor | None, name: str) -> Tensor:
@@ -381,7 +380,7 @@ def check_options(
         raise error(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
     if reduction not in REDUCTIONS:
         raise error(f"reduction is {reduction!r}, but must be one of {', '.join(REDUCTIONS)}")
-    # A tensor of one element would do as a number too, silently without its gradient.
+    # A one-element tensor would pass as a number too, but silently lose its gradient.
     if not isinstance(label_smoothing, (float, int)):
         kind_of = type(label_smoothing).__name__
         raise TypeError(f"label_smoothing is {label_smoothing!r} ({kind_of}), but must be a float or an int")
@@ -449,8 +448,8 @@ def _check_weight(op: str, weight: Tensor, logits: Tensor, name: str) -> None:
 def _opponents(
     fake_logits: Tensor, real_logits: Tensor | None, kind: str, weight: Tensor | None, reduction: str
 ) -> Tensor:
-    """The real logits that a relativistic generator's loss needs, checked, since the discriminator's loss,
-    which computes it with the roles swapped, would name the arguments the wrong way round."""
+    """Checks and returns the real logits, which only relativistic losses use. The discriminator's loss
+    computes these with the roles swapped, so its own errors would name the wrong arguments."""
     if real_logits is None:
         raise ValueError(f"real_logits is None, but kind {kind} compares fake_logits with them")
     promoted_dtype("generator_loss", fake_logits=fake_logits, real_logits=real_logits)
@@ -482,7 +481,7 @@ def images_term(
     reduction: str,
     sqnorm: Callable[[Tensor], Tensor] = sample_sqnorm,
 ) -> Tensor:
-    """``l2_weight / 2 * ||G(z)||^2``, as a part of the loss of each of a sample's logits."""
+    """``l2_weight / 2 * ||G(z)||^2``, added to the loss of each of a sample's logits."""
     if images is None:
         raise ValueError(f"images is None, but l2_weight is {l2_weight}, which needs G(z)")
     if images.dim() == 0 or images.shape[:1] != fake_logits.shape[:1]:
@@ -500,13 +499,13 @@ def images_term(
 
 # ---- native ops --------------------------------------------------------------------------------------------
 #
-# Each loss is two ops around one kernel. `*_and_grad` has no derivative; the other one runs it where a
-# gradient may be asked for, and multiplies its slopes.
+# Each loss is two ops around one kernel. `*_and_grad` has no derivative; the other op runs it when a gradient
+# may be needed, and its backward scales the gradients that `*_and_grad` returned.
 
 
 def _discriminator_gradients(a: Any, needs: Any, grad: Tensor) -> Sequence[Tensor | None]:
-    # The slopes are constants, and sums: of no use for a second derivative, for the gradient of weight, nor
-    # where several losses depend on one logit.
+    # The saved gradients are constants, and summed over the losses. They cannot serve for a second
+    # derivative, for the gradient of weight, or where several losses depend on one logit.
     coupled = a.kind == "relativistic_avg" and a.reduction == "none"
     if torch.is_grad_enabled() or needs.weight or coupled:
         return reference_gradients(

@@ -1,7 +1,7 @@
 """The gated activation unit ``tanh(x1) * sigmoid(x2)`` with its bias (van den Oord et al. 2016, "Conditional
 Image Generation with PixelCNN Decoders", equation 2; also WaveNet's).
 
-Forward and backward are kernels, from the second order on it is plain PyTorch.
+Forward and backward are kernels; higher orders are plain PyTorch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from aigc_ext.ops._op import Op, native
 
 
 def gated_act(x: Tensor, b: Tensor | None = None) -> Tensor:
-    """``tanh(z1) * sigmoid(z2)`` in one pass, z1 and z2 being the two halves of the channels of ``x + b``.
+    """``tanh(z1) * sigmoid(z2)`` in one pass, where z1 and z2 are the two halves of the channels of ``x +
+    b``.
 
     Args:
         x: ``[N, 2C, ...]``, contiguous or channels-last without a copy; float64, float32, float16 or
@@ -29,8 +30,8 @@ def gated_act(x: Tensor, b: Tensor | None = None) -> Tensor:
         ``[N, C, ...]``, channels-last if ``x`` is, else contiguous. Differentiable to every order in x and b.
 
     Raises:
-        TypeError: an argument is no tensor.
-        RuntimeError: the number of channels is odd; ``b`` doesn't fit ``x``; dtype or device not supported.
+        TypeError: an argument is not a tensor.
+        RuntimeError: the number of channels is odd; ``b`` doesn't match ``x``; dtype or device not supported.
     """
     if not (isinstance(x, Tensor) and (b is None or isinstance(b, Tensor))):
         raise no_tensor("gated_act", optional=("b",), x=x, b=b)

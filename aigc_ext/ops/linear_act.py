@@ -1,7 +1,8 @@
 """A linear layer with its bias and activation: ``bias_act(x @ w.T, b)``.
 
-The matrix products are PyTorch's, whose bits depend on the number of threads; bias, activation, mask and bias
-gradient are one pass over the result.
+The matrix products are PyTorch's, whose rounding depends on the number of threads; bias, activation, mask and
+bias gradient are one pass over the result.
+
 Inside :func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``.
 """
 
@@ -34,7 +35,7 @@ def linear_act(
     """``clamp(gain * act(x @ w.T + b))``.
 
     Args:
-        x: ``[..., in_features]``.
+        x: ``[..., in_features]``; float64, float32, float16 or bfloat16.
         w: ``[out_features, in_features]``, of x's dtype (under autocast all are cast, as for ``F.linear``).
         b: ``[out_features]`` or None.
         act, alpha, gain, clamp: as for :func:`aigc_ext.ops.bias_act`.
@@ -44,8 +45,8 @@ def linear_act(
 
     Raises:
         ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
-        TypeError: a tensor is no tensor, or a number no Python number.
-        RuntimeError: shapes or dtypes do not fit together; dtype or device not supported.
+        TypeError: an argument is not a tensor, or not a Python number, where one is required.
+        RuntimeError: shapes or dtypes do not match; dtype or device not supported.
     """
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
     if not (isinstance(x, Tensor) and isinstance(w, Tensor) and (b is None or isinstance(b, Tensor))):
@@ -107,7 +108,7 @@ def _kept(x, w, b, act, alpha, gain, clamp, save, out) -> tuple[Tensor | None]: 
 def _gradients(
     a: Any, needs: Any, dy: Tensor | None, d_product: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    bias_in_product = a.x.dtype in HALF  # as the forward had it
+    bias_in_product = a.x.dtype in HALF  # as in the forward
     b = None if bias_in_product else a.b
     sum_b = needs.b and b is not None
     dz = dx = dw = db = None
@@ -115,13 +116,13 @@ def _gradients(
         inputs = (dy, a.product, b, None, None, a.mask, dy.dim() - 1, *a.plain[:4])
         dz, db, _ = bias_act_backward(*inputs, False, sum_b, False)
     if d_product is not None and a.product is not None:
-        # A second derivative arrives at the pre-activation that was saved.
+        # A second derivative enters through the saved pre-activation.
         dz = d_product if dz is None else dz + d_product
     if dz is not None:
         if needs.x:
             dx = dz.matmul(a.w)
         if needs.w:
-            rows = math.prod(a.x.shape[:-1])  # not -1: undetermined for empty tensors
+            rows = math.prod(a.x.shape[:-1])  # not -1, which is ambiguous for empty tensors
             dw = dz.reshape(rows, a.w.size(0)).t().mm(a.x.reshape(rows, a.w.size(1)))
         if needs.b and bias_in_product:
             db = dz.sum_to_size(dz.size(-1))

@@ -14,27 +14,26 @@ _EPS = 1e-8
 
 
 def minibatch_stddev(x: Tensor, group_size: int | None = 4, num_channels: int = 1) -> Tensor:
-    """``x`` with ``num_channels`` more channels, which show a discriminator how much samples differ.
+    """``x`` with ``num_channels`` more channels, which show a discriminator how much the samples vary.
 
-    The batch is split into groups, sample n going to group ``n % (N / group_size)``; the channels into
-    ``num_channels`` equal runs. The standard deviation over a group's samples, averaged over a run's channels
-    and over the pixels, is what every sample of the group gets as a channel.
+    The batch is split into groups, with sample n in group ``n % (N / group_size)``, and the channels into
+    ``num_channels`` equal runs. For each run, the standard deviation over a group's samples, averaged over
+    the run's channels and the pixels, becomes one extra channel of every sample in the group.
 
-    In plain PyTorch: it stands at the 4x4 end of a discriminator, where time does not matter.
+    It is plain PyTorch: at the 4x4 end of a discriminator its time does not matter.
 
     Args:
         x: ``[N, C, H, W]``, of any floating-point dtype; half types are computed in float32.
-        group_size: samples of a group, which N must be divisible by; the whole batch if that is smaller, or
-            for None.
+        group_size: samples per group, a divisor of N; the whole batch if that is smaller, or if None.
         num_channels: a divisor of C.
 
     Returns:
         ``[N, C + num_channels, H, W]``, in x's dtype and memory format. Differentiable to every order.
 
     Raises:
-        TypeError: ``x`` is no tensor.
+        TypeError: ``x`` is not a tensor.
         ValueError: ``group_size`` or ``num_channels`` is less than 1.
-        RuntimeError: ``x`` has another rank or dtype, or N or C is not divisible.
+        RuntimeError: ``x`` has the wrong rank or dtype, or N or C is not divisible.
     """
     if not isinstance(x, Tensor):
         raise no_tensor("minibatch_stddev", x=x)
@@ -66,7 +65,7 @@ def minibatch_stddev(x: Tensor, group_size: int | None = 4, num_channels: int = 
 
 
 def minibatch_stddev_ref(x: Tensor, group_size: int | None = 4, num_channels: int = 1) -> Tensor:
-    """:func:`minibatch_stddev` as the paper has it, in x's own dtype."""
+    """:func:`minibatch_stddev` as in the paper, in x's own dtype."""
     n, _, h, w = x.shape
     size = n if group_size is None else min(group_size, n)
     if n == 0:

@@ -2,10 +2,10 @@
 Quality of StyleGAN", section 2.2) and StyleGAN3 (Karras et al. 2021, "Alias-Free Generative Adversarial
 Networks"), with noise, bias and activation as one epilogue.
 
-Two forms compute it. One makes the weights of every sample, and convolves each sample with its own. The other
-scales x before and y after a convolution whose weights all samples share. Which one runs is a rule of
-:func:`_route`. Decomposed it is always the second, which is one program for any number of samples:
-the reference has a convolution with as many groups as there are samples.
+Two forms compute it. One makes weights for every sample and convolves each sample with its own. The other
+scales x before, and y after, a convolution with weights that all samples share. :func:`_route` chooses.
+Decomposed it is always the second, which is the same program for any number of samples; the reference is a
+convolution with one group per sample.
 """
 
 from __future__ import annotations
@@ -49,21 +49,23 @@ def modulated_conv2d(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """``clamp(gain * act(conv(x[n], w'[n]) + strength * noise + b))``, where each sample has weights of its
-    own: ``w'[n] = w * s[n]``, divided by its norm per output channel if ``demodulate``.
+    """``clamp(gain * act(conv(x[n], w'[n]) + strength * noise + b))``, where each sample has its own weights:
+    ``w'[n] = w * s[n]``, divided by its norm per output channel if ``demodulate``.
 
     Args:
-        x: ``[N, in_channels, H, W]``. Half types are scaled so that nothing overflows on the way.
+        x: ``[N, in_channels, H, W]``; float64, float32, float16 or bfloat16. Half types are scaled so that no
+            intermediate overflows.
         w: ``[out_channels, in_channels, kH, kW]``, of any floating-point dtype.
         s: styles, ``[N, in_channels]``, of any floating-point dtype.
         b: ``[out_channels]`` or None.
-        noise, strength: both or none: ``[N or 1, 1, H', W']`` of the output's size, and one number.
+        noise, strength: both or neither: ``[N or 1, 1, H', W']`` of the output's size, and a tensor of one
+            element.
         up, down, padding, f, flip_weight, flip_filter: as for :func:`conv2d_resample`.
         demodulate: divide ``w'`` by ``sqrt(sum(w'^2) + 1e-8)``, the sum over input channels and taps.
-        normalize: with ``demodulate``, divide ``w`` by its root mean square per output channel and ``s`` by
-            its own per sample before that, as StyleGAN3 does. It makes a difference only where the sum is
-            not large against 1e-8.
-        input_gain: one number, ``[in_channels]`` or ``[N, in_channels]``: multiplied with ``w'`` after the
+        normalize: with ``demodulate``, first divide ``w`` by its root mean square per output channel and
+            ``s`` by its root mean square per sample, as StyleGAN3 does. This matters only where the sum is
+            not large compared to 1e-8.
+        input_gain: one number, ``[in_channels]`` or ``[N, in_channels]``: multiplies ``w'`` after the
             demodulation (StyleGAN3's tracked magnitude of x).
         act, alpha, gain, clamp: as for :func:`bias_act`.
 
@@ -71,9 +73,9 @@ def modulated_conv2d(
         ``[N, out_channels, H', W']`` of x's dtype. Differentiable to every order in all tensors.
 
     Raises:
-        TypeError: a tensor is no tensor, or a number no number.
+        TypeError: an argument is not a tensor, or not a number, where one is required.
         ValueError: an option out of range, or noise without strength.
-        RuntimeError: shapes do not fit together.
+        RuntimeError: shapes do not match.
     """
     resolve_activation(act, alpha, gain, clamp)
     _check(x, w, s, b, noise, strength)
@@ -102,13 +104,13 @@ def modulated_conv2d(
         else:
             y = conv2d_resample(x, own[0], f, up, down, padding, 1, flip_weight, flip_filter)
     else:
-        if x.dtype != wide:  # both about 1, so that the products are about x
+        if x.dtype != wide:  # scale w and s to about 1, so that the products have about x's magnitude
             w_size = torch.linalg.vector_norm(w, dim=(1, 2, 3)) + _EPS
             s_size = s.abs().amax(1) + _EPS
             w, s = w / w_size[:, None, None, None], s / s_size[:, None]
             size = s_size[:, None] * w_size
             factor = size if factor is None else factor * size
-        # Half types are multiplied in float32: the gradients of s are sums of such products.
+        # Half types are multiplied in float32, because the gradients of s are sums of such products.
         scaled = (x * s[:, :, None, None]).to(x.dtype)
         y = conv2d_resample(scaled, w.to(x.dtype), f, up, down, padding, 1, flip_weight, flip_filter)
         if factor is not None:
@@ -143,7 +145,7 @@ def modulated_conv2d_ref(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """:func:`modulated_conv2d` in plain PyTorch: a grouped convolution, a group for each sample."""
+    """:func:`modulated_conv2d` in plain PyTorch: a grouped convolution with one group per sample."""
     wide = wide_dtype(x)
     w, s = w.to(wide), s.to(wide)
     if normalize and demodulate:
@@ -167,13 +169,14 @@ def modulated_conv2d_ref(
 
 
 def _route(x: Tensor, w: Tensor, pointwise: bool) -> Route:
-    """Weights of each sample's own, of one sample or of a 1x1 kernel, where there is less to scale in the
-    weights than in the images.
+    """Weights per sample, for one sample or a 1x1 kernel, if scaling the weights is less work than scaling
+    the images.
 
     Measured on a CPU by ``benchmarks/modulated_forms.py`` (``benchmarks/results/modulated_forms.csv``): where
-    there is less, own weights are 1.02 to 3.6 times as fast in 21 of 22 cases; where there is more, they have
-    0.4 to 0.96 of the speed in 9 of 10. For several samples and 3x3 kernels, a group for each has 0.4 to 0.8
-    of the speed in 14 of 16 cases, and is not chosen. Cards have the same rule, but were not measured.
+    it is less work, weights per sample are 1.02 to 3.6 times as fast in 21 of 22 cases; where it is more,
+    they have 0.4 to 0.96 of the speed in 9 of 10. For several samples and 3x3 kernels, one group per sample
+    has 0.4 to 0.8 of the speed in 14 of 16 cases and is not chosen. GPUs use the same rule, but were not
+    measured.
     """
     out_channels, channels, height, width = w.shape
     if not (pointwise or x.size(0) == 1):

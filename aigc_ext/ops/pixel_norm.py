@@ -1,7 +1,7 @@
 """Each pixel's feature vector, normalised to unit mean square (Karras et al. 2018, "Progressive Growing of
 GANs", section 4.2).
 
-The first two orders of differentiation are kernels, from the third on it is plain PyTorch.
+The first two orders of differentiation are kernels, higher orders plain PyTorch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """``x * rsqrt(mean(x**2, dim) + eps)`` in one pass.
 
     Args:
-        x: one dimension or more, contiguous or channels-last without a copy; float64, float32, float16 or
+        x: at least one dimension, contiguous or channels-last without a copy; float64, float32, float16 or
             bfloat16 (half types are computed in float32).
         dim: the dimension of the features.
         eps: at least 0 and finite.
@@ -29,7 +29,7 @@ def pixel_norm(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
         A tensor of x's shape, channels-last if ``x`` is, else contiguous. Differentiable to every order.
 
     Raises:
-        TypeError: ``x`` is no tensor.
+        TypeError: ``x`` is not a tensor.
         RuntimeError: ``dim`` or ``eps`` out of range; dtype or device not supported.
     """
     if not isinstance(x, Tensor):
@@ -75,7 +75,7 @@ _double_backward = native(
 _backward: Callable[..., Tensor] = native(
     "pixel_norm_backward",
     fake=lambda dy, x, dim, eps: _fake("pixel_norm_backward", x, dim, eps, dy=dy),
-    gradients=lambda a, needs, u: (  # as a map of dy, it is its own transpose
+    gradients=lambda a, needs, u: (  # as a map of dy it is symmetric
         _backward(u, a.x, *a.plain) if needs.dy else None,
         _double_backward(u, a.dy, a.x, *a.plain) if needs.x else None,
     ),

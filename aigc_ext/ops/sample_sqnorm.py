@@ -1,7 +1,7 @@
 """Per-sample sums of squares, for gradient penalties.
 
-Every order of differentiation is a kernel: ``sample_dot`` and ``sample_scale``, below it, are each other's
-derivatives.
+Every order of differentiation has a kernel: ``sample_dot`` and ``sample_scale``, from which it is built, are
+each other's derivatives.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sample_sqnorm(g: Tensor) -> Tensor:
         any number of threads. Differentiable to every order.
 
     Raises:
-        TypeError: ``g`` is no tensor.
+        TypeError: ``g`` is not a tensor.
         RuntimeError: ``g`` has no dimensions; dtype or device not supported.
     """
     if not isinstance(g, Tensor):

@@ -1,9 +1,9 @@
-"""Upsampling, filtering by a finite impulse response and downsampling of images in one pass, as the
-generators and discriminators of StyleGAN have it (Karras et al. 2020, "Analyzing and Improving the Image
-Quality of StyleGAN", and 2021, "Alias-Free Generative Adversarial Networks").
+"""Upsampling, FIR filtering and downsampling of images in one pass, as in the generators and discriminators
+of StyleGAN (Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", and 2021,
+"Alias-Free Generative Adversarial Networks").
 
-The map is linear in x, and its transpose is the same op with other arguments; in a two-dimensional filter it
-is linear too. So two kernels, upfirdn2d and the filter's gradient, are each other's derivatives to every
+The map is linear in x, and its transpose is the same op with other arguments; it is also linear in a
+two-dimensional filter. So two kernels, upfirdn2d and the filter's gradient, provide the derivatives of every
 order.
 """
 
@@ -30,7 +30,7 @@ from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
 
 _MOST_FACTOR, _MOST_PADDING = 1 << 16, 1 << 40  # of the native op
-_SEPARABLE_TAPS = 8  # from so many on setup_filter keeps a filter one-dimensional
+_SEPARABLE_TAPS = 8  # with at least this many, setup_filter keeps a filter one-dimensional
 
 
 def upfirdn2d(
@@ -45,28 +45,28 @@ def upfirdn2d(
     """Pads, upsamples, filters and downsamples a batch of images.
 
     For each channel: ``up - 1`` zeros are inserted after every pixel; the result is padded with zeros, or
-    cropped; it is convolved with ``f``; every ``down``-th pixel from the first is kept and multiplied with
-    ``gain``. A side of W becomes ``(W * up + x0 + x1 - taps + down) // down``.
+    cropped; it is convolved with ``f``; every ``down``-th pixel, starting with the first, is kept and
+    multiplied by ``gain``. A side of W becomes ``(W * up + x0 + x1 - taps + down) // down``.
 
     Args:
         x: ``[N, C, H, W]``, contiguous or channels-last without a copy; float64, float32, float16 or
             bfloat16 (half types are computed in float32). N and C may be 0, H and W not.
-        f: the filter: ``[taps]``, which is used along both axes, or ``[taps_y, taps_x]``, or None for no
-            filter. Of any floating-point dtype; float32 is what the computation is done in, float64 if ``x``
-            is. :func:`setup_filter` makes one.
-        up, down: an integer from 1 on, or ``[x, y]``.
+        f: the filter: ``[taps]``, used along both axes, or ``[taps_y, taps_x]``, or None for no filter. Any
+            floating-point dtype; the computation is in float32, or in float64 if ``x`` is.
+            :func:`setup_filter` makes one.
+        up, down: an integer, at least 1, or ``[x, y]``.
         padding: of the upsampled image: an integer, ``[x, y]`` or ``[x0, x1, y0, y1]`` (before, after).
             Negative numbers crop.
-        flip_filter: correlate instead of convolving, which reverses the filter.
-        gain: finite.
+        flip_filter: correlate; by default the filter is reversed, as in a convolution.
+        gain: a finite factor.
 
     Returns:
-        A tensor of x's dtype, channels-last if ``x`` is, else contiguous; ``x`` itself is never returned.
-        Differentiable to every order in ``x`` and ``f``. Under autocast the dtype is x's.
+        A new tensor of x's dtype (under autocast too), channels-last if ``x`` is, else contiguous.
+        Differentiable to every order in ``x`` and ``f``.
 
     Raises:
-        TypeError: ``x`` or ``f`` is no tensor, or a factor, padding or gain no number.
-        ValueError: a factor, a padding or the gain out of range, or of a wrong length.
+        TypeError: ``x`` or ``f`` is not a tensor, or a factor, padding or gain is not a number.
+        ValueError: a factor, a padding or the gain out of range or of the wrong length.
         RuntimeError: ``x`` or ``f`` has a wrong shape, dtype or device, or the padded image is smaller than
             the filter.
     """
@@ -115,10 +115,10 @@ def _depthwise(
     flip_filter: bool,
     gain: float,
 ) -> Tensor:
-    """:func:`upfirdn2d` in plain PyTorch, by convolutions with a group for each channel.
+    """:func:`upfirdn2d` in plain PyTorch, by convolutions with one group per channel.
 
-    The reference has N * C images of one channel instead: in eager PyTorch that is slower, in onnxruntime
-    (which rounds one channel up to 16) far slower, and a trace of unknown N is full of arithmetic on it.
+    The reference treats x as N * C images of one channel: that is slower in eager PyTorch, far slower in
+    onnxruntime (which pads one channel to 16), and fills a trace with arithmetic on a dynamic N.
     """
     channels = x.size(1) if x.dim() == 4 else 0
     if f is None or channels == 0:
@@ -153,17 +153,17 @@ def setup_filter(
 
     Args:
         f: its taps: a number, ``[taps]``, ``[taps_y, taps_x]`` (a tensor or nested lists), or None for ``1``.
-        device: where it is to be; by default where ``f`` is.
+        device: the filter's device; by default that of ``f``.
         normalize: divide it by its sum, so that it keeps the brightness of an image.
         flip_filter: reverse it.
-        gain: what images are multiplied with: the filter by ``gain ** (dimensions / 2)``, as one of one
-            dimension is used twice.
-        separable: keep ``[taps]`` as it is. Otherwise it becomes the outer product with itself. By default
-            from 8 taps on.
+        gain: the factor for images. The filter is multiplied by ``gain ** (dimensions / 2)``, because a
+            one-dimensional filter is applied twice.
+        separable: keep ``[taps]`` as it is; otherwise it becomes the outer product with itself. By default
+            True for 8 taps or more.
 
     Raises:
-        ValueError: ``f`` has no taps or more than two dimensions; has two, but is to be separable; has a sum
-            of 0, but is to be normalised.
+        ValueError: ``f`` has no taps or more than two dimensions; has two and ``separable`` is True; has a
+            sum of 0 and ``normalize`` is True.
     """
     taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device)
     if taps.dim() == 0:
@@ -195,7 +195,7 @@ def filter2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Filters images and keeps their size, but for the ``padding`` that is added to the one this needs.
+    """Filters images and keeps their size, except for ``padding``, which is added to what the filter needs.
 
     Arguments, result and errors are those of :func:`upfirdn2d`.
     """
@@ -223,8 +223,8 @@ def upsample2d(
 ) -> Tensor:
     """Makes images ``up`` times as large, and larger still by ``padding``.
 
-    A filter of sum 1 keeps the brightness: the gain is multiplied with ``up`` of both axes, for the zeros
-    that were inserted. Arguments, result and errors are those of :func:`upfirdn2d`.
+    A filter with sum 1 keeps the brightness: the gain is multiplied by ``up`` for each axis, to make up for
+    the inserted zeros. Arguments, result and errors are those of :func:`upfirdn2d`.
     """
     return upfirdn2d(x, f, **_resampling("upsample2d", f, up, 1, padding, gain), flip_filter=flip_filter)
 
@@ -249,7 +249,7 @@ def downsample2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Makes images ``down`` times as small; ``padding`` is added before.
+    """Reduces images by a factor of ``down``; ``padding`` is added before.
 
     Arguments, result and errors are those of :func:`upfirdn2d`.
     """
@@ -274,8 +274,8 @@ def downsample2d_ref(
 
 
 def centring(taps: int, up: int, down: int) -> tuple[int, int]:
-    """The padding before and after by which a filter leaves images where they are that it makes larger, or
-    smaller, by a factor; one of the factors is 1."""
+    """The padding before and after with which resampling by ``up`` or ``down`` does not shift the image; one
+    of the factors is 1."""
     if down > 1:
         return (taps - down + 1) // 2, (taps - down) // 2
     return (taps + up - 1) // 2, (taps - up) // 2
@@ -289,7 +289,7 @@ def _resampling(
     padding: int | Sequence[int],
     gain: float,
 ) -> dict[str, Any]:
-    """The arguments of :func:`upfirdn2d` for images that stay where they are, and as bright."""
+    """The arguments of :func:`upfirdn2d` that keep the image's position and brightness."""
     (up_x, up_y), (down_x, down_y) = _factors("up", up, op), _factors("down", down, op)
     taps_x, taps_y = number_of_taps(op, f)
     around = *centring(taps_x, up_x, down_x), *centring(taps_y, up_y, down_y)
@@ -313,7 +313,7 @@ def _integers(op: str, name: str, value: int | Sequence[int], lengths: tuple[int
 
 
 def _factors(name: str, value: int | Sequence[int], op: str = "upfirdn2d") -> tuple[int, int]:
-    """Along x and y."""
+    """The factors along x and y."""
     numbers = _integers(op, name, value, (2,))
     for number in numbers:
         if not 1 <= number <= _MOST_FACTOR:
@@ -341,7 +341,7 @@ def _gain(value: float, op: str = "upfirdn2d") -> float:
 
 
 def number_of_taps(op: str, f: Tensor | None) -> tuple[int, int]:
-    """Along x and y."""
+    """The numbers of taps along x and y."""
     if f is None:
         return 1, 1
     if not isinstance(f, Tensor):
@@ -411,7 +411,7 @@ def _transposed(size: Sequence[int], out: Tensor, taps: tuple[int, int], argumen
 
 
 def filter_for(f: Tensor | None, x: Tensor) -> Tensor | None:
-    """The filter in the dtype that native ops take it in for images ``x``."""
+    """The filter in the dtype that native ops require for images ``x``."""
     return f.to(wide_dtype(x)) if f is not None and f.is_floating_point() else f
 
 
@@ -459,7 +459,7 @@ def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | 
         dx = _call(dy, a.f, *_transposed(a.size, dy, taps, a.plain))
     if needs.f:
         df = _filter_gradient(dy, a.x, *taps, *a.plain)
-        if a.f.dim() == 1:  # it was used twice, as an outer product with itself
+        if a.f.dim() == 1:  # it was applied twice, as an outer product with itself
             df = ((df + df.t()) * a.f).sum(1)
     return dx, df
 
