@@ -1,6 +1,6 @@
 """Fused kernels for GANs in PyTorch."""
 
-from aigc_ext import ops as ops  # the first: what is wrong with the native library, its error says best
+from aigc_ext import ops as ops  # first, since its error best explains a problem with the native library
 
 # isort: split
 from aigc_ext import losses as losses

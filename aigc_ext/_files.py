@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a run leaves on disk is written through these few functions."""
+"""Atomic writing of files: a run writes all its files with these functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".tmp-"
-"""What is still being written has a name that starts so. It never survives the next start of its run."""
+"""The prefix of files that are still being written. They are removed when their run next starts."""
 
 
 def sha256(data: bytes) -> str:
@@ -20,7 +20,7 @@ def sha256(data: bytes) -> str:
 
 
 def json_digest(content: Mapping[str, Any]) -> str:
-    """The SHA-256 that an object carries under the key "sha256", of all else in it."""
+    """The SHA-256 of an object without its key "sha256", under which it is stored."""
     body = {key: value for key, value in content.items() if key != "sha256"}
     return sha256(json.dumps(body, sort_keys=True).encode())
 
@@ -43,12 +43,12 @@ def fsync_directory(path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path`, on the same file system, so that the rename is atomic."""
+    """A name next to `path`, on the same file system, so that the rename is atomic."""
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Writes a new file and returns once its bytes are on the disk."""
+    """Writes a new file and returns once its content is on disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -56,10 +56,10 @@ def write_durable(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Sets a file's content so that a reader sees the old one or the new one.
+    """Replaces a file's content atomically: a reader sees the old content or the new.
 
     Args:
-        durable: also if the machine dies, and the new one for certain once this returns.
+        durable: this also holds after a system crash, and the new content is on disk once this returns.
     """
     temporary = temporary_path(path)
     if durable:
@@ -72,10 +72,10 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def remove_temporaries(directory: Path, *, min_age: float = 0.0) -> list[Path]:
-    """Removes what a killed process left half written in `directory`; returns what it removed.
+    """Removes the unfinished files of a killed process from `directory`; returns their paths.
 
     Args:
-        min_age: in seconds, for a directory in which other processes may be writing.
+        min_age: minimum age in seconds, for a directory in which other processes may be writing.
     """
     newest = time.time() - min_age
     left = [path for path in directory.glob(f"{TEMPORARY_PREFIX}*") if path.lstat().st_mtime <= newest]

@@ -1,4 +1,5 @@
-"""What this installation is: versions, build, the backend of every op; and where its CMake package is."""
+"""Information on this installation: versions, build, the backends of every op, the CMake package's
+location."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from aigc_ext.version import __version__
 
 @dataclass(frozen=True)
 class Info:
-    """What runs here. ``backends`` maps each native op to the device types that have a kernel for it."""
+    """The result of :func:`info`. ``backends`` maps each native op to the device types that have a kernel."""
 
     version: str
     python: str
@@ -55,7 +56,7 @@ class Info:
 
 
 def info() -> Info:
-    """What runs in this process: versions, build, instruction set, devices, and each op's backends.
+    """Versions, build, instruction set, devices and each op's backends in this process.
 
     ``print(aigc_ext.info())`` is the text of ``python -m aigc_ext.info``.
     """
@@ -78,8 +79,8 @@ def info() -> Info:
 
 
 def cmake_prefix() -> str:
-    """The folder to put into ``CMAKE_PREFIX_PATH``: ``find_package(aigc_ext CONFIG)`` then finds the targets
-    ``aigc_ext::kernels`` (static, without torch) and ``aigc_ext::ops`` (to link beside LibTorch).
+    """The folder for ``CMAKE_PREFIX_PATH``, with which ``find_package(aigc_ext CONFIG)`` finds the targets
+    ``aigc_ext::kernels`` (static, without torch) and ``aigc_ext::ops`` (to link together with LibTorch).
     """
     return str(Path(__file__).parent)
 
@@ -91,7 +92,7 @@ def _backends() -> dict[str, tuple[str, ...]]:
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("aigc::")
         and schema.arguments
-        and not has_kernel(schema.name, "CompositeExplicitAutograd")  # made of PyTorch's own ops
+        and not has_kernel(schema.name, "CompositeExplicitAutograd")  # composed of PyTorch's own ops
     )
     return {
         name.removeprefix("aigc::"): tuple(kind for kind in ("CPU", "CUDA") if has_kernel(name, kind))
@@ -100,7 +101,7 @@ def _backends() -> dict[str, tuple[str, ...]]:
 
 
 def _cuda_architectures(library: Path) -> tuple[str, ...]:
-    """As cuobjdump lists them; without it, only that the library exists."""
+    """The architectures that cuobjdump lists; without cuobjdump, only that the library exists."""
     if not library.exists():
         return ()
     try:

@@ -1,4 +1,4 @@
-"""Finds and loads the native libraries; says what to do where that fails."""
+"""Finds and loads the native libraries; if that fails, the error says what to do."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def _load(path: Path) -> Path:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        cause = error.__cause__ or error  # what the loader said, which newer torch versions wrap
+        cause = error.__cause__ or error  # the loader's message, which newer torch versions wrap
         raise ImportError(f"aigc_ext: {path} does not load: {cause}. {_advice(str(cause))}") from error
     return path
 
 
 def _is_truncated(path: Path) -> bool:
-    """Loading such a file kills the process by SIGBUS. A linker puts the section table last in the file."""
+    """Is the file truncated? Loading it would kill the process with SIGBUS. The section table is a file's
+    last part."""
     with path.open("rb") as file:
         header = file.read(64)
     if header[:5] != b"\x7fELF\x02":  # not 64-bit ELF: the loader says so
@@ -70,9 +71,9 @@ def _advice(message: str) -> str:
 
 
 def load() -> list[Path]:
-    """Loads libaigc_ops and, where torch is a CUDA build and it was built, libaigc_ops_cuda.
+    """Loads libaigc_ops and, if torch is a CUDA build and it exists, libaigc_ops_cuda.
 
-    AIGC_EXT_LIBRARY names a library to load in their place: the tests' other backends.
+    AIGC_EXT_LIBRARY names a library to load instead: one of the tests' other backends.
     """
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < OLDEST_TORCH:

@@ -1,6 +1,7 @@
-"""Settings that check themselves: frozen dataclasses, and their form on disk, JSON.
+"""Self-checking settings: frozen dataclasses, stored as JSON.
 
-Nothing here knows a network or a task. Why no library does this: docs/decisions/0010-config-checker.md.
+Nothing here depends on a network or a task. docs/decisions/0010-config-checker.md says why this is no
+library.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class ConfigError(ValueError):
 
 
 class UnknownKeyError(ConfigError, TypeError):
-    """A key, or an argument, that does not exist; the message names the nearest one."""
+    """A key or argument that does not exist; the message names the closest one."""
 
     def __init__(self, prefix: str, name: str, known: Sequence[str]) -> None:
         close = difflib.get_close_matches(name, known, n=1)
@@ -36,10 +37,10 @@ class UnknownKeyError(ConfigError, TypeError):
 
 
 class Rule:
-    """What may stand behind the type in `Annotated[type, rule]`."""
+    """A restriction of a type: the second argument in `Annotated[type, rule]`."""
 
     def broken_rule(self, value: Any) -> str | None:
-        """What `value` must be, if it is not; the end of a sentence."""
+        """What `value` must be, as the end of a sentence, or None if it already is."""
         return None
 
 
@@ -59,7 +60,7 @@ class Range(Rule):
             (self.le, operator.le, "at most"),
             (self.lt, operator.lt, "less than"),
         ):
-            # Written as `not (in range)`, so that NaN breaks every rule.
+            # Written as `not (in range)` so that NaN breaks every rule.
             if limit is not None and not holds(value, limit):
                 return f"{words} {limit}"
         return None
@@ -70,7 +71,7 @@ NonNegative = Annotated[float, Range(ge=0)]
 Positive = Annotated[float, Range(gt=0)]
 Fraction = Annotated[float, Range(ge=0, lt=1)]
 
-# What a value must be an instance of, and how a message says that.
+# By type: what a value must be an instance of, and the words for it in messages.
 _SCALARS: dict[type, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (numbers.Integral, "an integer"),
@@ -80,7 +81,7 @@ _SCALARS: dict[type, tuple[type, str]] = {
 
 
 def _check(key: str, value: Any, hint: Any) -> Any:
-    """Returns `value` in the form that `hint` asks for, or raises ConfigError."""
+    """Returns `value` converted to the type `hint`, or raises ConfigError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         value = _check(key, value, args[0])
@@ -124,7 +125,7 @@ def _check(key: str, value: Any, hint: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """A frozen dataclass that checks its fields against their annotations, however it is made."""
+    """A frozen dataclass that checks its fields against their annotations whenever it is made."""
 
     def __post_init__(self) -> None:
         for name, hint in self.hints().items():
@@ -139,17 +140,17 @@ class Config:
 
     @classmethod
     def key_names(cls) -> Sequence[str]:
-        """The keys of its form on disk, in their order there."""
+        """The keys of its JSON form, in order."""
         return list(cls.hints())
 
     @classmethod
     def chosen(cls, key: str, values: Mapping[str, Any]) -> type[Config]:
-        """The class that is meant where `key` holds these values: this one."""
+        """The class to build from the values of `key`: this one, unless it is a `Choice`."""
         return cls
 
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any], *, base: T | None = None, prefix: str = "") -> T:
-        """Builds the config from plain values; what they leave out is `base`'s, or the default.
+        """Builds the config from plain values; missing keys have `base`'s value, or the default.
 
         Raises ConfigError naming an unknown key, or a value of the wrong type or out of range.
         """
@@ -194,9 +195,9 @@ class Config:
 
     @classmethod
     def from_json(cls: type[T], path: str | Path, *, base: T | None = None) -> T:
-        """Reads a config file; keys that it leaves out keep `base`'s value.
+        """Reads a config file; missing keys have `base`'s value, or the default.
 
-        Raises ConfigError naming the file for what is no JSON object, an unknown key or a wrong value.
+        Raises ConfigError, naming the file, if it isn't a JSON object or has an unknown key or a wrong value.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -214,10 +215,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Choice(Config):
-    """Settings of several families, which the key `family` tells apart.
+    """Settings of one of several families, selected by the key `family`.
 
-    A subclass with `usual` is a choice. Its own subclasses are its families and register themselves: each
-    has a field `family` with its name as the default. `usual` is the family of an object that names none.
+    A subclass with `usual` is a choice. Its own subclasses are its families and register themselves: each has
+    a field `family` whose default is its name. `usual` is the family of an object that names none.
     """
 
     families: ClassVar[dict[str, type[Choice]]] = {}
@@ -239,7 +240,7 @@ class Choice(Config):
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
-    """Splits `a.b=value`; the value is JSON where it parses as such, else a string."""
+    """Splits `a.b=value`; the value is JSON if it parses as such, otherwise a string."""
     key, separator, text = setting.partition("=")
     if not separator or not key:
         raise ConfigError(f"setting {setting!r} is not of the form key=value, such as g_optim.lr=0.0002")

@@ -18,36 +18,35 @@ from aigc_ext.ops.adam_ema import adam_ema_, any_nonfinite
 class AdamEMA(Optimizer):
     """Adam with decoupled weight decay and the moving average of the weights, in one native pass.
 
-    The numbers are those of ``torch.optim.AdamW`` (without weight decay also of ``Adam``) followed by
-    ``ema.lerp_(param, 1 - ema_decay)`` for every parameter, up to rounding. State dicts are interchangeable
-    with those optimizers'; the averages are not in them, since they belong to the module that ``ema_params``
-    came from.
+    Up to rounding, it computes ``torch.optim.AdamW`` (without weight decay also ``Adam``) followed by
+    ``ema.lerp_(param, 1 - ema_decay)`` for every parameter. State dicts are interchangeable with those
+    optimizers'; they don't include the averages, which belong to the module that ``ema_params`` came from.
 
-    A step with a gradient that is infinite or NaN changes nothing but :attr:`skipped`. No step waits for a
+    A step with an infinite or NaN gradient changes only :attr:`skipped`. Steps never synchronise with the
     device.
 
     Args:
-        params: float32 or float64 tensors of one device, or groups of them, as for any ``Optimizer``.
+        params: float32 or float64 tensors on one device, or groups of them, as for any ``Optimizer``.
         lr: learning rate, at least 0.
         betas: decay of the running means of the gradient and of its square, each in [0, 1).
         eps: added to the root of the mean square, at least 0.
-        weight_decay: what a step takes off a weight, as a fraction of it times ``lr``; at least 0.
-        ema_params: tensors parallel to ``params``, group after group, of their shapes, strides, dtypes and
-            device. They are averaged in place, from the values they have. A later ``add_param_group`` takes
-            its group's from the key ``"ema_params"``.
+        weight_decay: a step multiplies each weight by ``1 - lr * weight_decay``; at least 0.
+        ema_params: tensors parallel to ``params``, group after group, with their shapes, strides, dtypes and
+            device. They are averaged in place, starting from their current values. For a later
+            ``add_param_group``, they go under the group's key ``"ema_params"``.
         ema_decay: in [0, 1].
-        skip_nonfinite: False takes such a step like any other, and saves looking at the gradients first.
+        skip_nonfinite: False doesn't skip such steps, which saves checking the gradients first.
 
     Attributes:
-        ema_decay: may be set between steps.
-        skipped: 0-d int64 tensor on the device of ``params``, the number of steps that changed nothing.
+        ema_decay: may be changed between steps.
+        skipped: 0-d int64 tensor on the device of ``params``, the number of skipped steps.
 
     ``lr``, ``betas`` and ``ema_decay`` may also be tensors of one float32 or float64 number on the device of
     ``params``; these are read when the kernel runs.
 
     Raises:
-        ValueError: a hyperparameter is out of range, a parameter has another dtype or device, or
-            ``ema_params`` don't fit ``params``.
+        ValueError: a hyperparameter is out of range, a parameter has the wrong dtype or device, or
+            ``ema_params`` don't match ``params``.
     """
 
     def __init__(
@@ -91,8 +90,8 @@ class AdamEMA(Optimizer):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """What ``Optimizer`` wraps ``step`` in, for hooks and the profiler. Where there are none it is left
-        out: it would take a fifth of a small network's step."""
+        """``Optimizer``'s wrapper around ``step`` for hooks and the profiler. It is skipped when there are
+        none, since it would take a fifth of a small network's step."""
         hooked = Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)
@@ -113,10 +112,11 @@ class AdamEMA(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step. A parameter whose ``grad`` is None keeps its value and state; its average moves on.
+        """Takes one step. A parameter whose ``grad`` is None keeps its value and state; its average still
+        moves.
 
         Args:
-            closure: computes the loss and the gradients anew, and returns the loss.
+            closure: recomputes the loss and the gradients, and returns the loss.
         """
         loss = None
         if closure is not None:
@@ -126,7 +126,8 @@ class AdamEMA(Optimizer):
             self._collect(group["params"], emas)
             for group, emas in zip(self.param_groups, self._emas, strict=True)
         ]
-        # A group alone has its gradients checked by the op; several must know of each other's first.
+        # For a single group the op checks the gradients; with several, all must be checked before any is
+        # updated.
         found_inf: Tensor | None = None
         if self.skip_nonfinite and len(work) > 1:
             grads = [grad for slots in work for grad in slots.grads]
@@ -152,7 +153,7 @@ class AdamEMA(Optimizer):
                     skipped,
                     self.skip_nonfinite and found_inf is None,
                 )
-                skipped = None  # one step, however many groups
+                skipped = None  # count the step once, not for every group
             if slots.idle_emas:
                 _average(slots.idle_emas, slots.idle_params, self.ema_decay)
         return loss
@@ -184,8 +185,8 @@ class AdamEMA(Optimizer):
         """Loads a state dict of this class, of ``torch.optim.AdamW`` or of ``torch.optim.Adam``.
 
         Raises:
-            ValueError: its groups don't fit, or it was saved with an option that there is none of here:
-                ``amsgrad``, ``maximize``, or the weight decay of ``Adam``, which is not decoupled.
+            ValueError: its groups don't match, or it was saved with an unsupported option: ``amsgrad``,
+                ``maximize``, or the weight decay of ``Adam``, which is not decoupled.
         """
         for group in state_dict["param_groups"]:
             for option in ("amsgrad", "maximize"):
@@ -205,9 +206,7 @@ class AdamEMA(Optimizer):
             group.pop("decoupled_weight_decay", None)
             for param in group["params"]:
                 state = self.state.get(param)
-                if (
-                    state
-                ):  # copies: what was loaded may share memory with its source, and may have lost the strides
+                if state:  # copies: loaded tensors may share memory with their source and have other strides
                     state["step"] = torch.tensor(
                         float(state["step"]), dtype=torch.float32, device=param.device
                     )
@@ -221,7 +220,8 @@ class AdamEMA(Optimizer):
 
 @dataclass(slots=True)
 class _Slots:
-    """A group's tensors, in parallel lists: of the parameters with a gradient, and of those only averaged."""
+    """A group's tensors in parallel lists: of parameters with a gradient, and of those that are only
+    averaged."""
 
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)

@@ -1,13 +1,13 @@
-"""Existing projects on our ops, their files untouched.
+"""Makes existing projects use our ops without changing their files.
 
-Each module here has ``install()`` and ``uninstall()`` for one family of call styles::
+Each module here has ``install()`` and ``uninstall()`` for one family of APIs::
 
     from aigc_ext import compat
 
     print(compat.stylegan.install())   # before the project's own imports
     import training.networks           # its `from torch_utils.ops import upfirdn2d` is ours
 
-``install()`` says what it replaces, and can be used as a context manager. Nothing is compiled.
+``install()`` returns what it replaced, and can be used as a context manager. Nothing is compiled.
 """
 
 from aigc_ext.compat import basicsr as basicsr

@@ -1,4 +1,4 @@
-"""Convolutions whose penalties compute no gradient of the weights, as several projects call them."""
+"""The API of several projects for convolutions that can leave out weight gradients in gradient penalties."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ MODULE = {
     "conv2d": conv2d,
     "conv_transpose2d": conv_transpose2d,
     "no_weight_gradients": no_weight_gradients,
-    "enabled": True,  # which projects set; ours is always right
+    "enabled": True,  # projects set it; it has no effect, ours is always correct
     "weight_gradients_disabled": False,
 }

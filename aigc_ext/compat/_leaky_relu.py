@@ -1,4 +1,4 @@
-"""``fused_leaky_relu`` and its module, as several projects call them."""
+"""The API of several projects for ``fused_leaky_relu``, its module and ``upfirdn2d``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def fused_leaky_relu(
 
 
 class FusedLeakyReLU(nn.Module):
-    """:func:`fused_leaky_relu` with a learned bias of ``channel`` numbers, from 0 on."""
+    """:func:`fused_leaky_relu` with a learned bias of ``channel`` numbers, which starts at 0."""
 
     def __init__(
         self, channel: int, bias: bool = True, negative_slope: float = 0.2, scale: float = 2**0.5
@@ -31,7 +31,7 @@ class FusedLeakyReLU(nn.Module):
 
 
 class FusedBiasLeakyReLU(FusedLeakyReLU):
-    """The same where the bias is not optional."""
+    """The same with a bias that is not optional."""
 
     def __init__(self, num_channels: int, negative_slope: float = 0.2, scale: float = 2**0.5) -> None:
         super().__init__(num_channels, True, negative_slope, scale)

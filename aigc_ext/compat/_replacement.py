@@ -1,4 +1,4 @@
-"""How the functions of another project's modules are replaced by ours, and put back."""
+"""Replaces the functions of another project's modules by ours, and restores them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MISSING = object()
 
 
 class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Modules by name, each with the names that it is to have.
+    """The replacement for a set of modules: by module name, the names to define in it.
 
-    While installed, a module that is imported is made of our names alone: its file is not run, so nothing is
-    compiled. A module that was imported before keeps what else it has; our names are put into it, and into
-    the packages above it where these had imported them.
+    While installed, importing one of the modules gives a module with only our names: its file is not run, so
+    nothing is compiled. In a module that was imported before, our names are set and all others kept; they are
+    also set in the parent packages that had imported them.
     """
 
     def __init__(self, modules: Mapping[str, Mapping[str, Any]]) -> None:
@@ -44,7 +44,7 @@ class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return installation
 
     def uninstall(self) -> None:
-        """Does nothing if it is not installed."""
+        """Restores the project's own modules. Does nothing if not installed."""
         if self._changed is None:
             return
         sys.meta_path.remove(self)
@@ -54,7 +54,7 @@ class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             else:
                 setattr(module, name, before)
         self._changed = None
-        for name in self._modules:  # modules that are all ours: the next import finds the project's own
+        for name in self._modules:  # modules that are entirely ours: the next import finds the project's own
             made = sys.modules.get(name)
             if made is not None and getattr(made, "__loader__", None) is self:
                 del sys.modules[name]
@@ -77,7 +77,7 @@ class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._changed.append((module, name, before))
         setattr(module, name, value)
 
-    # ---- what the import system asks
+    # ---- called by the import system
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -94,12 +94,12 @@ class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Installation:
-    """What ``install()`` did; at the end of a ``with`` block it is undone.
+    """The result of ``install()``; the end of a ``with`` block undoes it.
 
     Attributes:
-        modules: the modules whose names are ours, from their next import on.
-        in_place: those of them that were imported before, and changed. What other modules had taken out of
-            them by ``from ... import name`` is still the project's own.
+        modules: the replaced modules.
+        in_place: those of them that had already been imported, and were changed; the others are replaced when
+            they are imported. Names that other modules had imported from them are still the project's own.
     """
 
     def __init__(self, replacement: Replacement, modules: tuple[str, ...], in_place: tuple[str, ...]) -> None:

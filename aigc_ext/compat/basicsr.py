@@ -1,4 +1,4 @@
-"""For BasicSR and projects made with it (GFPGAN, CodeFormer): ``basicsr.ops.fused_act`` and
+"""For BasicSR and projects based on it (GFPGAN, CodeFormer): ``basicsr.ops.fused_act`` and
 ``basicsr.ops.upfirdn2d``."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""For MMCV, by the names that its versions 1 and 2 have in ``mmcv.ops``."""
+"""For MMCV 1 and 2: their names in ``mmcv.ops``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def upfirdn2d(
     kernel: Tensor | None = None,
     pad: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Version 2's arguments, or version 1's ``kernel`` and ``pad`` (before, after)."""
+    """Takes MMCV 2's arguments, or MMCV 1's ``kernel`` and ``pad`` (before, after)."""
     if pad is not None:
         padding = [*pad, *pad] if len(pad) == 2 else list(pad)
     function = ops.upfirdn2d if use_custom_op else ops.upfirdn2d_ref

@@ -1,6 +1,6 @@
 """For checkouts in the style of StyleGAN2-ADA and StyleGAN3, which import ``torch_utils.ops``.
 
-Same signatures; ``impl='ref'`` takes the form in plain PyTorch. The modules' own files are not run.
+The signatures are the same; ``impl='ref'`` selects plain PyTorch. The modules' own files are not run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _own(impl: str) -> bool:
 
 @dataclass(frozen=True)
 class _ActivationFunction:
-    """What networks look up: the default slope and gain."""
+    """The default slope and gain, which networks look up."""
 
     name: str
     def_alpha: float
@@ -52,7 +52,7 @@ def bias_act(
     clamp: float | None = None,
     impl: str = "cuda",
 ) -> Tensor:
-    if clamp is not None and clamp < 0:  # as some configurations say that there is none
+    if clamp is not None and clamp < 0:  # in some configurations this means no clamp
         clamp = None
     return (ops.bias_act if _own(impl) else ops.bias_act_ref)(x, b, dim, act, alpha, gain, clamp)
 
@@ -132,8 +132,8 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
-    """``torch.nn.functional.grid_sample``, bilinear and with zeros around; PyTorch has its second
-    derivative by now."""
+    """``torch.nn.functional.grid_sample``, bilinear and zero-padded; PyTorch now has its second
+    derivative."""
     return F.grid_sample(input, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

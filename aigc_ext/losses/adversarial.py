@@ -1,4 +1,4 @@
-"""One adversarial objective, with its options, for both players."""
+"""An adversarial objective with its options, for discriminator and generator."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class AdversarialLoss:
     Args:
         kind: logistic, minimax, hinge, lsgan, wgan, relativistic or relativistic_avg.
         label_smoothing: for the discriminator; logistic and minimax only.
-        l2_weight: lambda of the regularised objective: adds ``lambda / 2`` times the mean square of the real
-            and of the fake logits to the discriminator's loss, and ``lambda / 2 * mean ||G(z)||^2`` to the
+        l2_weight: lambda of the regularised objective: adds ``lambda / 2`` times the mean squares of the real
+            and the fake logits to the discriminator's loss, and ``lambda / 2 * mean ||G(z)||^2`` to the
             generator's.
 
     Raises:
@@ -42,7 +42,7 @@ class AdversarialLoss:
     def discriminator(
         self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, LossStats]:
-        """The loss, 0-d, and the statistics to log. ``weight`` is ``[N]``, a factor of each sample's
+        """The loss, 0-d, and the statistics to log. ``weight`` is ``[N]`` and multiplies each sample's
         losses."""
         return ops.discriminator_loss_and_stats(
             real_logits, fake_logits, self.kind, self.label_smoothing, self.l2_weight, weight
@@ -55,8 +55,8 @@ class AdversarialLoss:
         images: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """The loss, 0-d. ``real_logits`` are for the relativistic kinds, ``images`` = G(z) for
-        ``l2_weight``."""
+        """The loss, 0-d. The relativistic kinds need ``real_logits``, ``l2_weight`` needs ``images`` =
+        G(z)."""
         return ops.generator_loss(fake_logits, real_logits, self.kind, self.l2_weight, images, weight)
 
     def discriminator_backward(
@@ -70,12 +70,12 @@ class AdversarialLoss:
         """:meth:`discriminator` and its ``backward()``, without recording the loss: the fastest step.
 
         Accumulates into ``.grad`` of the parameters, as ``loss.backward()`` does. Both logits must require a
-        gradient; what is returned has none.
+        gradient; the results have none.
 
         Args:
             weight: as for :meth:`discriminator`.
-            penalty: a scalar, such as a gradient penalty times its factor, that joins the backward, and the
-                loss that is returned.
+            penalty: a scalar, such as a gradient penalty times its factor, added to the loss and to the
+                backward.
             inputs: the leaves that get a gradient, as for ``Tensor.backward``; None for all.
         """
         loss, stats, d_real, d_fake = ops.discriminator_loss_and_grad(
@@ -96,7 +96,7 @@ class AdversarialLoss:
         images: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """:meth:`generator` and its ``backward()``, as :meth:`discriminator_backward`."""
+        """:meth:`generator` and its ``backward()``, like :meth:`discriminator_backward`."""
         loss, d_fake = ops.generator_loss_and_grad(fake_logits, real_logits, self.kind, weight)
         if self.l2_weight == 0:
             torch.autograd.backward(fake_logits, d_fake)

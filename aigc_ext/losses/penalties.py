@@ -1,17 +1,17 @@
-"""Gradient penalties of the discriminator: what keeps its slope in bounds.
+"""Gradient penalties for the discriminator.
 
 ``D`` is any callable that maps images ``[N, ...]`` to logits ``[N]``, ``[N, 1]`` or ``[N, ...]`` (patches,
-whose logits are summed per sample); a conditional discriminator goes in as a closure, ``lambda x: D(x,
-labels)``. Each penalty is the mean over the batch, a 0-d tensor, float64 for float64 images and else float32;
-its factor (gamma / 2, lambda) is the caller's. It is differentiable in the parameters of ``D``, never in the
-images, which are taken as constants.
+whose logits are summed per sample). Pass a conditional discriminator as a closure,
+``lambda x: D(x, labels)``. Each penalty is the mean over the batch, a 0-d tensor, float64 for float64 images,
+otherwise float32. The caller multiplies it by its factor (gamma / 2, lambda). It is differentiable in the
+parameters of ``D``, but not in the images, which are treated as constants.
 
 The gradient of D with respect to the images is differentiated again, so every layer of ``D`` needs a double
-backward (ours have one). ``finite_difference=True`` does without: two calls of ``D`` estimate the slope along
-a random direction e ~ N(0, I), ``((D(x) - D(x + sigma * e)) / sigma)^2``, whose expectation is ``||grad
-D(x)||^2`` up to O(sigma^2) (Lin et al. 2025, "Diffusion Adversarial Post-Training for One-Step Video
-Generation"). ``D`` must be deterministic for it (no dropout). The difference of two logits loses about ``eps
-* |D(x)| / sigma``: with half images or logits, take a larger sigma than 0.01.
+backward (ours have one). ``finite_difference=True`` needs none: two calls of ``D`` estimate the slope along a
+random direction e ~ N(0, I) as ``((D(x) - D(x + sigma * e)) / sigma)^2``, whose expectation is
+``||grad D(x)||^2`` up to O(sigma^2) (Lin et al. 2025, "Diffusion Adversarial Post-Training for One-Step Video
+Generation"). For this ``D`` must be deterministic (no dropout). The rounding error of the slope is about
+``eps * |D(x)| / sigma``: with half-precision images or logits, use a sigma larger than 0.01.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def r1_penalty(
     """Mean of ``||grad D(x)||^2`` at real images (Mescheder et al. 2018); used with a factor of gamma / 2.
 
     Args:
-        D: images ``[N, ...]`` to logits, see the module.
+        D: maps images ``[N, ...]`` to logits; see the module's docstring.
         x: real images ``[N, ...]``, floating point.
-        finite_difference: estimate without a double backward, see the module.
+        finite_difference: estimate without a double backward; see the module's docstring.
         sigma: the step of the finite difference, in units of the images.
         generator: source of the random direction; None for torch's default generator of the device.
 
     Raises:
-        ValueError: ``x`` is not floating point or has no batch dimension; the logits are not one or more per
-            sample, or do not depend on ``x``; ``sigma`` is not positive.
+        ValueError: ``x`` is not floating point or has no batch dimension; there is not at least one logit per
+            sample, or the logits do not depend on ``x``; ``sigma`` is not positive.
     """
     if finite_difference:
         return _slope(D, x, sigma, generator).square().mean()
@@ -51,8 +51,8 @@ def r1_penalty(
 
 
 def r1_of_logits(logits: Tensor, x: Tensor) -> Tensor:
-    """:func:`r1_penalty` of logits that are there already: with ``x.requires_grad_()``, ``logits = D(x)``
-    serves the adversarial loss and the penalty, and ``D`` runs once less.
+    """:func:`r1_penalty` for existing logits: with ``x.requires_grad_()``, the same ``logits = D(x)`` serve
+    for the adversarial loss and the penalty, which saves a call of ``D``.
 
     A ``backward()`` gives ``x`` a gradient too, unless its ``inputs`` are the parameters of ``D``.
 
@@ -70,7 +70,7 @@ def r2_penalty(
     sigma: float = 0.01,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """As :func:`r1_penalty`, at generated images; no gradient flows into the generator."""
+    """:func:`r1_penalty` at generated images; no gradient flows into the generator."""
     return r1_penalty(D, fake, finite_difference, sigma, generator)
 
 
@@ -85,16 +85,17 @@ def wgan_gp(
     """Mean of ``(||grad D(x)|| - 1)^2`` at random points between real and generated images (Gulrajani et al.
     2017); used with a factor of 10.
 
-    Where the gradient of D is exactly 0, the penalty is 1 and has the gradient 0 (the norm has none there).
+    Where the gradient of D is exactly 0, the penalty is 1 and its gradient 0 (the norm has no gradient
+    there).
 
     Args:
         D, finite_difference, sigma: as for :func:`r1_penalty`. The estimate of the norm is unbiased too, so
-            that a batch's penalty may be negative.
+            a batch's penalty may be negative.
         real, fake: ``[N, ...]``, of the same shape and dtype.
-        generator: source of the point on each line, uniform, and of the random direction.
+        generator: source of the uniform point on each line and of the random direction.
 
     Raises:
-        ValueError: as :func:`r1_penalty`; ``real`` and ``fake`` differ in shape, dtype or device.
+        ValueError: as for :func:`r1_penalty`; ``real`` and ``fake`` differ in shape, dtype or device.
     """
     _check_images(real, "real")
     if real.shape != fake.shape or real.dtype != fake.dtype or real.device != fake.device:
@@ -125,7 +126,7 @@ def dragan(
         noise: at least 0.
 
     Raises:
-        ValueError: as :func:`r1_penalty`; ``noise`` is negative or not finite.
+        ValueError: as for :func:`r1_penalty`; ``noise`` is negative or not finite.
     """
     _check_images(real, "real")
     if not 0 <= noise < math.inf:
@@ -136,22 +137,23 @@ def dragan(
 
 
 def path_length(synthesis: Callable[[Tensor], Tensor], w: Tensor, noise: Tensor | None = None) -> Tensor:
-    """How far images move when their latents do: ``||J^T y||`` of each sample, for the Jacobian J of the
-    images in w and y ~ N(0, I) / sqrt(H * W) (Karras et al. 2020, "Analyzing and Improving the Image Quality
-    of StyleGAN", section 3.2). The regulariser is ``mean((lengths - a)^2)`` with their running mean ``a``.
+    """Path lengths, how much images change with their latents: ``||J^T y||`` of each sample, where J is the
+    Jacobian of the images with respect to w, and y ~ N(0, I) / sqrt(H * W) (Karras et al. 2020, "Analyzing
+    and Improving the Image Quality of StyleGAN", section 3.2). The regulariser is ``mean((lengths - a)^2)``
+    with their running mean ``a``.
 
     Args:
-        synthesis: latents to images ``[N, C, H, W]``; the generator behind its mapping network.
-        w: ``[N, w_dim]`` or ``[N, layers, w_dim]``; with layers the square is their mean. It may have a
-            graph, through which the lengths are differentiable too.
-        noise: in the place of N(0, I), of the images' shape.
+        synthesis: maps latents to images ``[N, C, H, W]``: the generator without its mapping network.
+        w: ``[N, w_dim]`` or ``[N, layers, w_dim]``; with layers, the squared lengths are averaged over them.
+            It may have a graph, through which the lengths are differentiable too.
+        noise: used instead of N(0, I); of the images' shape.
 
     Returns:
-        ``[N]``, float64 for float64 latents and else float32, differentiable in the parameters of
+        ``[N]``, float64 for float64 latents, otherwise float32, differentiable in the parameters of
         ``synthesis``.
 
     Raises:
-        ValueError: ``w`` has another number of dimensions, or the images do not depend on it.
+        ValueError: ``w`` has the wrong number of dimensions, or the images do not depend on it.
     """
     if w.dim() not in (2, 3) or not w.is_floating_point():
         raise ValueError(
@@ -177,7 +179,7 @@ def path_length(synthesis: Callable[[Tensor], Tensor], w: Tensor, noise: Tensor 
                 )
         if gradient is None:
             raise ValueError("the images do not depend on w: their path length would be 0")
-        # The smallest normal number, so that the root has a slope where the gradient is exactly 0.
+        # Add the smallest normal number, so that the root has a finite slope where the gradient is exactly 0.
         square = ops.sample_sqnorm(gradient) / (w.size(1) if w.dim() == 3 else 1)
         return (square + torch.finfo(square.dtype).tiny).sqrt()
 
@@ -191,11 +193,11 @@ def _unit_slope_penalty(
 ) -> Tensor:
     if finite_difference:
         # (n - 1)^2 = n^2 - 2n + 1, and for the slope s = grad . e the expectations are n^2 = E[s^2] and
-        # n = sqrt(pi/2) E|s|. With |s| in the place of n the minimum would lie at n = 0.8.
+        # n = sqrt(pi/2) E|s|. With |s| instead of n the minimum would be at n = 0.8.
         slope = _slope(D, x, sigma, generator)
         return (slope.square() - math.sqrt(2 * math.pi) * slope.abs() + 1).mean()
     square = _gradient_sqnorm(D, x)
-    # The derivative of sqrt at 0 is infinite, and times the 0 of square's own derivative it would be NaN.
+    # At 0 the derivative of sqrt is infinite; times square's derivative, which is 0, it would be NaN.
     positive = square > 0
     norm = torch.where(positive, torch.where(positive, square, 1).sqrt(), square)
     return (norm - 1).square().mean()
@@ -214,8 +216,8 @@ def _sqnorm_of_gradient(logits: Tensor, x: Tensor, differentiable: bool) -> Tens
     _check_logits(logits, x)
     gradient = None
     if logits.requires_grad and x.requires_grad:
-        # The gradient's own graph is what the penalty is differentiated through, and it is complete: only
-        # this first backward leaves out the weights.
+        # Only this first backward leaves out the weights; the gradient's graph, through which the penalty is
+        # differentiated, is complete.
         with ops.no_weight_gradients():
             (gradient,) = torch.autograd.grad(
                 logits, x, torch.ones_like(logits), create_graph=differentiable, allow_unused=True

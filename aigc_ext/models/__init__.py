@@ -1,7 +1,7 @@
-"""Generators and discriminators, and how to make one from its configuration.
+"""Generators and discriminators, and functions that make one from its configuration.
 
-Every network has `settings`, and `config`, the same as a dict of JSON values; `build_generator` and
-`build_discriminator` turn either into the same architecture with new weights. Every generator also has
+Every network has `settings`, and `config`, the same as a dict of JSON values; from either, `build_generator`
+and `build_discriminator` make the same architecture with new weights. Every generator also has
 `z_dim`, `image_shape`, `num_classes` and `value_range`; its `forward(z, c=None)` maps latents (N, z_dim) and,
 if `num_classes` > 0, int64 labels (N,) to images (N, C, H, W). A discriminator's `forward(images, c=None)`
 maps these to logits (N, 1).
@@ -84,7 +84,7 @@ def build_generator(config: Mapping[str, Any] | GeneratorConfig) -> nn.Module:
 
 
 def build_discriminator(config: Mapping[str, Any] | DiscriminatorConfig) -> nn.Module:
-    """A discriminator with new weights; like `build_generator`."""
+    """A discriminator with new weights; arguments and errors are as for `build_generator`."""
     return _build("discriminator", DiscriminatorConfig, config)
 
 

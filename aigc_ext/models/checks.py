@@ -1,4 +1,4 @@
-"""What every network checks of its arguments and inputs."""
+"""Checks of arguments and inputs that all networks share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_COARSEST = 4  # pixels, at least
+_COARSEST = 4  # smallest side of the coarsest images, in pixels
 
 
 def channels_at(sides: int, channel_base: int, channel_max: int) -> int:
-    """Of images whose longer side has so many pixels.
+    """The number of channels of images whose longer side has `sides` pixels.
 
     Raises:
         ValueError: there would be none.
@@ -22,10 +22,10 @@ def channels_at(sides: int, channel_base: int, channel_max: int) -> int:
 
 
 def halvings_of(image_shape: Sequence[int]) -> int:
-    """How often the sides can be halved and still be 4 pixels at least.
+    """How many times the sides can be halved and still have at least 4 pixels.
 
     Raises:
-        ValueError: not at all.
+        ValueError: they cannot be halved.
     """
     height, width = image_shape[1:]
     halvings = 0
@@ -47,10 +47,10 @@ def check_input(name: str, x: Tensor, shape: tuple[int, ...], weight: Tensor) ->
 
 
 def check_labels(c: Tensor | None, batch: int, num_classes: int) -> None:
-    """Refuses labels that are missing, not used, or wrong.
+    """Raises ValueError if labels are missing, not used or wrong.
 
-    The range is looked at only where that needs no device synchronisation and no graph break: on the CPU,
-    outside torch.compile. On CUDA the embedding's own device-side assertion stops a label out of range.
+    The range is checked only where that needs no device synchronisation and no graph break: on the CPU,
+    outside torch.compile. On CUDA the embedding's device-side assertion catches labels out of range.
     """
     if num_classes == 0:
         if c is not None:

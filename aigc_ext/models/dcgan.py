@@ -1,10 +1,10 @@
-"""DCGAN: transposed convolutions with batch norm against strided ones (Radford, Metz, Chintala 2016,
-https://arxiv.org/abs/1511.06434).
+"""DCGAN: a generator of transposed convolutions and a discriminator of strided ones, with batch norm
+(Radford, Metz, Chintala 2016, https://arxiv.org/abs/1511.06434).
 
 The coarsest images are as small as halving allows, but at least 4 pixels high and wide: 4x4 for a power of
 two, 7x7 for 28x28. The generator's first layer, from z to these, and the discriminator's last, from these to
-the logit, are convolutions as large as they. The conditional forms are those of `models.mlp`: the generator
-concatenates an embedding of the label to z, the discriminator adds a projection.
+the logit, are convolutions with a kernel of that size. The conditional forms are those of `models.mlp`: the
+generator concatenates an embedding of the label to z, the discriminator adds a projection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DCGANGeneratorConfig(GeneratorConfig):
     z_dim: Count = 100
     """Length of the latent."""
     channels: Count = 64
-    """Of the finest hidden images; twice as many for each halving of the sides."""
+    """Channels of the finest hidden images; twice as many for each halving of the sides."""
     num_classes: ClassCount = 0
 
 
@@ -44,14 +44,15 @@ class DCGANDiscriminatorConfig(DiscriminatorConfig):
     family: Literal["dcgan"] = field(default="dcgan", kw_only=True)
     image_shape: ImageShape = (3, 64, 64)
     channels: Count = 64
-    """Of the first hidden layer; twice as many for each further halving of the sides."""
+    """Channels of the first hidden layer; twice as many for each further halving of the sides."""
     num_classes: ClassCount = 0
 
 
 class DCGANGenerator(Network):
-    """From z to an image: every layer but the first doubles the sides; ReLU, and tanh for the pixels.
+    """Maps z to an image: every layer but the first doubles the sides; ReLU, and tanh for the pixels.
 
-    Its arguments are the fields of `DCGANGeneratorConfig`; a ValueError says that the sides cannot be halved.
+    Its arguments are the fields of `DCGANGeneratorConfig`; it raises ValueError if the sides cannot be
+    halved.
     """
 
     value_range = (-1.0, 1.0)
@@ -83,15 +84,15 @@ class DCGANGenerator(Network):
         """Images in [-1, 1].
 
         Args:
-            z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            z: latents (N, z_dim), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
             (N, C, H, W), in the dtype of z.
 
         Raises:
             ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         check_input("z", z, (self.z_dim,), self.get_parameter("layers.0.weight"))
         check_labels(c, z.shape[0], self.num_classes)
@@ -102,10 +103,10 @@ class DCGANGenerator(Network):
 
 
 class DCGANDiscriminator(Network):
-    """From an image to a logit: every layer but the last halves the sides; leaky ReLU of slope 0.2, and batch
+    """Maps an image to a logit: every layer but the last halves the sides; leaky ReLU of slope 0.2, and batch
     norm in all hidden layers but the first.
 
-    Its arguments are the fields of `DCGANDiscriminatorConfig`; a ValueError says that the sides cannot be
+    Its arguments are the fields of `DCGANDiscriminatorConfig`; it raises ValueError if the sides cannot be
     halved.
     """
 
@@ -130,18 +131,18 @@ class DCGANDiscriminator(Network):
         self.apply(_initialise)
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        """Logits, positive for real.
+        """Logits; positive means real.
 
         Args:
-            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            images: (N, C, H, W), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
             (N, 1), in the dtype of `images`.
 
         Raises:
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         check_input("images", images, self.image_shape, self.head.weight)
         check_labels(c, images.shape[0], self.num_classes)
@@ -153,7 +154,7 @@ class DCGANDiscriminator(Network):
 
 
 def _initialise(module: nn.Module) -> None:
-    """N(0, 0.02) for the filters and N(1, 0.02) for the scales, as in the paper."""
+    """Initialises the filters from N(0, 0.02) and the scales from N(1, 0.02), as in the paper."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

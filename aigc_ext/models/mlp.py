@@ -1,11 +1,11 @@
 """The reference GAN: a generator and a discriminator of linear layers.
 
 Class-conditional forms (`num_classes` > 0), chosen because they add no hyperparameter:
-- the generator concatenates a learned embedding of the label, as long as z and with the same initial
-  distribution N(0, 1), to z (Mirza and Osindero 2014, https://arxiv.org/abs/1411.1784, with an embedding in
-  place of the one-hot vector);
-- the discriminator adds the inner product of an embedding of the label and its last hidden features to the
-  logit (projection discriminator, Miyato and Koyama 2018, https://arxiv.org/abs/1802.05637).
+- the generator concatenates to z a learned embedding of the label, of the same length and with the same
+  initial distribution N(0, 1) (Mirza and Osindero 2014, https://arxiv.org/abs/1411.1784, with an embedding
+  instead of the one-hot vector);
+- the discriminator adds to the logit the inner product of an embedding of the label and its last hidden
+  features (projection discriminator, Miyato and Koyama 2018, https://arxiv.org/abs/1802.05637).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MLPDiscriminatorConfig(DiscriminatorConfig):
 class MLPGenerator(Network):
     """Linear layers from z to an image. Its arguments are the fields of `MLPGeneratorConfig`.
 
-    The hidden layers have a leaky ReLU (slope 0.2), the last of them tanh; sigmoid makes the pixels.
+    The hidden layers have a leaky ReLU (slope 0.2), the last of them tanh; the pixels have a sigmoid.
     """
 
     value_range = (0.0, 1.0)
@@ -75,15 +75,15 @@ class MLPGenerator(Network):
         """Images in [0, 1].
 
         Args:
-            z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            z: latents (N, z_dim), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
             (N, C, H, W), in the dtype of z.
 
         Raises:
             ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         check_input("z", z, (self.z_dim,), self.head.weight)
         check_labels(c, z.shape[0], self.num_classes)
@@ -107,18 +107,18 @@ class MLPDiscriminator(Network):
         self.embedding = nn.Embedding(num_classes, hidden[-1]) if num_classes else None
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        """Logits, positive for real.
+        """Logits; positive means real.
 
         Args:
-            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            images: (N, C, H, W), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
             (N, 1), in the dtype of `images`.
 
         Raises:
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         check_input("images", images, self.image_shape, self.head.weight)
         check_labels(c, images.shape[0], self.num_classes)

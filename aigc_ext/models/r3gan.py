@@ -2,18 +2,18 @@
 (Huang, Gokaslan, Kuleshov, Tompkin 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline",
 https://arxiv.org/abs/2501.05441).
 
-A stage for each resolution: a transition, which resamples bilinearly with the taps [1, 2, 1] and has a 1x1
-convolution where the width changes, and residual blocks: 1x1 to `expansion` times the width, a grouped 3x3,
-1x1 back; leaky ReLU of slope 0.2 behind the first two, which have biases. The discriminator mirrors the
-generator. The coarsest images are those of `models.dcgan`.
+Each resolution has a stage: a transition, which resamples bilinearly with the taps [1, 2, 1] and has a 1x1
+convolution if the width changes, and residual blocks. A block is a 1x1 convolution to `expansion` times the
+width, a grouped 3x3 and a 1x1 back; the first two have biases and leaky ReLU of slope 0.2. The discriminator
+mirrors the generator. The coarsest images are those of `models.dcgan`.
 
-The width of images whose longer side is r pixels is the largest that is not above `channel_base // r` and
-`channel_max`, and makes whole groups: `expansion` times it is a multiple of `group_size`, or less. The
-defaults are the paper's: 768 up to 32 pixels, 384 at 64, 192 at 128, 96 at 256.
+The width of images whose longer side is r pixels is the largest that does not exceed `channel_base // r` or
+`channel_max` and gives whole groups: `expansion` times it is a multiple of `group_size`, or smaller than it.
+The defaults are the paper's: 768 up to 32 pixels, 384 at 64, 192 at 128, 96 at 256.
 
-Instead of being normalised, the weights start as in Fixup (Zhang, Dauphin, Ma 2019): the last convolution of
-a block is zero, so that each network starts as its shortcuts alone, and He's scale of the other m - 1 of its
-m convolutions is multiplied with L^(-1 / (2m - 2)), for L blocks. All other layers keep the variance.
+Instead of normalisation, the weights are initialised as in Fixup (Zhang, Dauphin, Ma 2019): the last
+convolution of a block is zero, so each network starts as its shortcuts alone; the other m - 1 of its m
+convolutions have He's scale times L^(-1 / (2m - 2)), for L blocks. All other layers preserve the variance.
 
 The conditional forms are those of `models.mlp`: the generator concatenates an embedding of the label to z,
 the discriminator adds a projection.
@@ -55,18 +55,19 @@ class R3GANGeneratorConfig(GeneratorConfig):
     z_dim: Count = 64
     """Length of the latent."""
     channel_base: Count = 24576
-    """Channels at a resolution are this number divided by its longer side, rounded down to whole groups..."""
+    """A layer whose longer side is r pixels has this number divided by r channels, rounded down to whole
+    groups."""
     channel_max: Count = 768
-    """... but not more than this."""
+    """The largest number of channels of a layer."""
     blocks: Count = 2
     """Residual blocks at each resolution."""
     group_size: Count = 16
-    """Channels of a group of a block's 3x3 convolution; fewer only where a block has no more."""
+    """Channels per group of a block's 3x3 convolution; fewer if the block has fewer channels."""
     expansion: Count = 2
-    """What a block multiplies the channels by inside."""
+    """The factor by which a block multiplies the channels inside."""
     num_classes: ClassCount = 0
     output_act: OutputAct = None
-    """What the pixels go through; null: linear, as in the paper, but in a run tanh if much of the data is
+    """The activation of the pixels; null: linear, as in the paper, but in a run tanh if much of the data is
     black or white."""
 
     def architecture(self) -> dict[str, Any]:
@@ -78,29 +79,30 @@ class R3GANDiscriminatorConfig(DiscriminatorConfig):
     family: Literal["r3gan"] = field(default="r3gan", kw_only=True)
     image_shape: ImageShape = (3, 32, 32)
     channel_base: Count = 24576
-    """Channels at a resolution are this number divided by its longer side, rounded down to whole groups..."""
+    """A layer whose longer side is r pixels has this number divided by r channels, rounded down to whole
+    groups."""
     channel_max: Count = 768
-    """... but not more than this."""
+    """The largest number of channels of a layer."""
     blocks: Count = 2
     """Residual blocks at each resolution."""
     group_size: Count = 16
-    """Channels of a group of a block's 3x3 convolution; fewer only where a block has no more."""
+    """Channels per group of a block's 3x3 convolution; fewer if the block has fewer channels."""
     expansion: Count = 2
-    """What a block multiplies the channels by inside."""
+    """The factor by which a block multiplies the channels inside."""
     num_classes: ClassCount = 0
 
 
 class R3GANGenerator(Network):
-    """From z to an image: a learned constant, each channel times a linear function of z, then the stages, and
-    a 1x1 convolution for the pixels.
+    """Maps z to an image: a learned constant, whose channels are scaled by a linear function of z, then the
+    stages, and a 1x1 convolution for the pixels.
 
     Its arguments are the fields of `R3GANGeneratorConfig`.
 
     Attributes:
-        widths: of the stages, from coarsest to finest.
+        widths: the width of each stage, from coarsest to finest.
 
     Raises:
-        ValueError: the sides cannot be halved, `channel_base` is less than the longer side, or no width makes
+        ValueError: the sides cannot be halved, `channel_base` is less than the longer side, or no width gives
             whole groups.
     """
 
@@ -124,38 +126,38 @@ class R3GANGenerator(Network):
         self.head = _initialised(Conv2d(widths[-1], image_shape[0], 1, act=output_act))
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        """Images, about from -1 to 1 (with tanh exactly).
+        """Images, roughly in [-1, 1] (with tanh exactly).
 
         Args:
-            z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            z: latents (N, z_dim), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
-            (N, C, H, W), in the dtype of z (under autocast in autocast's).
+            (N, C, H, W), in the dtype of z (under autocast, in its dtype).
 
         Raises:
             ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         check_input("z", z, (self.z_dim,), self.linear.weight)
         check_labels(c, z.shape[0], self.num_classes)
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(c)], dim=1)
         scale = self.linear(z)
-        # In autocast's dtype, for the residuals are added to it.
+        # In autocast's dtype, since the residuals are added to it.
         images: Tensor = self.head(self.layers(self.basis.to(scale.dtype) * scale[:, :, None, None]))
         return images
 
 
 class R3GANDiscriminator(Network):
-    """From an image to a logit: a 1x1 convolution, the stages, a depthwise convolution as large as the
+    """Maps an image to a logit: a 1x1 convolution, the stages, a depthwise convolution as large as the
     coarsest images, and a linear layer. Its arguments are the fields of `R3GANDiscriminatorConfig`.
 
     Attributes:
-        widths: of the stages, from coarsest to finest too.
+        widths: the width of each stage, also from coarsest to finest.
 
     Raises:
-        ValueError: as `R3GANGenerator`.
+        ValueError: as for `R3GANGenerator`.
     """
 
     @takes(R3GANDiscriminatorConfig)
@@ -171,25 +173,25 @@ class R3GANDiscriminator(Network):
         self.layers = nn.Sequential(*layers)
         size, width = _coarsest(image_shape, widths), widths[0]
         self.pool = _initialised(Conv2d(width, width, size, groups=width, bias=False))
-        # No bias: a relativistic loss sees differences of logits.
+        # No bias: a relativistic loss depends only on differences of logits.
         self.head = _initialised(nn.Linear(width, 1, bias=False))
         self.embedding = nn.Embedding(num_classes, width) if num_classes else None
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(width))
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        """Logits, positive for real.
+        """Logits; positive means real.
 
         Args:
-            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            images: (N, C, H, W), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
-            (N, 1), in the dtype of `images` (under autocast in autocast's).
+            (N, 1), in the dtype of `images` (under autocast, in its dtype).
 
         Raises:
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         check_input("images", images, self.image_shape, self.first.weight)
         check_labels(c, images.shape[0], self.num_classes)
@@ -220,12 +222,12 @@ class _Residual(nn.Module):
 
 
 def _residuals(width: int, s: _Settings, stages: int) -> nn.Module:
-    scale = (s.blocks * stages) ** (-1 / 4)  # three convolutions a block
+    scale = (s.blocks * stages) ** (-1 / 4)  # three convolutions per block
     return nn.Sequential(*(_Residual(width, s.group_size, s.expansion, scale) for _ in range(s.blocks)))
 
 
 def _change(inputs: int, outputs: int) -> list[nn.Module]:
-    """Of the width, at the coarser resolution: there it has a quarter of the pixels."""
+    """A change of the width, at the coarser resolution, which has a quarter of the pixels."""
     return [] if inputs == outputs else [_initialised(Conv2d(inputs, outputs, 1, bias=False))]
 
 
@@ -233,7 +235,7 @@ _Layer = TypeVar("_Layer", bound="nn.Linear | nn.Conv2d")
 
 
 def _initialised(layer: _Layer, gain: float = 1.0) -> _Layer:
-    """He's weights, normal, and no bias."""
+    """Initialises with normal He weights and zero bias."""
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

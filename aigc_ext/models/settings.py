@@ -1,8 +1,8 @@
-"""How a network and its settings belong together.
+"""The settings of networks.
 
-The settings of a family are a dataclass beside its network: each argument's name, type with limits, default
-and meaning stand there, and nowhere else. The network's constructor, `build_generator` and
-`build_discriminator`, `network.config`, a run's config and docs/presets.md read it.
+The settings of a family are a dataclass next to its network, the only place with each argument's name, type,
+limits, default and meaning. The network's constructor, `build_generator` and `build_discriminator`,
+`network.config`, a run's config and docs/presets.md read it.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ class _NotEmpty(Rule):
 
 _OUTSIDE_RUN = Rule()
 OutsideRun = Annotated[V, _OUTSIDE_RUN]
-"""Of a field that is no key of a run's config: the data decide it, or a run has the default."""
+"""Marks a field that is not a key of a run's config: it comes from the data, or a run uses the default."""
 ImageShape = Annotated[Sequence[int], _Shape(), _OUTSIDE_RUN]
 ClassCount = Annotated[int, Range(ge=0), _OUTSIDE_RUN]
 Widths = Annotated[Sequence[Count], _NotEmpty()]
-# Many images are black or white in most pixels (digits, drawings, masks). A linear output does not hit these
-# values exactly, and a discriminator knows it by that alone; tanh does.
+# In many images most pixels are black or white (digits, drawings, masks). A linear output does not reach
+# these values exactly, so a discriminator can tell it apart by that alone; tanh does.
 OutputAct = Literal["linear", "tanh"] | None
 
 
 @dataclass(frozen=True)
 class NetworkConfig(Choice):
-    """What a network is made from: the arguments of its constructor, in their order, and its family.
+    """The settings of a network: the arguments of its constructor, in order, and its family.
 
-    Every family has `image_shape`, (C, H, W) of the images, and `num_classes`, the number of labels, 0 for a
-    network that is told none. A run takes these two from its data.
+    Every family has `image_shape`, (C, H, W) of the images, and `num_classes`, the number of labels, 0 for an
+    unconditional network. A run takes these two from its data.
     """
 
     network: ClassVar[type[nn.Module]]
@@ -70,11 +70,11 @@ class NetworkConfig(Choice):
 
     @classmethod
     def of(cls: type[S], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> S:
-        """The settings that a constructor is called with: themselves, or field by field.
+        """The settings given to a constructor, either as one object or field by field.
 
         Raises:
             ConfigError: a value is not allowed.
-            TypeError: too many arguments, or one twice; an `UnknownKeyError`, if there is no such argument.
+            TypeError: too many arguments, or one given twice; an `UnknownKeyError` for an unknown one.
         """
         if len(arguments) == 1 and isinstance(arguments[0], cls) and not keywords:
             return arguments[0]
@@ -100,7 +100,7 @@ class DiscriminatorConfig(NetworkConfig, usual="mlp"):
 
 
 class Network(nn.Module):
-    """A network that is made from its settings, which are its attributes too, under their own names."""
+    """A network made from its settings, which are also its attributes, under the same names."""
 
     settings: NetworkConfig
     image_shape: tuple[int, ...]
@@ -126,8 +126,7 @@ class Network(nn.Module):
 def takes(
     settings: Callable[P, S],
 ) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
-    """Makes a constructor that takes settings take their fields as its arguments; the settings themselves
-    will do as well."""
+    """Lets a constructor that takes settings also take their fields as its arguments."""
     cls: Any = settings
 
     def decorate(construct: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:

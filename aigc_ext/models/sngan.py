@@ -1,9 +1,9 @@
-"""SNGAN: residual networks, the discriminator's layers of spectral norm 1 (Miyato, Kataoka, Koyama, Yoshida
+"""SNGAN: residual networks with spectral normalisation in the discriminator (Miyato, Kataoka, Koyama, Yoshida
 2018, https://arxiv.org/abs/1802.05957, tables 3 to 6).
 
-The coarsest images are those of `models.dcgan`. Spectral normalisation is PyTorch's, one power iteration a
-forward pass. The conditional forms are those of `models.mlp`: the generator concatenates an embedding of the
-label to z, the discriminator adds a projection.
+The coarsest images are those of `models.dcgan`. Spectral normalisation is PyTorch's, with one power iteration
+per forward pass. The conditional forms are those of `models.mlp`: the generator concatenates an embedding of
+the label to z, the discriminator adds a projection.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SNGANGeneratorConfig(GeneratorConfig):
     z_dim: Count = 128
     """Length of the latent."""
     channels: Count = 256
-    """Of all hidden images."""
+    """Channels of all hidden images."""
     num_classes: ClassCount = 0
 
 
@@ -47,15 +47,16 @@ class SNGANDiscriminatorConfig(DiscriminatorConfig):
     family: Literal["sngan"] = field(default="sngan", kw_only=True)
     image_shape: ImageShape = (3, 32, 32)
     channels: Count = 128
-    """Of all hidden images."""
+    """Channels of all hidden images."""
     num_classes: ClassCount = 0
 
 
 class SNGANGenerator(Network):
-    """From z to an image: a linear layer, residual blocks that double the sides, batch norm and ReLU before
+    """Maps z to an image: a linear layer, residual blocks that double the sides, batch norm and ReLU before
     every convolution, and tanh for the pixels.
 
-    Its arguments are the fields of `SNGANGeneratorConfig`; a ValueError says that the sides cannot be halved.
+    Its arguments are the fields of `SNGANGeneratorConfig`; it raises ValueError if the sides cannot be
+    halved.
     """
 
     value_range = (-1.0, 1.0)
@@ -78,15 +79,15 @@ class SNGANGenerator(Network):
         """Images in [-1, 1].
 
         Args:
-            z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            z: latents (N, z_dim), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
             (N, C, H, W), in the dtype of z.
 
         Raises:
             ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         check_input("z", z, (self.z_dim,), self.linear.weight)
         check_labels(c, z.shape[0], self.num_classes)
@@ -98,10 +99,10 @@ class SNGANGenerator(Network):
 
 
 class SNGANDiscriminator(Network):
-    """From an image to a logit: residual blocks that halve the sides and two more that do not, ReLU, and a
+    """Maps an image to a logit: residual blocks that halve the sides and two more that do not, ReLU, and a
     linear layer on the sums over the image.
 
-    Its arguments are the fields of `SNGANDiscriminatorConfig`; a ValueError says that the sides cannot be
+    Its arguments are the fields of `SNGANDiscriminatorConfig`; it raises ValueError if the sides cannot be
     halved.
     """
 
@@ -120,20 +121,20 @@ class SNGANDiscriminator(Network):
         )
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        """Logits, positive for real.
+        """Logits; positive means real.
 
         Args:
-            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            images: (N, C, H, W), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
             (N, 1), in the dtype of `images`.
 
         Raises:
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
-        # Of the bias: each look at a normalised weight is an iteration of the power method.
+        # Pass the bias: each access to a normalised weight would run an iteration of the power method.
         check_input("images", images, self.image_shape, self.get_parameter("head.bias"))
         check_labels(c, images.shape[0], self.num_classes)
         features = _relu(self.blocks(images)).sum((2, 3))
@@ -144,8 +145,8 @@ class SNGANDiscriminator(Network):
 
 
 class _UpBlock(nn.Module):
-    """Batch norm, ReLU, nearest-neighbour upsampling and convolution; batch norm, ReLU and convolution;
-    beside it a 1x1 convolution, which is the same before the upsampling as after it."""
+    """Batch norm, ReLU, nearest-neighbour upsampling and convolution; batch norm, ReLU and convolution. The
+    shortcut is a 1x1 convolution, which gives the same result before the upsampling as after it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -161,8 +162,9 @@ class _UpBlock(nn.Module):
 
 
 class _DownBlock(nn.Module):
-    """ReLU, convolution, ReLU, convolution and averages of 2x2 pixels; beside it a 1x1 convolution, which is
-    the same behind the averages as before them. The first block has no ReLU before its first convolution."""
+    """ReLU, convolution, ReLU, convolution and 2x2 average pooling. The shortcut is a 1x1 convolution, which
+    gives the same result after the pooling as before it. The first block has no ReLU before its first
+    convolution."""
 
     def __init__(self, inputs: int, channels: int, down: bool, first: bool = False) -> None:
         super().__init__()
@@ -192,7 +194,7 @@ _Layer = TypeVar("_Layer", bound="nn.Linear | nn.Conv2d | nn.Embedding")
 
 
 def _initialised(layer: _Layer, gain: float = 1.0) -> _Layer:
-    """Glorot's weights and no bias."""
+    """Initialises with Glorot weights and zero bias."""
     nn.init.xavier_uniform_(layer.weight, gain)
     bias = getattr(layer, "bias", None)
     if bias is not None:

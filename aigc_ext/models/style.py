@@ -1,10 +1,10 @@
-"""What StyleGAN2 and StyleGAN3 share: the mapping network, the mean of w and truncation, and layers with an
-equalised learning rate.
+"""The parts shared by StyleGAN2 and StyleGAN3: the mapping network, the mean of w and truncation, and layers
+with an equalised learning rate.
 
 Papers: Karras, Laine, Aila 2019, https://arxiv.org/abs/1812.04948 (mapping, truncation); Karras et al. 2020,
 https://arxiv.org/abs/1912.04958 (StyleGAN2); Karras, Aila, Laine, Lehtinen 2018,
 https://arxiv.org/abs/1710.10196 (equalised learning rate: weights start from N(0, 1) and are scaled by
-1 / sqrt(fan-in) in each forward, so that Adam's steps are equally large against all weights).
+1 / sqrt(fan-in) in each forward, so that Adam's steps are equally large relative to all weights).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from aigc_ext.models.settings import Network
 from aigc_ext.nn.split_batch import whole_batch
 
 CLAMP = 256.0
-"""Largest magnitude of activations and of RGB, so that half types are never near their limit (float16's is
-65504). In float32 no activation comes near it; it holds there too, so that a network is the same function in
-all dtypes."""
+"""Largest magnitude of activations and of RGB, which keeps half types away from their limit (65504 for
+float16). In float32 no activation comes near it; it applies there too, so that a network is the same function
+in all dtypes."""
 
 NOISE_MODES = ("random", "const", "none")
 
-_MAPPING_RATE = 0.01  # of learning, against the other layers (2019, appendix C)
+_MAPPING_RATE = 0.01  # learning rate relative to the other layers (2019, appendix C)
 _W_AVG_HALF_LIFE = 5000  # images: a factor of 0.9956 for a batch of 32
 
 
@@ -40,8 +40,8 @@ class EqualizedLinear(nn.Module):
     Args:
         in_features, out_features: sizes of the last dimension of the input and the output.
         act, gain: as in `nn.Linear` of this package.
-        rate: what the learning rate of weight and bias is multiplied with.
-        bias: what the bias starts from.
+        rate: factor of the learning rate of weight and bias.
+        bias: initial value of the bias.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class EqualizedConv2d(nn.Module):
     """A convolution that keeps the size or halves it, and an activation, with an equalised learning rate.
 
     Args:
-        in_channels, out_channels, kernel_size: of the weight; the kernel is square and odd.
+        in_channels, out_channels, kernel_size: sizes of the weight; the kernel is square and odd.
         down: factor of the downsampling with the filter [1, 3, 3, 1] (2020, section 4).
         bias: whether there is one.
         act: the activation.
-        gain: behind it; the clamp is `CLAMP * gain` (a block adds two branches of gain sqrt(1/2)).
+        gain: factor after it; the clamp is `CLAMP * gain` (a block adds two branches of gain sqrt(1/2)).
     """
 
     resample_filter: Tensor
@@ -116,12 +116,12 @@ class EqualizedConv2d(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """Layers of equal width with leaky ReLU from normalised latents, and an embedding of the labels, to w.
+    """Maps normalised latents and an embedding of the labels to w, by layers of equal width with leaky ReLU.
 
     Args:
-        z_dim: length of z; 0 for labels alone.
+        z_dim: length of z; 0 for only labels.
         w_dim: length of w, of the hidden layers and of the embedding.
-        layers: their number.
+        layers: number of layers.
         num_classes: number of labels, or 0.
     """
 
@@ -142,11 +142,11 @@ class MappingNetwork(nn.Module):
 
 
 class StyleGenerator(Network, ABC):
-    """The mapping from z to w, and `forward`; a subclass has the `synthesis` from w to images.
+    """The mapping from z to w, and `forward`; a subclass defines the `synthesis` from w to images.
 
     Args:
-        settings: of the subclass; they have `z_dim`, `w_dim`, `mapping_layers` and `output_act`.
-        num_ws: how many layers take a w of their own.
+        settings: the subclass's settings, with `z_dim`, `w_dim`, `mapping_layers` and `output_act`.
+        num_ws: the number of layers with their own w.
     """
 
     value_range = (-1.0, 1.0)
@@ -171,21 +171,22 @@ class StyleGenerator(Network, ABC):
     ) -> Tensor:
         """The styles w of latents, before truncation the same for all layers.
 
-        In training mode `w_avg`, the mean of w over all labels, follows the mean of the batch. Outside
-        autocast whatever is around: the mapping is small, and its weights are not for half types.
+        In training mode `w_avg`, the mean of w over all labels, follows the mean of the batch. The mapping
+        ignores autocast: it is small, and its weights don't suit half types.
 
         Args:
-            z: latents (N, z_dim), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            z: latents (N, z_dim), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
             truncation: psi; w becomes `w_avg + psi * (w - w_avg)` (2019, section B). 1 is off.
-            truncation_cutoff: only for so many layers, the coarsest; None for all.
+            truncation_cutoff: the number of layers, from the coarsest, to truncate; None for all.
 
         Returns:
             (N, num_ws, w_dim), in the dtype of the weights.
 
         Raises:
             ValueError: `z` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain; `truncation` is not finite, `truncation_cutoff` not from 0 to `num_ws`.
+                given to an unconditional network; `truncation` is not finite, `truncation_cutoff` not from 0
+                to `num_ws`.
         """
         if not math.isfinite(truncation):
             raise ValueError(f"truncation is {truncation}, but must be a finite number")
@@ -209,7 +210,7 @@ class StyleGenerator(Network, ABC):
 
     @abstractmethod
     def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
-        """Images of styles (N, num_ws, w_dim)."""
+        """Images from styles (N, num_ws, w_dim)."""
 
     def forward(
         self,
@@ -219,7 +220,7 @@ class StyleGenerator(Network, ABC):
         truncation_cutoff: int | None = None,
         noise_mode: str | None = None,
     ) -> Tensor:
-        """Images, about from -1 to 1, of latents: `synthesis(mapping(...))`.
+        """Images from latents, roughly in [-1, 1]: `synthesis(mapping(...))`.
 
         Args:
             z, c, truncation, truncation_cutoff: as for `mapping`.
@@ -229,7 +230,7 @@ class StyleGenerator(Network, ABC):
             (N, C, H, W), in the dtype of the weights.
 
         Raises:
-            ValueError: as `mapping` and `synthesis`.
+            ValueError: as for `mapping` and `synthesis`.
         """
         if noise_mode is None:
             noise_mode = "random" if self.training else "const"
@@ -245,21 +246,21 @@ class StyleGenerator(Network, ABC):
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """What images inside a network are held in: autocast's dtype, outside of it that of the weights."""
+    """The dtype of images inside a network: autocast's, or without autocast that of the weights."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def in_format_of(weight: Tensor, x: Tensor) -> Tensor:
     """`x` in the memory format of `weight`: channels-last after `network.to(memory_format=...)`."""
-    # A 1x1 weight is contiguous in both formats; its strides tell what it was put to.
+    # A 1x1 weight is contiguous in both formats; its strides tell which one it was converted to.
     last = weight.stride(1) == 1 and weight.stride(3) == weight.shape[1] > 1
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 @torch.no_grad()
 def follow(average: Tensor, value: Tensor, images: int, half_life: float) -> None:
-    """Moves `average` towards `value`, the mean over so many images; half the way in `half_life` images,
-    whether they come in few large batches or in many small ones. A part of a batch moves it as far as the
-    whole would, since the trainer then takes the mean over the parts."""
+    """Moves `average` towards `value`, the mean over `images` images: half the way in `half_life` images,
+    however they are split into batches. A part of a batch moves it as far as the whole batch would, since the
+    trainer then averages over the parts."""
     average.lerp_(value.to(average.dtype), 1 - 0.5 ** (whole_batch(images) / half_life))

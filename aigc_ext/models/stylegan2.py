@@ -1,12 +1,12 @@
 """StyleGAN2: a generator of style-modulated convolutions and a residual discriminator (Karras, Laine,
-Aittala, Hellsten, Lehtinen, Aila 2020, https://arxiv.org/abs/1912.04958), conditional as in the paper on few
-data (Karras, Aittala, Hellsten, Laine, Lehtinen, Aila 2020, https://arxiv.org/abs/2006.06676).
+Aittala, Hellsten, Lehtinen, Aila 2020, https://arxiv.org/abs/1912.04958), conditional as in the ADA paper
+(Karras, Aittala, Hellsten, Laine, Lehtinen, Aila 2020, https://arxiv.org/abs/2006.06676).
 
 The coarsest images are those of `models.dcgan`: as small as halving allows, but at least 4 pixels high and
 wide. Images whose longer side is r pixels have `min(channel_base // r, channel_max)` channels.
 
 Conditional forms (`num_classes` > 0): the generator's mapping network gets z and an embedding of the label,
-each normalised; the discriminator's logit is the inner product of its features and of a mapped embedding.
+each normalised; the discriminator's logit is the inner product of its features and a mapped embedding.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class StyleGAN2GeneratorConfig(GeneratorConfig):
     mapping_layers: Count = 8
     """Layers from z to w."""
     channel_base: Count = 32768
-    """Channels at a resolution are this number divided by its longer side..."""
+    """A layer whose longer side is r pixels has this number divided by r channels."""
     channel_max: Count = 512
-    """... but not more than this."""
+    """The largest number of channels of a layer."""
     num_classes: ClassCount = 0
     output_act: OutputAct = None
-    """What the RGB image goes through; null: linear, as in the paper, but in a run tanh if much of the data
+    """The activation of the RGB image; null: linear, as in the paper, but in a run tanh if much of the data
     is black or white."""
 
 
@@ -70,27 +70,27 @@ class StyleGAN2DiscriminatorConfig(DiscriminatorConfig):
     family: Literal["stylegan2"] = field(default="stylegan2", kw_only=True)
     image_shape: ImageShape = (3, 256, 256)
     channel_base: Count = 32768
-    """Channels at a resolution are this number divided by its longer side..."""
+    """A layer whose longer side is r pixels has this number divided by r channels."""
     channel_max: Count = 512
-    """... but not more than this."""
+    """The largest number of channels of a layer."""
     group_size: Count = 4
-    """Images whose standard deviation is shown to the last layers."""
+    """Images per group of the minibatch standard deviation, which the last layers see."""
     num_classes: ClassCount = 0
     cmap_dim: OutsideRun[Count | None] = None
     """Length of the mapped label; null: the number of channels of the coarsest images."""
     mapping_layers: OutsideRun[Count] = 8
-    """Layers from the embedding of the label to it."""
+    """Layers that map the embedding of the label."""
 
 
 class StyleGAN2Generator(StyleGenerator):
-    """From z by w to an image: a learned constant, two style-modulated convolutions with noise for each
-    resolution, and an RGB image that every resolution adds to (skip architecture).
+    """Maps z, by w, to an image: a learned constant, two style-modulated convolutions with noise for each
+    resolution, and an RGB image to which every resolution adds (skip architecture).
 
     Its arguments are the fields of `StyleGAN2GeneratorConfig`.
 
     Attributes:
-        num_ws: one w for each convolution and for the last RGB layer, the coarsest first; the other RGB
-            layers share the w of the convolution behind them.
+        num_ws: one w for each convolution and for the last RGB layer, the coarsest first; each of the other
+            RGB layers shares the w of the convolution that follows it.
         w_avg: running mean of w, for truncation.
 
     Raises:
@@ -113,14 +113,14 @@ class StyleGAN2Generator(StyleGenerator):
         self.upsample = Upsample2d()
 
     def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
-        """Images, about from -1 to 1, of styles.
+        """Images from styles, roughly in [-1, 1].
 
-        Activations have autocast's dtype (outside of it the weights'), the RGB image at least float32.
+        Activations have autocast's dtype (without autocast the weights'), the RGB image at least float32.
 
         Args:
             w: (N, num_ws, w_dim), as `mapping` returns it.
             noise_mode: "random" for new noise in every pixel (by `nn.split_batch.batch_randn`), "const" for
-                the same in every call, kept in buffers, "none" for no noise.
+                the same noise in every call, kept in buffers, "none" for no noise.
 
         Returns:
             (N, C, H, W), in the dtype of the weights.
@@ -145,13 +145,13 @@ class StyleGAN2Generator(StyleGenerator):
 
 
 class StyleGAN2Discriminator(Network):
-    """From an image to a logit: residual blocks that halve the sides, the standard deviation over groups of
+    """Maps an image to a logit: residual blocks that halve the sides, the standard deviation over groups of
     samples as one more channel, a convolution and two linear layers; leaky ReLU of slope 0.2.
 
-    A group for the standard deviation is `group_size` samples that follow each other, so that a batch in
-    parts of whole groups gives the same logits. If the batch is no multiple of it, the groups are as large
-    as its largest divisor below `group_size`: 3 for 6 samples and a `group_size` of 4. For 5 that is 1, and
-    the channel is about 0.
+    A group for the standard deviation consists of `group_size` consecutive samples, so that a batch split
+    into whole groups gives the same logits. If the batch size is not a multiple of it, the group size is the
+    batch size's largest divisor below `group_size`: 3 for 6 samples and a `group_size` of 4. For 5 samples it
+    is 1, and the channel is about 0.
 
     Its arguments are the fields of `StyleGAN2DiscriminatorConfig`.
 
@@ -180,18 +180,18 @@ class StyleGAN2Discriminator(Network):
         )
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        """Logits, positive for real.
+        """Logits; positive means real.
 
         Args:
-            images: (N, C, H, W), in the dtype of the weights (under autocast in any floating dtype).
-            c: labels (N,), int64, from 0 to num_classes - 1; None exactly if `num_classes` is 0.
+            images: (N, C, H, W), in the dtype of the weights (under autocast, any floating dtype).
+            c: labels (N,), int64, from 0 to num_classes - 1; None if and only if `num_classes` is 0.
 
         Returns:
-            (N, 1), in the dtype of the weights. The layers behind the blocks run in it under autocast too.
+            (N, 1), in the dtype of the weights. The layers after the blocks use it under autocast too.
 
         Raises:
             ValueError: `images` or `c` has the wrong shape, dtype or (on the CPU) range, or `c` is missing or
-                given in vain.
+                given to an unconditional network.
         """
         weight = self.head.weight
         check_input("images", images, self.image_shape, weight)
@@ -208,20 +208,21 @@ class StyleGAN2Discriminator(Network):
             return logits
 
     def group_of(self, n: int) -> int:
-        """How large the groups for the standard deviation are in a batch of n."""
+        """The size of the groups for the standard deviation in a batch of n."""
         return next(size for size in range(min(self.group_size, max(n, 1)), 0, -1) if n % size == 0)
 
     def _with_deviation(self, x: Tensor) -> Tensor:
         n = x.shape[0]
         size = self.group_of(n)
-        # The op's groups are samples n / size apart from each other.
+        # In the op, the samples of a group are n / size apart.
         apart = x.unflatten(0, (n // size, size)).transpose(0, 1).flatten(0, 1)
         y = ops.minibatch_stddev(apart, size)
         return y.unflatten(0, (size, n // size)).transpose(0, 1).flatten(0, 1)
 
 
 class _StyledConv(nn.Module):
-    """From w to styles, and a modulated convolution with them, noise, bias and leaky ReLU."""
+    """An affine layer from w to styles, and a convolution modulated by them, with noise, bias and leaky
+    ReLU."""
 
     noise: Tensor
 
@@ -230,7 +231,7 @@ class _StyledConv(nn.Module):
     ) -> None:
         super().__init__()
         self.affine = EqualizedLinear(w_dim, in_channels, bias=1.0)
-        # Demodulation makes the scale of the weight immaterial: it needs no factor for the learning rate.
+        # Demodulation makes the scale of the weight irrelevant, so it needs no learning-rate factor.
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, up=up, clamp=CLAMP)
         self.register_buffer("noise", torch.randn(size))
 
@@ -245,7 +246,7 @@ class _StyledConv(nn.Module):
 
 
 class _ToRGB(nn.Module):
-    """From w to styles, and a 1x1 convolution with them, without demodulation."""
+    """An affine layer from w to styles, and a 1x1 convolution modulated by them, without demodulation."""
 
     def __init__(self, in_channels: int, colours: int, w_dim: int) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ class _ToRGB(nn.Module):
 
 
 class _DownBlock(nn.Module):
-    """Two convolutions, beside them a linear 1x1 convolution, whose sum has the variance of either."""
+    """Two convolutions and a linear 1x1 shortcut, scaled so that their sum has the variance of either."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
 """StyleGAN3: an alias-free generator (Karras, Aittala, Laine, Härkönen, Hellsten, Lehtinen, Aila 2021,
 https://arxiv.org/abs/2106.12423). Its discriminator is StyleGAN2's.
 
-Lengths are in units of the image's longer side, so that an image of s pixels there has the sampling rate s.
-Layer i of N has a cutoff frequency, from where on its signal is to hold nothing, and a stopband frequency,
-from where on its filters suppress everything; both grow geometrically until the last `num_critical` layers,
-whose cutoff is the image's own limit, s / 2. Its sampling rate is s over the largest power of two that keeps
-twice the stopband below it. Its nonlinearity runs at twice the larger of the rates before and after it,
-between two low-pass filters of the signals before and after it. All images but the last two layers' have a
-margin, so that what happens at their borders stays outside the picture.
+Lengths are in units of the image's longer side, so an image with s pixels on that side has the sampling rate
+s. Each layer has a cutoff frequency, above which its signal should have no content, and a stopband frequency,
+above which its filters suppress everything. Both grow geometrically up to the last `num_critical` layers,
+whose cutoff is the image's own limit, s / 2. A layer's sampling rate is s divided by the largest power of two
+for which the rate is at least twice the stopband. Its nonlinearity runs at twice the larger of the rates
+before and after it, between two low-pass filters for the signals before and after it. The images of all but
+the last two layers have a margin, which keeps border effects out of the picture.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from aigc_ext.models.style import (
     in_format_of,
 )
 
-_TAPS = 6  # of a filter, for each sample of the lower rate
+_TAPS = 6  # filter taps per sample of the lower rate
 _MAGNITUDE_HALF_LIFE = 20000  # images: a factor of 0.9989 for a batch of 32
 
 
@@ -49,9 +49,9 @@ class StyleGAN3GeneratorConfig(GeneratorConfig):
     family: Literal["stylegan3"] = field(default="stylegan3", kw_only=True)
     image_shape: ImageShape = (3, 256, 256)
     variant: Literal["t", "r"] = "t"
-    """`t` has 3x3 convolutions and follows translations of the input; `r` has 1x1 convolutions and radially
-    symmetric filters behind the nonlinearity, and follows rotations too. The paper gives `r` twice as many
-    channels (`channel_base` 65536, `channel_max` 1024)."""
+    """`t` has 3x3 convolutions and is equivariant to translation; `r` has 1x1 convolutions and radially
+    symmetric filters after the nonlinearity, and is equivariant to rotation too. In the paper `r` has twice
+    as many channels (`channel_base` 65536, `channel_max` 1024)."""
     z_dim: Count = 512
     """Length of the latent z."""
     w_dim: Count = 512
@@ -59,41 +59,41 @@ class StyleGAN3GeneratorConfig(GeneratorConfig):
     mapping_layers: Count = 2
     """Layers from z to w."""
     channel_base: Count = 32768
-    """A layer of cutoff f has this number divided by 2f as its channels; at the finest that is `channel_base`
-    divided by the longer side..."""
+    """A layer with cutoff f has this number divided by 2f channels; for the finest layers 2f is the image's
+    longer side."""
     channel_max: Count = 512
-    """... but not more than this."""
+    """The largest number of channels of a layer."""
     num_layers: Count = 14
-    """Layers without the RGB layer. Small images need fewer: 6 for 32x32."""
+    """Number of layers, not counting the RGB layer. Small images need fewer: 6 for 32x32."""
     num_critical: OutsideRun[Count] = 2
-    """How many of them, the last, have their cutoff at half the longer side."""
+    """Number of layers, at the end, whose cutoff is half the longer side."""
     first_cutoff: OutsideRun[float] = 2.0
-    """Of the Fourier features."""
+    """Cutoff of the Fourier features."""
     first_stopband: OutsideRun[float] = 2**2.1
-    """Of the Fourier features."""
+    """Stopband of the Fourier features."""
     last_stopband_rel: OutsideRun[float] = 2**0.3
-    """The last stopband over the last cutoff."""
+    """The last stopband divided by the last cutoff."""
     margin_size: OutsideRun[Annotated[int, Range(ge=0)]] = 10
-    """Pixels on each side of every image but the last two."""
+    """Margin in pixels on each side of all images but the last two."""
     output_scale: OutsideRun[float] = 0.25
-    """What RGB is multiplied with."""
+    """Factor of the RGB image."""
     num_classes: ClassCount = 0
     output_act: OutputAct = None
-    """What the RGB image goes through; null: linear, as in the paper, but in a run tanh if much of the data
+    """The activation of the RGB image; null: linear, as in the paper, but in a run tanh if much of the data
     is black or white."""
 
 
 class StyleGAN3Generator(StyleGenerator):
-    """From z by w to an image: Fourier features, moved and turned as w says; style-modulated convolutions,
-    each with a leaky ReLU at a higher sampling rate; and an RGB layer.
+    """Maps z, by w, to an image: Fourier features, translated and rotated according to w; style-modulated
+    convolutions, each with a leaky ReLU at a higher sampling rate; and an RGB layer.
 
     Its arguments are the fields of `StyleGAN3GeneratorConfig`.
 
     Attributes:
-        input.transform: a 3x3 matrix, the identity at first, that maps pixel positions `(x, y, 1)` to those
-            of the untransformed image; the origin is the centre, x and y grow right and down. The identity
-            with t / s in the place of `transform[0, 2]` shows the image moved by t pixels to the left.
-        num_ws: one w for the input and for each layer, RGB's included.
+        input.transform: a 3x3 matrix, initially the identity, that maps pixel positions `(x, y, 1)` to those
+            of the untransformed image; the origin is the centre, x points right and y down. The identity with
+            t / s as `transform[0, 2]` shifts the image by t pixels to the left.
+        num_ws: one w for the input and for each layer, including RGB.
         w_avg: running mean of w, for truncation.
 
     Raises:
@@ -146,14 +146,15 @@ class StyleGAN3Generator(StyleGenerator):
         self.to_rgb = _ToRGB(signals[-1].channels, image_shape[0], w_dim)
 
     def synthesis(self, w: Tensor, noise_mode: str = "random") -> Tensor:
-        """Images, about from -1 to 1, of styles.
+        """Images from styles, roughly in [-1, 1].
 
-        Activations have autocast's dtype (outside of it the weights'). In training mode each layer's running
-        magnitude of its input, which the weights are divided by, follows the batch's, for the calls to come.
+        Activations have autocast's dtype (without autocast the weights'). The weights are divided by a
+        running magnitude of each layer's input. In training mode it follows the batch's magnitude, for later
+        calls.
 
         Args:
             w: (N, num_ws, w_dim), as `mapping` returns it.
-            noise_mode: as in StyleGAN2, whose callers are served so; there is no noise here.
+            noise_mode: accepted for compatibility with StyleGAN2; there is no noise here.
 
         Returns:
             (N, C, H, W), in the dtype of the weights.
@@ -174,7 +175,8 @@ class StyleGAN3Generator(StyleGenerator):
 
 @dataclass(frozen=True, kw_only=True)
 class _Signal:
-    """The images between two layers, see the module. `transition` is from the passband to the stopband."""
+    """The images between two layers; see the module's docstring. `transition` is the width of the band from
+    the passband to the stopband."""
 
     channels: int
     height: int
@@ -185,14 +187,14 @@ class _Signal:
     radial: bool
 
     def positions(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of rows and columns."""
+        """The positions of rows and columns."""
         rows = torch.arange(self.height, dtype=dtype, device=device)
         columns = torch.arange(self.width, dtype=dtype, device=device)
         return (rows - (self.height - 1) / 2) / self.rate, (columns - (self.width - 1) / 2) / self.rate
 
 
 class _FourierFeatures(nn.Module):
-    """Sines of random frequencies below the cutoff, turned and shifted by w and the user, and mixed."""
+    """Sines of random frequencies below the cutoff, rotated and shifted by w and the user, and mixed."""
 
     transform: Tensor
     frequencies: Tensor
@@ -209,7 +211,7 @@ class _FourierFeatures(nn.Module):
         self.register_buffer("transform", torch.eye(3))
         self.weight = nn.Parameter(torch.randn(channels, channels))
         self.affine = EqualizedLinear(w_dim, 4)
-        with torch.no_grad():  # neither turned nor shifted
+        with torch.no_grad():  # initially no rotation and no shift
             self.affine.weight.zero_()
             self.affine.bias[0] = 1
 
@@ -220,11 +222,11 @@ class _FourierFeatures(nn.Module):
         length = (cosine.square() + sine.square()).sqrt()  # ONNX has no hypot
         cosine, sine = cosine / length, sine / length
         turn = torch.stack([cosine, -sine, sine, cosine], 1).unflatten(1, (2, 2))
-        # frequencies . (turn @ user @ position + shift), with the matrices put to the frequencies
+        # frequencies . (turn @ user @ position + shift), with the matrices applied to the frequencies
         phases = torch.stack([x, y], 1) @ frequencies.t() + self.phases.to(wide)
         frequencies = frequencies @ turn @ user[:2, :2]
         phases = phases + (self.frequencies.to(wide) @ turn) @ user[:2, 2]
-        # Where the user's matrix makes frequencies higher, they fade out towards what the rate can hold.
+        # Frequencies that the user's matrix raises fade out towards the limit of the sampling rate.
         limit, band = self.signal.rate / 2, self.signal.cutoff
         size = torch.linalg.vector_norm(frequencies, dim=2)
         fade = ((limit - size) / (limit - band)).clamp(0, 1)
@@ -240,7 +242,8 @@ class _FourierFeatures(nn.Module):
 
 
 class _Layer(nn.Module):
-    """From w to styles, a modulated convolution with them, bias, and the filtered leaky ReLU."""
+    """An affine layer from w to styles, a convolution modulated by them, bias, and the filtered leaky
+    ReLU."""
 
     up_filter: Tensor
     down_filter: Tensor
@@ -249,7 +252,7 @@ class _Layer(nn.Module):
     def __init__(self, before: _Signal, after: _Signal, w_dim: int, kernel_size: int) -> None:
         super().__init__()
         self.affine = EqualizedLinear(w_dim, before.channels, bias=1.0)
-        # Demodulation makes the scale of the weight immaterial: it needs no factor for the learning rate.
+        # Demodulation makes the scale of the weight irrelevant, so it needs no learning-rate factor.
         self.weight = nn.Parameter(torch.randn(after.channels, before.channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(after.channels))
         self.register_buffer("magnitude", torch.ones(()))
@@ -282,7 +285,7 @@ class _Layer(nn.Module):
 
 
 class _ToRGB(nn.Module):
-    """From w to styles, and a 1x1 convolution with them, without demodulation."""
+    """An affine layer from w to styles, and a 1x1 convolution modulated by them, without demodulation."""
 
     magnitude: Tensor
 
@@ -311,19 +314,18 @@ def _follow_magnitude(magnitude: Tensor, x: Tensor) -> None:
 
 
 def lowpass(taps: int, cutoff: float, transition: float, rate: float, radial: bool = False) -> Tensor:
-    """A low-pass filter of sum 1: the ideal one, cut to size by a Kaiser window.
+    """A low-pass filter with sum 1: the ideal filter, truncated by a Kaiser window.
 
     Args:
         taps: its length.
-        cutoff: its frequency, in the middle of the transition.
-        transition: width of the frequencies from passband to stopband, which the window is chosen for by
-            Kaiser's formulas (Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window
-            function").
+        cutoff: its cutoff frequency, in the middle of the transition band.
+        transition: width of the transition band, from passband to stopband, from which the window is chosen
+            (Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window function").
         rate: the sampling rate.
-        radial: the two-dimensional one, of a disk of frequencies, with the window along the radius.
+        radial: a two-dimensional filter that passes a disk of frequencies, with the window along the radius.
 
     Returns:
-        [taps], or [taps, taps] for a radial one, float32.
+        [taps], or [taps, taps] for a radial filter, float32.
     """
     attenuation = 2.285 * (taps - 1) * 2 * math.pi * transition / rate + 7.95  # dB
     if attenuation > 50:
@@ -346,6 +348,6 @@ def lowpass(taps: int, cutoff: float, transition: float, rate: float, radial: bo
 
 
 def _padding(before: int, after: int, up: int, down: int, taps: int) -> tuple[int, int]:
-    """For `ops.filtered_lrelu`: from `before` to `after` pixels that have the same centre."""
+    """Padding for `ops.filtered_lrelu` from `before` to `after` pixels with the same centre."""
     first = (down * (after - 1) - up * (before - 1) + taps - 2) // 2
     return first, down * (after - 1) - up * before + taps - 1 - first

@@ -1,4 +1,4 @@
-"""Drop-in modules over the fused ops, and `fuse_`, which makes an existing model use them."""
+"""Drop-in modules based on the fused ops, and `fuse_`, which makes an existing model use the ops."""
 
 from aigc_ext.nn.convolutions import (
     Conv2d,

@@ -1,7 +1,7 @@
-"""Convolutions with their activation, FIR resampling and style modulation as modules.
+"""Modules for convolutions with activation, FIR resampling and style modulation.
 
-Parameters, buffers and their shapes are named as in the networks that people have checkpoints of:
-`torch.nn.Conv2d`'s, and `weight`, `bias`, `noise_strength`, `resample_filter` of StyleGAN2's and 3's layers.
+Parameters and buffers have the names and shapes of common checkpoints: those of `torch.nn.Conv2d`, and
+`weight`, `bias`, `noise_strength`, `resample_filter` of the layers of StyleGAN2 and StyleGAN3.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Conv2d(nn.Conv2d, _Activated):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as in
-            `torch.nn.Conv2d`; the padding is zeros, and numbers.
+            `torch.nn.Conv2d`; the padding must be given as numbers, and pads with zeros.
         act, alpha, gain, clamp: as in `Linear`.
 
     Raises:
-        ValueError: an option of the activation is not one of the allowed values.
+        ValueError: an activation option is invalid.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Conv2d(nn.Conv2d, _Activated):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d, _Activated):
-    """`torch.nn.ConvTranspose2d` and an activation, as `Conv2d`.
+    """`torch.nn.ConvTranspose2d` and an activation, like `Conv2d`.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
@@ -93,7 +93,7 @@ class ConvTranspose2d(nn.ConvTranspose2d, _Activated):
         act, alpha, gain, clamp: as in `Linear`.
 
     Raises:
-        ValueError: an option of the activation is not one of the allowed values.
+        ValueError: an activation option is invalid.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class ConvTranspose2d(nn.ConvTranspose2d, _Activated):
 
 
 class _Filtered(nn.Module):
-    """Has the buffer `resample_filter`."""
+    """A module with the buffer `resample_filter`."""
 
     resample_filter: Tensor
 
@@ -161,10 +161,10 @@ class _Filtered(nn.Module):
 
 
 class Filter2d(_Filtered):
-    """`ops.filter2d` with a filter of its own: `[N, C, H, W]` of the same size, but for `padding`.
+    """`ops.filter2d` with its own filter; keeps the size of `[N, C, H, W]` except for `padding`.
 
     Args:
-        resample_filter: taps for `ops.setup_filter`; the buffer `resample_filter` has them normalised.
+        resample_filter: taps for `ops.setup_filter`; the buffer `resample_filter` holds them normalised.
         padding: as for `ops.filter2d`.
     """
 
@@ -180,11 +180,10 @@ class Filter2d(_Filtered):
 
 
 class Upsample2d(_Filtered):
-    """`ops.upsample2d` with a filter of its own: `[N, C, H, W]` to `[N, C, H * up, W * up]`, and more by
-    `padding`.
+    """`ops.upsample2d` with its own filter: `[N, C, H, W]` to `[N, C, H * up, W * up]`, plus `padding`.
 
     Args:
-        resample_filter: taps for `ops.setup_filter`; the buffer `resample_filter` has them normalised.
+        resample_filter: taps for `ops.setup_filter`; the buffer `resample_filter` holds them normalised.
         up, padding: as for `ops.upsample2d`.
     """
 
@@ -205,10 +204,10 @@ class Upsample2d(_Filtered):
 
 
 class Downsample2d(_Filtered):
-    """`ops.downsample2d` with a filter of its own: `[N, C, H, W]` to `[N, C, H / down, W / down]`.
+    """`ops.downsample2d` with its own filter: `[N, C, H, W]` to `[N, C, H / down, W / down]`, plus `padding`.
 
     Args:
-        resample_filter: taps for `ops.setup_filter`; the buffer `resample_filter` has them normalised.
+        resample_filter: taps for `ops.setup_filter`; the buffer `resample_filter` holds them normalised.
         down, padding: as for `ops.downsample2d`.
     """
 
@@ -229,7 +228,7 @@ class Downsample2d(_Filtered):
 
 
 class FilteredLReLU(nn.Module):
-    """`ops.filtered_lrelu` with filters and a bias of its own.
+    """`ops.filtered_lrelu` with its own filters and bias.
 
     Args:
         num_channels: size of the bias, or None for no bias.
@@ -282,23 +281,23 @@ class MinibatchStddev(nn.Module):
 
 
 class ModulatedConv2d(_Activated):
-    """A style-modulated convolution with noise, bias and activation: StyleGAN2's synthesis layer, but for the
-    layer that makes the styles.
+    """A style-modulated convolution with noise, bias and activation: StyleGAN2's synthesis layer without the
+    affine layer that makes the styles.
 
     Shapes: `x [N, in_channels, H, W]`, styles `s [N, in_channels]`, `noise [N or 1, 1, H', W']` or None, to
     `[N, out_channels, H', W']`.
 
     Args:
-        in_channels, out_channels, kernel_size: of the weight, which starts normal.
-        up, down: factors of the resampling.
-        resample_filter: taps for it, kept as a buffer where a factor is not 1.
+        in_channels, out_channels, kernel_size: sizes of the weight, which is initialised from N(0, 1).
+        up, down: resampling factors.
+        resample_filter: taps for the resampling, kept as a buffer if a factor is not 1.
         demodulate: as for `ops.modulated_conv2d`.
-        noise: has a parameter `noise_strength`, a number that starts at 0 and is multiplied with the noise.
-        bias: has a bias, from 0 on.
+        noise: whether there is a parameter `noise_strength`, a factor for the noise that starts at 0.
+        bias: whether there is a bias, which starts at 0.
         act, alpha, gain, clamp: as in `Linear`.
 
     Raises:
-        ValueError: an option of the activation is not one of the allowed values.
+        ValueError: an activation option is invalid.
     """
 
     def __init__(

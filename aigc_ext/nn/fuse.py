@@ -1,11 +1,11 @@
 """Fusing the layers of an existing model in place: `fuse_` and `unfuse_`.
 
-Only inside a `torch.nn.Sequential` is it known, without running anything, that the output of one child goes
-to the next child and nowhere else. `fuse_` therefore changes one thing: the class of such containers, to a
-subclass whose `forward` hands a layer and the activation behind it to one op. The children are not touched,
-so parameters, `state_dict`, `repr`, indexing, calling a single child, and every tool that looks at the
-modules see what they saw before. Which neighbours run as one op is decided in each forward from what is
-there at that moment: a hook, a parametrization or another child that appears after `fuse_` is respected.
+Only for a `torch.nn.Sequential` is it certain, without running anything, that the output of one child goes to
+the next child and nowhere else. `fuse_` therefore changes only the class of such containers, to a subclass
+whose `forward` passes a layer and the activation after it to one op. The children are not modified, so
+parameters, `state_dict`, `repr`, indexing, calling a single child, and tools that inspect the modules work as
+before. Each forward decides anew which neighbours run as one op, so hooks, parametrizations and children
+added after `fuse_` are respected.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class FusedRun:
 
 @dataclass(frozen=True)
 class SkippedRun:
-    """A layer (or a whole module that was not looked into) that stays as it is.
+    """A layer that is not fused, or a whole module that was not searched.
 
     Attributes:
         path: name of the module, as in `named_modules()`.
-        reason: why it is not fused, in words.
+        reason: why it is not fused.
     """
 
     path: str
@@ -56,7 +56,7 @@ class SkippedRun:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What `fuse_` did: each linear, convolution or batch norm layer is in one of the two lists."""
+    """The result of `fuse_`: each linear, convolution or batch norm layer is in one of the two lists."""
 
     fused: list[FusedRun]
     skipped: list[SkippedRun]
@@ -71,27 +71,28 @@ class FusionReport:
 def fuse_(module: nn.Module) -> FusionReport:
     """Makes every linear, convolution or batch norm layer run as one op with the activation that follows it.
 
-    The module computes what it computed before, up to rounding, to every order of derivative, with the same
-    parameter objects: an optimizer made before keeps working. Nothing else about it changes; how that is
-    done is at the top of this file. Calling it again changes nothing and reports the state of that moment.
-    To fuse only a part, or to find by bisection the part that makes a difference, pass that part.
+    The module's results and its derivatives of every order stay the same up to rounding, and so do its
+    parameter objects: an existing optimizer keeps working. Nothing else about it changes; the top of this
+    file describes how. Calling it again changes nothing and reports the current state. To fuse only a part of
+    a model, or to bisect a difference, pass that part.
 
-    Fused are `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` and `BatchNorm1d/2d/3d`, parametrized or not,
-    directly followed in a `Sequential` by `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha 1), `SELU`,
-    `Softplus` (beta 1, threshold >= 20) or `SiLU`, `inplace` or not. Subclasses of these are not, since
-    nobody knows what they do, nor are modules with hooks, which would be bypassed: the hook-based
-    `torch.nn.utils.weight_norm` and `spectral_norm` are such, those of `torch.nn.utils.parametrizations` are
-    not. `Softplus` runs by itself under autocast, where PyTorch may compute it in float32.
+    `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` and `BatchNorm1d/2d/3d`, parametrized or not, are fused
+    if they are directly followed in a `Sequential` by `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha
+    1), `SELU`, `Softplus` (beta 1, threshold >= 20) or `SiLU`, `inplace` or not. Subclasses of these are not
+    fused, since their behaviour is unknown, nor are modules with hooks, which would be bypassed. The
+    hook-based `torch.nn.utils.weight_norm` and `spectral_norm` have hooks; those of
+    `torch.nn.utils.parametrizations` don't. `Softplus` is not fused under autocast, where PyTorch may compute
+    it in float32.
 
-    A fused module that was pickled or given to `torch.save` can be read only where aigc_ext is installed,
-    and exporters that do not know its ops (ONNX) cannot write it: call `unfuse_` first, or save the
-    `state_dict`, which is the same.
+    A pickled or `torch.save`d fused module can be loaded only where aigc_ext is installed, and exporters that
+    do not know its ops (ONNX) cannot write it: call `unfuse_` first, or save the `state_dict`, which is the
+    same.
 
     Args:
         module: any module, of any depth; changed in place.
 
     Returns:
-        What is fused now and what is not, with the reasons.
+        Which layers are fused and which are not, with the reasons.
 
     Raises:
         TypeError: `module` is not a `torch.nn.Module`.
@@ -118,11 +119,11 @@ def fuse_(module: nn.Module) -> FusionReport:
 
 
 def unfuse_(module: nn.Module) -> None:
-    """Undoes `fuse_`: every container below `module` gets its own class back.
+    """Undoes `fuse_`: `module` and every container below it get their original classes back.
 
     Raises:
         TypeError: `module` is not a `torch.nn.Module`.
-        RuntimeError: something else (e.g. FSDP) has derived from a fused container's class in the meantime.
+        RuntimeError: a fused container's class has since been subclassed by something else (e.g. FSDP).
     """
     _check_module(module)
     fused = [(path, child) for path, child in module.named_modules() if isinstance(child, _Fused)]
@@ -137,11 +138,11 @@ def unfuse_(module: nn.Module) -> None:
 
 
 class _Fused(nn.Sequential):
-    """What `fuse_` mixes into a container's class."""
+    """The mixin that `fuse_` adds to a container's class."""
 
     _unfused_class: type[nn.Sequential]
 
-    # Calling it `input` keeps calls by keyword working.
+    # The name `input` keeps keyword calls working.
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # TorchScript compiles this branch only
             for module in self:
@@ -150,7 +151,7 @@ class _Fused(nn.Sequential):
         return _run(list(self), input)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Pickle finds classes by name, and this one is made at run time: name the class it was made from.
+        # Pickle finds classes by name, and this one is made at run time: name the original class instead.
         reduced: Any = super().__reduce_ex__(protocol)
         constructor, arguments, *state = reduced
         constructor, *arguments = (
@@ -164,7 +165,7 @@ _fused_classes: dict[type[nn.Sequential], type[_Fused]] = {}
 
 def _fused_class(base: type[nn.Sequential]) -> type[_Fused]:
     if base not in _fused_classes:
-        # Whatever goes by the name of the class (repr, error messages, torch.export) should see the user's.
+        # Whatever shows the name of the class (repr, error messages, torch.export) should show the user's.
         names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         _fused_classes[base] = type(base.__name__, (_Fused, base), {"_unfused_class": base, **names})
     return _fused_classes[base]
@@ -177,13 +178,13 @@ def _reconstruct(constructor: Callable[..., nn.Sequential], arguments: list[Any]
 
 
 def _run(modules: list[nn.Module], x: Tensor) -> Tensor:
-    """`modules` one after the other on `x`, in as few ops as possible."""
+    """Applies `modules` to `x` in order, in as few ops as possible."""
     position = 0
     while position < len(modules):
         module = modules[position]
         follower = modules[position + 1] if position + 1 < len(modules) else None
         fusion = _fusion(module, follower)
-        # What flows through a Sequential may be anything, an fx.Proxy or a tuple too.
+        # The value passed through a Sequential may be anything, such as an fx.Proxy or a tuple.
         if isinstance(fusion, str) or not _is_plain(x) or fusion.splits_under_autocast(x.device.type):
             x = module(x)
             position += 1
@@ -267,14 +268,14 @@ _LAYERS: dict[type[nn.Module], _Layer] = {
 
 
 class _Fusion(NamedTuple):
-    """How a layer and the activation behind it run as one op."""
+    """How a layer and the activation after it run as one op."""
 
     layer: _Layer
     act: str
     alpha: float | None
 
     def splits_under_autocast(self, device_type: str) -> bool:
-        # CUDA's autocast computes softplus in float32 and returns float32; the fused op would not.
+        # On CUDA, autocast computes softplus in float32 and returns float32; the fused op would not.
         return self.act == "softplus" and torch.is_autocast_enabled(device_type)
 
 
@@ -301,11 +302,11 @@ _DEVICES = tuple(
 
 
 def _fusion(layer: nn.Module, follower: nn.Module | None) -> _Fusion | str:
-    """The fusion of two neighbours in a Sequential, or the reason why there is none, for `str.format`.
+    """The fusion of two neighbours in a Sequential, or the reason against it, for `str.format`.
 
-    Runs in every forward, also under torch.compile: so it is cheap, and the reason is a constant.
+    It runs in every forward, also under torch.compile, so it must be cheap and the reason a constant.
     """
-    # torch.nn.utils.parametrize has functions for this, which take longer than all the rest here.
+    # The functions of torch.nn.utils.parametrize for this take longer than everything else here.
     parametrized = "parametrizations" in layer._modules
     run = _LAYERS.get(type(layer).__bases__[0] if parametrized else type(layer))
     if run is None:
@@ -348,7 +349,7 @@ def _is_observed(module: nn.Module) -> bool:
 
 
 def _is_plain(x: object) -> bool:
-    """Whether `x` is a tensor that the kernels take: not a DTensor, nor a quantized, nested or sparse one."""
+    """Whether the kernels accept `x`: a tensor, but not a DTensor or a quantized, nested or sparse one."""
     return (
         isinstance(x, Tensor)
         and x.dtype in _DTYPES
@@ -370,7 +371,7 @@ def _check_module(module: object) -> None:
 def _containers(
     path: str, module: nn.Module, skipped: list[SkippedRun], seen: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """`module` and all modules below it, each once; those that may not be looked into go to `skipped`."""
+    """`module` and all modules below it, each once; those that must not be searched go to `skipped`."""
     if module in seen:
         return
     seen.add(module)

@@ -1,4 +1,4 @@
-"""Layers that run as one op: a linear layer or a bias, with the activation behind it."""
+"""Layers that run as one op: a linear layer or a bias, followed by an activation."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Linear(nn.Linear):
         bias: whether there is a bias.
         act: name of the activation, a key of `aigc_ext.ops.activations.ACTIVATIONS`.
         alpha: slope of `lrelu` for negative values; None is the activation's default (0.2).
-        gain: factor behind the activation; None is the activation's default, sqrt(2) for `relu`, `lrelu` and
+        gain: factor after the activation; None is the activation's default, sqrt(2) for `relu`, `lrelu` and
             `swish`, otherwise 1.
-        clamp: largest magnitude of the output, at least 0; None does not limit it.
+        clamp: largest magnitude of the output, at least 0; None for no limit.
         device, dtype: as in `torch.nn.Linear`.
 
     Raises:
@@ -60,8 +60,8 @@ class Linear(nn.Linear):
 
 
 def run_linears(layers: Sequence[Linear], x: Tensor) -> Tensor:
-    """The layers one after the other; as one op (`ops.fused_mlp`) unless something is to happen in between: a
-    hook, a subclass's `forward`, a clamp, a layer without bias.
+    """The layers one after the other, as one op (`ops.fused_mlp`) if none of them has a hook, its own
+    `forward`, a clamp, or no bias.
     """
     if _has_any_global_hook() or not all(map(_fits_into_mlp, layers)):
         for layer in layers:
@@ -80,7 +80,7 @@ def run_linears(layers: Sequence[Linear], x: Tensor) -> Tensor:
 def _fits_into_mlp(layer: Linear) -> bool:
     return (
         type(layer).forward is Linear.forward
-        and "forward" not in layer.__dict__  # replaced on this one layer, as some libraries do
+        and "forward" not in layer.__dict__  # some libraries replace it on an instance
         and layer.bias is not None
         and layer.clamp is None
         and not (
@@ -95,9 +95,9 @@ def _fits_into_mlp(layer: Linear) -> bool:
 class BiasAct(nn.Module):
     """A learned bias and an activation in one op: `clamp(gain * act(x + bias), -clamp, clamp)`.
 
-    Stands behind a convolution without bias, or wherever a bias and an activation follow each other.
+    For use after a convolution without bias, or wherever an activation follows a bias.
 
-    Shapes: any, with `num_channels` entries along `dim`; the output has the shape and the dtype of the input.
+    Shapes: any, of size `num_channels` along `dim`; the output has the input's shape and dtype.
 
     Args:
         num_channels: size of the input along `dim`.

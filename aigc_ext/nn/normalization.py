@@ -1,4 +1,4 @@
-"""Batch normalisation with its activation as modules, and as `fuse_` runs it."""
+"""Modules for batch normalisation with an activation, and the function that `fuse_` uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def batch_norm_act(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """The forward of a batch norm module of PyTorch, its running statistics included, and an activation."""
+    """The forward of a PyTorch batch norm module, including its running statistics, and an activation."""
     module._check_input_dim(x)
     momentum = 0.0 if module.momentum is None else module.momentum
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:
@@ -62,7 +62,7 @@ class _BatchNormAct(_BatchNorm, _Activated):
 
 
 class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` and an activation, as `BatchNormAct2d`, for `[N, C]` and `[N, C, L]`."""
+    """`torch.nn.BatchNorm1d` and an activation, like `BatchNormAct2d`, for `[N, C]` and `[N, C, L]`."""
 
 
 class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
@@ -75,9 +75,9 @@ class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype: as in
             `torch.nn.BatchNorm2d`.
-        act, alpha, gain, clamp: as in `Linear`; mind the default gain, sqrt(2) for `relu`, `lrelu` and
+        act, alpha, gain, clamp: as in `Linear`; note the default gain, sqrt(2) for `relu`, `lrelu` and
             `swish`.
 
     Raises:
-        ValueError: an option of the activation is not one of the allowed values.
+        ValueError: an activation option is invalid.
     """

@@ -1,7 +1,7 @@
-"""Noise that belongs to a sample, whatever the part of the batch it is computed in.
+"""Noise that depends on the sample, not on the part of the batch in which it is computed.
 
-A batch may be computed in parts: one after the other (gradient accumulation) or in several processes. What a
-network draws inside, like the noise of StyleGAN's synthesis, is to be the same as for the whole batch.
+A batch may be computed in parts, one after the other (gradient accumulation) or in several processes. Random
+numbers drawn inside a network, like the noise of StyleGAN's synthesis, should be those of the whole batch.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# A plain module global, because Dynamo guards on it; it holds for the whole process, not for one thread.
+# A plain module global, because Dynamo guards on it; process-wide, not per thread.
 _part: tuple[int, int] | None = None
 
 
 @contextmanager
 def split_batch(total: int, start: int) -> Iterator[None]:
-    """Inside, :func:`batch_randn` takes its samples to be rows of a batch of `total`, from `start` on.
+    """Inside, :func:`batch_randn` treats its samples as rows of a batch of `total`, beginning at `start`.
 
-    For the same noise the random number generator must be in the same state before each part: in every
-    process, or set back by the caller before the next part. It moves on as for the whole batch. Process-wide;
-    when nested, the inner one holds.
+    For the same noise, the random number generator must be in the same state before each part: equal in all
+    processes, or restored by the caller before the next part. It advances as for the whole batch.
+    Process-wide; when nested, the inner one applies.
 
     Raises:
         ValueError: `start` is negative or beyond `total`.
@@ -38,16 +38,16 @@ def split_batch(total: int, start: int) -> Iterator[None]:
 
 
 def whole_batch(n: int) -> int:
-    """Samples of the whole batch that these n are a part of; n outside :func:`split_batch`."""
+    """The size of the whole batch that these n samples are part of; n outside :func:`split_batch`."""
     return n if _part is None else _part[0]
 
 
 def batch_randn(
     n: int, *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """(n, *shape) from N(0, 1), of PyTorch's global random number generator.
+    """(n, *shape) from N(0, 1), drawn from PyTorch's global random number generator.
 
-    Inside :func:`split_batch` these are n rows of the (total, *shape) that the whole batch would draw.
+    Inside :func:`split_batch`, these are n rows of the (total, *shape) that the whole batch would draw.
 
     Raises:
         ValueError: inside `split_batch`, `start + n` is more than `total`.
