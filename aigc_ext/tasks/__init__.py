@@ -1,1 +1,1 @@
-"""What is trained: each task is a package that the engine, `aigc_ext.training`, knows nothing of."""
+"""Training tasks: each is a package that the engine, `aigc_ext.training`, knows nothing about."""

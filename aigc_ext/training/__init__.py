@@ -1,7 +1,7 @@
 """Training: the loop around a task, its run directory, and checkpoints that resume exactly.
 
-What is trained is a task (`training.task.Task`); the GAN is `aigc_ext.tasks.gan`. Its public names are here
-too, imported when they are asked for.
+It trains a task (`training.task.Task`); the GAN task is `aigc_ext.tasks.gan`. Its public names are available
+here too, and imported on access.
 """
 
 import typing

@@ -1,6 +1,6 @@
-"""Where names are now that were in this package before the GAN became a task of its own.
+"""The new locations of names that were in this package before the GAN became a separate task.
 
-The only place where the engine names a task; it imports one only when such a name is asked for.
+This is the only place where the engine names a task; it imports one only when such a name is accessed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PUBLIC = (
     "PRESETS STATISTICS AdaAugment AdversarialStep DiffAugment Objective Replay TrainConfig Trainer "
     "adjusted_p find_resume_point replay"
 )
-# Where to look for what a module here does not have. Those without a file have moved as a whole.
+# By module: where to look for names that it no longer has. Modules without a file have moved entirely.
 _PLACES = {
     "": (_GAN,),
     "augment": (f"{_GAN}.augment",),
@@ -47,7 +47,7 @@ def _getattr_of(module: str, places: Sequence[str]) -> Callable[[str], Any]:
 
 
 def install() -> None:
-    """Makes the old names work, of this package and of its modules."""
+    """Makes the old names of this package and its modules work."""
     package: Any = sys.modules[_HERE]
     for name, places in _PLACES.items():
         full = f"{_HERE}.{name}".rstrip(".")

@@ -1,4 +1,4 @@
-"""Batches ahead of time, in the same order however many threads read them."""
+"""Prefetched batches, in the same order for any number of reading threads."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Endless (uint8 images, labels) from `position` images on.
+    """An endless stream of (uint8 images, labels), starting after `position` images.
 
     Args:
-        batch: images of all processes together; this one, `rank` of `processes`, gets its share.
+        batch: images per batch over all processes; this one, `rank` of `processes`, gets its share.
         workers: threads that read and decode ahead, two batches each; 0 reads in the calling thread.
     """
     new_stream = partial(BatchStream, data, batch, seed, mirror, rank, processes)
@@ -38,7 +38,7 @@ def batches(
         stream.position = position
         yield from stream
         return
-    # A batch is a pure function of its position, so each thread has a stream of its own and jumps in it.
+    # A batch is a pure function of its position, so each thread has its own stream and seeks in it.
     streams = local()
 
     def read(start: int) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
-"""Checkpoints: directories of safetensors and JSON that are whole, or refused.
+"""Checkpoints: directories of safetensors and JSON files, read only if complete and undamaged.
 
     checkpoints/000050/
         NAME.safetensors ...         the state_dict of each network
         training_state.safetensors   optimisers, random number generators, running sums
         state.json                   counters, config, SHA-256 of every file
 
-A checkpoint is written under a temporary name, every file and the directory are fsynced, and only then does a
-rename give it its name: a process that dies, or a machine, leaves the old state or the new one. Reading
-verifies every byte against state.json, and state.json against its own digest. The digests detect damage; they
-are no signature.
+A checkpoint is written under a temporary name, every file and the directory are fsynced, and only then is it
+renamed: if the process or the machine crashes, either the old state or the new one remains. Reading verifies
+every byte against state.json, and state.json against its own digest. The digests detect damage; they are not
+a signature.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAME = re.compile(r"\d{6,}(-\d{3})?")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is refused; the message names it and says what is wrong with it."""
+    """A checkpoint that cannot be used; the message names it and says what is wrong with it."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"checkpoint {path} is refused: {reason}")
@@ -48,27 +48,27 @@ class Checkpoint:
     """A verified checkpoint in memory, on the CPU."""
 
     path: Path  # where it was read from
-    state: dict[str, Any]  # what state.json says
+    state: dict[str, Any]  # the content of state.json
     tensors: dict[str, dict[str, Tensor]]  # by file stem and name
 
 
 def checkpoint_name(nimg: int, batch: int) -> str:
-    """`000050` for the first step that ends in the kimg 50, `000050-320` for a later one that ends at 50,320
+    """`000050` for the first step that ends within kimg 50, `000050-320` for a later one that ends at 50,320
     images.
 
-    Names sort by age, and no two steps of a run share one, even if the batch is changed in between.
+    Names sort by age, and no two steps of a run share one, even if the batch size changes in between.
     """
     kimg, rest = divmod(nimg, 1000)
     return f"{kimg:06d}" if rest < batch else f"{kimg:06d}-{rest:03d}"
 
 
 def serialize(tensors: Mapping[str, Tensor]) -> bytes:
-    """The safetensors file of tensors on any device; tied weights are written once per name."""
+    """The tensors, on any device, as a safetensors file; tied weights are written once per name."""
     return safetensors.torch.save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
 
 
 def write_checkpoint(path: Path, files: Mapping[str, bytes], state: Mapping[str, Any]) -> None:
-    """Writes `files` (serialised tensors by stem) and `state` as the checkpoint `path`, all or nothing."""
+    """Writes `files` (serialised tensors by stem) and `state` as the checkpoint `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _files.temporary_path(path)
     temporary.mkdir()
@@ -112,7 +112,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_weights(checkpoint: Checkpoint, stem: str, module: nn.Module) -> None:
-    """Loads a network's state_dict from a checkpoint; raises CheckpointError if it does not fit."""
+    """Loads a network's state_dict from a checkpoint; raises CheckpointError if it does not match."""
     if stem not in checkpoint.tensors:
         raise CheckpointError(checkpoint.path, f"it has no {stem}.safetensors")
     try:
@@ -150,7 +150,7 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run by name, the newest first; nothing is verified."""
+    """The checkpoints of a run, newest first by name, not verified."""
     directory = run_dir / "checkpoints"
     if not directory.is_dir():
         return []
@@ -159,10 +159,10 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
-    """The newest whole checkpoint of a run, and why each newer one is refused; None if the run has none at
-    all.
+    """The newest usable checkpoint of a run, and the errors of newer ones; None if the run has no
+    checkpoints.
 
-    Raises CheckpointError if there are some and all of them are refused.
+    Raises CheckpointError if the run has checkpoints, but none is usable.
     """
     refused: list[CheckpointError] = []
     for path in list_checkpoints(run_dir):
@@ -177,7 +177,7 @@ def newest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[Checkpoint
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a refused checkpoint: it is no longer counted or in the way, and can still be looked at."""
+    """Renames an unusable checkpoint, so that it is ignored but can still be inspected."""
     aside = path.with_name(f"refused-{path.name}")
     if aside.exists():
         shutil.rmtree(aside)
@@ -186,8 +186,8 @@ def set_aside(path: Path) -> Path:
 
 
 def best_checkpoint(metrics: Sequence[Mapping[str, Any]], ranked_by: Sequence[str]) -> str | None:
-    """The name of the checkpoint where the first of these metrics that was measured is smallest; None if none
-    was."""
+    """The name of the checkpoint with the lowest value of the first of these metrics that was measured; None
+    if none was."""
     for name in ranked_by:
         measured = [row for row in metrics if row.get(name) is not None]
         if measured:
@@ -200,7 +200,8 @@ def prune_checkpoints(run_dir: Path, keep: int, spare: str | None = None) -> Non
     for path in list_checkpoints(run_dir)[keep:]:
         if path.name == spare:
             continue
-        # Renamed first: a process killed half-way through the deletion leaves no torn checkpoint by its name.
+        # Rename first, so that a process killed during the deletion leaves no partial checkpoint under its
+        # name.
         doomed = _files.temporary_path(path)
         os.rename(path, doomed)
         shutil.rmtree(doomed)

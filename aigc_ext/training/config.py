@@ -1,4 +1,4 @@
-"""What every run is told, whatever it trains; a task's config has keys of its own beside these."""
+"""The settings that all runs share; a task's config adds its own keys."""
 
 from __future__ import annotations
 
@@ -12,55 +12,58 @@ from aigc_ext.config import Config, Count, Positive, Range
 @dataclass(frozen=True)
 class DataConfig(Config):
     source: str = "mnist5k"
-    """An embedded data set's name or a path; see `aigc_ext.data.open_dataset`."""
+    """The name of an embedded data set, or a path; see `aigc_ext.data.open_dataset`."""
     cond: bool = False
-    """Train on the labels: the networks are told the class."""
+    """Train conditionally: the networks get the class labels."""
     mirror: bool = False
-    """Flip every image from left to right half of the time."""
+    """Flip each image horizontally with probability 1/2."""
 
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """`to_json`/`from_json` are its form on disk (`config.json`).
+    """Stored as `config.json` by `to_json` and `from_json`.
 
-    `kimg` counts thousands of the data's images that were learned from, the field's unit of training length.
+    Lengths in `kimg` count thousands of training images shown, the field's usual unit.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ("preset", "seed", "data")
-    """Keys that cannot change when a run goes on: the old state would mean something else."""
+    """Keys that cannot change when a run is resumed, because the old state would mean something else."""
 
     preset: str = "mlp"
-    """The recipe that the run started from; part of its directory's name."""
+    """The recipe on which the run is based; part of its directory's name."""
     seed: Annotated[int, Range(ge=0, lt=2**63)] = 0
-    """Of everything random."""
+    """The seed of all random numbers."""
     data: DataConfig = field(default_factory=DataConfig)
     batch: Count = 64
-    """Images of a step, over all processes."""
+    """Images per step, over all processes."""
     batch_gpu: Count | None = None
-    """Images that a process computes at once: gradients of several such parts are added up. null: its share
-    of the batch."""
+    """Images that a process computes at once; the gradients of several such parts are accumulated. null: its
+    whole share of the batch."""
     kimg: Positive = 1000.0
     """Length of the run in thousands of images, rounded up to whole batches."""
     tick: Positive = 10.0
-    """A row of figures is written every so many thousands of images."""
+    """Interval in thousands of images between rows of statistics."""
     snap: Count = 10
-    """Every so many ticks: a preview of samples, a checkpoint and the model."""
+    """Interval in ticks between snapshots: a preview of samples, a checkpoint and the model."""
     keep: Count = 3
-    """How many of the newest checkpoints stay on disk, beside the best one by the metrics."""
+    """How many of the newest checkpoints stay on disk, in addition to the best one by the metrics."""
     nonfinite_limit: Count = 100
-    """After so many steps of one network in a row without a finite gradient the run stops with a dump."""
+    """The run stops with a dump after this many consecutive steps of one network without a finite
+    gradient."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where figures and previews go too; see `training.loggers`."""
+    """Further destinations of statistics and previews; see `training.loggers`."""
     workers: Annotated[int, Range(ge=0)] = 0
-    """Threads that read images ahead; 0 suits data that is held in memory."""
+    """Threads that prefetch images; 0 suits data that is held in memory."""
     device: str = "auto"
-    """'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'."""
+    """'auto' (CUDA if available), 'cpu', 'cuda' or 'cuda:N'."""
     threads: Count | None = None
-    """CPU threads of PyTorch; null leaves PyTorch's choice. Results are the same bits for the same number."""
+    """PyTorch's number of CPU threads; null keeps PyTorch's choice. Equal numbers give bit-identical
+    results."""
     deterministic: bool = False
-    """Ask PyTorch for deterministic algorithms (a CUDA matter: CPU runs repeat bit for bit either way)."""
+    """Use PyTorch's deterministic algorithms (matters on CUDA only: CPU runs are bit-identical either
+    way)."""
     malloc: Literal["default", "keep"] = "default"
-    """'keep' tells glibc not to give freed memory back to the system; see `training.malloc`."""
+    """'keep' tells glibc not to return freed memory to the system; see `training.malloc`."""
 
     @property
     def total_images(self) -> int:
@@ -72,5 +75,6 @@ class RunConfig(Config):
 
 
 def _images(kimg: float) -> int:
-    """Rounded up; 16.1 are 16,100, although the product of the floats is a little more."""
+    """The number of images, rounded up; 16.1 gives 16,100, although the floating-point product is slightly
+    more."""
     return max(1, math.ceil(round(kimg * 1000, 6)))

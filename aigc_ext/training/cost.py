@@ -1,4 +1,4 @@
-"""What a run will cost, from a few of its steps."""
+"""The estimated cost of a run, measured on a few of its steps."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TRIAL = 4  # images of the first step
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured on this machine, by single steps: an estimate."""
+    """An estimate from single steps, measured on this machine."""
 
-    parameters: Mapping[str, int]  # that are trained, of each network
+    parameters: Mapping[str, int]  # number of trained parameters of each network
     memory_gb: float  # the peak, as in `stats.jsonl`
-    seconds_per_kimg: float  # of training alone, without previews, checkpoints and metrics
+    seconds_per_kimg: float  # training only, without previews, checkpoints and metrics
     hours: float  # of the whole run at this rate
-    too_large: str | None = None  # what was not tried, as `memory_gb` is more than there is
+    too_large: str | None = None  # what was not tried, since `memory_gb` exceeds the available memory
 
     def __str__(self) -> str:
         networks = " and ".join(f"{name} {count:,}" for name, count in self.parameters.items())
@@ -37,12 +37,12 @@ class Cost:
 
 
 def probe(loop: Loop) -> Cost:
-    """Takes a step of every kind that the task has, each once more while 10 seconds are not over, and weighs
-    them as often as they occur. The loop is of no use afterwards: its networks have moved.
+    """Takes a step of every kind that the task has, repeats them for up to 10 seconds, and weights them by
+    how often they occur. The loop cannot be used afterwards, since its networks have been trained.
 
-    Steps of a few images come first, and of more of them until two in a row have raised the peak of memory,
-    which reading the data may have set. If by these the whole ones would take more memory than there is,
-    they are not tried, and the result says so."""
+    It first takes steps of a few images, then of more, until two in a row have raised the peak memory, which
+    reading the data may have set. If these predict that whole steps need more memory than available, whole
+    steps are not tried, and the result says so."""
     images, available = part_size(loop.config, 1), memory_size_gb(loop.device)
     size, before, risen = _TRIAL, peak_memory_gb(loop.device), False
     while size < images:

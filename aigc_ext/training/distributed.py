@@ -1,7 +1,7 @@
 """Several processes that train the same networks: each computes a part of every batch.
 
-`torchrun --nproc-per-node=2 -m aigc_ext.cli train ...` starts them. Gradients are added up after the
-backward, all in one tensor, not by hooks during it: a penalty's double backward would run these twice.
+`torchrun --nproc-per-node=2 -m aigc_ext.cli train ...` starts them. Gradients are summed after the backward,
+all in one tensor, not by hooks during it, which a penalty's double backward would run twice.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from aigc_ext.config import ConfigError
 
-# The others wait while the main process writes and measures, also the real data; NCCL's own 10 minutes can be
-# too few. Should a process die, torchrun ends the others at once.
+# The others wait while the main process writes and computes metrics, also those of the real data; NCCL's
+# default of 10 minutes can be too short. If a process dies, torchrun ends the others at once.
 _PATIENCE = timedelta(hours=6)
 
 
 class Processes:
-    """The processes of a run, or the one there is."""
+    """The processes of a run, possibly only this one."""
 
     def __init__(self) -> None:
         active = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if active else 0  # number of this one, from 0 on; 0 alone writes files
+        self.rank = dist.get_rank() if active else 0  # this process's number, from 0; only 0 writes files
         self.count = dist.get_world_size() if active else 1
 
     @property
@@ -36,7 +36,7 @@ class Processes:
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the mean over all processes into `tensors`, by one sum over all of them."""
+        """Replaces `tensors` by their means over all processes, with a single all-reduce."""
         if self.count == 1 or not tensors:
             return
         flat = torch.cat(
@@ -56,10 +56,10 @@ class Processes:
         return int(value)
 
     def broadcast_text(self, text: str) -> str:
-        """What the main process says."""
+        """Returns the main process's `text`."""
         if self.count == 1:
             return text
-        # Not broadcast_object_list, which pickles.
+        # Not broadcast_object_list, which uses pickle.
         data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
         size = torch.tensor(data.numel(), device=_device())
         dist.broadcast(size, 0)
@@ -84,8 +84,8 @@ class Processes:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that torchrun, or another launcher with its environment variables, started together
-    with this one; gloo on the CPU, NCCL on CUDA.
+    """Joins the process group of torchrun, or of another launcher that sets the same environment variables;
+    gloo on the CPU, NCCL on CUDA.
 
     Raises ConfigError if a variable is missing, or processes share a CUDA device.
     """
@@ -95,7 +95,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *(["LOCAL_RANK"] if device.type == "cuda" else [])]
     missing = [name for name in needed if name not in os.environ]
     if missing:
-        # Each process by itself would train a run of its own.
+        # Otherwise each process would train its own run.
         raise ConfigError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: start the "
             "processes by torchrun, or unset WORLD_SIZE"
@@ -117,7 +117,7 @@ def _device() -> torch.device:
 
 
 def _checksum(network: nn.Module) -> Tensor:
-    """A number that the bits of the parameters decide: equal weights have equal ones."""
+    """A checksum of the parameters' bits: equal for equal weights."""
     total = torch.zeros((), dtype=torch.int64, device=next(network.parameters()).device)
     for i, parameter in enumerate(network.parameters(), 1):
         words = parameter.detach().reshape(-1).view(torch.uint8).to(torch.int64)  # 0-d ones as well

@@ -1,8 +1,8 @@
-"""Copies of a run's figures and previews for TensorBoard and Weights & Biases.
+"""Copies a run's statistics and previews to TensorBoard and Weights & Biases.
 
-The run directory stays complete without them. Nothing is imported, and nothing leaves the machine, unless
-`config.log` names it. Both count images seen, as `nimg` in stats.jsonl. A resumed run goes on in the same
-place; a place that a run gets later is given the rows so far first.
+The run directory is complete without them. Nothing is imported, and nothing leaves the machine, unless
+`config.log` names the logger. Both count images seen, as `nimg` in stats.jsonl. A resumed run continues in
+the same place; a logger that is added later first receives all earlier rows.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from aigc_ext.training.run import Run, RunError
 
 TENSORBOARD_DIRECTORY = "tensorboard"
 WANDB_ID_FILE = "wandb_id.txt"
-_NUMBER = re.compile(r"(_init|\d{6,}(-\d{3})?)$")  # behind the name of a preview
+_NUMBER = re.compile(r"(_init|\d{6,}(-\d{3})?)$")  # at the end of a preview's name
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raises ConfigError if `names` has one whose package is not there."""
+    """Raises ConfigError if the package of one of the `names` is not installed."""
     for name in names:
         try:
             importlib.import_module(_MODULES[name])
@@ -46,8 +46,8 @@ def check_loggers(names: Sequence[str]) -> None:
 def open_loggers(
     names: Sequence[str], run: Run, config: RunConfig, nimg: int, first: Path
 ) -> Iterator[list[Logger]]:
-    """Opens the named places for a run that goes on from `nimg` images, and closes them after it; `first` is
-    the preview of the untrained networks.
+    """Opens the named loggers for a run that continues from `nimg` images, and closes them afterwards;
+    `first` is the preview of the untrained networks.
 
     Raises RunError if one cannot be opened.
     """
@@ -67,17 +67,17 @@ def open_loggers(
 
 
 class Logger(AbstractContextManager["Logger"], ABC):
-    """A place beside the run directory where its figures and previews go."""
+    """A destination of a run's statistics and previews other than its directory."""
 
     is_new: bool
 
     def row(self, group: str, row: Mapping[str, Any]) -> None:
-        """A row of stats.jsonl or metrics.jsonl; of its values, the numbers."""
+        """Logs the numbers in a row of stats.jsonl or metrics.jsonl."""
         numbers = ((name, value) for name, value in row.items() if isinstance(value, (int, float)))
         self.scalars({f"{group}/{name}": value for name, value in numbers if name != "nimg"}, row["nimg"])
 
     def preview(self, path: Path, nimg: int) -> None:
-        """A preview that has been written, if it is an image."""
+        """Logs a written preview, if it is an image."""
         if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
             self.image(_NUMBER.sub("", path.stem), path, nimg)
 
@@ -89,14 +89,14 @@ class Logger(AbstractContextManager["Logger"], ABC):
 
 
 class _TensorBoard(Logger):
-    """Event files in the run directory. Its images are pixels alone, without our metadata."""
+    """Event files in the run directory. The images have only pixels, without our metadata."""
 
     def __init__(self, run_dir: Path, nimg: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = run_dir / TENSORBOARD_DIRECTORY
         self.is_new = not path.exists()
-        # What a dead process wrote after its last checkpoint is hidden, since those steps are taken again.
+        # Hide what a dead process wrote after its last checkpoint, since those steps are taken again.
         self._writer = SummaryWriter(str(path), purge_step=None if self.is_new else nimg + 1)
 
     def __exit__(self, *error: object) -> None:
@@ -114,8 +114,8 @@ class _TensorBoard(Logger):
 
 
 class _WandB(Logger):
-    """A run of Weights & Biases, online or not as the user's own settings (WANDB_MODE, ...) say. Its id is
-    kept in the run directory. W&B itself adds what it is set to: console output, host, packages."""
+    """A run of Weights & Biases, online or offline according to the user's settings (WANDB_MODE, ...). Its id
+    is kept in the run directory. W&B itself adds what it is configured to: console output, host, packages."""
 
     def __init__(self, run_dir: Path, config: RunConfig) -> None:
         import wandb
@@ -138,7 +138,7 @@ class _WandB(Logger):
             raise RunError(f"wandb cannot be started: {' '.join(str(error).split())}") from error
         if self.is_new:
             _files.replace_file(id_file, f"{self._run.id}\n".encode())
-        # Not W&B's own step, which cannot go back to that of the last checkpoint.
+        # Not W&B's own step, which cannot go back to the last checkpoint's.
         self._run.define_metric("nimg", hidden=True)
         self._run.define_metric("*", step_metric="nimg")
 

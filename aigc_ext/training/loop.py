@@ -1,6 +1,6 @@
-"""The training loop: what a step is given, when something is written, and when it all ends.
+"""The training loop: what a step receives, when something is written, and when training ends.
 
-What is written then is in `training.record`; what a step does is the task's.
+`training.record` writes; the task defines what a step does.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from aigc_ext.training.task import Progress, Task
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run's results are."""
+    """The locations of a run's results."""
 
     run_dir: Path
     grid: Path  # the newest preview, such as a grid of samples
     checkpoint: Path  # the newest one
-    model: Path | None  # what the task publishes; None if there is nothing
-    stats: Path  # the figures, a JSON object per line
+    model: Path | None  # the model that the task publishes, if any
+    stats: Path  # the statistics, a JSON object per line
     step: int
     nimg: int
-    signal: int | None  # that ended the run early, or None if it is complete
+    signal: int | None  # the signal that ended the run early, or None if it is complete
 
 
 class Loop:
     """Trains a task.
 
-    Every random number of a run comes from `config.seed`: the order of the data, and what a step draws from
-    PyTorch's global generators, which `fit` seeds for each step and gives back to the caller afterwards.
-    All that a step depends on is in the checkpoints, so that a resumed run has the same bits as one that
-    never stopped, on the CPU with the same number of threads.
+    All random numbers of a run derive from `config.seed`: the order of the data, and what a step draws from
+    PyTorch's global generators, which `fit` seeds for each step and restores afterwards. Checkpoints contain
+    everything that a step depends on, so on the CPU, with the same number of threads, a resumed run is
+    bit-identical to one that never stopped.
 
     Args:
-        task: with its config and its data.
+        task: the task, with its config and its data.
         outdir: where `fit` makes the run directory.
         desc: added to the run directory's name.
     """
@@ -65,7 +65,7 @@ class Loop:
         self.config = task.config
         self.device = task.device
         self.state = State(task)
-        self.run_dir: Path | None = None  # once there is one
+        self.run_dir: Path | None = None  # None until there is one
         task.join(Processes())
         self._outdir = Path(outdir)
         self._desc = desc
@@ -74,10 +74,10 @@ class Loop:
         self._recorder: Recorder | None = None  # in the main process
 
     def restore(self, point: ResumePoint) -> None:
-        """Takes over the state at a resume point; `fit` then goes on from it.
+        """Loads the state at a resume point, from which `fit` then continues.
 
-        Raises ConfigError if this config differs from the run's in what cannot change, CheckpointError if the
-        checkpoint does not fit the networks, the data or the device.
+        Raises ConfigError if this config differs from the run's in a key that cannot change, CheckpointError
+        if the checkpoint does not match the networks, the data or the device.
         """
         check_resumable(point.config, self.config)
         checkpoint = point.checkpoint
@@ -96,13 +96,13 @@ class Loop:
     def fit(self, *, progress: bool = False) -> TrainResult:
         """Trains until `config.kimg`, or until SIGINT or SIGTERM, and leaves a run that can be resumed.
 
-        Signals are taken only in the main thread; a second one interrupts at once.
+        Signals are handled only in the main thread; a second one interrupts at once.
 
         Args:
             progress: show one live line on stderr.
 
         Raises:
-            NonFiniteError: too many steps in a row had no finite gradient; it names a dump.
+            NonFiniteError: too many consecutive steps had no finite gradient; it names a dump.
             RunError: the run directory cannot be made, or is in use by another process.
         """
         task, state, config = self.task, self.state, self.config
@@ -142,8 +142,8 @@ class Loop:
 
     @contextmanager
     def prepared_step(self) -> Iterator[Callable[[], Tensor]]:
-        """Gives a function that takes one step of training, and returns its statistics, without a run
-        directory: for measurements."""
+        """For benchmarks: a function that takes one training step, without a run directory, and returns its
+        statistics."""
         with (
             torch_settings(self.config),
             own_random_numbers(self.device),
@@ -152,7 +152,8 @@ class Loop:
             yield lambda: self._one_step(*next(stream))
 
     def _open_run(self) -> AbstractContextManager[Run]:
-        """The main process makes and holds the run directory, and writes there; the others know its name."""
+        """In the main process makes, locks and opens the run directory for writing; others only learn its
+        name."""
         if self.task.processes.main:
             if self.run_dir is None:
                 self.run_dir = create_run(self._outdir, self.config, self.data.name, self._desc)
@@ -162,7 +163,7 @@ class Loop:
         return nullcontext(watched_run(self.run_dir))
 
     def _train(self, run: Run, stop: StopSignals, line: ProgressLine) -> str:
-        """Steps to the end or a signal; returns the name of the checkpoint of the last step."""
+        """Trains to the end or a signal; returns the name of the last step's checkpoint."""
         config, state, watch = self.config, self.state, Watch(self.state)
         snapshot_images = config.tick_images * config.snap
         clock = time.perf_counter()
@@ -189,7 +190,8 @@ class Loop:
         state.seconds = earlier + time.perf_counter() - clock
         if self._saved is not None and self._saved[0] == state.nimg:
             return self._saved[1]
-        # Who sends a signal may kill soon: metrics can take minutes, and the checkpoint waits for them.
+        # After a signal the process may soon be killed, and metrics, which precede the checkpoint, can take
+        # minutes.
         return self._snapshot(measure=stop.received is None)
 
     def _one_step(self, *batch: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ class Loop:
         return statistics
 
     def _snapshot(self, *, measure: bool = True) -> str:
-        """Writes a checkpoint and all that goes with it; returns its name."""
+        """Writes a checkpoint and everything that belongs to it; returns its name."""
         state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
         self.task.processes.check_equal(state.modules().values())
         self._saved = (state.nimg, name)
@@ -220,7 +222,7 @@ class Loop:
         raise error
 
     def _stopped(self, stop: StopSignals) -> bool:
-        """Has any process received a signal? Then each acts as if it had."""
+        """Has any process received a signal? If so, all act as if they had."""
         number = self.task.processes.agreed_maximum(stop.received or 0)
         if number:
             stop.received = signal.Signals(number)

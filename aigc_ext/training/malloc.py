@@ -1,10 +1,10 @@
-"""glibc's allocator, told to keep what is freed.
+"""Makes glibc's allocator keep freed memory.
 
-By default glibc maps every large block anew and unmaps it when it is freed, so that each big tensor on the
-CPU pays for its page faults again and again: leaky ReLU over 64 MiB takes 50 ms instead of 8 on one core.
-Tensors of less than some MiB, such as those of the preset mlp, gain nothing. The settings are those of the
-environment variables MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_, without a new
-process.
+By default glibc maps every large block anew and unmaps it when it is freed, so each large CPU tensor causes
+page
+faults every time: leaky ReLU over 64 MiB takes 50 ms instead of 8 on one core. Tensors of less than a few
+MiB, such as those of the preset mlp, gain nothing. The settings are those of the environment variables
+MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_, without starting a new process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _GROW_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> None:
-    """Lets freed blocks of up to 1 GiB be used again instead of going back to the system.
+    """Lets freed blocks of up to 1 GiB be reused instead of returned to the system.
 
-    It holds for the whole process until it ends, and the process stays as large as it ever was.
+    It applies to the whole process until it ends, and the process stays at its peak size.
 
-    Raises RuntimeError where the C library is not glibc, or refuses.
+    Raises RuntimeError if the C library is not glibc, or rejects the settings.
     """
     if "CS_GNU_LIBC_VERSION" not in os.confstr_names:
         raise RuntimeError("malloc is 'keep', but the C library of this system is not glibc")

@@ -1,8 +1,8 @@
-"""When training breaks down: how long it may, and what it leaves.
+"""Steps without finite gradients: when they stop a run, and the dump they leave.
 
     runs/00000-mlp-mnist5k/nonfinite-000050-320/
-        (a checkpoint, see `training.checkpoint`, of the networks as the failing step left them)
-        inputs.safetensors      what that step, or its part that failed, was computed from
+        (a checkpoint, see `training.checkpoint`, of the networks after the failing step)
+        inputs.safetensors      the inputs of that step, or of its part that failed
 
 A step whose gradients are not finite changes no weight of its network, so the networks in the dump are the
 ones that failed.
@@ -18,7 +18,7 @@ _STEPS_PER_CUDA_CHECK = 50
 
 
 class NonFiniteError(RuntimeError):
-    """Training stopped because no step had finite gradients any more; the last one is in `dump`."""
+    """Training stopped because steps no longer had finite gradients; the last one is in `dump`."""
 
     def __init__(self, dump: Path, streak: int, step: int, replayed_by: str | None = None) -> None:
         hint = f" ({replayed_by} runs it again)" if replayed_by else ""
@@ -30,7 +30,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Watch:
-    """Counts, for each learner, the steps in a row that its optimizer refused: `state.streaks`."""
+    """Counts, for each learner, the consecutive steps that its optimizer skipped: `state.streaks`."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -39,7 +39,8 @@ class Watch:
         self._own_steps = [0] * len(self._seen)
 
     def longest_streak(self) -> int:
-        """To be called after each step; 0 while nobody looks, because that would wait for the device."""
+        """To be called after each step. On CUDA it checks only now and then, because that waits for the
+        device, and otherwise returns 0."""
         state, task = self._state, self._state.task
         self._steps += 1
         for i, learner in enumerate(task.learners):

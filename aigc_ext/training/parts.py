@@ -1,8 +1,8 @@
-"""A batch in parts, one after another and in several processes, that gives the step of the whole batch.
+"""Takes the step of a whole batch in parts, one after another and in several processes.
 
-The gradients are those of the whole batch up to rounding, if the samples do not meet, as they do in batch
-norm. Buffers, such as a running mean, become the mean of what each part makes of them. A step whose loss is
-not finite changes nothing. Nothing here waits for the device.
+The gradients are those of the whole batch up to rounding, if no layer mixes samples as batch norm does.
+Buffers, such as a running mean, become the mean of their values after each part. A step whose loss is not
+finite changes nothing. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 class Part(NamedTuple):
-    """Some samples of a batch: their rows in this process's share, and in the whole their first number and
-    the number of all."""
+    """Some samples of a batch: their rows in this process's share, their start in the whole batch, and its
+    size."""
 
     rows: slice
     start: int
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 def split(size: int, part_size: int | None, processes: Processes) -> list[Part]:
     """The parts of this process's `size` samples, of `part_size` each; None for all at once.
 
-    Raises ValueError if these are not of one size.
+    Raises ValueError if they cannot have equal sizes.
     """
     step = part_size or size
     if size % step:
@@ -59,18 +59,18 @@ def part_size(config: RunConfig, processes: int) -> int:
 @contextmanager
 def random_numbers(seed: int | None, device: torch.device, start: int, total: int) -> Iterator[None]:
     """Inside, samples from `start` on have the random numbers of their rows in the whole batch (see
-    `nn.split_batch`), drawn from `seed`; None for PyTorch's own."""
+    `nn.split_batch`), drawn from `seed`; None leaves PyTorch's global generators as they are."""
     if seed is not None:
-        # Not torch.manual_seed, which looks for every kind of device first.
+        # Not torch.manual_seed, which first looks for every kind of device.
         torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":  # which need not be the current one
+        if device.type == "cuda":  # not necessarily the current device
             torch.cuda.default_generators[device.index].manual_seed(seed)
     with split_batch(total, start):
         yield
 
 
 def trained(network: nn.Module) -> list[Tensor]:
-    """The parameters that have gradients, the smallest first."""
+    """The parameters that require gradients, smallest first."""
     return sorted((p for p in network.parameters() if p.requires_grad), key=Tensor.numel)
 
 
@@ -92,16 +92,16 @@ def descend(
     """Takes one step of an optimizer.
 
     Args:
-        parameters: the optimizer's, the smallest first.
-        backward: adds the gradient of a part's mean loss to them, and returns a vector of figures, the loss
-            first.
-        averaged: buffers that become the mean of what the parts make of them.
-        restored: buffers that become what they were, if there is more than one part in all.
+        parameters: the optimizer's parameters, smallest first.
+        backward: adds the gradient of a part's mean loss to them, and returns a vector of statistics, the
+            loss first.
+        averaged: buffers that become the mean of their values after each part.
+        restored: buffers that are restored afterwards, if there is more than one part in all.
 
-    Returns the mean of the figures.
+    Returns the mean of the statistics.
     """
     for parameter in parameters:
-        # `Optimizer.zero_grad` does the same for 20 times the price, which counts in a step of 2 ms.
+        # `Optimizer.zero_grad` does the same, but takes 20 times as long, which matters in a step of 2 ms.
         parameter.grad = None
     several = len(parts) * processes.count > 1
     buffers = [*averaged, *restored] if several else []
@@ -122,8 +122,8 @@ def descend(
     # As old + change, so that a constant keeps its bits.
     _put_back(averaged, [old + change for old, change in zip(before, changes)])  # noqa: B905
     if gradients:
-        # An infinite loss can have finite gradients: softplus of an overflown logit has slope 1. Zero times
-        # the loss is NaN exactly when the loss is infinite or NaN, and then the optimizer refuses the step.
+        # An infinite loss can have finite gradients: softplus of an overflowed logit has slope 1. Zero times
+        # the loss is NaN exactly when the loss is infinite or NaN, and then the optimizer skips the step.
         gradients[0].add_(mean[0] * 0)
     optimizer.step()
     return mean
@@ -131,8 +131,8 @@ def descend(
 
 @contextmanager
 def kept(buffers: Sequence[Tensor], *, unless_finite: bool = False) -> Iterator[None]:
-    """Afterwards buffers are as they were; with `unless_finite` only those that are not finite now, and would
-    never become so again."""
+    """Restores buffers afterwards; with `unless_finite`, only those that are then not finite, and would never
+    become finite again."""
     before = [buffer.clone() for buffer in buffers]
     yield
     if unless_finite:
@@ -142,4 +142,4 @@ def kept(buffers: Sequence[Tensor], *, unless_finite: bool = False) -> Iterator[
 
 def _put_back(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for buffer, value in zip(buffers, values):  # noqa: B905
-        buffer.data.copy_(value)  # .data, since a graph may still hold the buffer
+        buffer.data.copy_(value)  # .data, since a graph may still reference the buffer

@@ -1,4 +1,4 @@
-"""What a run shows and writes down about itself."""
+"""The statistics and progress line of a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class RunningMeans:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Gigabytes (1e9 bytes): the allocator's peak on CUDA, the process's peak resident size otherwise."""
+    """Peak memory in gigabytes (1e9 bytes): the allocator's on CUDA, otherwise the process's resident
+    size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -49,7 +50,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def memory_size_gb(device: torch.device) -> float:
-    """Gigabytes (1e9 bytes) that the device or the machine has, in use or not."""
+    """Total memory of the device or the machine in gigabytes (1e9 bytes), in use or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
@@ -58,12 +59,12 @@ def memory_size_gb(device: torch.device) -> float:
 class ProgressLine(AbstractContextManager["ProgressLine"]):
     """One live line on stderr: kimg, time left, images per second, some statistics and memory.
 
-    It is redrawn by the clock, so that it costs a step nothing. Where stderr is no terminal it is a line now
-    and then.
+    It is redrawn at fixed intervals, so that a step costs nothing. If stderr is not a terminal, it prints a
+    line now and then.
 
     Args:
         nimg, total: images so far, and at the end.
-        shown: which statistics, by the names that they have on the line.
+        shown: the statistics to show, by their names on the line.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         now = time.perf_counter()
         rate = (nimg - self._last_nimg) / (now - self._last_time)
         self._last_time, self._last_nimg = now, nimg
-        # tqdm drops the bar beyond its total, and the last batch goes beyond it.
+        # tqdm drops the bar beyond its total, which the last batch can exceed.
         self._bar.n = min(nimg / 1000, self._bar.total)
         figures = ((name, means[statistic]) for name, statistic in self._shown.items())
         shown = [f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in figures]

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: figures, previews, snapshots, and the dump of a step that failed."""
+"""Writes a run's files: statistics, previews, snapshots, and the dump of a failed step."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ BAD_FILES = "bad_files.txt"
 
 
 class Recorder:
-    """Writes down one run, for the main process; nothing that training computes depends on it.
+    """Records a run, in the main process; training does not depend on it.
 
     Args:
-        run: the run directory, which this process holds.
-        state: of the run.
+        run: the run directory, which this process has locked.
+        state: the run's state.
     """
 
     def __init__(self, run: Run, state: State) -> None:
@@ -59,7 +59,7 @@ class Recorder:
         the other methods may be called.
 
         Args:
-            point: where the run was resumed, if this is the first time since.
+            point: where the run was resumed, if this is the first call since.
             newest: the name of the checkpoint that was written last, if any.
 
         Raises RunError if another process has written to the run since.
@@ -70,7 +70,7 @@ class Recorder:
             yield
 
     def row(self, images_per_second: float) -> None:
-        """Writes the figures since the last row."""
+        """Writes the statistics since the last row."""
         state, task = self._state, self._task
         skipped, learners = state.skipped, task.learners
         if skipped != self._skipped_logged:
@@ -95,8 +95,8 @@ class Recorder:
             logger.row("stats", row)
 
     def snapshot(self, name: str, *, measure: bool) -> None:
-        """Writes the preview, the metrics if `measure`, the model and, last, the checkpoint: if it is there,
-        so are the others."""
+        """Writes the preview, the metrics if `measure`, the model and, last, the checkpoint: if it exists, so
+        do the others."""
         run, state, task = self._run, self._state, self._task
         files, preview = state.files(), self._preview_path(name)
         task.preview(preview, state.nimg, files)
@@ -158,7 +158,7 @@ class Recorder:
             raise RunError(f"run {run.path} was continued by another process meanwhile; resume it again")
         _files.replace_file(run.path / CONFIG_FILE, task.config.to_json().encode())
 
-        # Rows of steps that were lost with their process are written again when these steps are taken again.
+        # Rows of steps that were lost with their process are written again with these steps.
         rows = [row for row in history.rows() if row["step"] <= state.step]
         if len(rows) < state.rows:
             run.log.warning("%s has %d rows where there were %d", history.path, len(rows), state.rows)
@@ -167,7 +167,7 @@ class Recorder:
         measured = history.path.with_name(METRICS_FILE)
         if measured.exists():
             run.metrics.restart([row for row in StatsLog(measured).rows() if row["step"] <= state.step])
-        self._prune()  # a dead process may not have come to it, and a complete run takes no further snapshot
+        self._prune()  # a dead process may have missed it, and a complete run takes no more snapshots
 
         if task.data.bad_files:
             report = "".join(f"{bad}\n" for bad in task.data.bad_files)
@@ -184,13 +184,13 @@ class Recorder:
         prune_checkpoints(run.path, task.config.keep, spare=best)
 
     def _facts(self) -> dict[str, Any]:
-        """What state.json says."""
+        """The content of state.json."""
         config, data = self._task.config.to_dict(), describe(self._task.data)
         return {**self._state.counters(), "config": config, "data": data}
 
 
 def describe(data: ImageDataset) -> dict[str, Any]:
-    """By what a checkpoint knows its data again, as JSON values."""
+    """The JSON values by which a checkpoint recognises its data."""
     return {
         "name": data.name,
         "images": len(data),

@@ -1,4 +1,4 @@
-"""Run directories: their names, their lock, their figures, and what `--resume` means."""
+"""Run directories: their names, lock and statistics, and the meaning of `--resume`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"
 METRICS_FILE = "metrics.jsonl"
 _RUN_NAME = re.compile(r"(\d{5,})-.+")
-# What another process has just begun to make is not stale.
+# Younger temporary files may belong to another process that is still writing.
 _STALE_SECONDS = 60
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
@@ -40,11 +40,11 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on."""
+    """Where a run continues."""
 
-    run_dir: Path | None  # the run to go on in, or None to start a new one from `checkpoint`
-    checkpoint: Checkpoint | None  # None: at the beginning, of a run that died before its first
-    config: Any  # what the run was told
+    run_dir: Path | None  # the run to continue, or None to start a new one from `checkpoint`
+    checkpoint: Checkpoint | None  # None: from the beginning, for a run that died before its first
+    config: Any  # the run's config
     refused: tuple[CheckpointError, ...] = ()  # newer checkpoints that are damaged
 
 
@@ -56,7 +56,7 @@ def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
 
 
 def create_run(outdir: Path, config: RunConfig, data: str, desc: str = "") -> Path:
-    """Makes the next run directory with its config.json, both or none; raises RunError if that cannot be."""
+    """Makes the next run directory with its config.json, atomically; raises RunError if that fails."""
     try:
         outdir.mkdir(parents=True, exist_ok=True)
         _files.remove_temporaries(outdir, min_age=_STALE_SECONDS)
@@ -79,13 +79,13 @@ def create_run(outdir: Path, config: RunConfig, data: str, desc: str = "") -> Pa
 
 
 def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePoint:
-    """What `--resume target` goes on from; `config` is the class of the runs' configs.
+    """The point from which `--resume target` continues; `config` is the class of the runs' configs.
 
-    - `latest`: the run with the highest number in `outdir`, from its newest whole checkpoint, in place;
+    - `latest`: the run with the highest number in `outdir`, in place, from its newest undamaged checkpoint;
     - a run directory: that run, likewise;
-    - a checkpoint directory: a new run that starts from exactly this checkpoint; the old run stays as it is.
+    - a checkpoint directory: a new run that starts from exactly this checkpoint; the old run is unchanged.
 
-    Raises RunError if there is no such thing, CheckpointError if there are only damaged checkpoints.
+    Raises RunError if the target does not exist, CheckpointError if all its checkpoints are damaged.
     """
     path = _newest_run(outdir) if target == "latest" else Path(target)
     if (path / STATE_FILE).exists():
@@ -106,9 +106,9 @@ def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePo
 
 
 def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
-    """Describes what differs between two configs, key by key.
+    """Describes the differences between two configs, key by key.
 
-    Raises ConfigError for a difference under which the old state would mean something else.
+    Raises ConfigError for a difference with which the old state would mean something else.
     """
     changes = []
     before, after = old.flat(), new.flat()
@@ -136,16 +136,16 @@ class StatsLog:
             file.write(json.dumps(row) + "\n")
 
     def sync(self) -> None:
-        """Makes the rows durable; done before a checkpoint, which then knows of no row that can be lost."""
+        """Makes the rows durable; called before a checkpoint, so that no row it counts can be lost."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows; a last line that a dying process left unfinished is left out."""
+        """The rows, without a last line that a dying process left incomplete."""
         if not self.path.exists():
             return []
-        # A row exists once its newline does.
+        # A row is complete once it has its newline.
         *lines, _unfinished = self.path.read_text(encoding="utf-8").split("\n")
         try:
             return [json.loads(line) for line in lines]
@@ -181,14 +181,14 @@ class Run:
 
 @contextmanager
 def open_run(path: Path) -> Iterator[Run]:
-    """A run directory for this process alone, with its log; raises RunError if another process has it."""
+    """Locks a run directory for this process and opens its log; raises RunError if another process has it."""
     with _locked(path):
         log = logging.getLogger(f"{__package__}.{path.name}")
         handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-        data = logging.getLogger("aigc_ext.data")  # it names files that turn out bad when they are read
+        data = logging.getLogger("aigc_ext.data")  # it reports files that turn out bad when they are read
         data.addHandler(handler)
         try:
             yield Run(path, StatsLog(path / STATS_FILE), StatsLog(path / METRICS_FILE), log)
@@ -199,7 +199,7 @@ def open_run(path: Path) -> Iterator[Run]:
 
 
 def watched_run(path: Path) -> Run:
-    """A run directory that another process writes to: what is logged here goes nowhere."""
+    """A run directory that another process writes to; log messages are discarded."""
     log = logging.getLogger(f"{__package__}.{path.name}.watched")
     log.propagate = False
     log.addHandler(logging.NullHandler())
@@ -208,7 +208,7 @@ def watched_run(path: Path) -> Run:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """Holds a run for one process. The system releases the lock when the process dies, however it dies."""
+    """Locks a run for one process. The system releases the lock however the process ends."""
     descriptor = os.open(run_dir, os.O_RDONLY)
     try:
         try:

@@ -1,4 +1,4 @@
-"""What a training run changes in its process, as context managers that put it back."""
+"""Context managers for the process-wide settings of a training run, which they restore."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CUBLAS_WORK_SPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `config.device` means; raises ConfigError if it is none that this process can use."""
+    """The device named by `config.device`; raises ConfigError if this process cannot use it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a card for each process
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU per process
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
@@ -45,10 +45,10 @@ def derive_seed(seed: int, purpose: str) -> int:
 
 @contextmanager
 def torch_settings(config: RunConfig) -> Iterator[None]:
-    """PyTorch's number of CPU threads and choice of algorithms, as the config says.
+    """Applies the config's number of CPU threads and choice of deterministic algorithms.
 
-    PyTorch refuses cuBLAS among deterministic algorithms unless an environment variable limits its work
-    space; where there is none, it is set meanwhile.
+    With deterministic algorithms, PyTorch rejects cuBLAS unless an environment variable limits its workspace;
+    if that is missing, it is set in the meantime.
     """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -69,18 +69,18 @@ def torch_settings(config: RunConfig) -> Iterator[None]:
 
 @contextmanager
 def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Inside, PyTorch's global generators are seeded by each step; afterwards they are the caller's again.
+    """Inside, each step seeds PyTorch's global generators; afterwards the caller's state is restored.
 
-    The networks' own random numbers, such as a dropout's, come from them.
+    The networks' own random numbers, such as for dropout, come from them.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying from them; the second one has its usual effect.
+    """Records SIGINT and SIGTERM instead of dying from them; the second one has its usual effect.
 
-    Outside the main thread, where Python allows no signal handlers, it does nothing.
+    It does nothing outside the main thread, where Python allows no signal handlers.
     """
 
     def __init__(self) -> None:

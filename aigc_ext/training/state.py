@@ -1,4 +1,4 @@
-"""Everything that changes while a task is trained, and its way to disk and back."""
+"""Everything that changes while a task is trained, and its saving and loading."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from aigc_ext.version import __version__
 
 
 class State:
-    """A task's state and the counters of its run. What is not found here is asked of the task."""
+    """A task's state and the counters of its run. Other attributes are looked up in the task."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.means = RunningMeans(task.statistics, task.device)  # since the last row of figures
-        self.step = 0  # taken so far
+        self.means = RunningMeans(task.statistics, task.device)  # since the last row of statistics
+        self.step = 0  # steps taken
         self.nimg = 0  # samples learned from
-        self.rows = 0  # of figures, written
+        self.rows = 0  # rows of statistics written
         self.seconds = 0.0  # spent training
-        self.streaks = [0] * len(task.learners)  # steps in a row, up to the last, that the optimizers refused
-        self.schedule: Any = None  # of the last step
+        self.streaks = [0] * len(task.learners)  # latest consecutive steps that each optimizer skipped
+        self.schedule: Any = None  # the last step's
 
     def __getattr__(self, name: str) -> Any:
-        if name == "task":  # of a copy that is just being made
+        if name == "task":  # a copy that is still being made has none
             raise AttributeError(name)
         return getattr(self.task, name)
 
     @property
     def skipped(self) -> tuple[int, ...]:
-        """Steps that each learner's optimizer refused. Waits for the device."""
+        """The number of steps that each learner's optimizer skipped. Waits for the device."""
         return tuple(int(learner.optimizer.skipped) for learner in self.task.learners)
 
     def pieces(self) -> dict[str, Piece]:
@@ -82,10 +82,10 @@ class State:
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Raises CheckpointError if the checkpoint is of other networks or another kind of device."""
+        """Loads a checkpoint; raises CheckpointError if it is of other networks or another kind of device."""
         counters, shared = checkpoint.state, checkpoint.tensors["training_state"]
         if counters["device"] != self.task.device.type:
-            # Random numbers differ there, so that the run would be another one.
+            # Random numbers differ there, so the run would not continue the same way.
             raise CheckpointError(
                 checkpoint.path,
                 f"it was written on {counters['device']}, but the device is now {self.task.device}",
@@ -101,7 +101,7 @@ class State:
                 piece.copy_(shared[name])
         self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
         self.seconds = counters["seconds"]
-        # Older checkpoints have one number for all.
+        # Older checkpoints have one number for all learners.
         one = [counters.get("streak")] * len(self.streaks)
         self.streaks = list(counters.get("streaks", one))
         for learner, skipped in zip(self.task.learners, counters["skipped"], strict=True):

@@ -1,16 +1,16 @@
-"""Random changes of the images that a discriminator sees, so that it cannot learn little data by heart.
+"""Random augmentation of the images that a discriminator sees, so that it cannot memorise a small data set.
 
 `AdaAugment` is adaptive discriminator augmentation (Karras, Aittala, Hellsten, Laine, Lehtinen, Aila 2020,
 "Training Generative Adversarial Networks with Limited Data", https://arxiv.org/abs/2006.06676), `DiffAugment`
-the changes of Zhao, Liu, Lin, Zhu, Han 2020, "Differentiable Augmentation for Data-Efficient GAN Training"
-(https://arxiv.org/abs/2006.10738).
+the augmentation of Zhao, Liu, Lin, Zhu, Han 2020, "Differentiable Augmentation for Data-Efficient GAN
+Training" (https://arxiv.org/abs/2006.10738).
 
-Both map images (N, C, H, W) to images of the same shape, dtype and format, draw anew for every sample in
-every call, and are affine in the images: differentiable to every order, so that R1 goes through them.
-PyTorch's `grid_sample` has no second derivative; a warp here is four `gather`s with weights, whose
-derivatives are sums and `gather`s again. On the CPU the same draws mean the same bits.
+Both map images (N, C, H, W) to images of the same shape, dtype and memory format, draw new random numbers for
+every sample in every call, and are affine in the images, so that R1 can be differentiated through them.
+PyTorch's `grid_sample` has no second derivative; a warp here is four weighted `gather`s, whose derivatives
+are again sums and `gather`s. On the CPU equal draws give bit-identical results.
 
-1 channel is grey, 3 are red, green and blue, and a fourth is alpha, which no change of colour touches.
+1 channel is grey, 3 are red, green and blue, and a fourth is alpha, which changes of colour leave alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aigc_ext.nn.split_batch import batch_randn
 
 
 class _Augment(nn.Module):
-    """Images of a range of values, each changed in its own way.
+    """The base class: changes each image independently.
 
     Raises:
         ValueError: `value_range` is not two finite numbers, the lower one first.
@@ -40,7 +40,7 @@ class _Augment(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images, each changed in its own way.
+        """The images, each changed independently.
 
         Raises:
             ValueError: `images` is not floating point, or not (N, C, H, W) with 1, 3 or 4 channels.
@@ -60,25 +60,25 @@ class _Augment(nn.Module):
 
 
 class AdaAugment(_Augment):
-    """Changes a sample in each of many ways with probability `p`, and has the controller that moves `p`.
+    """Applies each of many changes to a sample with probability `p`, and has the controller that adapts `p`.
 
     - blit: mirroring, turns by 90 degrees (of square images), and shifts by whole pixels, up to 1/8 of a
       side;
     - geometric: scaling, rotation, squeezing one axis and stretching the other, and shifts by any distance;
-    - color: brightness and contrast, and of images with colours also luma inversion, hue and saturation.
+    - color: brightness and contrast, and for colour images also luma inversion, hue and saturation.
 
-    The first two are one affine map of the image, continued by reflection, and one bilinear interpolation,
-    which copies pixels if only blits happen. (The paper filters around it, against aliasing.) With p = 0 the
+    The first two are one affine map of the image, extended by reflection, with one bilinear interpolation,
+    which copies pixels if only blits happen. (The paper also filters, against aliasing.) With p = 0 the
     result is the images, bit for bit.
 
     The controller: `observe` takes D's logits of the augmented real images, or `observe_mean` the mean of
-    their signs, which several processes average first; and `adjust`, every few steps, moves `p` so that r_t,
-    the mean sign of all these logits, comes near its target. The buffers `p`, `sum` and `count` are all of
-    its state.
+    their signs, which several processes average first. Every few steps, `adjust` moves `p` so that r_t, the
+    mean sign of all these logits, approaches its target. The buffers `p`, `sum` and `count` are its complete
+    state.
 
     Args:
-        p: probability to begin with.
-        blit, geometric, color: which groups there are.
+        p: initial probability.
+        blit, geometric, color: which groups to use.
         value_range: of the images.
 
     Raises:
@@ -112,19 +112,21 @@ class AdaAugment(_Augment):
 
     @torch.no_grad()
     def observe(self, real_logits: Tensor) -> None:
-        """Counts the signs of D's logits of augmented real images, of any shape. Waits for no device."""
+        """Counts the signs of D's logits of augmented real images, of any shape. Doesn't wait for the
+        device."""
         self.observe_mean(real_logits.sign().float().mean(), real_logits.numel())
 
     @torch.no_grad()
     def observe_mean(self, sign: Tensor, logits: int) -> None:
-        """Counts so many logits by the mean of their signs, 0-d; none, if it is NaN. Waits for no device."""
+        """Counts `logits` logits by the mean of their signs, 0-d, or none if that is NaN. Doesn't wait for
+        the device."""
         known = sign.isfinite()
         self.sum += torch.where(known, sign, 0) * logits
         self.count += known * logits
 
     @torch.no_grad()
     def adjust(self, images: int, target: float = 0.6, kimg: float = 500.0) -> None:
-        """Moves `p` by what was observed since the last call; by nothing, if that was nothing.
+        """Moves `p` according to the observations since the last call, if there were any.
 
         Args:
             images: real images shown since the last call: batch size times steps.
@@ -136,7 +138,7 @@ class AdaAugment(_Augment):
 
     @torch.no_grad()
     def set_p(self, p: float) -> None:
-        """For a probability that follows a schedule; raises ValueError if it is not from 0 to 1."""
+        """Sets a probability that follows a schedule; raises ValueError if it is not from 0 to 1."""
         if not 0 <= p <= 1:
             raise ValueError(f"p is {p}, but must be from 0 to 1")
         self.p.fill_(p)
@@ -150,8 +152,8 @@ class AdaAugment(_Augment):
         return f"blit={self.blit}, geometric={self.geometric}, color={self.color}"
 
     def _to_source(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each pixel of the result comes from, about the centres: `matrix @ (x, y) + shift`, of shapes
-        (N, 2, 2) and (N, 2)."""
+        """The source position of each pixel of the result, relative to the centres: `matrix @ (x, y) +
+        shift`, of shapes (N, 2, 2) and (N, 2)."""
         n, _, height, width = images.shape
         options: dict[str, Any] = {"dtype": _wide(images), "device": images.device}
         sides = torch.stack([torch.full((), side, **options) for side in (width, height)])
@@ -162,15 +164,15 @@ class AdaAugment(_Augment):
             turn = torch.where(happens[:, 1], _below(4, u[:, 1]), 0)
             if height != width:
                 turn = torch.zeros_like(turn)
-            # Of quarter turns; without rounding, so that pixels land on pixels.
+            # Cosine and sine of quarter turns, exact, so that pixels land on pixels.
             cos, sin = ((turn == k).to(sides.dtype) - (turn == k + 2).to(sides.dtype) for k in (0, 1))
             matrix = _matrix(mirror * cos, -mirror * sin, sin, cos)
             shift = torch.where(happens[:, 2:], ((u[:, 2:] - 0.5) / 4 * sides).round(), 0)
         if self.geometric:
             happens, u, v = _uniform(images, 3) < self.p, _uniform(images, 4), _normal(images, 4)
             size, squeeze = torch.where(happens[:, :2], 0.2 * v[:, :2], 0).exp2().unbind(1)
-            # One rotation before and one behind the squeezing, so that it has any direction; together
-            # they happen with probability p.
+            # One rotation before and one after the squeezing, so that its direction is arbitrary; the
+            # probability of at least one is p.
             rotates = u[:, :2] < 1 - (1 - self.p).sqrt()
             first, second = torch.where(rotates, math.pi * (2 * u[:, 2:] - 1), 0).unbind(1)
             zero = torch.zeros_like(size)
@@ -181,8 +183,8 @@ class AdaAugment(_Augment):
         return matrix, shift
 
     def _recolored(self, x: Tensor) -> Tensor:
-        """The paper's product of matrices, multiplied out: the grey axis is scaled, the plane of the colours
-        scaled and rotated."""
+        """The paper's product of matrices, expanded: the grey axis is scaled, the chroma plane scaled and
+        rotated."""
         happens, u, v = _uniform(x, 5) < self.p, _uniform(x, 2), _normal(x, 3)
         brightness = torch.where(happens[:, 0], 0.2 * v[:, 0], 0)
         contrast = torch.where(happens[:, 1], 0.5 * v[:, 1], 0).exp2()
@@ -204,13 +206,13 @@ class AdaAugment(_Augment):
 
 
 def adjusted_p(p: Tensor, rt: Tensor, images: int, target: float = 0.6, kimg: float = 500.0) -> Tensor:
-    """`p`, moved towards where r_t meets its target, and kept from 0 to 1.
+    """`p`, moved in the direction that brings r_t to its target, and clamped to [0, 1].
 
     Args:
-        p, rt: 0-d; `rt` is the mean sign of D's logits of real images: near 0 if D cannot tell them, near 1
-            if it knows them all; NaN leaves `p` as it is.
+        p, rt: 0-d; `rt` is the mean sign of D's logits of real images: near 0 if D cannot recognise them,
+            near 1 if it recognises all; NaN leaves `p` unchanged.
         images: real images since `p` was last moved.
-        kimg: `p` goes from 0 to 1 within so many thousand images.
+        kimg: thousands of images in which `p` can go from 0 to 1.
 
     Raises:
         ValueError: `kimg` is not positive.
@@ -222,17 +224,17 @@ def adjusted_p(p: Tensor, rt: Tensor, images: int, target: float = 0.6, kimg: fl
 
 
 class DiffAugment(_Augment):
-    """Changes every sample in each of these ways:
+    """Applies all of these changes to every sample:
 
-    - color: brightness by up to a quarter of the value range either way; then, of images with colours,
-      saturation by a factor from 0 to 2; then contrast by 0.5 to 1.5, about the sample's mean;
+    - color: brightness by up to a quarter of the value range either way; then, for colour images, saturation
+      by a factor from 0 to 2; then contrast by 0.5 to 1.5, about the sample's mean;
     - translation: by up to 1/8 of each side, in whole pixels;
     - cutout: a rectangle of half the height and half the width, with its centre anywhere in the image.
 
-    What is cut out or comes in from outside has the middle of the value range, in alpha too.
+    Pixels that are cut out or come from outside have the middle of the value range, in alpha too.
 
     Args:
-        color, translation, cutout: which there are.
+        color, translation, cutout: which changes to use.
         value_range: of the images.
 
     Raises:
@@ -287,18 +289,18 @@ class DiffAugment(_Augment):
 
 
 def _normal(images: Tensor, k: int) -> Tensor:
-    """k from N(0, 1) for each sample: (N, k), drawn in float32 whatever the images are."""
+    """k numbers from N(0, 1) for each sample: (N, k), drawn in float32 for any dtype of the images."""
     return batch_randn(images.size(0), k, device=images.device).to(_wide(images))
 
 
 def _uniform(images: Tensor, k: int) -> Tensor:
-    """k from 0 to 1 for each sample: (N, k). By the distribution function of N(0, 1), so that there is one
-    kind of draw; rounding can make a 1."""
+    """k uniform numbers from 0 to 1 for each sample: (N, k). They are normal numbers mapped by the
+    distribution function of N(0, 1), so that there is only one kind of draw; rounding can give a 1."""
     return torch.special.ndtr(_normal(images, k))
 
 
 def _below(n: int, u: Tensor) -> Tensor:
-    """An integer from 0 to n - 1, each as likely, from a uniform number."""
+    """A uniform integer from 0 to n - 1, from a uniform number."""
     return (u * n).long().clamp(max=n - 1)
 
 
@@ -315,7 +317,7 @@ def _rotation(angle: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    # Not by matmul, which may run in TF32: a pixel's place needs all of float32.
+    # Not matmul, which may use TF32: a pixel's position needs full float32.
     return (a[:, :, :, None] * b[:, None]).sum(2)
 
 
@@ -325,7 +327,7 @@ def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def _warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     """The bilinear interpolation of x (N, C, H, W) at `matrix @ (x, y) + shift` for each pixel (x, y),
-    counted from the centre; outside, x goes on by reflection about its outermost pixels."""
+    relative to the centre; outside, x is extended by reflection about its outermost pixels."""
     height, width = x.shape[2:]
     rows, columns = (torch.arange(n, dtype=matrix.dtype, device=x.device) - (n - 1) / 2 for n in x.shape[2:])
     taps = []
@@ -346,7 +348,7 @@ def _warp(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 def _picked(x: Tensor, index: Tensor) -> Tensor:
-    """The pixels (N, C, H, W) of x at `index` (N, H, W), which counts along its rows."""
+    """The pixels (N, C, H, W) of x at the row-major `index` (N, H, W)."""
     every_channel = index.flatten(1)[:, None].expand(-1, x.size(1), -1)
     return x.flatten(2).gather(2, every_channel).view_as(x)
 
@@ -367,7 +369,7 @@ def _is_below(n: int, i: Tensor) -> Tensor:
 
 
 def _both(rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixels (N, 1, H, W) whose row (N, H) and whose column (N, W) is marked."""
+    """The mask (N, 1, H, W) of the pixels whose row (N, H) and column (N, W) are marked."""
     return (rows[:, :, None] & columns[:, None])[:, None]
 
 

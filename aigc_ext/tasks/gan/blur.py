@@ -1,9 +1,9 @@
-"""The Gaussian blur of all that a discriminator sees early in training (Karras, Aittala, Laine, Härkönen,
-Hellsten, Lehtinen, Aila 2021, "Alias-Free Generative Adversarial Networks", https://arxiv.org/abs/2106.12423,
+"""The Gaussian blur of everything that a discriminator sees early in training (Karras, Aittala, Laine,
+Härkönen, Hellsten, Lehtinen, Aila 2021, "Alias-Free Generative Adversarial Networks", https://arxiv.org/abs/2106.12423,
 appendix; there for configuration R).
 
-Fine detail alone tells early samples from real images, and a generator learns little from a D that looks at
-nothing else; without the detail, D has to look at the rest first.
+Fine detail alone distinguishes early samples from real images, and a generator learns little from a D that
+sees nothing else; without the detail, D must first learn everything else.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, W), each pixel the mean of those around it, weighted by a Gaussian; of the same shape,
     dtype and format.
 
-    The weights reach to 3 sigma, rounded up, and what lies outside the image has none: the mean is over the
-    pixels that exist. So a border gets no darker, whatever the images' range of values is, and sigma may be
-    larger than the image, whose pixels then all come near their mean. The map is linear; penalties go through
-    it. With sigma = 0 the result is `images` themselves.
+    The kernel reaches to 3 sigma, rounded up, and the mean is over only those pixels that lie in the image.
+    So borders don't darken, whatever the images' value range, and sigma may exceed the image size, in which
+    case all pixels approach their mean. The map is linear, so penalties can be differentiated through it.
+    With sigma = 0 the result is `images` themselves.
 
     Args:
         images: floating point.
@@ -36,7 +36,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
         raise ValueError(f"sigma is {sigma}, but must be a finite number from 0 on")
     if sigma == 0:
         return images
-    # Rounded up, so that the neighbours' weight goes to 0 with sigma, instead of from 1 % to nothing.
+    # Rounded up, so that the neighbours' weight goes to 0 with sigma instead of jumping from 1 % to 0.
     reach = min(math.ceil(3 * sigma), max(images.shape[2:]) - 1)
     distance = torch.arange(-reach, reach + 1, dtype=torch.float64, device=images.device)
     weights = (-0.5 * (distance / sigma).square()).exp()

@@ -1,4 +1,4 @@
-"""What a GAN's run is told: `TrainConfig`, beside what every run is told (`training.config`)."""
+"""The settings of a GAN run: `TrainConfig`, which extends the settings of all runs (`training.config`)."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ class LossConfig(Config):
     )
     """The adversarial loss; see `aigc_ext.losses.AdversarialLoss`."""
     label_smoothing: Fraction = 0.0
-    """Of the real images' label, for the discriminator (logistic and minimax)."""
+    """Label smoothing of the real images, for the discriminator (logistic and minimax)."""
     l2_weight: NonNegative = 0.0
-    """Half of it weighs the mean square of the discriminator's logits, and of the generator's images."""
+    """Half of it is the weight of the mean squares of the discriminator's logits and the generator's
+    images."""
     gamma: NonNegative | None = 0.0
-    """Weight of R1: the discriminator's loss gets gamma/2 times the mean of |dD/dx|^2. 0 turns it off; null
-    is a number for the size of the images, see `tasks.gan.recipe`."""
+    """Weight of R1: gamma/2 times the mean of |dD/dx|^2 is added to the discriminator's loss. 0 turns it off;
+    null: computed from the image size, see `tasks.gan.recipe`."""
     gamma_end: NonNegative | None = None
-    """What gamma becomes by the end of the ramp; null: it stays."""
+    """The value of gamma at the end of the ramp; null: constant."""
     r1_interval: Count = 16
-    """R1 is taken every so many steps, times this number (lazy regularisation)."""
+    """R1 is computed only in every n-th step, and multiplied by n, this number (lazy regularisation)."""
     r2: bool = False
-    """Take the penalty at the generated images too, at the same steps and with the same weight."""
+    """Also apply the penalty at the generated images, in the same steps and with the same weight."""
     path_weight: NonNegative = 0.0
     """Weight of the path length regulariser (generators with a mapping network); 0 turns it off."""
     path_interval: Count = 4
-    """It is taken every so many of the generator's steps, times this number..."""
+    """Path lengths are regularised only in every n-th generator step, with n times the weight."""
     path_every: Count = 2
-    """... on every n-th sample, n being this number..."""
+    """Path lengths are computed of every n-th sample."""
     path_decay: Annotated[float, Range(gt=0, le=1)] = 0.01
-    """... with a running mean that moves by this share of the way."""
+    """The fraction by which the running mean of path lengths moves towards each new mean."""
     mixing: Annotated[float, Range(ge=0, le=1)] = 0.0
-    """Share of the samples that get styles of two latents (generators with a mapping network)."""
+    """Fraction of the samples with styles from two latents (generators with a mapping network)."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,17 @@ class AdamConfig(Config):
     lr: Positive = 1e-4
     """Adam's learning rate."""
     beta1: Fraction = 0.9
-    """Decay of its running mean of the gradient."""
+    """Decay of the running mean of the gradient."""
     beta2: Fraction = 0.999
-    """Decay of its running mean of the gradient's square."""
+    """Decay of the running mean of the squared gradient."""
     eps: Positive = 1e-8
-    """Added to the root of that mean."""
+    """Added to the root of the mean squared gradient."""
     weight_decay: NonNegative = 0.0
-    """Decoupled from the gradient, as in AdamW."""
+    """Weight decay, decoupled from the gradient as in AdamW."""
     lr_end: Positive | None = None
-    """What lr becomes by the end of the ramp; null: it stays."""
+    """The value of lr at the end of the ramp; null: constant."""
     beta2_end: Fraction | None = None
-    """What beta2 becomes by the end of the ramp; null: it stays."""
+    """The value of beta2 at the end of the ramp; null: constant."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,13 @@ class EMAConfig(Config):
     """The averaged generator. A half-life in images, unlike a decay, means the same for every batch size."""
 
     kimg: NonNegative | None = 10.0
-    """Half-life in thousands of images; 0 makes the average equal to the generator; null is 10/32 of the
-    batch size."""
+    """Half-life in thousands of images; 0 makes the average equal to the generator; null: 10/32 of the batch
+    size."""
     kimg_start: NonNegative | None = None
-    """What the half-life is at the start of the ramp; null: the same."""
+    """The half-life at the start of the ramp; null: constant."""
     rampup: Annotated[float, Range(gt=0)] | None = 0.05
-    """The half-life is at most this share of the images seen so far, to forget the start; null is off."""
+    """The half-life is at most this fraction of the images seen so far, to forget the start; null turns it
+    off."""
 
     def decay(self, nimg: int, batch: int, ramp: float = 1.0) -> float:
         """The EMA decay of the step that ends at `nimg` images seen, at a point of the ramp from 0 to 1."""
@@ -96,21 +98,21 @@ class EMAConfig(Config):
 
 @dataclass(frozen=True)
 class AugmentConfig(Config):
-    """What the discriminator sees in the place of an image; see `tasks.gan.augment`."""
+    """The augmentation of the discriminator's images; see `tasks.gan.augment`."""
 
     kind: Literal["noaug", "ada", "fixed", "diffaug"] = "noaug"
-    """ada: with a probability that follows how sure D is of real images; fixed: with a given one; diffaug:
-    always."""
+    """ada: with a probability adapted to how confident D is about real images; fixed: with a given
+    probability; diffaug: always."""
     p: Annotated[float, Range(ge=0, le=1)] = 0.2
     """The probability of `fixed`."""
     p_start: Annotated[float, Range(ge=0, le=1)] | None = None
-    """What it is at the start of the ramp; null: the same."""
+    """The probability at the start of the ramp; null: constant."""
     target: Annotated[float, Range(gt=0, lt=1)] = 0.6
-    """ada holds the mean of sign(D(real)) here."""
+    """The mean of sign(D(real)) that ada maintains."""
     interval: Count = 4
-    """ada looks every so many steps..."""
+    """Number of steps between ada's adjustments."""
     kimg: Positive = 500.0
-    """... and could go from 0 to 1 in so many thousands of images."""
+    """Thousands of images in which ada's probability can go from 0 to 1."""
     blit: bool = True
     """Mirroring, quarter turns and shifts by whole pixels (ada and fixed)."""
     geometric: bool = True
@@ -118,18 +120,17 @@ class AugmentConfig(Config):
     color: bool = True
     """Brightness, contrast, hue and saturation (ada and fixed)."""
     policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
-    """The changes of diffaug."""
+    """The changes that diffaug applies."""
     blur_sigma: NonNegative | None = 0.0
-    """Behind any of these, a Gaussian blur of so many pixels (standard deviation) at the start of training;
-    see `tasks.gan.blur`. 0 turns it off; null is a number for the size of the images, see
-    `tasks.gan.recipe`."""
+    """Standard deviation in pixels of a Gaussian blur after the augmentation, at the start of training; see
+    `tasks.gan.blur`. 0 turns it off; null: computed from the image size, see `tasks.gan.recipe`."""
     blur_kimg: Positive = 200.0
-    """It fades linearly, to nothing after so many thousands of images."""
+    """Thousands of images over which the blur fades linearly to nothing."""
 
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """Everything that decides a run's result."""
+    """All settings of a GAN run."""
 
     fixed: ClassVar[tuple[str, ...]] = (*RunConfig.fixed, "generator", "discriminator")
 
@@ -141,17 +142,17 @@ class TrainConfig(RunConfig):
     ema: EMAConfig = field(default_factory=EMAConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     ramp_kimg: NonNegative = 0.0
-    """Thousands of images over which the values with an `_end` or `_start` go there along half a cosine."""
+    """Thousands of images over which values with an `_end` or `_start` change, along half a cosine."""
     n_dis: Count = 1
-    """The generator learns in every n_dis-th step only, the discriminator in each."""
+    """The generator learns only in every n_dis-th step, the discriminator in every step."""
     grid: tuple[Count, Count] = (8, 8)
     """Columns and rows of the sample grids."""
     metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] = ()
-    """Taken at every snapshot but the one that a signal asks for; see `aigc_ext.metrics`."""
+    """Metrics computed at every snapshot except one requested by a signal; see `aigc_ext.metrics`."""
     metric_images: Annotated[int, Range(ge=2)] = 5000
-    """How many generated images they are taken of."""
+    """Number of generated images for the metrics."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks' arithmetic (autocast); weights and losses are float32."""
+    """The dtype of the networks' arithmetic (autocast); weights and losses are float32."""
     channels_last: bool = False
     """Memory format of images and convolutions."""
 

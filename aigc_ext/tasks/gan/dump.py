@@ -1,4 +1,4 @@
-"""A dumped step (`training.nonfinite`), computed again."""
+"""Recomputes a dumped step (`training.nonfinite`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aigc_ext.training.checkpoint import CheckpointError, load_weights, read_che
 
 @dataclass(frozen=True)
 class Replay:
-    """What a dumped step computes: both losses, and the parameters whose gradient is not finite."""
+    """The results of a dumped step: both losses, and the parameters whose gradient is not finite."""
 
     loss_d: float
     loss_g: float
@@ -33,14 +33,14 @@ class Replay:
 def replay(
     dump: str | Path, generator: nn.Module | None = None, discriminator: nn.Module | None = None
 ) -> Replay:
-    """Computes the losses and gradients of a dumped step again, on the CPU.
+    """Recomputes the losses and gradients of a dumped step, on the CPU.
 
     Args:
         dump: the directory that NonFiniteError names.
-        generator, discriminator: needed only if they are not of `aigc_ext.models`; their weights are
+        generator, discriminator: needed only if they are not from `aigc_ext.models`; their weights are
             overwritten.
 
-    Raises CheckpointError if the dump is damaged, or was written from networks that must be given.
+    Raises CheckpointError if the dump is damaged, or its networks must be given and are not.
     """
     checkpoint = read_checkpoint(Path(dump))
     if "inputs" not in checkpoint.tensors:

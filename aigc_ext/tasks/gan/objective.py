@@ -1,4 +1,4 @@
-"""What the two networks of a GAN minimise, down to the gradients of their parameters."""
+"""The objectives of the two networks of a GAN, including the gradients of their parameters."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from aigc_ext.training.parts import Part, kept, random_numbers, trained
 
 class Mixing(NamedTuple):
     """Style mixing (Karras et al., 2019, section 3.1): from layer `cutoff` on, a sample has the styles of
-    other latents."""
+    a second latent."""
 
     z: Tensor  # (N, z_dim)
-    cutoff: Tensor  # (N,), int64; the number of layers or more is no mixing
+    cutoff: Tensor  # (N,), int64; the number of layers or more means no mixing
 
 
 class StepInputs(NamedTuple):
-    """What the two losses of a step, or of a part of it, are computed from."""
+    """The inputs of the two losses of a step, or of a part of it."""
 
     real: Tensor
     fake: Tensor
@@ -33,14 +33,14 @@ class StepInputs(NamedTuple):
     labels: Tensor | None
     penalize: bool
     mixing: Mixing | None = None
-    seed: int | None = None  # of the networks' and the augmentation's random numbers; None: PyTorch's own
-    start: int = 0  # in the step's batch of so many
+    seed: int | None = None  # for networks and augmentation; None: PyTorch's generators
+    start: int = 0  # this part's first row in the step's batch of `total`
     total: int | None = None
-    gamma: float | None = None  # of this step; None: the objective's own
+    gamma: float | None = None  # for this step; None: the objective's own
     blur_sigma: float | None = None
 
     def random(self, purpose: int) -> AbstractContextManager[None]:
-        """Inside, a part has the random numbers of its rows of the whole batch, other ones for each
+        """Inside, a part has the random numbers of its rows in the whole batch, different for each
         purpose."""
         seed = None if self.seed is None else self.seed + purpose
         total = len(self.z) if self.total is None else self.total
@@ -61,20 +61,20 @@ _GENERATE, _DISCRIMINATE, _JUDGE, _STRETCH = range(4)
 
 @dataclass(eq=False)
 class Objective:
-    """What both networks of a pair minimise, down to the gradients of their parameters.
+    """The objectives of a pair of networks, including the gradients of their parameters.
 
     Args:
         discriminator: maps (N, C, H, W) images, and (N,) int64 labels if there are any, to logits.
         loss: the adversarial loss.
         gamma: weight of R1; D's loss gets `gamma / 2 * mean |dD/dx|^2` (Mescheder et al., 2018). May be set
             between steps.
-        r1_interval: R1 is multiplied by this number, for callers who ask for it only every so many steps
-            (lazy regularisation; Karras et al., 2020).
-        r2: take the penalty at the generated images too.
+        r1_interval: factor of R1, for callers who ask for it only once in as many steps (lazy regularisation;
+            Karras et al., 2020).
+        r2: apply the penalty at the generated images too.
         path_weight: weight of the path length regulariser of G.
-        augment: is applied to all images that D sees; R1 and R2 are taken through it.
-        blur_sigma: of a Gaussian blur behind `augment`, likewise, in pixels; see `tasks.gan.blur`. May be set
-            between steps.
+        augment: applied to all images that D sees; R1 and R2 are differentiated through it.
+        blur_sigma: standard deviation in pixels of a Gaussian blur after `augment`, likewise; see
+            `tasks.gan.blur`. May be set between steps.
         autocast: the dtype of both networks' arithmetic under autocast, or None.
     """
 
@@ -99,7 +99,8 @@ class Objective:
         return torch.autocast(self._device.type, self.autocast)
 
     def discriminator_backward(self, inputs: StepInputs) -> tuple[Tensor, LossStats, Tensor, Tensor]:
-        """Adds the gradient of D's loss; returns the loss, its statistics, R1 and R2 (NaN if not taken)."""
+        """Accumulates the gradient of D's loss; returns the loss, its statistics, R1 and R2 (NaN if not
+        computed)."""
         gamma = self.gamma if inputs.gamma is None else inputs.gamma
         with inputs.random(_DISCRIMINATE):
             if not (inputs.penalize and gamma):
@@ -115,7 +116,7 @@ class Objective:
             if self.r2:
                 r2 = r1_of_logits(fake_logits, fake)
                 penalty = r1 + r2
-            # Gradients of the parameters alone: nobody reads the images'.
+            # Only the parameters' gradients: the images' are not needed.
             loss, stats = self.loss.discriminator_backward(
                 real_logits,
                 fake_logits,
@@ -125,7 +126,7 @@ class Objective:
             return loss, stats, r1.detach(), r2.detach()
 
     def generator_backward(self, fake: Tensor, inputs: StepInputs) -> Tensor:
-        """Adds the gradient of G's loss on `fake`, the images with G's graph; returns the loss."""
+        """Accumulates the gradient of G's loss on `fake`, the images with G's graph; returns the loss."""
         with inputs.random(_JUDGE):
             real_logits = None
             if self.loss.relativistic:
@@ -134,7 +135,7 @@ class Objective:
             return self.loss.generator_backward(self._logits(fake, inputs), real_logits, images=fake)
 
     def generate(self, generator: Any, inputs: StepInputs) -> Tensor:
-        """G(z), in float32 or what G computes in without autocast."""
+        """G(z), in float32 or G's dtype without autocast."""
         with inputs.random(_GENERATE), self.arithmetic():
             if inputs.mixing is None:
                 images = with_labels(generator, inputs.labels)(inputs.z)
@@ -145,10 +146,10 @@ class Objective:
     def path_length_backward(
         self, generator: Any, inputs: StepInputs, mean: Tensor, every: int
     ) -> tuple[Tensor, Tensor]:
-        """Adds the gradient of `path_weight * mean((|J^T y| - mean)^2)` over every `every`-th sample; returns
-        the regulariser and the mean length, of which a part that has none of these samples has 0."""
+        """Accumulates the gradient of `path_weight * mean((|J^T y| - mean)^2)` over every `every`-th sample;
+        returns the regulariser and the mean length, both 0 for a part without such samples."""
         total = inputs.total or len(inputs.z)
-        # The samples 0, every, 2 * every, ... of the whole batch, of which these are this part's.
+        # This part's rows among the samples 0, every, 2 * every, ... of the whole batch.
         count, first = -(-total // every), -(-inputs.start // every)
         rows = slice(first * every - inputs.start, None, every)
         z, labels = inputs.z[rows], None if inputs.labels is None else inputs.labels[rows]
@@ -161,7 +162,7 @@ class Objective:
             with self.arithmetic(), kept(list(generator.buffers())):
                 y = batch_randn(len(z), *inputs.fake.shape[1:], device=z.device)
                 lengths = path_length(generator.synthesis, _styles(generator, chosen), y)
-            # The mean over the whole batch's samples is then the mean of what the parts return.
+            # Scaled so that the mean over the parts' results is the mean over the whole batch's samples.
             share = total / len(inputs.z) / count
             loss = self.path_weight * (lengths - mean).square().sum() * share
             loss.backward()
@@ -170,21 +171,21 @@ class Objective:
     def _logits(self, images: Tensor, inputs: StepInputs) -> Tensor:
         if self.augment is not None:
             images = self.augment(images)
-        # Behind the augmentation, whose zooms would change sigma and whose edges would be sharp.
+        # After the augmentation, which would change sigma by zooming and add sharp edges.
         images = blurred(images, self.blur_sigma if inputs.blur_sigma is None else inputs.blur_sigma)
         with self.arithmetic():
             return with_labels(self.discriminator, inputs.labels)(images)
 
 
 def with_labels(network: nn.Module, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The network as a function of its first argument, told the labels if there are any."""
+    """The network as a function of its first argument, with the labels, if any, already given."""
     if labels is None:
         return network
     return lambda x: network(x, labels)
 
 
 def _styles(generator: Any, inputs: StepInputs) -> Tensor:
-    """The styles of each layer, (N, num_ws, w_dim), mixed if asked."""
+    """The styles of each layer, (N, num_ws, w_dim), mixed if requested."""
     w: Tensor = generator.mapping(inputs.z, inputs.labels)
     if inputs.mixing is None:
         return w

@@ -1,4 +1,4 @@
-"""The recipes that users name: one `TrainConfig` for each."""
+"""The presets: named recipes, one `TrainConfig` each."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def _stylegan3(preset: str, generator: StyleGAN3GeneratorConfig, **augment: Any)
 
 
 # mlp: the reference text's recipe (Adam 1e-4, betas 0.9 and 0.999, no penalty) does not learn MNIST's 5,000
-# digits in 25,000 steps: it ends in no or one class. Measured instead: momentum 0.5 and a light R1 keep all
-# ten, and the higher rate makes them legible within 16,000 steps; a shorter memory of squares and a longer
-# average of weights make more samples recognisable (docs/reference.md has the figures). One thread,
-# because the layers are so small that each of a step's operations would wait for a second one: on busy cores
-# that takes five times as long.
+# digits in 25,000 steps: its samples are of one class or none. As measured, beta1 0.5 and a light R1 keep all
+# ten classes, and the higher learning rate makes them legible within 16,000 steps; a smaller beta2 and a
+# longer average of the weights make more samples recognisable (docs/reference.md has the figures). One
+# thread, because the layers are so small that every operation would have to wait for a second one: on busy
+# cores that takes five times as long.
 PRESETS: dict[str, TrainConfig] = {
     "mlp": TrainConfig(
         preset="mlp",
@@ -77,7 +77,7 @@ PRESETS: dict[str, TrainConfig] = {
         **_both(AdamConfig(lr=2e-4, beta1=0.5, beta2=0.999)),
         batch=128,
     ),
-    # The paper's for its residual networks.
+    # The paper's settings for its residual networks.
     "sngan": TrainConfig(
         preset="sngan",
         generator=SNGANGeneratorConfig(),

@@ -1,4 +1,4 @@
-"""What a recipe leaves to be computed: from the data, from the processes, and from how far a run has come."""
+"""The parts of a recipe that are computed: from the data, the processes and a run's progress."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, TrainConfig
 from aigc_ext.tasks.gan.objective import Objective
 from aigc_ext.training.task import Progress
 
-# Gamma of R3GAN by the side of the images: the paper's for ImageNet at 32 pixels, FFHQ at 64 and at 256.
+# R3GAN's gamma by image side: the paper's for ImageNet at 32 pixels and FFHQ at 64 and 256.
 _R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
 _SAMPLE = 256  # images
 
 
 def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
-    """The config with a value in the place of every null that depends on the data.
+    """The config with a value for every null that depends on the data.
 
     R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
     Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp,
     if there is one.
-    The average's half-life is 10/32 of the batch size, in thousands of images. The generator's output is
-    tanh's if more than a quarter of the data's values are at either end of their range.
-    The blur is of 10 pixels (Karras et al., 2021, "Alias-Free Generative Adversarial Networks"), which the
-    paper has for sides of 256 and more; of a shorter side it is the same share, to hide the same detail.
+    The average's half-life is 10/32 of the batch size, in thousands of images. The generator's output is tanh
+    if more than a quarter of the data's values are at either end of their range.
+    The blur's sigma is 10 pixels, as in the paper (Karras et al., 2021, "Alias-Free Generative Adversarial
+    Networks"), for sides of 256 and more; for shorter sides it is the same fraction of the side, to hide the
+    same detail.
     """
     height, width = data.image_shape[1:]
     if config.loss.gamma is None:
@@ -53,19 +54,19 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
 
 
 def _saturated(data: ImageDataset) -> float:
-    """The share of the values that are the darkest or the brightest, in images from all over the data."""
+    """The fraction of the values that are at either end of their range, in images from all over the data."""
     images, _ = data.read(range(0, len(data), max(1, len(data) // _SAMPLE)))
     return ((images == 0) | (images == 255)).float().mean().item()
 
 
 def _r3gan_gamma(side: float) -> float:
-    """A straight line through two of the figures, the nearest, on logarithmic scales."""
+    """Linear interpolation or extrapolation of the two closest figures, on logarithmic scales."""
     (low, a), (high, b) = _R3GAN_GAMMA[:2] if side < _R3GAN_GAMMA[1][0] else _R3GAN_GAMMA[1:]
     return float(f"{a * (b / a) ** (math.log(side / low) / math.log(high / low)):.3g}")
 
 
 def check_fits(config: TrainConfig, generator: nn.Module) -> None:
-    """Raises ConfigError for what makes no sense together, or not with this generator."""
+    """Raises ConfigError for settings that contradict each other or don't suit this generator."""
     loss = config.loss
     meaningless = {"wgan": "the sign of D's logits then means nothing"} | dict.fromkeys(
         RELATIVISTIC, "D's logits of real images then mean nothing by themselves"
@@ -87,7 +88,8 @@ def check_fits(config: TrainConfig, generator: nn.Module) -> None:
 
 
 def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
-    """Says that so many images at once are no whole groups of StyleGAN2's minibatch standard deviation."""
+    """A warning if parts of `part` images don't consist of whole groups of StyleGAN2's minibatch standard
+    deviation, otherwise None."""
     if not isinstance(discriminator, StyleGAN2Discriminator) or part % discriminator.group_size == 0:
         return None
     wanted, size = discriminator.group_size, discriminator.group_of(part)
@@ -99,12 +101,12 @@ def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
 
 
 class Schedule(NamedTuple):
-    """What changes from step to step, as the one that begins `at` a point of the run has it."""
+    """The settings that change from step to step, for the step that begins `at` a point of the run."""
 
     at: Progress
     penalize: bool
     train_generator: bool
-    stretch: bool  # take path lengths
+    stretch: bool  # compute path lengths
     gamma: float
     blur_sigma: float
     g_rates: dict[str, Any]  # of the optimizers
@@ -114,7 +116,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(config: TrainConfig, at: Progress) -> Schedule:
-    """Of the step that begins there. The config is completed."""
+    """The schedule of the step that begins at this point, for a completed config."""
     nimg = at.nimg
     loss, augment, position = config.loss, config.augment, ramp(config, nimg)
     assert loss.gamma is not None, "complete has not been called"
@@ -131,7 +133,7 @@ def schedule(config: TrainConfig, at: Progress) -> Schedule:
 
 
 def kind_of_step(config: TrainConfig, step: int) -> tuple[bool, bool, bool]:
-    """Does a step take R1, train the generator, and take path lengths?"""
+    """Does a step compute R1, train the generator, and compute path lengths?"""
     loss, n_dis = config.loss, config.n_dis
     trains = (step + 1) % n_dis == 0
     stretches = loss.path_weight > 0 and trains and step // n_dis % loss.path_interval == 0
@@ -139,7 +141,7 @@ def kind_of_step(config: TrainConfig, step: int) -> tuple[bool, bool, bool]:
 
 
 def kinds_of_steps(config: TrainConfig) -> list[tuple[bool, bool, bool]]:
-    """Of the first steps, until they come again."""
+    """The kinds of the steps in one period."""
     loss, n_dis = config.loss, config.n_dis
     every_r1 = loss.r1_interval if loss.gamma or loss.gamma_end else 1
     every_path = loss.path_interval * n_dis if loss.path_weight else 1
@@ -147,25 +149,26 @@ def kinds_of_steps(config: TrainConfig) -> list[tuple[bool, bool, bool]]:
 
 
 def rates(config: AdamConfig, position: float) -> dict[str, Any]:
-    """Learning rate and betas at a point of the ramp, as an optimizer's groups have them."""
+    """Learning rate and betas at a point of the ramp, in the form of an optimizer's groups."""
     beta2 = between(config.beta2, config.beta2_end, position)
     return {"lr": between(config.lr, config.lr_end, position), "betas": (config.beta1, beta2)}
 
 
 def ramp(config: TrainConfig, nimg: int) -> float:
-    """How far the ramp has come after `nimg` images: from 0 to 1 along half a cosine; 1 if there is none."""
+    """The position on the ramp after `nimg` images: from 0 to 1 along half a cosine; 1 if there is no
+    ramp."""
     if nimg >= config.ramp_kimg * 1000:
         return 1.0
     return (1 - math.cos(math.pi * nimg / (config.ramp_kimg * 1000))) / 2
 
 
 def between(start: float, end: float | None, position: float) -> float:
-    """`start`, or a point on the way from there to `end`, if there is one."""
+    """Interpolates from `start` to `end`; `start` if there is no `end`."""
     return start if end is None else start + position * (end - start)
 
 
 def blur_sigma(config: TrainConfig, nimg: int) -> float:
-    """The blur of what D sees after `nimg` images, in pixels: down to 0 along a straight line."""
+    """The sigma of the blur after `nimg` images, in pixels: it falls linearly to 0."""
     augment = config.augment
     assert augment.blur_sigma is not None, "recipe.complete has not been called"
     return augment.blur_sigma * max(0.0, 1 - nimg / (augment.blur_kimg * 1000))
@@ -174,7 +177,7 @@ def blur_sigma(config: TrainConfig, nimg: int) -> float:
 def make_objective(
     discriminator: nn.Module, config: TrainConfig, augment: nn.Module | None = None
 ) -> Objective:
-    """The objective that a completed config describes; its gamma and blur are those of the start."""
+    """The objective of a completed config, with gamma and blur as at the start."""
     loss = config.loss
     assert loss.gamma is not None, "complete has not been called"
     assert config.augment.blur_sigma is not None
@@ -192,7 +195,7 @@ def make_objective(
 
 
 def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.Module | None:
-    """What D's images go through, if anything."""
+    """The augmentation of D's images, or None."""
     if config.kind == "noaug":
         return None
     if config.kind == "diffaug":
@@ -205,8 +208,8 @@ def make_augment(config: AugmentConfig, value_range: tuple[float, float]) -> nn.
 
 
 def adjust_augment(augment: AdaAugment, config: TrainConfig, step: int, acc_real: Tensor) -> None:
-    """Moves the probability of `ada` behind a step, by the share of the whole batch's real images that D took
-    for real; NaN counts for nothing."""
+    """Adjusts the probability of `ada` after a step, by the fraction of the whole batch's real images that D
+    classified as real; NaN is ignored."""
     settings = config.augment
     if settings.kind != "ada":
         return

@@ -21,28 +21,28 @@ _ACCURACIES = slice(STATISTICS.index("acc_real"), STATISTICS.index("acc_fake") +
 class AdversarialStep:
     """Updates a discriminator and then a generator, once per call.
 
-    1. `fake = G(z)`; D's loss on `real` and on the detached `fake`, plus the penalties when asked; D's
-       optimiser steps.
-    2. G's loss on D(fake) by the updated D, whose parameters are frozen meanwhile, so that no weight gradient
-       of D is computed and thrown away; G's optimiser steps, which averages the weights too if it is an
+    1. `fake = G(z)`; D's loss on `real` and on the detached `fake`, plus the penalties if requested; D's
+       optimizer takes a step.
+    2. G's loss on D(fake) with the updated D, whose parameters are frozen, so that its weight gradients are
+       not computed for nothing; G's optimizer takes a step, which also averages the weights if it is an
        `AdamEMA`.
 
-    The same latents serve both halves, so G runs forward once. Nothing waits for the device: losses and
-    statistics come back as one tensor. If a loss is not finite, so is a gradient; `AdamEMA` refuses these,
-    and neither weights nor moments change. A buffer, such as a running mean, that would not be finite stays
-    as it was.
+    The same latents serve both halves, so G's forward runs once. Nothing waits for the device: losses and
+    statistics are returned as one tensor. If a loss is not finite, neither is a gradient; `AdamEMA` then
+    skips the step, so neither weights nor moments change. A buffer, such as a running mean, that would become
+    non-finite keeps its value.
 
     A batch may be computed in several parts (see `training.parts`), one after another (`part_size`) and in
-    several processes (`processes`). Between several G's graph is not kept, so that it runs forward twice.
-    Samples also meet in a minibatch's standard deviation and in the loss `relativistic_avg`.
+    several processes (`processes`). With several parts, G's graph is not kept, and its forward runs twice.
+    The minibatch standard deviation and the loss `relativistic_avg` also mix samples, of one part only.
 
     Args:
         generator, discriminator, objective, g_optimizer, d_optimizer: of the pair. For mixing and path
-            lengths the generator has `mapping(z, c) -> w (N, layers, w_dim)` and `synthesis(w) -> images`.
-        part_size: images of a part; None for all that a call gets.
-        processes: who shares the batch.
-        path_mean: 0-d tensor, the running mean of path lengths, which moves by `path_decay` of the way.
-        path_every: path lengths are taken of every n-th sample, n being this number.
+            lengths, the generator needs `mapping(z, c) -> w (N, layers, w_dim)` and `synthesis(w) -> images`.
+        part_size: images per part; None for all that a call gets.
+        processes: the processes that share the batch.
+        path_mean: 0-d tensor, the running mean of path lengths, which moves by the fraction `path_decay`.
+        path_every: path lengths are computed of every n-th sample.
     """
 
     generator: nn.Module
@@ -66,12 +66,12 @@ class AdversarialStep:
         self._d_buffers = running_buffers(self.discriminator)
         self._not_measured = torch.full((), torch.nan, device=device)
         self._parts_done: Sequence[StepInputs] = ()
-        self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, of G's
+        self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, then of G's
 
     @property
     def inputs(self) -> StepInputs | None:
-        """What the last call computed from, so that a failing step can be written down; of several parts the
-        first with a loss that is not finite, or the last. None if that call failed."""
+        """The inputs of the last call, so that a failing step can be dumped; with several parts, those of the
+        first part with a non-finite loss, or else of the last. None if that call failed."""
         for part, losses in zip(self._parts_done, zip(*self._losses_done, strict=False), strict=False):
             if not all(loss.isfinite() for loss in losses):
                 return part
@@ -94,12 +94,12 @@ class AdversarialStep:
         """Takes one step on `real` images (N, C, H, W), latents `z` (N, z_dim) and labels (N,), if any.
 
         Args:
-            real, z, labels, mixing: this process's share of the batch; the shares have one size.
-            penalize: take R1, and R2 if it is on.
-            train_generator: False if the discriminator alone learns.
-            stretch: take the path length regulariser.
-            seed: of the networks' random numbers; needed if the batch has parts.
-            gamma, blur_sigma: of this step, in the place of the objective's own.
+            real, z, labels, mixing: this process's share of the batch; all shares have the same size.
+            penalize: compute R1, and R2 if it is on.
+            train_generator: False if only the discriminator learns.
+            stretch: compute the path length regulariser.
+            seed: for the networks' random numbers; needed if the batch has parts.
+            gamma, blur_sigma: for this step, instead of the objective's own.
 
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
@@ -116,7 +116,7 @@ class AdversarialStep:
 
         def discriminate(part: StepInputs) -> Tensor:
             nonlocal fake
-            # Between several parts G's graph is not kept.
+            # With several parts, G's graph is not kept.
             with torch.set_grad_enabled(whole and train_generator):
                 fake = self.objective.generate(self.generator, part)
             made.append(part._replace(fake=fake.detach()))
@@ -136,14 +136,14 @@ class AdversarialStep:
             return torch.stack((loss, length))
 
         ours, others = self._d_buffers, self._g_buffers
-        again = train_generator and not whole  # G runs a second time, on the buffers of the first
+        again = train_generator and not whole  # G runs a second time, with the buffers of the first
         with kept([*others, *ours], unless_finite=True):
             statistics = descend(
                 *(self.d_optimizer, self._d_parameters, parts, discriminate, processes),
                 averaged=ours if again else [*ours, *others],
                 restored=others if again else [],
             )
-            statistics[_ACCURACIES] += statistics[0] * 0  # a NaN is neither right nor wrong
+            statistics[_ACCURACIES] += statistics[0] * 0  # with a NaN loss they are undefined
             self._parts_done, self._losses_done = made, losses[:1]
             if not train_generator:
                 return torch.cat((statistics, self._not_measured[None]))

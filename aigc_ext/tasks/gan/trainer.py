@@ -1,4 +1,4 @@
-"""A generator and a discriminator that learn from each other: a task of the engine, and its public form."""
+"""Adversarial training of a generator and a discriminator: the engine's task, and its public form."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class GANTask(Task):
             "d_optimizer": self.d_optimizer,
             "rng.latents": self.latents,
             "path.mean": self.path_mean,
-            # Not in a checkpoint of a run that had none of this kind before.
+            # Missing in checkpoints of a run that had another kind before.
             **{f"augment.{name}": buffer for name, buffer in augment.items()},
         }
 
@@ -205,11 +205,12 @@ class GANTask(Task):
         return {} if self._metrics is None else self._metrics(self._sampler)
 
     def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
-        """The averaged generator, as `Sampler.from_pretrained` takes it."""
+        """Writes the averaged generator in the form that `Sampler.from_pretrained` loads."""
         save_pretrained(directory, self.facts()["generator"], files["ema"])
 
     def facts(self) -> Mapping[str, Any]:
-        """What `aigc_ext.models` builds the networks from; None of one that is not ours."""
+        """The configs from which `aigc_ext.models` builds the networks; None for a network that is not
+        ours."""
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         return {role: _architecture(network) for role, network in networks.items()}
 
@@ -245,8 +246,8 @@ class GANTask(Task):
         )
 
     def _draw_latents(self) -> tuple[Tensor, Mixing | None]:
-        """This process's share of the step's latents. Each process draws them all, so that they do not depend
-        on how many share them."""
+        """This process's share of the step's latents. Each process draws all of them, so that they do not
+        depend on the number of processes."""
         config, rng = self.config, self.latents
         share = config.batch // self.processes.count
         rows = slice(self.processes.rank * share, (self.processes.rank + 1) * share)
@@ -287,11 +288,11 @@ def _make_optimizer(module: nn.Module, config: AdamConfig, ema: nn.Module | None
 class Trainer(Loop):
     """Trains a generator and a discriminator against each other.
 
-    Any pair of modules will do. The generator maps latents (N, z_dim) to images (N, C, H, W) of the data's
+    Any pair of modules works. The generator maps latents (N, z_dim) to images (N, C, H, W) of the data's
     shape, the discriminator maps images to logits; with `config.data.cond` both get int64 labels (N,) as a
     second argument. The networks are moved to `config.device` and trained in place.
 
-    Every random number comes from `config.seed` (see `training.loop.Loop`), also the initial weights (in
+    All random numbers derive from `config.seed` (see `training.loop.Loop`), including the initial weights (in
     `from_config`) and the latents.
 
     Args:
@@ -301,11 +302,11 @@ class Trainer(Loop):
         z_dim, value_range: by default the generator's attributes of these names.
 
     Attributes:
-        state: the networks, the averaged generator `state.ema`, optimisers and counters.
-        run_dir: the run directory, once there is one.
+        state: the networks, the averaged generator `state.ema`, optimizers and counters.
+        run_dir: the run directory; None until there is one.
 
     Raises:
-        ValueError: networks, data and config do not fit together.
+        ValueError: networks, data and config do not match.
     """
 
     task: GANTask
@@ -329,7 +330,7 @@ class Trainer(Loop):
     @classmethod
     def from_config(cls, config: TrainConfig, *, outdir: str | Path = "runs", desc: str = "") -> Trainer:
         """Opens the data and builds the networks that `config` describes, with weights from its seed. Files
-        that are no part of the data are left out; `fit` reports them."""
+        that don't belong to the data are left out; `fit` reports them."""
         data = open_dataset(config.data.source, on_bad="skip")
         config = recipe.complete(config, data)
         shared: Any = {"image_shape": data.image_shape}
@@ -342,5 +343,5 @@ class Trainer(Loop):
 
 
 def find_resume_point(target: str, outdir: Path) -> run.ResumePoint:
-    """What `--resume target` goes on from; see `training.run.resume_point`."""
+    """The point from which `--resume target` continues; see `training.run.resume_point`."""
     return run.resume_point(target, outdir, TrainConfig)
