@@ -1,4 +1,4 @@
-"""Datasets of images, the stream of batches, and the way to and from a model's value range."""
+"""Datasets of images, the stream of batches, and conversion to and from a model's value range."""
 
 from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert_dataset, inspect_dataset
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files

@@ -17,13 +17,13 @@ _log = logging.getLogger(__name__)
 
 
 def open_arrays(path: Path, memory_limit: int) -> TensorImages:
-    """Opens uint8 images N,H,W or N,H,W,C, in a `.npz` with integer labels (N,).
+    """Opens uint8 images N,H,W or N,H,W,C; a `.npz` may also have integer labels (N,).
 
-    A `.npz` has them in the arrays `images` and `labels`; without `images`, its first array is taken. A
-    `.npy` of more than `memory_limit` bytes is mapped from disk; a `.npz` can't be, so it is refused.
+    A `.npz` has them in the arrays `images` and `labels`; without `images`, its first array is used. A `.npy`
+    of more than `memory_limit` bytes is memory-mapped; a `.npz` can't be, so it is rejected.
 
     Raises:
-        DatasetError: naming the file, the array and what is wrong with it.
+        DatasetError: names the file, the array and what is wrong with it.
     """
     try:
         if path.suffix.lower() == ".npz":
@@ -37,7 +37,7 @@ def open_arrays(path: Path, memory_limit: int) -> TensorImages:
 
 def _read_npy(path: Path, memory_limit: int) -> Tensor:
     with _plain_errors("the file"):
-        # "c" (copy on write): nothing reaches the file, and PyTorch has no read-only tensors to offer.
+        # "c" (copy on write) never changes the file; PyTorch has no read-only tensors.
         array = np.lib.format.open_memmap(path, mode="c")
     images = _as_nchw(array, "the array")
     if array.nbytes > memory_limit:
@@ -49,7 +49,7 @@ def _read_npy(path: Path, memory_limit: int) -> Tensor:
 def _read_npz(path: Path, memory_limit: int) -> tuple[Tensor, Tensor | None]:
     with ExitStack() as stack:
         with _plain_errors("the file"):
-            # Opened here, since NumPy leaves a file open that it can't read.
+            # Opened here, since NumPy doesn't close a file that it can't read.
             npz = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
         if not isinstance(npz, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array (.npy) called .npz")
@@ -72,7 +72,7 @@ def _read_npz(path: Path, memory_limit: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _read_member(npz: np.lib.npyio.NpzFile, name: str, memory_limit: int) -> np.ndarray:
-    assert npz.zip is not None  # it is None only once `npz` is closed
+    assert npz.zip is not None  # it is None only after `npz` is closed
     try:
         size = npz.zip.getinfo(f"{name}.npy").file_size
     except KeyError:
@@ -101,12 +101,12 @@ def _as_nchw(array: np.ndarray, what: str) -> Tensor:
 
 @contextmanager
 def _plain_errors(what: str) -> Iterator[None]:
-    """Makes one ValueError of the many exceptions of NumPy, zipfile and zlib on damaged data."""
+    """Converts the various exceptions of NumPy, zipfile and zlib for damaged data to ValueError."""
     try:
         yield
     except Exception as error:
         reason = f"can't be read ({type(error).__name__}: {error})"
-        # NumPy's own messages for both advise to switch allow_pickle on.
+        # NumPy's own messages for both advise enabling allow_pickle.
         if isinstance(error, ValueError) and ("pickle" in str(error) or "Python objects" in str(error)):
             reason = "is not an array of plain numbers; Python objects (pickles) are never loaded"
         raise ValueError(f"{what} {reason}") from error

@@ -1,4 +1,4 @@
-"""What a step of training is given."""
+"""The input of a training step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Samples, one in each row of every tensor; None for what the data do not have."""
+    """Samples, one per row of every tensor; None for what the data lacks."""
 
     images: Tensor | None = None
     labels: Tensor | None = None

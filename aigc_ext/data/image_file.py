@@ -1,4 +1,4 @@
-"""Decoding of one image file with Pillow: what is handled, what is refused."""
+"""Decoding of one image file with Pillow: which formats are handled, and which rejected."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-# The decoders behind SUFFIXES, and no more: what a file is called doesn't decide which parser its bytes
-# reach.
+# Only the decoders for SUFFIXES: the name of a file must not decide which parser reads its contents.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 
 MAX_PIXELS = 1 << 26
-"""Pixels of the largest image that is decoded (8192 x 8192). Checked here and before any pixel is decoded,
-since Pillow's own limit is process-wide, only warns at first, and may have been switched off."""
+"""Pixels of the largest image that is decoded (8192 x 8192). It is checked here, before any pixel is decoded,
+since Pillow's own limit is process-wide, at first only warns, and may have been disabled."""
 
 MAX_FILE_BYTES = 8 * MAX_PIXELS
 """Size of the largest file that is read: an uncompressed image of MAX_PIXELS with four 16-bit channels."""
@@ -36,30 +35,29 @@ _ORIENTATION_TAG = 0x0112
 
 
 def probe(file: BinaryIO) -> tuple[int, int, int]:
-    """The shape (C, H, W) that `decode` will give, from the headers alone.
+    """The shape (C, H, W) of `decode`'s result, from the headers alone.
 
-    Raises: as `decode`, but damage behind the headers goes unseen.
+    Raises the errors of `decode`, except for damage after the headers.
     """
     with Image.open(file, formats=_FORMATS) as image:
         return _checked_shape(image)
 
 
 def stored_as(file: BinaryIO) -> str:
-    """Format and colour mode before `decode`, in Pillow's words, such as `JPEG CMYK` or `PNG I;16`."""
+    """Format and colour mode before `decode`, in Pillow's terms, such as `JPEG CMYK` or `PNG I;16`."""
     with Image.open(file, formats=_FORMATS) as image:
         return f"{image.format} {image.mode}"
 
 
 def decode(file: BinaryIO) -> np.ndarray:
-    """The image as uint8, H x W x C, turned upright as its EXIF orientation says.
+    """The image as uint8, H x W x C, rotated according to its EXIF orientation.
 
-    Grey and bilevel images have one channel, palette and CMYK ones become RGB; an alpha channel or a
-    transparent colour makes it RGBA. Of 16 bits the upper 8 are kept, which is also what Pillow does with
-    16-bit RGB.
+    Grey and bilevel images have one channel, palette and CMYK images become RGB; an alpha channel or a
+    transparent colour makes them RGBA. Of 16 bits the upper 8 are kept, as Pillow does for 16-bit RGB.
 
     Raises:
         ValueError: the image is too large, has several frames, or a colour mode without an 8-bit meaning.
-        Exception: anything that Pillow raises on damaged input, see `describe_error`.
+        Exception: anything that Pillow raises for damaged input; see `describe_error`.
     """
     with Image.open(file, formats=_FORMATS) as image:
         _checked_shape(image)
@@ -74,7 +72,7 @@ def decode(file: BinaryIO) -> np.ndarray:
 
 
 def describe_error(error: Exception) -> str:
-    """Why a file can't be read, for people: Pillow's and zipfile's own messages name internals or nothing."""
+    """Why a file can't be read, for users: Pillow's and zipfile's own messages name internals or nothing."""
     if isinstance(error, UnidentifiedImageError):
         return f"its content is not recognised as {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
     if isinstance(error, OSError) and error.strerror:
@@ -88,12 +86,12 @@ def _checked_shape(image: Image.Image) -> tuple[int, int, int]:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"it is {width}x{height} pixels, but at most {MAX_PIXELS} pixels are allowed")
-    # A JPEG with a second picture (MPO: a depth map or a preview, as phones write them) is still one photo.
+    # A JPEG with a second picture (MPO: a depth map or preview, written by phones) is still one photo.
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise ValueError(f"it has {frames} frames, but must have one")
-    # Of a TIFF, Pillow gives the size upright. It would decode a whole PNG to look for EXIF behind the
-    # pixels: `decode` alone finds that, and the caller the shape that isn't as promised.
+    # For TIFF, Pillow reports the size after rotation. To look for EXIF after the pixels, it would decode a
+    # whole PNG; only `decode` finds such EXIF, and its caller notices the unexpected shape.
     exif_in_header = image.format != "TIFF" and ("exif" in image.info or "xmp" in image.info)
     if exif_in_header and image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8):
         width, height = height, width
@@ -112,6 +110,6 @@ def _output_mode(image: Image.Image) -> str:
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:
-    # Not in a TIFF: there the values may have 12 bits, or white as 0, and Pillow doesn't tell. Mode I has 32
-    # bits, of which a PPM uses 16.
+    # Not TIFF: its values may have 12 bits, or white as 0, and Pillow doesn't tell. Mode I has 32 bits, of
+    # which a PPM uses 16.
     return (image.format, image.mode) in (("PNG", "I;16"), ("PNG", "I"), ("PPM", "I"))

@@ -1,4 +1,4 @@
-"""From what a user types after `--data` to a dataset."""
+"""Opens the dataset named by `--data`."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ def open_dataset(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     on_bad: OnBad = "raise",
 ) -> ImageDataset:
-    """Opens a dataset and checks it, so that a bad file is found now and not after a night of training.
+    """Opens and checks a dataset, so that bad files are found now and not after a night of training.
 
     Args:
         source: one of
             - `digits` (1,797 images 1x8x8) or `mnist5k` (5,000 images 1x28x28), both with 10 classes, from
               the packages of `pip install aigc_ext[data]`; a folder of that name is `./digits`;
             - a folder, searched recursively, or a `.zip`: PNG, JPEG, WebP, BMP, GIF, TIFF and PPM images of
-              one shape, in the order of their names, with an optional `dataset.json` at the top:
+              one shape, in the order of their names, with an optional `dataset.json` in the root:
               `{"labels": [["sub/a.png", 3], ...]}` with a class for each image. Hidden files and files with
-              other suffixes are passed over. See `image_file.decode` for colour modes;
-            - a `.npy` or `.npz` of uint8 images N,H,W or N,H,W,C, in a `.npz` as the array `images` (else its
+              other suffixes are ignored. See `image_file.decode` for colour modes;
+            - a `.npy` or `.npz` of uint8 images N,H,W or N,H,W,C, in a `.npz` as the array `images` (or its
               first array) with an optional array `labels` (N,);
             - `wds:shards/train-{0000..0003}.tar`: uncompressed WebDataset shards on this machine, see
               `shards.open_shards` (braces need `pip install aigc_ext[webdataset]`);
             - `hf:folder`: a data set of Hugging Face `datasets` on this machine, see `huggingface.open_rows`
               (`pip install aigc_ext[datasets]`). Nothing is downloaded.
-        memory_limit: bytes of pixels that may be held in memory; above it all but `.npz` is read as needed,
-            image by image.
-        on_bad: "raise" refuses a source with bad files; "skip" leaves them out and lists them in
-            `bad_files` of the dataset. The right shape is the most frequent one. Damage behind the headers is
-            found when an image is decoded: of a source held in memory that is now, so these images are left
-            out too; of one read as needed it is later, and then `read` replaces the image, with one
-            logged warning per file. A `dataset.json` that can't be read as a whole is one of the bad files,
-            and the dataset has no labels. An array (`.npy`, `.npz`, embedded) is good or refused.
+        memory_limit: bytes of pixels that may be held in memory; larger sources, except `.npz`, are read on
+            demand, image by image.
+        on_bad: "raise" rejects a source with bad files; "skip" leaves them out and lists them in the
+            dataset's `bad_files`. Images must have the most frequent shape. Damage after the headers is found
+            when an image is decoded. If the source is held in memory that is now, and these images are left
+            out too; if it is read on demand, `read` later replaces the image, with one logged warning per
+            file. A `dataset.json` that can't be read at all is a bad file, and the dataset has no labels. An
+            array (`.npy`, `.npz`, embedded) is accepted or rejected as a whole.
 
     Raises:
-        DatasetError: the source is missing, of no known kind, has no good image, or, with on_bad="raise",
-        has bad files, of which `bad_files` is the list.
+        DatasetError: the source is missing, of an unknown kind, has no good image or, with on_bad="raise",
+            has bad files, listed in `bad_files`.
     """
     if memory_limit < 0:
         raise ValueError(f"memory_limit is {memory_limit}, but must be at least 0")
@@ -64,10 +64,10 @@ def open_dataset(
 
 
 def find_files(source: str | os.PathLike[str]) -> ImageFiles | None:
-    """The image files behind a source of `open_dataset`, none of them decoded; None if it is an array.
+    """The image files of a source for `open_dataset`, not decoded; None if it is an array.
 
     Raises:
-        DatasetError: the source is missing or of no known kind.
+        DatasetError: the source is missing or of an unknown kind.
     """
     if isinstance(source, str):
         kind, colon, rest = source.partition(":")

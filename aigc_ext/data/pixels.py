@@ -1,4 +1,4 @@
-"""Between stored bytes and the value range of a model."""
+"""Conversion between stored bytes and the value range of a model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def normalize(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}, but must be torch.uint8")
     low, high = _checked_range(value_range)
-    # Divided, not multiplied by the reciprocal: 255 and 127.5 are exact, so both ends of the range are hit.
+    # Dividing, not multiplying by the reciprocal: 255 and 127.5 are exact, so both ends of the range are
+    # reached.
     return images.to(torch.float32).div_(255 / (high - low)).add_(low)
 
 
 def to_uint8(images: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """The inverse of `normalize`: rounds to nearest, values outside `value_range` are clamped, NaN becomes 0.
+    """The inverse of `normalize`: rounds to nearest, clamps values outside `value_range`, and maps NaN to 0.
 
-    Takes any floating dtype and computes in float32 at least.
+    Takes any floating dtype and computes in at least float32.
 
     Raises:
         ValueError: `images` aren't floating point, or `value_range` isn't (low, high) with low < high.
@@ -33,7 +34,7 @@ def to_uint8(images: Tensor, value_range: tuple[float, float]) -> Tensor:
         raise ValueError(f"images are {images.dtype}, but must be floating point")
     low, high = _checked_range(value_range)
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
-    # NaN has to go before the cast, whose result would be undefined.
+    # NaN must be replaced before the cast, whose result would be undefined.
     return ((wide - low) * (255 / (high - low))).round().nan_to_num(nan=0.0).clamp(0, 255).to(torch.uint8)
 
 

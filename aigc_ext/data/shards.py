@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which the members of a sample share all but their extensions."""
+"""WebDataset shards: tar files in which the members of a sample have the same name up to the extension."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError
 from aigc_ext.data.files import NO_IMAGE, ImageFiles, collect, is_hidden, is_image
 
-_LONGEST_CLASS = 32  # bytes of a .cls file that are read: more is no class
+_LONGEST_CLASS = 32  # bytes of the longest valid .cls file
 
 
 class _Member(NamedTuple):
@@ -24,10 +24,10 @@ class _Member(NamedTuple):
 
 
 class _Shards(ImageFiles):
-    """The images of the shards, each called by its shard's path and its own name in there.
+    """The images of the shards, each named by its shard's path and its own name in the shard.
 
-    The shards are indexed once, by their headers: a stream that is to resume at any image needs to know where
-    each one is, which a reader that goes through a shard from its start can't tell.
+    The shards are indexed once, by their headers: a stream that can resume at any image needs the position of
+    each one, which sequential reading does not give.
     """
 
     def __init__(self, source: str, paths: list[Path]) -> None:
@@ -61,12 +61,12 @@ class _Shards(ImageFiles):
                 raise ValueError(
                     f"it is damaged or no uncompressed tar, and read up to there: {error}"
                 ) from error
-            finally:  # what came before the damage is good
+            finally:  # samples before the damage are good
                 for sample in samples.values():
                     self._add(path, file, sample)
 
     def _add(self, path: Path, file: BinaryIO, sample: dict[str, tarfile.TarInfo]) -> None:
-        # By its plain extension if there are several, so that `1.seg.png` doesn't compete with `1.jpg`.
+        # If there are several images, the one with a plain extension: `1.jpg` rather than `1.seg.png`.
         extensions = [extension for extension in sample if is_image(f"x.{extension}")]
         plain = [extension for extension in extensions if "." not in extension]
         if len(extensions) > 1 and plain:
@@ -108,7 +108,7 @@ class _Shards(ImageFiles):
 
 
 class _Part(io.RawIOBase):
-    """Some bytes of a file as a file, with a handle of its own, so that threads and forks can't interfere."""
+    """A part of a file as a file, with its own handle, so that threads and forks can't interfere."""
 
     def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
         self._file = file
@@ -141,19 +141,19 @@ class _Part(io.RawIOBase):
 
 
 def open_shards(pattern: str) -> ImageFiles:
-    """The images in uncompressed tar files that are laid out as WebDataset says.
+    """The images in uncompressed tar files in WebDataset's layout.
 
-    The members of a sample share their path up to the first dot of the file name. A sample with an image (by
-    suffix) is one image; one with several has to have one of them with a plain extension, `1.jpg` beside
+    The members of a sample have the same path up to the first dot of the file name. A sample with an image
+    (by suffix) is one image; of several, exactly one must have a plain extension, such as `1.jpg` next to
     `1.seg.png`. Its class is the number in the text file `1.cls`. Other members, and samples without an
-    image, are passed over. The order is that of the shards in the pattern, and of the members in each.
+    image, are ignored. The order is that of the shards in the pattern, and of the members in each.
 
     Args:
-        pattern: a shard, a folder (all `*.tar` in it), or shards with the wildcards of a shell or braces,
-            `train-{0000..0003}.tar`, which the package braceexpand reads.
+        pattern: a shard, a folder (all `*.tar` in it), or a pattern with shell wildcards or with braces,
+            `train-{0000..0003}.tar`, which need the package braceexpand.
 
     Raises:
-        DatasetError: there is no such shard, or nothing in it that is called like an image.
+        DatasetError: there is no such shard, or no member has the name of an image.
     """
     source = f"wds:{pattern}"
     if "://" in pattern or pattern.startswith("pipe:"):
@@ -187,13 +187,13 @@ def _matches(name: str) -> list[str]:
 
 
 def _members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
-    """The regular visible files, and a ReadError where the tar is cut off or stops making sense."""
+    """The regular visible files; raises ReadError where the tar is truncated or damaged."""
     for info in tar:
         if info.isreg() and info.offset_data + info.size > size:
             raise tarfile.ReadError(f"{info.name} is cut off")
         if info.isreg() and not info.issparse() and not is_hidden(info.name):
             yield info
-    # tarfile takes a damaged header for the end.
+    # tarfile treats a damaged header as the end.
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):

@@ -15,17 +15,17 @@ from aigc_ext.data.dataset import ImageDataset
 class BatchStream(Iterator[tuple[Tensor, Tensor]]):
     """Iterator over (images uint8 B x C x H x W, labels int64 B), epoch after epoch, each in a new order.
 
-    Batches run across the borders of epochs, so none is short and `batch` may exceed the dataset. The order
-    of an epoch and its mirror flips are a pure function of `seed` and the number of the epoch; the whole
-    state is `position`, and to resume is to set it.
+    Batches cross the boundaries of epochs, so none is short, and `batch` may exceed the dataset. The order of
+    an epoch and its mirror flips are a pure function of `seed` and the epoch's number; `position` is the
+    complete state, and setting it resumes.
 
     With `world_size` > 1, `batch` is still the global batch and `position` counts over all ranks: rank r gets
-    the r-th of `world_size` equal parts of the very batch that a single process would get.
+    the r-th of `world_size` equal parts of the batch that a single process would get.
 
     Args:
         batch: images per batch, over all ranks together.
         seed: non-negative integer of any size.
-        mirror: flip each image left to right with probability 1/2, drawn anew each epoch.
+        mirror: flip each image left to right with probability 1/2, independently in each epoch.
         rank, world_size: this process and the number of processes that share the batch.
     """
 
@@ -55,13 +55,13 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         self.rank = rank
         self.world_size = world_size
         self._position = 0
-        self._epoch = -1  # the epoch that _order and _flips belong to
+        self._epoch = -1  # the epoch of _order and _flips
         self._order: np.ndarray = np.empty(0, np.int64)
         self._flips: np.ndarray = np.empty(0, np.bool_)
 
     @property
     def position(self) -> int:
-        """Images handed out so far, over all ranks."""
+        """Images returned so far, over all ranks."""
         return self._position
 
     @position.setter
@@ -77,9 +77,10 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         images, labels = self.dataset.read(indices)
         if self.mirror:
             rows = flips.nonzero().flatten()
-            # Written through NumPy: PyTorch writes indexed uint8 element by element, 20 times as slow.
+            # Written through NumPy: PyTorch writes indexed uint8 element by element and takes 20 times as
+            # long.
             images.numpy()[rows.numpy()] = images.index_select(0, rows).flip(-1).numpy()
-        # Last, so that a failed read hands out nothing.
+        # Last, so that a failed read doesn't count.
         self._position += self.batch
         return images, labels
 
@@ -98,10 +99,9 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:
             return
-        # NumPy promises that a bit generator's raw output never changes, but promises it neither of
-        # `Generator.permutation` nor does PyTorch of `randperm`: a run must resume on the next version too.
-        # 64-bit keys are distinct up to odds of N^2 / 2^65, and a stable sort is exact for equal ones as
-        # well.
+        # A run must resume on later versions too. NumPy guarantees that a bit generator's raw output never
+        # changes, but not `Generator.permutation`, nor does PyTorch guarantee `randperm`. 64-bit keys are
+        # distinct except with probability N^2 / 2^65, and a stable sort is also exact for equal ones.
         bits = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
         self._order = np.argsort(bits.random_raw(len(self.dataset)), kind="stable")
         self._flips = bits.random_raw(len(self.dataset)) >> np.uint64(63) == 1

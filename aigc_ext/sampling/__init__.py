@@ -1,4 +1,4 @@
-"""Sampling: images from seeds, walks and projections, files that carry their provenance, and export."""
+"""Sampling: images from seeds, walks and projections, files with provenance, and export."""
 
 from aigc_ext.sampling.convert import Converted, ConvertError, convert_checkpoint
 from aigc_ext.sampling.export import Exported, ExportError, export_generator

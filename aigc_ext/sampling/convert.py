@@ -1,7 +1,8 @@
-"""Foreign PyTorch checkpoints as model directories.
+"""Converts other projects' PyTorch checkpoints to model directories.
 
-Foreign files are read by `torch.load(weights_only=True)`, whose unpickler knows tensors and plain containers
-and calls nothing that a file names, or by safetensors. What does not fit the architecture exactly is refused.
+Such files are read by `torch.load(weights_only=True)`, whose unpickler allows only tensors and plain
+containers and never calls what a file names, or by safetensors. Weights that do not match the architecture
+exactly are rejected.
 """
 
 from __future__ import annotations
@@ -29,23 +30,24 @@ KEYS = (
     *("g_ema", "G_ema", "ema_generator", "generator_ema", "netG_ema", "params_ema", "ema"),
     *("generator", "netG", "G", "g", "params", "state_dict", "model_state_dict", "model"),
 )
-"""Under which a generator is looked for if no key is given. The averaged one comes first: it samples."""
+"""The keys under which a generator is searched if none is given; averaged generators, used for sampling,
+first."""
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and AveragedModel; torch.compile
 _SHOWN = 4
 
 
 class ConvertError(ValueError):
-    """A checkpoint that is not converted; the message names the file and says what was refused and why."""
+    """A checkpoint that cannot be converted; the message names the file, what was rejected, and why."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert_checkpoint` has done.
+    """The result of `convert_checkpoint`.
 
     Attributes:
-        config: of the generator, as in config.json.
-        key: where in the file its weights were; "" for the top.
+        config: the generator's config, as in config.json.
+        key: where its weights were in the file; "" for the top level.
         notes: what was left out, filled in or changed, a sentence each.
     """
 
@@ -63,25 +65,25 @@ def convert_checkpoint(
     family: str | None = None,
     key: str | None = None,
 ) -> Converted:
-    """Writes the generator of a foreign checkpoint as a directory for `Sampler.from_pretrained`.
+    """Writes the generator of another project's checkpoint as a directory for `Sampler.from_pretrained`.
 
-    The weights must have the names and shapes of our architecture's. Prefixes that wrappers put before all
-    names (`module.` of DataParallel and AveragedModel, `_orig_mod.` of torch.compile) are taken off. For
-    dcgan the names of PyTorch's DCGAN tutorial (`main.0.weight`, ...) are known too; that its strides are
-    2, its hidden activations ReLU and its last one tanh is the caller's word, since no file says so.
+    The weights must have the names and shapes of our architecture. Prefixes that wrappers add to all names
+    (`module.` of DataParallel and AveragedModel, `_orig_mod.` of torch.compile) are removed. For dcgan, the
+    names of PyTorch's DCGAN tutorial (`main.0.weight`, ...) are also accepted. That its strides are 2, its
+    hidden activations ReLU and its last one tanh is assumed, since files don't record it.
 
     Args:
-        source: a file of `torch.save`, or a .safetensors.
-        directory: where to write; must not exist. It is made whole or not at all.
-        config: what `models.build_generator` takes.
-        family: of the generator; with it alone the weights of "dcgan" decide the rest, those of other
-            families do not. Beside `config` it must agree, or is what that leaves out.
+        source: a file written by `torch.save`, or a .safetensors file.
+        directory: where to write; must not exist. It is written atomically.
+        config: a config for `models.build_generator`.
+        family: the generator's family. Given without `config`, the rest follows from the weights, which works
+            only for "dcgan". Given with `config`, it must agree with it, or supplies a missing family.
         key: where the state_dict is: keys, or prefixes of names, joined by dots, such as "state_dict.netG".
-            By default the top or, in a dict of other things, the first of `KEYS` that is there.
+            By default the top level or, if that has other contents, the first of `KEYS` that exists.
 
     Raises:
-        ConvertError: the file needs pickle to run code, is damaged, or holds something else; names or shapes
-            do not fit; `directory` exists.
+        ConvertError: the file would need pickle to run code, is damaged, or has other contents; names or
+            shapes do not match; `directory` exists.
     """
     source, directory = Path(source), Path(directory)
     if directory.exists() or directory.is_symlink():
@@ -141,16 +143,17 @@ def _read(source: Path) -> Any:
             raise ConvertError(f"{source} is refused: {error}") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols and TorchScript: then it fails as well
-            # Only the newer format, a zip, can be mapped: then a discriminator and optimisers cost nothing.
+            warnings.simplefilter("ignore")  # on pickle protocols and TorchScript: then it also fails
+            # Only the newer format, a zip, can be memory-mapped; unused networks and optimizers then cost
+            # nothing.
             return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
-    # Whatever a damaged or hostile file makes the parser raise, it is refused.
+    # A damaged or hostile file can make the parser raise anything.
     except Exception as error:
         raise ConvertError(f"{source} is refused: {_refusal(error)}") from error
 
 
 def _refusal(error: Exception) -> str:
-    """One sentence out of what torch.load says, which advises to switch the safety off."""
+    """The reason as one sentence, without torch.load's advice to disable the safe mode."""
     text = re.sub(r"\x1b\[\d*m|\[enforce fail at [^]]*\] \. ", "", str(error))
     if match := re.search(r"GLOBAL (\S+)", text):
         return (
@@ -168,7 +171,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _find_state(source: Path, content: Any, key: str | None) -> tuple[Mapping[str, Tensor], str]:
-    """The state_dict in the content of a file, and where it was."""
+    """The state_dict in the content of a file, and its key."""
     if not isinstance(content, Mapping):
         raise ConvertError(
             f"{source} holds a value of type {type(content).__name__}, but must hold a dict of tensors"
@@ -220,7 +223,7 @@ def _descend(source: Path, content: Mapping[str, Any], key: str) -> Any:
 
 
 def _plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights without what wrappers add to their names, and what was done."""
+    """The weights without the prefixes that wrappers add to their names, and notes on what was removed."""
     weights, notes = dict(state), []
     if any(name.startswith("module.") for name in weights) and weights.pop("n_averaged", None) is not None:
         notes.append("n_averaged of an AveragedModel is left out")
@@ -231,8 +234,8 @@ def _plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[s
 
 
 def _rename_tutorial(weights: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """`main.` of the tutorial counts convolution, batch norm and ReLU, our `layers.` the first and both
-    others as one."""
+    """Renames the tutorial's layers: its `main.` numbers convolution, batch norm and ReLU separately, our
+    `layers.` the convolution and the other two together."""
     if not weights or not all(name.startswith("main.") for name in weights):
         return dict(weights)
     notes.append("the names main.* are read as those of the PyTorch tutorial's DCGAN")
@@ -247,7 +250,8 @@ def _rename_tutorial(weights: Mapping[str, Tensor], notes: list[str]) -> dict[st
 
 
 def _dcgan_config(where: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes say: the first filter is as large as the coarsest images, each further one doubles."""
+    """The config that follows from the shapes: the first filter has the size of the coarsest images, each
+    further layer doubles it."""
     places = [int(m[1]) for name in weights if (m := re.fullmatch(r"layers\.(\d+)\.weight", name))]
     filters = [weights[f"layers.{i}.weight"] for i in sorted(places) if i % 2 == 0]
     if len(filters) < 2 or any(f.ndim != 4 for f in filters):
@@ -270,10 +274,10 @@ def _dcgan_config(where: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def _fill_in(
     weights: dict[str, Tensor], expected: Mapping[str, Tensor], config: Mapping[str, Any], notes: list[str]
 ) -> None:
-    """Adds what a file may lack without its images being others."""
+    """Adds missing tensors that don't change the images."""
     missing = [name for name in expected if name not in weights]
     counters = [name for name in missing if name.endswith(".num_batches_tracked")]
-    if counters:  # PyTorch has them since 0.4.1; batch norm with a momentum does not read them
+    if counters:  # PyTorch has them since 0.4.1; batch norm with a momentum doesn't use them
         notes.append("num_batches_tracked is not in the file and is set to 0")
         weights |= {name: torch.zeros_like(expected[name]) for name in counters}
     if config["family"] == "dcgan":
@@ -290,7 +294,7 @@ def _check_dense(where: str, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise ConvertError(f"{where}: {name} is no dense tensor of numbers")
-        # A few bytes can claim to be a large tensor, for which a generator would be built.
+        # A small file can claim to have a large tensor, for which a large generator would be built.
         if value.nbytes > value.untyped_storage().nbytes():
             raise ConvertError(f"{where}: {name} is {tuple(value.shape)}, which is more than its data")
 
@@ -329,7 +333,7 @@ def _as_stored(where: str, name: str, value: Tensor, expected: Tensor, notes: li
 
 
 def _write(directory: Path, config: dict[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Writes both files under a temporary name, so that the directory is whole once it has its own."""
+    """Writes both files under a temporary name, so that the directory appears complete."""
     temporary = _files.temporary_path(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Generators as programs: torch.export's .pt2, and ONNX."""
+"""Exports generators as programs: torch.export's .pt2, and ONNX."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from aigc_ext.version import __version__
 
 FORMATS = ("pt2", "onnx")
 RECORD_FILE = "aigc_ext.json"
-"""Name of the record among a .pt2's extra files."""
+"""Name of the record in a .pt2's extra files."""
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 class ExportError(RuntimeError):
-    """A generator that cannot be exported, or whose export computes something else."""
+    """A generator that cannot be exported, or whose export gives other results."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_generator` wrote.
+    """The result of `export_generator`.
 
     Attributes:
-        checked_by: what ran the export beside the generator: "torch" or "onnxruntime".
-        difference: the largest one that was seen, relative to the largest value.
+        checked_by: what ran the export to compare it to the generator: "torch" or "onnxruntime".
+        difference: the largest difference, relative to the largest value.
         ops: the custom ops, `aigc::...`, that a runtime must have; none if decomposed.
     """
 
@@ -56,25 +56,26 @@ def export_generator(
     provenance: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Writes `generator(z)` or, with classes, `generator(z, c)`, in eval mode and with its weights, as a
-    program; the file appears whole, after the program has been run beside the generator, or not at all.
+    program. The file is written atomically, after the program's results have been compared to the
+    generator's.
 
     Args:
         generator: on the CPU, with the attributes of `aigc_ext.models` (`z_dim`, `num_classes`).
-        format: "pt2" for `torch.export.load`, or "onnx" (`pip install aigc_ext[onnx]`), whose inputs and
-            output are called z, c and images. By default the suffix of `path` says it.
-        decompose: True writes plain PyTorch ops, which run without this package. False, the default of pt2,
+        format: "pt2" for `torch.export.load`, or "onnx" (`pip install aigc_ext[onnx]`), with inputs named z
+            and c and output named images. By default the suffix of `path` decides.
+        decompose: True writes plain PyTorch ops, which run without this package. False, the default for pt2,
             keeps its kernels: `import aigc_ext` before loading. ONNX is always decomposed.
-        batch: the number of images, fixed; None leaves it open.
-        provenance: JSON values, stored with the version of this package and what the images mean: in a .pt2
-            as extra file `aigc_ext.json`, in ONNX as metadata `aigc_ext`.
+        batch: a fixed number of images; None makes it dynamic.
+        provenance: JSON values, stored with this package's version and the meaning of the images' values: in
+            a .pt2 as the extra file `aigc_ext.json`, in ONNX as the metadata `aigc_ext`.
 
     Raises:
         ValueError: an argument is not valid.
         ModuleNotFoundError: the packages for ONNX are missing.
-        ExportError: torch cannot export this generator (a decision on values, or on the batch size in an
-            open batch; in ONNX also an op that it lacks, such as a convolution with a group for each image of
-            an open batch), or the program does not compute what the generator does. Those of
-            `aigc_ext.models` have none of this, with and without classes, in both formats.
+        ExportError: torch cannot export this generator (because of control flow that depends on values or on
+            a dynamic batch size; for ONNX also an unsupported op, such as a convolution with one group per
+            image of a dynamic batch), or the program's results differ from the generator's. Generators of
+            `aigc_ext.models` can be exported in both formats, with and without classes.
     """
     path = Path(path)
     format = format or path.suffix.lower().removeprefix(".")
@@ -99,7 +100,7 @@ def export_generator(
         "value_range": list(generator.value_range),
         **(provenance or {}),
     }
-    # Without gradients, the ops save nothing for a backward pass, whoever calls the program.
+    # Without gradients, the ops save nothing for a backward pass, however the program is called.
     trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
     was_training = generator.training
     generator.eval().requires_grad_(False)
@@ -137,19 +138,19 @@ def _inputs(generator: Any, batch: int) -> tuple[Tensor, ...]:
 
 
 def _trace(generator: Any, batch: int | None, decompose: bool) -> torch.export.ExportedProgram:
-    inputs = _inputs(generator, batch or 3)  # 1 would be taken for a constant
+    inputs = _inputs(generator, batch or 3)  # 1 would be treated as a constant
     dimension = torch.export.Dim("batch", min=1)
     shapes = tuple({0: dimension} for _ in inputs) if batch is None else None
     with decomposed_ops() if decompose else nullcontext():
         try:
             return torch.export.export(generator, inputs, dynamic_shapes=shapes)
-        except Exception as error:  # torch's own kinds, most of them private
+        except Exception as error:  # torch's own exceptions, most of them private
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ExportError(f"torch cannot export {type(generator).__name__}: {lines[0]}") from error
 
 
 def _check(generator: Any, program: Any, batch: int | None, what: str) -> float:
-    """Runs both on other inputs than those of the trace; returns the largest relative difference."""
+    """Runs both on inputs other than those of the trace; returns the largest relative difference."""
     largest = 0.0
     for count in (1, 4) if batch is None else (batch,):
         inputs = tuple(x.flip(0) for x in _inputs(generator, count))
@@ -184,7 +185,7 @@ def _onnx(program: torch.export.ExportedProgram, record: Mapping[str, Any]) -> b
 
     inputs = program.example_inputs[0]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # torch's own doings
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # from within torch
         try:
             made = torch.onnx.export(
                 program,
@@ -194,7 +195,7 @@ def _onnx(program: torch.export.ExportedProgram, record: Mapping[str, Any]) -> b
                 output_names=["images"],
                 verbose=False,
             )
-        except Exception as error:  # of several kinds of torch's
+        except Exception as error:  # several of torch's own exceptions
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             reason = reason.removesuffix(" See the stack trace for more information.").removesuffix(".")
             hint = "; with a fixed batch it may be possible" if program.range_constraints else ""

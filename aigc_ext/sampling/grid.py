@@ -1,4 +1,4 @@
-"""Many images on one sheet."""
+"""Image grids."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from aigc_ext.sampling.png import check_images, save_png
 
 
 def image_grid(images: np.ndarray, *, columns: int | None = None, scale: int = 1) -> np.ndarray:
-    """Puts uint8 images (N, H, W, C) into rows, left to right, as one (rows * H, columns * W, C) image.
+    """Arranges uint8 images (N, H, W, C) in rows, left to right, as one (rows * H, columns * W, C) image.
 
     Args:
-        columns: images per row; by default the grid is about square. Cells without an image stay black.
+        columns: images per row; by default the grid is roughly square. Empty cells are black.
         scale: each pixel becomes `scale` x `scale` pixels.
     """
     images = check_images(images)
@@ -37,12 +37,12 @@ def image_grid(images: np.ndarray, *, columns: int | None = None, scale: int = 1
 
 
 def readable_scale(height: int, width: int) -> int:
-    """A whole zoom factor that shows small images at 64 pixels or a little more."""
+    """An integer zoom factor that enlarges small images to 64 pixels or slightly more."""
     return max(1, math.ceil(64 / max(height, width)))
 
 
 def save_grid(
     images: np.ndarray, path: str | Path, *, columns: int | None = None, scale: int = 1, **png_options: Any
 ) -> None:
-    """Writes the `image_grid` of `images` by `save_png`, which takes the other options."""
+    """Writes the `image_grid` of `images` with `save_png`, which takes the other options."""
     save_png(image_grid(images, columns=columns, scale=scale), path, **png_options)

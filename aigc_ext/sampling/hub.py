@@ -19,16 +19,16 @@ except ModuleNotFoundError as error:
 
 
 class HubGenerator(ModelHubMixin, library_name="aigc_ext", tags=["gan", "image-generation"]):
-    """A generator with `save_pretrained`, `from_pretrained` and `push_to_hub` as the hub's users know them.
+    """A generator with the hub's usual methods `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    The files are those of `aigc_ext.sampling.save_pretrained`, `config.json` and `model.safetensors`, beside
-    a model card `README.md`; no pickle is read or written.
+    The files are those of `aigc_ext.sampling.save_pretrained`, `config.json` and `model.safetensors`, and a
+    model card `README.md`; no pickle is read or written.
 
         HubGenerator.from_pretrained("runs/00000-mlp-digits").push_to_hub("owner/name")
         generator = HubGenerator.from_pretrained("owner/name", local_files_only=False).generator
 
     Args:
-        generator: a network with `config`, as those of `aigc_ext.models` have it.
+        generator: a network with a `config`, like those of `aigc_ext.models`.
 
     Raises:
         ValueError: it has none.
@@ -48,7 +48,7 @@ class HubGenerator(ModelHubMixin, library_name="aigc_ext", tags=["gan", "image-g
         """Loads what `load_pretrained` loads: a directory, or `owner/name` in the local cache of the hub.
 
         Args:
-            local_files_only: False fetches what the cache does not have from the hub.
+            local_files_only: False downloads what is missing in the cache.
             hub: other options of `huggingface_hub.snapshot_download`, such as `revision`.
         """
         generator, _ = load_pretrained(

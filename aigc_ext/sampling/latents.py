@@ -1,4 +1,4 @@
-"""Latents on disk: a safetensors file with a tensor `z` or `w`, and `classes` (N,) beside z if it has any."""
+"""Latents on disk: a safetensors file with a tensor `z` or `w`, and with z, optionally, `classes` (N,)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aigc_ext import _files
 
 
 class LatentsError(ValueError):
-    """A file that holds no latents; the message names it and says why."""
+    """A file that does not contain latents; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Latents:
 
     Attributes:
         values: z (N, z_dim) or w (N, num_ws, w_dim), floating point.
-        classes: of z of a conditional generator, one for each; else None.
-        metadata: strings, such as `model_sha256`, the generator that they belong to.
+        classes: for z of a conditional generator, one for each; otherwise None.
+        metadata: strings, such as `model_sha256`, which identifies the generator.
     """
 
     values: Tensor

@@ -1,4 +1,4 @@
-"""A generator on disk: `config.json`, what `models.build_generator` takes, and `model.safetensors`."""
+"""A generator on disk: `config.json`, the input of `models.build_generator`, and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def save_pretrained(directory: Path, config: dict[str, Any], weights: bytes) -> 
 
 
 def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: Any) -> tuple[nn.Module, str]:
-    """Loads the averaged generator of a run, a checkpoint, or a directory written by `save_pretrained`.
+    """Loads the averaged generator of a run or checkpoint, or of a directory written by `save_pretrained`.
 
-    Where `path` is no directory, but of the form `owner/name`, it means a model of the Hugging Face Hub
-    (`pip install aigc_ext[hub]`) in that package's cache on this machine.
+    If `path` is not a directory but has the form `owner/name`, it is a model on the Hugging Face Hub
+    (`pip install aigc_ext[hub]`), read from that package's cache on this machine.
 
     Args:
-        allow_download: fetch such a model from the hub if the cache does not have it.
+        allow_download: download such a model if it is not in the cache.
         hub: other options of `huggingface_hub.snapshot_download`, such as `revision`.
 
     Returns the generator on the CPU, in eval mode, and the SHA-256 of its weights file.
 
-    Raises PretrainedError naming the path if it is none of these, damaged, or of an architecture that is not
-    ours.
+    Raises PretrainedError, naming the path, if it is none of these, damaged, or has an architecture that is
+    not ours.
     """
     directory = Path(path)
     if not directory.exists() and re.fullmatch(_HUB_ID, str(path)):
@@ -68,7 +68,7 @@ def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: An
 
 
 def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
-    """The directory of a model of the hub in the local cache."""
+    """The local cache's directory of a model on the hub."""
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -97,7 +97,7 @@ def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
 
 
 def _locate(path: Path) -> tuple[Path, dict[str, Any], str, str | None]:
-    """The directory, config, weights file and, from a checkpoint, hash of the generator that `path` means."""
+    """The directory, config, weights file and, from a checkpoint, hash of the generator at `path`."""
     if not path.is_dir():
         raise PretrainedError(
             f"network {path} is no directory, but must be a run, a checkpoint or a model directory"

@@ -24,13 +24,13 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True)
 class Projection:
-    """What `project` found.
+    """The result of `project`.
 
     Attributes:
         latents: one point, on the CPU; `Sampler.render(latents.values, latents.classes)` is `image`.
         image: uint8 (H, W, C).
-        distance: of the image, before it is rounded, from the target.
-        distances: the distance at each step, of the point that was tried in it.
+        distance: from the target to the image before rounding.
+        distances: the distance of the point tried in each step.
     """
 
     latents: Latents
@@ -40,7 +40,8 @@ class Projection:
 
 
 def pyramid(images: Tensor) -> list[Tensor]:
-    """(N, C, H, W) and its averages over 2x2, 4x4 ... pixels, down to 4 pixels or what is left then."""
+    """The images (N, C, H, W) and their averages over 2x2, 4x4, ... pixels, as long as both sides have at
+    least 4."""
     levels = [images]
     while min(levels[-1].shape[2:]) >= 8:
         levels.append(F.avg_pool2d(levels[-1], 2))
@@ -59,23 +60,23 @@ def project(
     features: Features = pyramid,
     on_step: Callable[[float], Any] | None = None,
 ) -> Projection:
-    """The point of latent space whose image is nearest to a given one, as Adam finds it.
+    """Searches for the point of latent space whose image is closest to a given one.
 
     The search is that of Karras et al. 2020 (https://arxiv.org/abs/1912.04958, appendix D), with other
-    distances and without optimising the noise images, which stay the network's own: Adam with a learning rate
-    that ramps up and down, and noise on the latents that vanishes over the first three quarters. In w it
-    starts at the mean; in z at the nearest of 256 random points, and |z|² is held near z_dim, where the
-    points are that the network has seen.
+    distances and without optimising the noise images, which stay as they are in the network: Adam with a
+    learning rate that ramps up and down, and noise on the latents that vanishes over the first three
+    quarters. In w it starts at the mean. In z it starts at the best of 256 random points and keeps |z|² near
+    z_dim, as for the latents seen in training.
 
     Args:
-        target: uint8 (H, W, C) of the shape that the generator makes; see `fit_target`.
+        target: uint8 (H, W, C) of the generator's image shape; see `fit_target`.
         steps: at least 1.
-        space: "w", one vector for all layers, or "z". By default "w" where there is one.
-        class_: of the image, for a conditional generator.
+        space: "w", one vector for all layers, or "z". By default "w" if there is one.
+        class_: the image's class, for a conditional generator.
         lr: the largest learning rate.
-        seed: of all random numbers. The same arguments give the same result (on one device).
-        features: from float32 images (N, C, H, W) in [0, 1] to tensors; the distance is the mean of their
-            mean squared differences. A pretrained perceptual network finds better likenesses.
+        seed: the seed of all random numbers. The same arguments give the same result on the same device.
+        features: maps float32 images (N, C, H, W) in [0, 1] to tensors; the distance is the mean of their
+            mean squared differences. A pretrained perceptual network gives closer resemblance.
         on_step: called with the distance after each step.
 
     Raises:
@@ -134,8 +135,8 @@ def project(
 
 
 def fit_target(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A uint8 image (H, W, C) in another shape (H, W, C): cropped around its centre to the proportions,
-    scaled, and converted between grey, RGB and RGBA."""
+    """Converts a uint8 image (H, W, C) to another shape (H, W, C): crops it centrally to the aspect ratio,
+    scales it, and converts between grey, RGB and RGBA."""
     height, width, channels = shape
     picture = to_pil(check_images(image[None])[0])
     picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
@@ -161,7 +162,7 @@ class _Search:
             self.target = [level.detach() for level in features(pixels.float() / 255)]
 
     def start(self, rng: torch.Generator) -> tuple[Tensor, float]:
-        """Where to begin, and how far the points of this space lie around their mean."""
+        """The starting point, and the spread of this space's points around their mean."""
         z = torch.randn(_CANDIDATES, self.sampler.z_dim, generator=rng)
         z = z.to(self.parameter.device, self.parameter.dtype)
         with torch.no_grad():
@@ -193,7 +194,8 @@ class _Search:
 
 
 def _ramp(done: float) -> float:
-    """Up over the first twentieth of the steps, down along a cosine over the last quarter."""
+    """The learning rate's factor: up over the first twentieth of the steps, down along a cosine over the last
+    quarter."""
     down = min(1.0, (1 - done) / 0.25)
     return min(1.0, done / 0.05 + 1e-3) * (0.5 - 0.5 * math.cos(math.pi * down))
 

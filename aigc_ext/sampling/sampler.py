@@ -19,7 +19,7 @@ from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.sampling.walk import CURVES, curve_points, slerp_points, walk_positions
 
 CHUNK = 16
-"""Images per call of the generator: always exactly so many, see `Sampler`."""
+"""Images per call of the generator: always exactly this number, see `Sampler`."""
 MAX_SEED = 2**63 - 1
 NOISE_MODES = ("const", "random", "none")
 _STYLE_ATTRIBUTES = ("mapping", "synthesis", "num_ws", "w_dim", "w_avg")
@@ -28,19 +28,19 @@ _STYLE_ATTRIBUTES = ("mapping", "synthesis", "num_ws", "w_dim", "w_avg")
 class Sampler:
     """Draws images from a generator by seed.
 
-    A seed means the same image, bit for bit, whatever else is sampled with it (on one device, with one thread
-    count). Its latents are drawn on the CPU from its own random stream. And since a matrix product may round
-    a row differently in a batch of another size or at another place in it, the generator always runs on
-    `CHUNK` rows, and seed s is always row `s % CHUNK`; what is missing is zeros. So consecutive seeds fill
+    A seed gives the same image, bit for bit, whatever else is sampled with it (on the same device, with the
+    same number of threads). Its latents are drawn on the CPU from its own random stream. A matrix product may
+    round a row differently in a batch of another size or at another position. Therefore the generator always
+    runs on `CHUNK` rows, seed s is always row `s % CHUNK`, and unused rows are zeros. Consecutive seeds fill
     the chunks.
 
     Args:
         generator: maps latents (N, z_dim) [and int64 classes (N,)] to images (N, C, H, W). It is switched to
-            eval mode while it samples. One that is style-based (`mapping`, `synthesis`, `num_ws`, `w_dim`,
-            `w_avg`) is truncated in w and can be sampled there.
+            eval mode while it samples. A style-based one (`mapping`, `synthesis`, `num_ws`, `w_dim`, `w_avg`)
+            is truncated in w and can be sampled there.
         z_dim, value_range, num_classes: by default the generator's attributes of these names; no classes if
             it has no such attribute.
-        model_sha256: what the weights are known by; it goes into `provenance`.
+        model_sha256: identifies the weights; it goes into `provenance`.
 
     Attributes:
         style_based: whether the generator has a mapping network and latents w (N, num_ws, w_dim).
@@ -66,8 +66,8 @@ class Sampler:
     def from_pretrained(
         cls, path: str | Path, *, device: str | torch.device = "cpu", allow_download: bool = False
     ) -> Sampler:
-        """A sampler of a run's newest model, of a checkpoint, of a model directory, or of a model on the hub
-        (see `load_pretrained`)."""
+        """A sampler for a run's newest model, a checkpoint, a model directory, or a model on the hub (see
+        `load_pretrained`)."""
         generator, digest = load_pretrained(path, allow_download=allow_download)
         return cls(generator.to(device), model_sha256=digest)
 
@@ -110,13 +110,14 @@ class Sampler:
             seeds: integers from 0 to 2**63 - 1; they may repeat.
             classes: for a conditional generator, one class for all images or one per seed; by default the
                 seed decides. Not allowed for an unconditional one.
-            truncation: psi >= 0: images from nearer the mean, less varied, often cleaner; 1 is off. A
-                style-based generator moves w towards its mean (Karras, Laine, Aila 2019,
-                https://arxiv.org/abs/1812.04948, appendix B); z of any other is multiplied by psi.
-            truncation_cutoff: truncate only the first so many w; by default all. Style-based generators only.
-            noise_mode: of a style-based generator: "const" (the default), its stored noise; "random", other
-                noise, the same for all seeds of the same `seed % CHUNK`, so that a seed stays one image;
-                "none".
+            truncation: psi >= 0; values below 1 give images closer to the mean: less varied, often cleaner. 1
+                is off. A style-based generator moves w towards its mean (Karras, Laine, Aila 2019,
+                https://arxiv.org/abs/1812.04948, appendix B); for any other, z is multiplied by psi.
+            truncation_cutoff: the number of w, from the first, to truncate; by default all. Style-based
+                generators only.
+            noise_mode: for a style-based generator: "const" (the default), its stored noise; "random", other
+                noise, the same for all seeds with the same `seed % CHUNK`, so that a seed always gives the
+                same image; "none".
             output: "numpy" for uint8 (N, H, W, C), "pil" for a list of PIL images.
         """
         seeds = _seeds(seeds)
@@ -125,7 +126,7 @@ class Sampler:
         self._check_options(truncation, truncation_cutoff, noise_mode)
         labels = self.resolve_classes(seeds, classes)
 
-        # Chunk k holds the (k+1)-th request for each row.
+        # Chunk k has the (k+1)-th request for each row.
         chunks: list[list[int]] = []
         requests = [0] * CHUNK
         for index, seed in enumerate(seeds):
@@ -159,8 +160,8 @@ class Sampler:
         *,
         truncation_cutoff: int | None = None,
     ) -> Tensor:
-        """The latents of `seeds` behind the mapping network, w (N, num_ws, w_dim), on the CPU; arguments as
-        for `sample`. Style-based generators only."""
+        """The latents of `seeds` after the mapping network, w (N, num_ws, w_dim), on the CPU. Arguments are
+        as for `sample`. Style-based generators only."""
         self.resolve_space("w")
         seeds = _seeds(seeds)
         self._check_options(truncation, truncation_cutoff, None)
@@ -179,12 +180,12 @@ class Sampler:
         *,
         noise_mode: str | None = None,
     ) -> np.ndarray:
-        """The images uint8 (N, H, W, C) of given latents, such as `map` returns or a projection finds.
+        """The images, uint8 (N, H, W, C), of given latents, such as those from `map` or a projection.
 
         Args:
             latents: z (N, z_dim), or w (N, num_ws, w_dim) of a style-based generator.
             classes: for z of a conditional generator, one class for all or one for each; not for w, which
-                have their class in them.
+                already contain the class.
             noise_mode: as for `sample`.
         """
         self._check_options(1.0, None, noise_mode)
@@ -228,19 +229,19 @@ class Sampler:
         truncation_cutoff: int | None = None,
         noise_mode: str | None = None,
     ) -> Iterator[np.ndarray]:
-        """A walk from seed to seed: yields `frames` images uint8 (H, W, C). The arguments are checked before
-        this returns, the images made as they are taken.
+        """A walk from seed to seed: yields `frames` images, uint8 (H, W, C). The arguments are checked before
+        this returns; each image is made when it is requested.
 
         Args:
             seeds: at least two, evenly spaced in time.
-            frames: of the whole walk, at least 2.
-            loop: go back to the first seed; the last frame is the one before it. Else the last frame is the
-                last seed.
-            space: "w" interpolates behind the mapping network, "z" before it along great circles (White 2016,
-                https://arxiv.org/abs/1609.04468). By default "w" where there is one.
+            frames: number of frames of the whole walk, at least 2.
+            loop: return to the first seed, and end one frame before it. Otherwise the last frame is the last
+                seed.
+            space: "w" interpolates after the mapping network, "z" before it along great circles (White 2016,
+                https://arxiv.org/abs/1609.04468). By default "w" if there is one.
             curve: through w, "cubic" (the default: a Catmull-Rom spline, without corners) or "linear".
             classes, truncation, truncation_cutoff, noise_mode: as for `sample`; but in z all seeds must have
-                the same class, since there is nothing between two.
+                the same class, since classes cannot be interpolated.
         """
         seeds = _integers("seed", seeds, MAX_SEED)
         if len(seeds) < 2:
@@ -271,7 +272,7 @@ class Sampler:
     def resolve_classes(
         self, seeds: Sequence[int], classes: int | Sequence[int] | None = None
     ) -> list[int] | None:
-        """The class of each seed's image under `classes` (see `sample`), None if there are no classes."""
+        """The class of each seed's image with `classes` (see `sample`); None if there are no classes."""
         if self.num_classes == 0:
             if classes is not None:
                 raise ValueError(
@@ -287,7 +288,7 @@ class Sampler:
         return _integers("class", classes, self.num_classes - 1)
 
     def resolve_space(self, space: str | None = None) -> str:
-        """The space "z" or "w", if the generator has it; by default "w" where there is one."""
+        """The space "z" or "w", if the generator has it; by default "w" if there is one."""
         if space is None:
             return "w" if self.style_based else "z"
         if space not in ("z", "w"):
@@ -319,7 +320,8 @@ class Sampler:
             self.generator.train(was_training)
 
     def _truncated(self, z: Tensor, c: Tensor, truncation: float, cutoff: int | None) -> Tensor:
-        """z (CHUNK, z_dim) on its way to `_synthesize`: truncated, and w if the generator has a mapping."""
+        """The input of `_synthesize` for z (CHUNK, z_dim): truncated, and mapped to w if there is a
+        mapping."""
         if not self.style_based:
             return z * truncation
         w: Tensor = self.generator.mapping(
@@ -370,7 +372,7 @@ class Sampler:
 
 
 def attribute(module: nn.Module, name: str, given: Any = None) -> Any:
-    """`given` if there is one, else the module's attribute of that name."""
+    """`given` if it is not None, otherwise the module's attribute of that name."""
     if given is not None:
         return given
     if not hasattr(module, name):
@@ -395,24 +397,24 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def _draw(seed: int, z_dim: int, num_classes: int = 0) -> tuple[Tensor, int]:
-    """The latents (z_dim,) of a seed, and the class that it decides for (0 if there are none)."""
+    """The latents (z_dim,) of a seed, and its class (0 if there are none)."""
     rng = torch.Generator().manual_seed(seed)
     z = torch.randn(z_dim, generator=rng)
     return z, int(torch.randint(num_classes, (), generator=rng)) if num_classes else 0
 
 
 def _padded(rows: Tensor) -> list[Tensor]:
-    """`rows` in pieces of CHUNK, the last one filled up with zeros."""
+    """`rows` in chunks of CHUNK, the last one padded with zeros."""
     missing = -len(rows) % CHUNK
     return list(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]).split(CHUNK))
 
 
 @contextmanager
 def _fixed_noise(device: torch.device) -> Iterator[None]:
-    """The device's global generator starts from a fixed seed inside, and goes on where it was afterwards."""
+    """Inside, the device's global generator starts from a fixed seed; afterwards its state is restored."""
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if on_cuda else []):
-        # torch.manual_seed would reach the other devices' as well.
+        # torch.manual_seed would also change the other devices' generators.
         generator = torch.cuda.default_generators[device.index] if on_cuda else torch.default_generator
         generator.manual_seed(0)
         yield

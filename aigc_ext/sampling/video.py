@@ -1,8 +1,7 @@
-"""Animations that say where they come from: GIF by Pillow, MP4 (H.264) by ffmpeg (`pip install
-aigc_ext[video]`).
+"""Animations with provenance: GIF by Pillow, MP4 (H.264) by ffmpeg (`pip install aigc_ext[video]`).
 
-The marks are those of `png`. A GIF carries its record and the field of GB 45438-2025 as one JSON object in
-its comment, an MP4 as metadata of these names, and both IPTC's term as an XMP packet where the XMP
+The marks are those of `png`. The record and the field of GB 45438-2025 are one JSON object in a GIF's
+comment, and metadata of these names in an MP4. In both, IPTC's term is an XMP packet where the XMP
 specification (ISO 16684, part 3 of Adobe's) puts it.
 """
 
@@ -30,12 +29,12 @@ _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 
 
 def check_video(path: str | Path, fps: float) -> None:
-    """Raises what `save_video` would, before any frame is made: ValueError for a suffix or frame rate that
-    can't be, ModuleNotFoundError if the package for MP4 is missing."""
+    """Raises `save_video`'s errors before any frame is made: ValueError for an unsupported suffix or frame
+    rate, ModuleNotFoundError if the package for MP4 is missing."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"output is {str(path)!r}, but must end in one of {', '.join(SUFFIXES)}")
-    # A GIF counts in hundredths of a second, and what is shown for one of them viewers slow down.
+    # GIF durations are in hundredths of a second, and viewers slow down frames that last only one.
     fastest = 50 if suffix == ".gif" else 240
     if not 0 < fps <= fastest:
         raise ValueError(f"fps is {fps}, but must be above 0 and at most {fastest} for {suffix}")
@@ -57,14 +56,14 @@ def save_video(
     label: bool = True,
     producer: str = DEFAULT_PRODUCER,
 ) -> None:
-    """Writes uint8 frames (H, W, C) of one shape as a GIF that repeats or as an MP4, by the suffix of `path`;
-    the file appears whole or not at all.
+    """Writes uint8 frames (H, W, C) of one shape as a repeating GIF or an MP4, according to the suffix of
+    `path`, atomically.
 
-    Transparent pixels are shown on white; an MP4 with odd sides gets one row or column more.
+    Transparent pixels are shown on white; an MP4 with odd sides gets one more row or column.
 
     Args:
-        provenance: JSON values that say what the animation was made from; with the first frame they decide
-            its number in the label.
+        provenance: JSON values that describe the animation's source; they and the first frame determine its
+            number in the label.
         label, producer: as for `save_png`.
     """
     check_video(path, fps)
@@ -89,7 +88,7 @@ def save_video(
 
 
 def _opaque(frames: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """(H, W, 1 or 3)"""
+    """The frames without alpha: (H, W, 1 or 3)."""
     for frame in frames:
         if frame.shape != shape:
             raise ValueError(f"a frame has shape {frame.shape}, but the first one has {shape}")
@@ -104,7 +103,7 @@ def _gif(
     frames: Iterator[np.ndarray], path: Path, fps: float, metadata: Mapping[str, str], label: bool
 ) -> None:
     images = [Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame) for frame in frames]
-    ends = [round(100 * i / fps) for i in range(len(images) + 1)]  # in 1/100 s, so that no error adds up
+    ends = [round(100 * i / fps) for i in range(len(images) + 1)]  # in 1/100 s; errors don't accumulate
     buffer = io.BytesIO()
     images[0].save(
         buffer,
@@ -117,8 +116,8 @@ def _gif(
     )
     content = buffer.getvalue()
     if label:
-        # An application extension behind the last frame. Its "magic trailer" leads a reader that takes the
-        # packet's bytes for lengths of blocks to the block's end, wherever it lands.
+        # An application extension after the last frame. A reader that takes the packet's bytes for block
+        # lengths is led by its "magic trailer" to the end of the block, wherever it lands.
         trailer = bytes([1, *range(255, -1, -1), 0])
         packet = XMP.encode()
         content = content.removesuffix(b";") + b"\x21\xff\x0bXMP DataXMP" + packet + trailer + b";"
@@ -135,7 +134,7 @@ def _mp4(
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
     command += ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p"]
-    # The key of the standard's field is none that MP4 knows: the muxer writes it only if told to.
+    # The key of the standard's field is not one of MP4's own: the muxer writes it only with this flag.
     command += ["-movflags", "+use_metadata_tags+faststart"]
     for key, text in metadata.items():
         command += ["-metadata", f"{key}={text}"]
@@ -149,7 +148,7 @@ def _mp4(
                     process.stdin.write(_even(frame).tobytes())
                 process.stdin.close()
             except BrokenPipeError:
-                pass  # it has ended, and its log says why
+                pass  # ffmpeg has ended, and its log says why
             except BaseException:
                 process.kill()
                 raise
@@ -164,7 +163,7 @@ def _mp4(
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
-    """(H, W, 3) with even sides, as H.264's halved colour planes need it."""
+    """The frame as (H, W, 3) with even sides, which H.264's halved colour planes need."""
     height, width, channels = frame.shape
     frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return np.ascontiguousarray(frame.repeat(3 // channels, axis=2))

@@ -9,8 +9,8 @@ CURVES = ("cubic", "linear")
 
 
 def walk_positions(keys: int, frames: int, loop: bool) -> Tensor:
-    """Where each frame is between the keys 0 to `keys` - 1: float64 (frames,). A loop ends before key 0
-    (which is `keys`), another walk on the last key."""
+    """The position of each frame between the keys 0 to `keys` - 1: float64 (frames,). A loop ends before
+    returning to key 0 (which is `keys`), any other walk at the last key."""
     if loop:
         return torch.arange(frames, dtype=torch.float64) * keys / frames
     return torch.linspace(0, keys - 1, frames, dtype=torch.float64)
@@ -20,7 +20,7 @@ def slerp_points(keys: Tensor, positions: Tensor) -> Tensor:
     """Spherical interpolation (Shoemake 1985, "Animating rotation with quaternion curves") of (K, D) at
     `positions` (F,) from 0 to K, where K is key 0 again; (F, D) in the dtype of the keys.
 
-    Between two keys in the same or in opposite directions, which fix no great circle, it is linear.
+    It is linear between two keys in the same or opposite directions, which don't determine a great circle.
     """
     a, b, t = _segments(keys, positions)
     cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)[:, None]
@@ -34,8 +34,8 @@ def slerp_points(keys: Tensor, positions: Tensor) -> Tensor:
 def curve_points(keys: Tensor, positions: Tensor, curve: str, loop: bool) -> Tensor:
     """A curve through (K, ...) at `positions` (F,), as for `slerp_points`; (F, ...).
 
-    "linear", or "cubic": a Catmull-Rom spline, whose slope at a key is half the way from the key before to
-    the one behind; at the ends of a walk that is no loop, the way to the only neighbour.
+    "linear", or "cubic": a Catmull-Rom spline, whose slope at a key is half the difference between the next
+    key and the previous one; at the ends of a walk without a loop, the difference to the only neighbour.
     """
     flat = keys.flatten(1)
     a, b, t = _segments(flat, positions)
@@ -48,13 +48,14 @@ def curve_points(keys: Tensor, positions: Tensor, curve: str, loop: bool) -> Ten
         else:
             slopes = torch.gradient(wide, dim=0)[0]
         start, end, _ = _segments(slopes, positions)
-        # Hermite's basis: b's weight, and those of the two slopes.
+        # The Hermite basis: the weight of b, and those of the two slopes.
         points = torch.lerp(a, b, t * t * (3 - 2 * t)) + t * (1 - t) * ((1 - t) * start - t * end)
     return points.unflatten(1, keys.shape[1:]).to(keys.dtype)
 
 
 def _segments(keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The keys before and behind each position, in float64, and how far it is between them, (F, 1)."""
+    """The keys before and after each position, in float64, and the fraction of the way between them, (F,
+    1)."""
     before = positions.floor().long()
     fraction = positions - before
     wide = keys.double()
