@@ -14,8 +14,10 @@ from aigc_ext.sampling.convert import convert_checkpoint
 
 @click.command()
 @click.argument("source", metavar="SRC")
-@click.option("--dest", required=True, metavar="DIR", help="The model directory to make; must not exist.")
-@click.option("--family", metavar="NAME", help="Of the generator; for dcgan the weights say the rest.")
+@click.option("--dest", required=True, metavar="DIR", help="The model directory to create; must not exist.")
+@click.option(
+    "--family", metavar="NAME", help="The generator's family; for dcgan the rest follows from the weights."
+)
 @click.option(
     "--config",
     metavar="FILE",
@@ -27,9 +29,9 @@ from aigc_ext.sampling.convert import convert_checkpoint
     help="Where in SRC the generator is, such as state_dict.netG.  [default: g_ema, generator, netG, ...]",
 )
 def convert(source: str, dest: str, family: str | None, config: str | None, key: str | None) -> None:
-    """Make a model directory of a foreign PyTorch checkpoint SRC (.pt, .pth, .safetensors).
+    """Convert another project's PyTorch checkpoint SRC (.pt, .pth, .safetensors) to a model directory.
 
-    The file is read without running pickle, and refused if it needs that or does not fit the architecture
+    The file is read without running pickle, and rejected if it needs that or does not match the architecture
     exactly. The weights of a dcgan may have the names of PyTorch's DCGAN tutorial.
     """
     with input_errors():

@@ -52,7 +52,7 @@ class SizeType(click.ParamType):
 @click.option(
     "--dest",
     metavar="PATH",
-    help="The folder or .zip to write; it must not exist yet.  [default: only look at the source]",
+    help="The folder or .zip to write; it must not exist yet.  [default: only inspect the source]",
 )
 @click.option(
     "--resolution",
@@ -63,16 +63,16 @@ class SizeType(click.ParamType):
 @click.option(
     "--transform",
     type=click.Choice(TRANSFORMS),
-    help="What becomes of other aspect ratios: center-crop cuts off the ends; center-crop-wide also adds"
-    " black bars, to a square; letterbox cuts nothing and adds bars.  [default: they are left out]",
+    help="How to treat other aspect ratios: center-crop crops the ends; center-crop-wide also adds black"
+    " bars, to a square; letterbox crops nothing and adds bars.  [default: they are left out]",
 )
-@click.option("--enlarge", is_flag=True, help="Also take images that are smaller than --resolution.")
+@click.option("--enlarge", is_flag=True, help="Also use images that are smaller than --resolution.")
 @click.option(
     "--class-folders",
     is_flag=True,
-    help="The folders at the top of the source are the classes.  [default: its dataset.json]",
+    help="Use the source's top-level folders as classes.  [default: its dataset.json]",
 )
-@click.option("--max-images", type=click.IntRange(min=1), metavar="INT", help="Take only the first ones.")
+@click.option("--max-images", type=click.IntRange(min=1), metavar="INT", help="Use only the first images.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1, max=256),
@@ -90,12 +90,12 @@ def dataset(
     max_images: int | None,
     workers: int,
 ) -> None:
-    """Look at a set of images, or convert it for training.
+    """Inspect a set of images, or convert it for training.
 
-    Without --dest, decodes everything and says what is there, with every bad file and the reason. With
+    Without --dest, decodes everything and reports the contents, with every bad file and the reason. With
     --dest, writes PNGs of one shape with a dataset.json; bad files are left out and listed in
-    DEST.report.json. All images become grey if all are, keep an alpha channel if all have one, and else
-    become RGB, on white.
+    DEST.report.json. The result is grey if all images are, has an alpha channel if all have one, and is RGB
+    otherwise, with transparent images on white.
     """
     if dest is None:
         with input_errors():
@@ -127,7 +127,7 @@ def dataset(
             )
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
-    except OSError as error:  # bad files raise none of their own
+    except OSError as error:  # not from bad files, which are only reported
         raise RunFailure(f"{dest}: {error.strerror or error}; nothing of it is left") from error
     _show_conversion(made)
 

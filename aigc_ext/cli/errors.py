@@ -1,4 +1,4 @@
-"""Errors as a user meets them: one line, and an exit code."""
+"""Errors as shown to users: one line, and an exit code."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import click
 
 
 class InputError(click.ClickException):
-    """Something that the user gave is wrong."""
+    """The user's input is wrong."""
 
     exit_code = 2
 
 
 class RunFailure(click.ClickException):
-    """The work could not be finished."""
+    """The command failed while working."""
 
     exit_code = 1
 
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Turns what this package and the system raise for wrong input into InputError.
+    """Turns the errors that this package and the system raise for wrong input into InputError.
 
-    Only around code that reads and checks what the user gave: later a ValueError is a bug and deserves its
-    traceback.
+    Use it only around code that reads and checks the user's input: later a ValueError is a bug and deserves
+    its traceback.
     """
     try:
         yield

@@ -31,7 +31,7 @@ class BatchType(click.ParamType):
 @click.option(
     "--decompose/--no-decompose",
     default=None,
-    help="Into plain PyTorch ops, which run without this package.  [default: only for onnx]",
+    help="Use plain PyTorch ops, which run without this package.  [default: only for onnx]",
 )
 @click.option(
     "--batch", type=BatchType(), default="dynamic", metavar="INT|dynamic", help="[default: dynamic]"
@@ -41,7 +41,7 @@ def export(
 ) -> None:
     """Write a generator as a program for other runtimes: torch.export's .pt2, or ONNX.
 
-    The program is run beside the generator before it is written.
+    Before it is written, the program's results are compared to the generator's.
     """
     with input_errors():
         if not Path(output).parent.is_dir():

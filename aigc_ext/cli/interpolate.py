@@ -28,26 +28,35 @@ from aigc_ext.sampling.walk import CURVES
 @click.command()
 @network_options
 @click.option(
-    "--seeds", type=SeedsType(), required=True, metavar="LIST", help="Seeds on the way, such as 0,3,7."
+    "--seeds", type=SeedsType(), required=True, metavar="LIST", help="Seeds along the walk, such as 0,3,7."
 )
 @click.option(
-    "--frames", type=click.IntRange(min=2), default=60, metavar="INT", help="Of the whole.  [default: 60]"
+    "--frames",
+    type=click.IntRange(min=2),
+    default=60,
+    metavar="INT",
+    help="Total number of frames.  [default: 60]",
 )
-@click.option("--fps", type=float, default=30.0, metavar="FLOAT", help="Frames a second.  [default: 30]")
+@click.option("--fps", type=float, default=30.0, metavar="FLOAT", help="Frames per second.  [default: 30]")
 @click.option("--output", required=True, metavar="FILE", help="A .gif, or an .mp4 (needs aigc_ext[video]).")
 @style_options
 @class_option
-@click.option("--loop/--no-loop", default=True, help="Go back to the first seed at the end.  [default: loop]")
+@click.option("--loop/--no-loop", default=True, help="Return to the first seed at the end.  [default: loop]")
 @click.option(
     "--space",
     type=click.Choice(["z", "w"]),
-    help="Where to walk: before the mapping network or behind it.  [default: w if there is one]",
+    help="Where to walk: before the mapping network or after it.  [default: w if there is one]",
 )
 @click.option(
-    "--curve", type=click.Choice(CURVES), help="Through w; in z it is a great circle.  [default: cubic]"
+    "--curve",
+    type=click.Choice(CURVES),
+    help="The curve through w; in z it is a great circle.  [default: cubic]",
 )
 @click.option(
-    "--grid", type=GridType(), metavar="CxR", help="So many walks side by side, which share out the seeds."
+    "--grid",
+    type=GridType(),
+    metavar="CxR",
+    help="C columns and R rows of walks, among which the seeds are divided.",
 )
 @label_options
 @device_options
@@ -73,7 +82,7 @@ def interpolate(
 ) -> None:
     """Make an animation of a walk through latent space, from seed to seed.
 
-    Small images are enlarged. The file says in its metadata which model and seeds it came from.
+    Small images are enlarged. The file's metadata records the model and the seeds.
     """
     with input_errors():
         try:

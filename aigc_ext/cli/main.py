@@ -1,4 +1,4 @@
-"""The group of commands, and what becomes of their errors."""
+"""The command group, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aigc_ext.version import __version__
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="aigc-ext")
 def cli() -> None:
-    """Train GANs and sample from them, on fused kernels."""
+    """Train GANs and sample from them, with fused kernels."""
 
 
 @cli.command()
@@ -47,8 +47,8 @@ cli.add_command(report)
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command line (by default the process's) and returns its exit code.
 
-    0 is success, 2 a wrong argument or input, 1 a failure while working, 128 + n a run that signal n stopped.
-    An error is one line on stderr.
+    0 is success, 2 a wrong argument or input, 1 a failure while working, 128 + n a run stopped by signal n.
+    An error is printed as one line on stderr.
     """
     try:
         code = cli.main(args, prog_name="aigc-ext", standalone_mode=False)

@@ -28,18 +28,18 @@ from aigc_ext.training.runtime import resolve_device
 @click.option(
     "--num", type=int, default=5000, metavar="INT", help="How many images to generate.  [default: 5000]"
 )
-@click.option("--seed", type=int, default=0, metavar="INT", help="Seed of everything random.  [default: 0]")
+@click.option("--seed", type=int, default=0, metavar="INT", help="Seed of all random numbers.  [default: 0]")
 @click.option(
     "--extractor",
     type=click.Choice(["classifier", "random"]),
     default="classifier",
     help="Features for fd, kid and pr: of a small classifier, trained on the labels, or of random weights,"
-    " which say less but need no labels.  [default: classifier]",
+    " which are less informative but need no labels.  [default: classifier]",
 )
 @click.option(
     "--fid-weights", metavar="FILE", help="Inception's weights in torch-fidelity's form, for the metric fid."
 )
-@click.option("--cache", metavar="DIR", help="For figures of real data.  [default: the user's cache]")
+@click.option("--cache", metavar="DIR", help="Cache for results on real data.  [default: the user's cache]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]"
@@ -61,8 +61,8 @@ def metrics(
 ) -> None:
     """Measure generated images against real ones.
 
-    fd (Fréchet distance), kid (kernel distance) and pr (precision and recall) in the features of a network
-    that needs no download, fid in those of Inception, and coverage: the classes that the images show.
+    fd (Fréchet distance), kid (kernel distance) and pr (precision and recall) use the features of a network
+    that needs no download, fid those of Inception; coverage is the classes that the images show.
     """
     with input_errors():
         sampler = open_sampler(network, allow_download, device, threads)

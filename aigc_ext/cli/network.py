@@ -1,4 +1,4 @@
-"""What the commands that use a trained network have in common."""
+"""Options and functions shared by the commands that use a trained network."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ network_options = _decorator(
         "--network",
         required=True,
         metavar="WHAT",
-        help="A run, a checkpoint, a model directory, or owner/name of a model of the Hugging Face Hub.",
+        help="A run, a checkpoint, a model directory, or owner/name of a model on the Hugging Face Hub.",
     ),
     click.option(
-        "--allow-download", is_flag=True, help="Fetch a model of the hub that is not on this machine."
+        "--allow-download", is_flag=True, help="Download a model from the hub if it is not on this machine."
     ),
 )
 
@@ -43,11 +43,11 @@ style_options = _decorator(
         type=float,
         default=1.0,
         metavar="PSI",
-        help="Truncation psi: less varied, often cleaner; in w for networks that have a mapping network, else"
-        " z times psi.  [default: 1]",
+        help="Truncation psi: values below 1 give less varied, often cleaner images. It applies to w if there"
+        " is a mapping network, otherwise to z.  [default: 1]",
     ),
     click.option(
-        "--trunc-cutoff", type=int, metavar="INT", help="Truncate only so many w, from the coarsest on."
+        "--trunc-cutoff", type=int, metavar="INT", help="Truncate only this many w, from the coarsest on."
     ),
     click.option(
         "--noise-mode",
@@ -64,10 +64,10 @@ label_options = _decorator(
     click.option(
         "--label/--no-label",
         default=True,
-        help="Mark the files as AI-generated, for machines.  [default: label]",
+        help="Mark the files as AI-generated, in machine-readable form.  [default: label]",
     ),
     click.option(
-        "--producer", default=DEFAULT_PRODUCER, metavar="TEXT", help="Who the label names as the producer."
+        "--producer", default=DEFAULT_PRODUCER, metavar="TEXT", help="The producer named in the label."
     ),
 )
 
@@ -86,7 +86,8 @@ def open_sampler(network: str, allow_download: bool, device: str, threads: int |
 
 
 def style_record(trunc: float, trunc_cutoff: int | None, noise_mode: str | None) -> dict[str, Any]:
-    """The part of a provenance that `style_options` are; those that were not given only where they count."""
+    """The part of the provenance for `style_options`; options that were not given appear only if they
+    matter."""
     record: dict[str, Any] = {"truncation": trunc}
     if trunc_cutoff is not None:
         record["truncation_cutoff"] = trunc_cutoff

@@ -19,18 +19,18 @@ from aigc_ext.sampling import project as project_image
 
 @click.command()
 @network_options
-@click.option("--target", required=True, metavar="FILE", help="The image to look for.")
+@click.option("--target", required=True, metavar="FILE", help="The image to find.")
 @click.option("--steps", type=click.IntRange(min=1), default=500, metavar="INT", help="[default: 500]")
 @click.option(
     "--fit",
     is_flag=True,
-    help="Crop, scale and convert a target of another size or mode, which is refused otherwise.",
+    help="Crop, scale and convert a target of another size or mode, which is an error otherwise.",
 )
-@click.option("--class", "class_", type=int, metavar="INT", help="The image's, for a conditional network.")
+@click.option("--class", "class_", type=int, metavar="INT", help="The image's class, if conditional.")
 @click.option(
     "--space",
     type=click.Choice(["z", "w"]),
-    help="Where to search: before the mapping network or behind it.  [default: w if there is one]",
+    help="Where to search: before the mapping network or after it.  [default: w if there is one]",
 )
 @click.option(
     "--lr", type=float, default=0.1, metavar="FLOAT", help="The largest learning rate.  [default: 0.1]"
@@ -40,7 +40,7 @@ from aigc_ext.sampling import project as project_image
     type=click.IntRange(min=0),
     default=0,
     metavar="INT",
-    help="Of all random numbers.  [default: 0]",
+    help="Seed of all random numbers.  [default: 0]",
 )
 @click.option("--outdir", default="out", metavar="DIR", help="Where to write.  [default: out]")
 @label_options
@@ -61,10 +61,10 @@ def project(
     device: str,
     threads: int | None,
 ) -> None:
-    """Find the latents whose image is nearest to a given one.
+    """Find the latents whose image is closest to a given one.
 
     Writes projected.png, the latents projected.safetensors, which `aigc-ext sample --projected` renders, and
-    projection.json with the distance, a mean squared difference over the image at several sizes.
+    projection.json with the distance, the mean squared difference of the image at several sizes.
     """
     directory = Path(outdir)
     with input_errors():
@@ -72,7 +72,7 @@ def project(
         with open(target, "rb") as file:
             try:
                 image = decode(file)
-            except Exception as error:  # whatever Pillow raises on damaged input
+            except Exception as error:  # Pillow may raise anything for damaged input
                 raise ValueError(f"target {target}: {describe_error(error)}") from error
         made = sampler.sample([0]).shape[1:]
         if fit:
@@ -82,7 +82,7 @@ def project(
                 f"target {target} is {image.shape[1]}x{image.shape[0]} pixels with {image.shape[2]} channels"
                 f", but the network makes {made[1]}x{made[0]} with {made[2]}; --fit converts it"
             )
-        # It checks the rest of the arguments.
+        # project() checks the remaining arguments.
         with tqdm(total=steps, unit="step", delay=0.5) as bar:
 
             def show(distance: float) -> None:

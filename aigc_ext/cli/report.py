@@ -12,9 +12,9 @@ from aigc_ext.reporting import write_report
 @click.argument("run", metavar="RUN")
 @click.option("--output", metavar="FILE", help="Where to write it.  [default: report.html in RUN]")
 def report(run: str, output: str | None) -> None:
-    """Write a run as one HTML page: samples over time, metrics, curves, config.
+    """Write one HTML page about a run: samples over time, metrics, curves, config.
 
-    The page needs no other file and no network.
+    The page needs no other files and no network access.
     """
     with input_errors():
         path = write_report(run, output)

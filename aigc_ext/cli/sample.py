@@ -68,7 +68,7 @@ class GridType(click.ParamType):
 @network_options
 @click.option("--seeds", type=SeedsType(), metavar="LIST", help="Seeds, such as 0-15 or 1,2,8-11.")
 @click.option(
-    "--projected", metavar="FILE", help="Latents of aigc-ext project, to be rendered instead of seeds."
+    "--projected", metavar="FILE", help="Latents from aigc-ext project, to render instead of seeds."
 )
 @style_options
 @class_option
@@ -76,7 +76,7 @@ class GridType(click.ParamType):
     "--grid",
     type=GridType(),
     metavar="CxR",
-    help="One sheet of C columns and R rows instead of single files.",
+    help="Write one grid of C columns and R rows instead of single files.",
 )
 @click.option("--outdir", default="out", metavar="DIR", help="Where to write.  [default: out]")
 @label_options

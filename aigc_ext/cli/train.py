@@ -19,8 +19,7 @@ from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer, find_resume_point
 from aigc_ext.training import NonFiniteError, ResumePoint, RunError, TrainResult
 from aigc_ext.training.cost import probe
 
-# Option -> key of TrainConfig. An option that is not given leaves the preset's, the file's or the run's
-# value.
+# Option -> key of TrainConfig. If an option is not given, the value of the preset, file or run applies.
 _KEYS = {
     "data": "data.source",
     "cond": "data.cond",
@@ -68,8 +67,8 @@ _KEYS = {
 @click.option(
     "--resume", metavar="WHAT", help="latest, a run directory, or a checkpoint (which starts a new run)."
 )
-@click.option("--cond/--no-cond", default=None, help="Train on the labels of the data.")
-@click.option("--mirror/--no-mirror", default=None, help="Flip every image left to right half of the time.")
+@click.option("--cond/--no-cond", default=None, help="Train conditionally, on the data's labels.")
+@click.option("--mirror/--no-mirror", default=None, help="Flip each image horizontally with probability 1/2.")
 @click.option("--batch", type=int, metavar="INT", help="Images per step, over all processes.")
 @click.option(
     "--batch-gpu",
@@ -77,28 +76,28 @@ _KEYS = {
     metavar="INT",
     help="Images that a process computes at once.  [default: its share]",
 )
-@click.option("--gamma", type=float, metavar="FLOAT", help="Weight of the R1 penalty; 0 is off.")
+@click.option("--gamma", type=float, metavar="FLOAT", help="Weight of the R1 penalty; 0 turns it off.")
 @click.option(
-    "--aug", type=click.Choice(["noaug", "ada", "fixed", "diffaug"]), help="Augmentation of what D sees."
+    "--aug", type=click.Choice(["noaug", "ada", "fixed", "diffaug"]), help="Augmentation of D's images."
 )
 @click.option("--p", type=float, metavar="FLOAT", help="Probability of --aug fixed.")
 @click.option("--target", type=float, metavar="FLOAT", help="Mean sign of D(real) that --aug ada aims at.")
-@click.option("--cbase", type=int, metavar="INT", help="Channels times resolution of both networks.")
-@click.option("--cmax", type=int, metavar="INT", help="Most channels of both networks.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the networks' arithmetic.")
+@click.option("--cbase", type=int, metavar="INT", help="Channels times resolution, in both networks.")
+@click.option("--cmax", type=int, metavar="INT", help="Largest number of channels in both networks.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="The networks' arithmetic.")
 @click.option("--channels-last/--no-channels-last", default=None, help="Memory format of the images.")
-@click.option("--metrics", metavar="LIST", help="At each snapshot: fd,kid,pr,coverage, or none.")
-@click.option("--log", metavar="LIST", help="Figures and grids also to: tensorboard,wandb, or none.")
+@click.option("--metrics", metavar="LIST", help="Metrics at each snapshot: fd,kid,pr,coverage, or none.")
+@click.option("--log", metavar="LIST", help="Also log statistics and grids to: tensorboard,wandb, or none.")
 @click.option("--glr", type=float, metavar="FLOAT", help="The generator's learning rate.")
 @click.option("--dlr", type=float, metavar="FLOAT", help="The discriminator's learning rate.")
 @click.option("--kimg", type=float, metavar="FLOAT", help="Length of the run in thousands of images.")
-@click.option("--tick", type=float, metavar="FLOAT", help="Thousands of images between rows of figures.")
+@click.option("--tick", type=float, metavar="FLOAT", help="Thousands of images between rows of statistics.")
 @click.option(
     "--snap", type=int, metavar="INT", help="Ticks between snapshots: sample grid, model, checkpoint."
 )
-@click.option("--seed", type=int, metavar="INT", help="Seed of everything random.")
+@click.option("--seed", type=int, metavar="INT", help="Seed of all random numbers.")
 @click.option(
-    "--workers", type=int, metavar="INT", help="Threads that read images ahead; 0 for data in memory."
+    "--workers", type=int, metavar="INT", help="Threads that prefetch images; 0 for data in memory."
 )
 @click.option("--threads", type=int, metavar="INT", help="CPU threads of PyTorch.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
@@ -106,16 +105,19 @@ _KEYS = {
     "--deterministic",
     is_flag=True,
     default=None,
-    help="Deterministic algorithms on CUDA (the CPU always is).",
+    help="Use deterministic algorithms on CUDA (the CPU's always are).",
 )
 @click.option(
     "--malloc",
     type=click.Choice(["default", "keep"]),
-    help="keep: glibc keeps freed memory for the next tensor, which makes large tensors on the CPU faster.",
+    help="keep: glibc reuses freed memory, which makes large tensors on the CPU faster.",
 )
 @click.option("--desc", default="", metavar="TEXT", help="Added to the run directory's name.")
 @click.option(
-    "-n", "--dry-run", is_flag=True, help="Print the resolved config as JSON, and what it costs, and stop."
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Print the resolved config as JSON and its estimated cost, and exit.",
 )
 def train(
     outdir: str,
@@ -133,14 +135,14 @@ def train(
 ) -> int:
     """Train a GAN on a set of images.
 
-    Values are taken from the preset, then --config, then the options, then --set. With --resume the run's own
-    config takes the place of the preset.
+    Later sources override earlier ones: the preset, --config, the options, --set. With --resume the run's own
+    config replaces the preset.
     """
     with input_errors():
         point = find_resume_point(resume, Path(outdir)) if resume else None
         resolved = PRESETS[preset or "mlp"] if point is None else point.config
         if preset is not None:
-            resolved = resolved.override("preset", preset)  # of a resumed run another one is refused
+            resolved = resolved.override("preset", preset)  # another preset is an error in a resumed run
         if config is not None:
             resolved = TrainConfig.from_json(config, base=resolved)
         for option, key in _KEYS.items():
@@ -192,7 +194,7 @@ def _set_channels(config: TrainConfig, option: str, name: str, channels: int) ->
 def _check_used(
     config: TrainConfig, point: ResumePoint | None, p: float | None, target: float | None, desc: str
 ) -> None:
-    """Refuses options that would change nothing."""
+    """Raises an error for options that would have no effect."""
     for name, value, kind in (("p", p, "fixed"), ("target", target, "ada")):
         if value is not None and config.augment.kind != kind:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Figures that say how good generated images are.
+"""Quality metrics for generated images.
 
-`compute_metrics` and `MetricSet` compare generated images with a dataset's, by name; the functions behind
-them take features of any kind.
+`compute_metrics` and `MetricSet` compute metrics by name, against a dataset; the underlying functions take
+features of any kind.
 """
 
 from aigc_ext.metrics.cache import default_cache_dir

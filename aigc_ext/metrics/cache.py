@@ -1,4 +1,4 @@
-"""Figures of real data that were computed before, in files."""
+"""A cache on disk for results computed from real data."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _log = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
-    """`aigc_ext` in the user's cache: `$XDG_CACHE_HOME`, or `~/.cache` if that is not set."""
+    """`aigc_ext` in the user's cache directory: `$XDG_CACHE_HOME`, or `~/.cache` if that is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aigc_ext"
 
 
 class Cache:
-    """Named tensors under a key, a safetensors file each, written atomically and with a checksum.
+    """Named tensors under a key, each key a safetensors file with a checksum, written atomically.
 
     Args:
-        directory: made when it is first written to; by default `default_cache_dir()`. It may be removed at
-            any time.
+        directory: created on the first write; by default `default_cache_dir()`. It may be removed at any
+            time.
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
@@ -39,10 +39,10 @@ class Cache:
     def get(
         self, kind: str, key: dict[str, str | int], compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What is stored under the key, else what `compute` returns, which is then stored.
+        """Returns the stored tensors, or else computes and stores them.
 
-        A damaged file is computed anew and replaced, and a directory that cannot be written to is done
-        without; the log says so.
+        A damaged file is recomputed and replaced. If the directory is not writable, nothing is stored. Both
+        are logged.
         """
         text = json.dumps({"format": _FORMAT, "kind": kind, **key}, sort_keys=True)
         path = self.directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
@@ -67,7 +67,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
         raise FileNotFoundError(path)
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        # Copies: the tensors must not change with a file that is replaced or cut short.
+        # Copies: the tensors must not change if the file is replaced or truncated.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     if metadata.get("key") != key:
         raise ValueError("it belongs to another key")

@@ -1,19 +1,19 @@
 """Class coverage: does a generator make every class of its data, and recognisably?
 
-A small convolutional network is trained on the real, labelled images and then says what it sees in the
-generated ones. It needs no downloaded weights and no GPU, so that a training run on any labelled dataset can
-be judged offline. The share of confident answers measures how recognisable the samples are; how the confident
-answers spread over the classes measures mode coverage (after the classifier-based scores of Salimans et al.,
-"Improved Techniques for Training GANs", 2016). Neither measures diversity *within* a class: one perfect image
-per class, repeated, gets full marks.
+A small convolutional network is trained on the real, labelled images and then classifies the generated ones.
+It needs no downloaded weights and no GPU, so a training run on any labelled dataset can be judged offline.
+The fraction of confident predictions measures how recognisable the samples are; their distribution over the
+classes measures mode coverage (after the classifier-based scores of Salimans et al., "Improved Techniques for
+Training GANs", 2016). Neither measures diversity *within* a class: one perfect image per class, repeated,
+gets the full score.
 
-A network trained on real images alone is sure of anything, uniform noise included (measured on MNIST: it
-calls every noise image an 8 with probability > 0.9). A quarter as many noise images therefore join each
+A network trained only on real images is confident about anything, even uniform noise (on MNIST it classifies
+every noise image as an 8 with probability > 0.9). Therefore a quarter as many noise images are added to each
 training batch, with the uniform distribution as their target (Hendrycks et al., "Deep Anomaly Detection with
 Outlier Exposure", 2019).
 
-What the last layer of the same network sees of an image are the features in which `metrics.MetricSet`
-compares generated images with real ones.
+The input of this network's last layer provides the features in which `metrics.MetricSet` compares generated
+images with real ones.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ from aigc_ext.data import ImageDataset
 from aigc_ext.metrics.cache import Cache
 from aigc_ext.metrics.errors import MetricError
 
-_MAX_SIDE = 32  # pixels: larger images are averaged down to this, which bounds the cost
+_MAX_SIDE = 32  # pixels: larger images are downsampled to this, which bounds the cost
 _MAX_SHIFT = 2  # pixels of random translation while training
 _BATCH = 64
 _HELD_OUT_EVERY = 10
 _LEARNING_RATE = 5e-3
 _STEPS = 500
-_MAX_IMAGES = 20_000  # of a dataset to train on: more than 500 steps ever see half of
-_RECIPE = 1  # of `for_dataset`: to be counted up with every change of what it makes
+_MAX_IMAGES = 20_000  # for training: 500 steps of 64 see each less than twice
+_RECIPE = 1  # version of `for_dataset`; increment it when its results change
 
 
 @dataclass(frozen=True)
 class ClassCoverage:
-    """What a :class:`SampleClassifier` sees in a set of images.
+    """The result of a :class:`SampleClassifier` for a set of images.
 
     Attributes:
-        num_images: how many images were judged.
-        num_classes: how many classes the classifier knows.
-        num_classes_found: classes whose confident answers are at least ``min_share`` of all the images.
-        confident_fraction: share of the images, in [0, 1], whose best class has a probability above
+        num_images: number of images.
+        num_classes: number of classes of the classifier.
+        num_classes_found: number of classes whose confident predictions are at least ``min_share`` of all
+            images.
+        confident_fraction: fraction of the images, in [0, 1], whose most likely class has a probability above
             ``confidence``.
-        histogram: confident answers per class; the sum is ``confident_fraction * num_images``.
+        histogram: confident predictions per class; the sum is ``confident_fraction * num_images``.
         confidence: the threshold that was used, a probability.
         min_share: the threshold that was used, a fraction of ``num_images``.
         classifier_accuracy: see :attr:`SampleClassifier.accuracy`.
@@ -71,17 +72,17 @@ class ClassCoverage:
 
 
 class SampleClassifier:
-    """A small classifier of one dataset's images, made by :meth:`train` or :meth:`for_dataset`, that judges
+    """A small classifier for one dataset's images, made by :meth:`train` or :meth:`for_dataset`, which judges
     generated images. Called with images it returns their features: it is a `metrics.FeatureExtractor`.
 
     Attributes:
-        image_shape: (C, H, W) of the images that it was trained on and that it accepts.
-        num_classes: how many classes it knows.
+        image_shape: (C, H, W) of the images on which it was trained and which it accepts.
+        num_classes: number of classes.
         accuracy: its accuracy, in [0, 1], on the tenth of the real images that it was not trained on. A
             classifier that is bad at real images says nothing about generated ones.
-        real_coverage: what it sees in those real images, at the default thresholds: the mark of a perfect
+        real_coverage: its result for those real images, at the default thresholds: the score of a perfect
             generator.
-        name: says which weights these are, and on which kind of device.
+        name: identifies the weights and the kind of device.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class SampleClassifier:
         held_out_images: Tensor,
         held_out_labels: Tensor,
     ) -> None:
-        """`held_out_images` are as `_prepare` makes them."""
+        """`held_out_images` come from `_prepare`."""
         self._network = network.eval().requires_grad_(False)
         self._device = torch.device("cpu")
         self.image_shape = image_shape
@@ -112,12 +113,12 @@ class SampleClassifier:
         Args:
             images: uint8, (N, C, H, W), the real images. Sides above 32 pixels are averaged down to 32.
             labels: int64, (N,), from 0 to the number of classes - 1; every class needs at least 2 images.
-            seed: decides the split, the initial weights, the order and the noise; from 0 up.
-            steps: optimiser steps, each on at most 64 images. They fix the time that training takes, whatever
-                the size of the dataset.
+            seed: determines the split, the initial weights, the order and the noise; at least 0.
+            steps: optimizer steps, each on at most 64 images. They determine the training time, whatever the
+                size of the dataset.
 
         Raises:
-            TypeError: images are not a uint8 tensor, or labels not an int64 one.
+            TypeError: images are not a uint8 tensor, or labels are not an int64 tensor.
             ValueError: a shape, a label, the seed or the number of steps is out of range.
         """
         _check_images("images", images)
@@ -139,13 +140,13 @@ class SampleClassifier:
         cache: Cache | None = None,
         device: torch.device | None = None,
     ) -> SampleClassifier:
-        """The classifier of a dataset: its images, labels and the seed decide the weights, on one kind of
-        machine, whatever the number of threads.
+        """The classifier of a dataset. On one kind of machine, the weights depend only on the images, the
+        labels and the seed, not on the number of threads.
 
-        It is trained on at most 20,000 of the images, on one thread. Classes without images are passed over.
+        It is trained on at most 20,000 of the images, on one thread. Classes without images are left out.
 
         Args:
-            cache: where the weights are kept, so that the same dataset is not learnt twice.
+            cache: stores the weights, so that they need not be trained again for the same dataset.
             device: where to run it afterwards; by default the CPU.
 
         Raises:
@@ -176,7 +177,7 @@ class SampleClassifier:
         if device is not None and device.type != "cpu":
             classifier._network.to(device)
             classifier._device = device
-            classifier.name += f"-{device.type}"  # rounds otherwise
+            classifier.name += f"-{device.type}"  # rounding differs between devices
         return classifier
 
     @classmethod
@@ -190,11 +191,11 @@ class SampleClassifier:
         steps: int,
         stored: Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]] | None = None,
     ) -> SampleClassifier:
-        """`stored` gives the weights, of itself or from the function it is called with, which trains."""
+        """`stored` returns stored weights, or calls the function it is given, which trains them."""
         random = torch.Generator().manual_seed(seed)
         kept, held_out = _stratified_split(labels, random)
         with torch.random.fork_rng(devices=[]):
-            # The layers' own initialisation takes no generator; torch.manual_seed would reach CUDA's as well.
+            # The layers' initialisation takes no generator; torch.manual_seed would also change CUDA's.
             torch.default_generator.manual_seed(seed)
             network = _build_network(images.shape[1], num_classes)
 
@@ -212,15 +213,15 @@ class SampleClassifier:
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities, float32, (N, num_classes), of uint8 images (N, C, H, W)."""
+        """Class probabilities, float32 (N, num_classes), of uint8 images (N, C, H, W)."""
         return self._run(lambda x: self._network(x).softmax(dim=1), images)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32, (N, 64), of uint8 images (N, C, H, W): what the last convolution sees, averaged
-        over each image."""
-        # The last layer gets it place by place, 1,024 numbers for 28x28 pixels. Their means leave a Fréchet
-        # distance less noise: for 2,500 of MNIST's digits it grows 200-fold from real to blurred ones, and
+        """Features, float32 (N, 64), of uint8 images (N, C, H, W): the last convolution's activations,
+        averaged over each image."""
+        # The last layer sees them per position, 1,024 numbers for 28x28 pixels. Averages make the Fréchet
+        # distance less noisy: for 2,500 of MNIST's digits it grows 200-fold from real to blurred ones, and
         # 7-fold when a class is missing; with all 1,024 numbers, 12-fold and 4-fold.
         return self._run(lambda x: self._network[:-_HEAD](x).mean(dim=(2, 3)), images)
 
@@ -236,13 +237,13 @@ class SampleClassifier:
 
         Args:
             images: uint8, (N, C, H, W), N at least 1.
-            confidence: an answer counts when its probability is above this; in [0, 1).
-            min_share: a class is found when its confident answers are at least this share of all images; in
-                (0, 1]. By default a hundredth, or, of more than 10 classes, a tenth of an even share.
+            confidence: a prediction counts if its probability is above this; in [0, 1).
+            min_share: a class is found if its confident predictions are at least this fraction of all images;
+                in (0, 1]. By default 1/100 or, with more than 10 classes, a tenth of an equal share.
 
         Raises:
             TypeError: images are not a uint8 tensor.
-            ValueError: images have another shape than the training images, or a threshold is out of range.
+            ValueError: the shape differs from that of the training images, or a threshold is out of range.
         """
         _check_thresholds(confidence, min_share)
         return self.coverage_of(self.probabilities(images), confidence, min_share)
@@ -250,7 +251,7 @@ class SampleClassifier:
     def coverage_of(
         self, probabilities: Tensor, confidence: float = 0.9, min_share: float | None = None
     ) -> ClassCoverage:
-        """As :meth:`evaluate`, from the :meth:`probabilities` of the images."""
+        """Like :meth:`evaluate`, from the :meth:`probabilities` of the images."""
         if min_share is None:
             min_share = min(0.01, 0.1 / self.num_classes)
         _check_thresholds(confidence, min_share)
@@ -269,7 +270,7 @@ class SampleClassifier:
 
 
 def class_coverage(fakes: Tensor, reals: Tensor, labels: Tensor, seed: int = 0) -> ClassCoverage:
-    """Trains a :class:`SampleClassifier` on reals and labels and judges fakes, all at the default settings.
+    """Trains a :class:`SampleClassifier` on reals and labels and judges fakes, with the default settings.
 
     Use the class itself to judge several sets of samples, or to see its answers on real images.
 
@@ -280,10 +281,10 @@ def class_coverage(fakes: Tensor, reals: Tensor, labels: Tensor, seed: int = 0) 
         seed: see :meth:`SampleClassifier.train`.
 
     Raises:
-        TypeError, ValueError: as :meth:`SampleClassifier.train` and :meth:`SampleClassifier.evaluate`.
+        TypeError, ValueError: as for :meth:`SampleClassifier.train` and :meth:`SampleClassifier.evaluate`.
     """
     _check_images("reals", reals)
-    _check_images("fakes", fakes, tuple(reals.shape[1:]))  # before the seconds that training takes
+    _check_images("fakes", fakes, tuple(reals.shape[1:]))  # before training, which takes seconds
     return SampleClassifier.train(reals, labels, seed).evaluate(fakes)
 
 
@@ -309,7 +310,7 @@ def _check_thresholds(confidence: float, min_share: float | None) -> None:
 
 
 def shuffled(count: int, seed: int) -> Tensor:
-    """The numbers from 0 to count - 1 in an order that the seed decides, the same with every version."""
+    """A permutation of 0 to count - 1 that depends only on the seed, not on the library version."""
     bits = np.random.PCG64(np.random.SeedSequence(seed))
     return torch.from_numpy(np.argsort(bits.random_raw(count), kind="stable"))
 
@@ -335,7 +336,7 @@ def _check_labels(labels: Tensor, num_images: int) -> int:
         )
     if labels.min() < 0:
         raise ValueError(f"labels has the value {int(labels.min())}, but must be at least 0")
-    # Also keeps bincount, which allocates up to the largest label, within the size of the input.
+    # This also limits bincount, which allocates memory up to the largest label.
     if labels.max() >= num_images:
         raise ValueError(
             f"labels has the value {int(labels.max())}, but must be below {num_images}, the number of images"
@@ -352,7 +353,7 @@ def _check_labels(labels: Tensor, num_images: int) -> int:
 
 
 def _stratified_split(labels: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices to train on, and indices held out: of each class a tenth, rounded up or down."""
+    """Training indices and held-out indices, which are a tenth of each class, rounded up or down."""
     order = torch.randperm(len(labels), generator=random)
     order = order[labels[order].argsort(stable=True)]
     is_held_out = torch.arange(len(order)) % _HELD_OUT_EVERY == 0
@@ -362,11 +363,11 @@ def _stratified_split(labels: Tensor, random: torch.Generator) -> tuple[Tensor, 
 def _prepare(images: Tensor) -> Tensor:
     """uint8 (N, C, H, W) -> float32 in [0, 1] with no side above 32 pixels."""
     size = (min(images.shape[2], _MAX_SIDE), min(images.shape[3], _MAX_SIDE))
-    # In parts, so that a large dataset never exists as float32 in its full resolution.
+    # In parts, so that a large dataset is never held as float32 at full resolution.
     return torch.cat([F.adaptive_avg_pool2d(part.float() / 255, size) for part in images.split(512)])
 
 
-_HEAD = 3  # layers behind the last convolution's block
+_HEAD = 3  # layers after the last convolution's block
 
 
 def _build_network(channels: int, num_classes: int) -> nn.Sequential:
@@ -404,14 +405,15 @@ def _fit(network: nn.Module, images: Tensor, labels: Tensor, steps: int, random:
 
 
 def _batches(length: int, batch: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled epochs without end, each without its incomplete last batch."""
+    """Endless shuffled epochs, each without its incomplete last batch."""
     while True:
         order = torch.randperm(length, generator=random)
         yield from order[: length - length % batch].split(batch)
 
 
 def _noise_like(images: Tensor, random: torch.Generator) -> Tensor:
-    """Images that show nothing: the odd ones uniform noise, the even ones with all their pixels shuffled."""
+    """Images without content: the odd ones are uniform noise, the even ones have all their pixels
+    shuffled."""
     noise = torch.rand(images.shape, generator=random)
     pixels = images[::2].flatten(2)
     noise[::2] = pixels[:, :, torch.randperm(pixels.shape[2], generator=random)].view_as(images[::2])

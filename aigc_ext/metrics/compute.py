@@ -1,4 +1,4 @@
-"""Metrics by name: real data once, generated images as often as there are snapshots."""
+"""Metrics by name: the real data is processed once, generated images at every snapshot."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from aigc_ext.metrics.kernel import kernel_distance
 from aigc_ext.metrics.manifold import NEIGHBOURS, precision_recall
 
 METRICS = ("fd", "kid", "pr", "fid", "coverage")
-"""The names that `MetricSet` knows."""
+"""The names that `MetricSet` accepts."""
 
 MAX_REALS = 50_000
-"""Real images behind a Fréchet distance, at most."""
+"""Largest number of real images for a Fréchet distance."""
 
-_CHUNK = 16  # the sampler's: whole chunks cost the least
+_CHUNK = 16  # the sampler's: whole chunks cost least
 _BATCH_BYTES = 1 << 26
 
 
 class ImageSource(Protocol):
-    """What `sampling.Sampler` is to the metrics."""
+    """The interface of `sampling.Sampler` that the metrics need."""
 
     num_classes: int
 
@@ -38,40 +38,40 @@ class ImageSource(Protocol):
 
 
 class MetricSet:
-    """Compares generated images with a dataset's, as often as it is called.
+    """Compares generated images with a dataset's, and can be called repeatedly.
 
-    Names and the figures they give:
+    Names and their results:
 
     - `fd` -> `fd`: Fréchet distance to all real images (at most 50,000) in the extractor's features; lower is
-      better, 0 at best. It falls with the number of generated images, so compare at the same number only.
+      better, 0 at best. It falls with the number of generated images, so compare only at the same number.
     - `kid` -> `kid`: kernel distance in the same features; lower is better, about 0 at best.
     - `pr` -> `precision`, `recall`, in the same features, in [0, 1]; higher is better. Precision means little
-      where recall is about 0: images that show nothing can lie in the large balls of a few odd real ones.
-    - `fid` -> `fid`: as `fd`, in the features of Inception.
-    - `coverage` -> `classes_found`, `confident`: see `ClassCoverage`; more is better.
+      if recall is about 0: images without content can lie in the large balls of a few unusual real ones.
+    - `fid` -> `fid`: like `fd`, in the features of Inception.
+    - `coverage` -> `classes_found`, `confident`: see `ClassCoverage`; higher is better.
 
-    Distances in the features of a classifier or of random weights compare snapshots and runs on the same
-    data, not with published FIDs. The real images' side of it is computed now, or read from the cache.
+    Distances in the features of a classifier or of random weights can compare snapshots and runs on the same
+    data, but not published FIDs. The results for the real images are computed now, or read from the cache.
 
-    The seed decides which images are generated (those of the sampler's seeds from `seed * 2**32` on), their
-    classes (drawn from the dataset's labels), the classifier, and which real images are used where not all
-    are. The same arguments give the same figures on one machine, up to the rounding of sums by other numbers
-    of threads. PyTorch's global random state is neither read nor changed.
+    The seed determines which images are generated (the sampler's seeds from `seed * 2**32` on), their classes
+    (drawn from the dataset's labels), the classifier, and which real images are used if not all are. The same
+    arguments give the same results on one machine, up to rounding with other numbers of threads. PyTorch's
+    global random state is neither read nor changed.
 
     Args:
-        names: some of `METRICS`.
+        names: a selection of `METRICS`.
         dataset: the real images.
-        num_images: how many images to generate.
+        num_images: number of images to generate.
         seed: from 0 to 2**31 - 1.
-        extractor: for fd, kid and pr: "classifier" (a small one that is trained on the data's labels in some
+        extractor: for fd, kid and pr: "classifier" (a small one, trained on the data's labels in a few
             seconds), "random" (`RandomFeatures`; weaker, but needs no labels) or any `FeatureExtractor`.
-        fid_weights: the file of Inception's weights; only for `fid`. See `InceptionFeatures`.
-        cache_dir: for the classifier and the figures of real data; by default `default_cache_dir()`.
+        fid_weights: the file with Inception's weights; only for `fid`. See `InceptionFeatures`.
+        cache_dir: for the classifier and the results for real data; by default `default_cache_dir()`.
         device: where the named extractors run.
 
     Raises:
-        MetricError: an unknown name, a number out of range, data without the labels that the metric needs, or
-            something missing for `fid`.
+        MetricError: an unknown name, a number out of range, missing labels that a metric needs, or something
+            missing for `fid`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class MetricSet:
         if "fid" in self.names:
             if fid_weights is None:
                 raise MetricError("fid needs the path of Inception's weights: give fid_weights")
-            # The first, since a wrong path is found at once.
+            # First, so that a wrong path is found at once.
             inception = InceptionFeatures(fid_weights, device)
             self._inception = _Reals(inception, dataset, self, cache, moments=True, features=False)
         in_features = {"fd", "kid", "pr"} & set(self.names)
@@ -139,15 +139,15 @@ class MetricSet:
         return extractor
 
     def __call__(self, generated: ImageSource | ImageDataset | Tensor) -> dict[str, float]:
-        """The figures of `num_images` generated images, in the order of the names.
+        """The results for `num_images` generated images, in the order of the names.
 
         Args:
-            generated: a `sampling.Sampler`, or images that are there: a dataset or uint8 (N, C, H, W), of
-                which the first `num_images` count, or all if there are fewer.
+            generated: a `sampling.Sampler`, or existing images: a dataset or uint8 (N, C, H, W), of which the
+                first `num_images` are used, or all if there are fewer.
 
         Raises:
-            MetricError: the images' shape is not the dataset's, there are too few of them, or the generator
-                has other classes than the data.
+            MetricError: the images' shape is not the dataset's, there are too few, or the generator's classes
+                differ from the data's.
         """
         spaces: dict[str, _Accumulator] = {}
         if self._reals is not None:
@@ -210,7 +210,7 @@ class MetricSet:
             yield images
 
     def _classes(self, source: ImageSource) -> list[int] | None:
-        """A class for each image, as often as it is in the data."""
+        """A class for each image, with the data's class frequencies."""
         if not source.num_classes:
             return None
         if source.num_classes != self.dataset.num_classes:
@@ -235,7 +235,7 @@ def compute_metrics(
     cache_dir: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """One `MetricSet` and its figures of `generated`; it has the arguments, the figures and the errors."""
+    """The results of a `MetricSet` for `generated`; see there for arguments, results and errors."""
     return MetricSet(
         names,
         dataset,
@@ -249,16 +249,16 @@ def compute_metrics(
 
 
 def batch_size(image_shape: tuple[int, int, int]) -> int:
-    """Images that are handled at once: whole chunks of the sampler, of about 64 MiB and at most 256."""
+    """Images per batch: whole chunks of the sampler, about 64 MiB and at most 256 images."""
     channels, height, width = image_shape
     return max(1, min(16, _BATCH_BYTES // (channels * height * width * _CHUNK))) * _CHUNK
 
 
 class _Accumulator:
-    """Takes batches of images and keeps of their features what is asked for."""
+    """Takes batches of images and keeps their features or the moments of these, as requested."""
 
     def __init__(self, extractor: FeatureExtractor, *, moments: bool, features: int) -> None:
-        """`features`: of how many of the first images to keep them."""
+        """`features`: the number of images, from the first, whose features to keep."""
         self._extractor = extractor
         self._wants_moments = moments
         self._room = features
@@ -283,7 +283,7 @@ class _Accumulator:
 
 
 class _Reals:
-    """The real images' side in one space of features."""
+    """The results for the real images in one feature space."""
 
     def __init__(
         self,
@@ -338,7 +338,7 @@ class _Reals:
         return self._tensors["features"]["features"]
 
     def accumulator(self) -> _Accumulator:
-        """For the generated images."""
+        """An accumulator for the generated images."""
         return _Accumulator(self._extractor, moments=self._wants_moments, features=self._kept)
 
 

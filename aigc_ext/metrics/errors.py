@@ -1,5 +1,5 @@
-"""What goes wrong when images are measured."""
+"""The metrics' exception."""
 
 
 class MetricError(ValueError):
-    """A metric that cannot be computed as asked; the message says what is missing and what would do."""
+    """A metric that cannot be computed as requested; the message says what is missing and what would help."""

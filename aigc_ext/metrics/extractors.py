@@ -1,4 +1,4 @@
-"""What turns images into the features that are compared; `metrics.classifier` has one more."""
+"""Feature extractors; `metrics.classifier` has one more."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ _CHANNELS = (32, 64)
 
 
 class FeatureExtractor(Protocol):
-    """A function of uint8 images (N, C, H, W) to features (N, D), floating point, the rows in the same order.
+    """A function from uint8 images (N, C, H, W) to floating-point features (N, D), with rows in the same
+    order.
 
-    An attribute `name`, a string, says which function it is, down to the weights. What it makes of real data
-    is kept in the cache under that name; without one, or with None, nothing is kept.
+    An attribute `name`, a string, identifies the function, including its weights. Results for real data are
+    cached under that name; without a name, or if it is None, nothing is cached.
     """
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
 
 
 class RandomFeatures:
-    """Features of two convolutions with random weights, for data without labels: weaker than learnt ones.
+    """Features of two convolutions with random weights, for data without labels: weaker than learned ones.
 
-    They tell contrasts, edges and textures apart, and know of no objects: if a digit is missing among
-    MNIST's, the Fréchet distance of 2,500 images is 1.7 times that of two sets of real ones, and 7 times with
-    the classifier's features. Random embeddings still rank generators sensibly where no learnt one fits the
+    They distinguish contrasts, edges and textures, but not objects: if one of MNIST's digits is missing, the
+    Fréchet distance of 2,500 images is 1.7 times that of two sets of real ones, and 7 times with the
+    classifier's features. Random embeddings still rank generators sensibly where no learned one suits the
     data (Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020). Images larger
-    than 32 pixels are averaged down to that; D is 64 for each of 2 x 2 parts of the image.
+    than 32 pixels are downsampled to that; D is 64 for each of 2 x 2 parts of the image.
 
     Args:
-        channels: of the images.
-        seed: decides the weights.
+        channels: channels of the images.
+        seed: determines the weights.
         device: where it runs.
     """
 
@@ -51,7 +52,7 @@ class RandomFeatures:
         random = torch.Generator().manual_seed(seed)
         self._weights = []
         for outputs in _CHANNELS:
-            scale = (2 / (channels * 9)) ** 0.5  # keeps the size of the features (He et al., 2015)
+            scale = (2 / (channels * 9)) ** 0.5  # preserves the features' scale (He et al., 2015)
             weight = torch.randn(outputs, channels, 3, 3, generator=random) * scale
             self._weights.append(weight.to(self._device))
             channels = outputs
@@ -60,7 +61,7 @@ class RandomFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32, (N, D), of uint8 images (N, C, H, W)."""
+        """Features, float32 (N, D), of uint8 images (N, C, H, W)."""
         size = (min(images.shape[2], _MAX_SIDE), min(images.shape[3], _MAX_SIDE))
         x = F.adaptive_avg_pool2d(images.to(self._device).float() / 127.5 - 1, size)
         for weight in self._weights:
@@ -69,19 +70,19 @@ class RandomFeatures:
 
 
 class InceptionFeatures:
-    """The 2,048 features of the Inception network that FID is defined by, as torch-fidelity computes them.
+    """The 2,048 features of the Inception network that defines FID, as computed by torch-fidelity.
 
-    Grey images become RGB ones of three equal channels. Needs `pip install aigc_ext[fid]` and the weights
-    `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity's release 0.2.0, which nothing here
-    downloads.
+    Grey images become RGB with three equal channels. Needs `pip install aigc_ext[fid]` and the weights
+    `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity's release 0.2.0, which are not downloaded
+    automatically.
 
     Args:
-        weights: the file, as torch-fidelity publishes it or with the same tensors as `.safetensors`. Of a
-            PyTorch file only tensors are read.
+        weights: the file published by torch-fidelity, or the same tensors as `.safetensors`. Only tensors are
+            read from a PyTorch file.
         device: where it runs.
 
     Raises:
-        MetricError: the package or the file is missing, or the file holds other weights.
+        MetricError: the package or the file is missing, or the file has other weights.
     """
 
     def __init__(self, weights: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
@@ -94,7 +95,7 @@ class InceptionFeatures:
                 f"fid needs the package torch-fidelity: pip install 'aigc_ext[fid]' ({error})"
             ) from error
         with TemporaryDirectory() as folder:
-            # torch-fidelity unpickles whatever the file that it is given holds: it gets one written here.
+            # torch-fidelity unpickles any contents of its file, so it gets one that is written here.
             trusted = Path(folder) / "weights.pt"
             torch.save(state, trusted)
             try:
@@ -111,7 +112,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features, float32, (N, 2048), of uint8 images (N, C, H, W), C = 1 or 3."""
+        """Features, float32 (N, 2048), of uint8 images (N, C, H, W), C = 1 or 3."""
         if images.shape[1] not in (1, 3):
             raise MetricError(f"fid is defined for 1 or 3 channels, but the images have {images.shape[1]}")
         rgb = images.expand(-1, 3, -1, -1)

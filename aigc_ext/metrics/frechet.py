@@ -1,13 +1,13 @@
-"""The Fréchet distance between two sets of features, from sums that never hold the sets.
+"""The Fréchet distance between two sets of features, from accumulated moments.
 
-As Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium" (2017),
-take each set for a Gaussian:
+Each set is modelled as a Gaussian (Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a
+Local Nash Equilibrium", 2017):
 
     |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2)).
 
-C1 C2 is not symmetric, but has the eigenvalues of A^T C2 A for any A with A A^T = C1. That one is symmetric
-and has no negative ones, so the trace is the sum of the roots of what `eigvalsh` finds: real numbers all the
-way, also for the singular covariances of fewer images than dimensions.
+C1 C2 is not symmetric, but has the same eigenvalues as A^T C2 A for any A with A A^T = C1. The latter is
+symmetric and positive semidefinite, so the trace is the sum of the roots of its eigenvalues from `eigvalsh`.
+All numbers are real, also for the singular covariances of fewer images than dimensions.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from aigc_ext.metrics.errors import MetricError
 class Moments:
     """Count, mean and covariance of vectors that come in batches, in float64.
 
-    Batches are merged by Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing
-    Sample Variances" (1979): no difference of large sums, so the result is that of one batch up to rounding.
+    Batches are merged according to Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances" (1979), without differences of large sums, so the result equals that of one
+    batch up to rounding.
 
     Attributes:
-        count: vectors so far.
+        count: number of vectors so far.
         mean: float64, (D,).
         scatter: float64, (D, D), the sum of the outer products of the deviations from the mean.
     """
@@ -37,7 +38,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Of vectors (N, D), N at least 1; raises MetricError if one is not finite."""
+        """The moments of vectors (N, D), N at least 1; raises MetricError if one is not finite."""
         if features.dim() != 2 or not len(features):
             raise MetricError(f"features have shape {tuple(features.shape)}, but must be (N, D) with N >= 1")
         if not features.isfinite().all():
@@ -48,7 +49,7 @@ class Moments:
         return cls(len(values), mean, values.T @ values)
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets together."""
+        """The moments of both sets together."""
         if self.mean.shape != other.mean.shape:
             raise MetricError(
                 f"features have {len(other.mean)} dimensions, but those before had {len(self.mean)}"
@@ -62,14 +63,15 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """The unbiased one, float64 (D, D); raises MetricError for fewer than 2 vectors."""
+        """The unbiased covariance, float64 (D, D); raises MetricError for fewer than 2 vectors."""
         if self.count < 2:
             raise MetricError(f"a covariance needs at least 2 images, but there is {self.count}")
         return self.scatter / (self.count - 1)
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """The squared Fréchet (Wasserstein-2) distance of the two Gaussians; 0 for equal ones, up to rounding.
+    """The squared Fréchet (Wasserstein-2) distance between the two Gaussians; 0 for equal ones, up to
+    rounding.
 
     Raises:
         MetricError: the sets have different dimensions, or fewer than 2 vectors.

@@ -1,8 +1,8 @@
 """The kernel distance (KID) between two sets of features.
 
-Bińkowski et al., "Demystifying MMD GANs" (2018): the squared maximum mean discrepancy under the kernel
-(x.y / D + 1)^3, by its unbiased estimate. Unlike the Fréchet distance it does not depend on the number of
-images in expectation, and it can come out a little below 0 for equal distributions.
+Bińkowski et al., "Demystifying MMD GANs" (2018): the squared maximum mean discrepancy with the kernel
+(x.y / D + 1)^3, by its unbiased estimator. Unlike the Fréchet distance, its expectation does not depend on
+the number of images, and it can be slightly below 0 for equal distributions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def kernel_distance(
 
     Args:
         real, fake: features (N, D) and (M, D).
-        subsets: how many pairs of subsets; one if a subset is the whole of both sets.
-        subset_size: images per subset, without repetition; at most N and M.
-        seed: decides the subsets.
+        subsets: number of pairs of subsets; one if the subsets are the whole sets.
+        subset_size: vectors per subset, without repetition; at most N and M.
+        seed: determines the subsets.
 
     Raises:
         MetricError: dimensions differ, there are fewer than 2 vectors, or an argument is out of range.
@@ -46,12 +46,12 @@ def kernel_distance(
 
 
 def _choose(random: np.random.PCG64, count: int, size: int) -> Tensor:
-    # NumPy promises the raw bits for every version, and not what is made of them.
+    # NumPy guarantees the raw bits for all versions, but not the functions based on them.
     return torch.from_numpy(np.argsort(random.random_raw(count), kind="stable")[:size])
 
 
 def _mmd2(x: Tensor, y: Tensor) -> float:
-    """Unbiased, of float64 vectors: the kernel of a vector with itself does not count."""
+    """The unbiased estimate for float64 vectors, which excludes the kernel of a vector with itself."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3

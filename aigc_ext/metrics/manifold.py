@@ -1,9 +1,10 @@
 """Improved precision and recall.
 
 Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models" (2019): a set's
-manifold is the union of the balls around its vectors that reach to their k-th nearest neighbour. Precision is
-the share of generated images on the manifold of the real ones, recall the reverse. Radii shrink with the
-number of images, so figures compare only at the same number, and both sets must have it.
+manifold is the union of the balls around its vectors that reach to their k-th nearest neighbours. Precision
+is the fraction of generated images on the manifold of the real ones, recall the reverse. Radii shrink with
+the number of images, so both sets must have the same number, and only results at the same number are
+comparable.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from torch import Tensor
 from aigc_ext.metrics.errors import MetricError
 
 NEIGHBOURS = 3
-"""k by default, the paper's."""
+"""The default k, as in the paper."""
 _ROWS = 1024
-# float32 features of one image differ by about 1e-7 of their size from batch to batch. What is that near is
-# the same image: else whether duplicates lie in each other's balls would be a matter of rounding.
+# float32 features of one image differ by about 1e-7 of their magnitude from batch to batch. Vectors that
+# close are treated as equal; otherwise rounding would decide whether duplicates lie in each other's balls.
 _SAME = 1e-12
 
 
 def precision_recall(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> tuple[float, float]:
-    """Precision and recall of features (N, D) and (M, D), in [0, 1]; of the larger set only as many vectors
-    as the smaller one has are used, the first ones.
+    """Precision and recall, in [0, 1], of features (N, D) and (M, D). Of the larger set, only the first
+    vectors are used, as many as the smaller one has.
 
     Raises:
         MetricError: dimensions differ, or there are not more than k vectors.
@@ -33,7 +34,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> tupl
     count = min(len(real), len(fake))
     if k < 1 or count <= k:
         raise MetricError(f"k is {k}, but must be at least 1 and less than the number of images, {count}")
-    # Centred, since squares of large means would cost the digits of small distances.
+    # Centred, since squares of large means would cost small distances precision.
     center = real.to(torch.float64).mean(dim=0)
     real, fake = real[:count] - center, fake[:count] - center
     real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
@@ -47,8 +48,8 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> tupl
 
 
 def _squared_radii(points: Tensor, k: int) -> Tensor:
-    """Of the balls around the points, (N,)."""
-    # The nearest of all is the point itself.
+    """The squared radii of the balls around the points, (N,)."""
+    # k + 1, since the nearest point is the point itself.
     parts = (_squared_distances(part, points) for part in points.split(_ROWS))
     return torch.cat([distances.topk(k + 1, dim=1, largest=False).values[:, k] for distances in parts])
 

@@ -1,4 +1,4 @@
-"""A run on one page."""
+"""Reports of runs, each one HTML page."""
 
 from aigc_ext.reporting.page import METRICS_FILE, read_rows, write_report
 

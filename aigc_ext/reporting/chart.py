@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no wider than a phone, so that the text can be read there as well."""
+"""Line charts as inline SVG, no wider than a phone, so that the text is legible there too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_POINTS = 400
 
 
 def number(value: float) -> str:
-    """A figure for people: four digits or so, thousands separated."""
+    """A number formatted for people: about four digits, with thousands separators."""
     if not math.isfinite(value):
         return str(value)
     if value == 0 or abs(value) >= 1000:
@@ -30,12 +30,12 @@ def line_chart(
     x_label: str,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """A chart with a line, or dots, for each named series of finite (x, y); "" if there are no points at all.
+    """A chart with a line, or dots, for each named series of finite (x, y); "" if there are no points.
 
-    Of more than 400 points each stands for the mean of as many as needed, and the chart says so.
+    Series of more than 400 points are averaged over runs of points, and the chart says so.
 
     Args:
-        y_range: what the y axis spans at least; by default what the points do.
+        y_range: the minimum range of the y axis; by default that of the points.
     """
     series = [(name, points) for name, points in series if points]
     if not series:
@@ -91,7 +91,7 @@ def _mean(points: Sequence[Point]) -> Point:
 
 
 def _axis(low: float, high: float, *, tight: bool) -> tuple[list[float], float, float]:
-    """Ticks at round numbers, and the axis' ends: those of the values if tight, else round ones as well."""
+    """Ticks at round numbers, and the ends of the axis: those of the values if tight, otherwise round too."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(low) / 2 or 0.5
         low, high = low - room, high + room

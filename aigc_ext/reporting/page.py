@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, neither files nor a network nor scripts."""
+"""The report of a run: one self-contained HTML file, without scripts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_IMAGE_BYTES = 1 << 19
 _THUMBNAIL = 720  # pixels
 _MAX_TABLE_ROWS = 100
 
-# Title, the columns with their names, and what the axis spans at least.
+# Title, the columns with their names, and the minimum range of the axis.
 _TRAINING = (
     ("Losses", {"loss_d": "discriminator", "loss_g": "generator"}, None),
     ("The discriminator's scores", {"d_real": "D(x)", "d_fake": "D(G(z))"}, None),
@@ -89,14 +89,14 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """Writes a run's report as one HTML file and returns its path.
 
     The page has the run's state and model, its sample grids over time, the curves of `stats.jsonl` and
-    `metrics.jsonl`, and its config. Any further numeric column of the two files gets a curve of its own. A
-    run that has not written anything yet has a report that says so.
+    `metrics.jsonl`, and its config. Each further numeric column of the two files gets its own curve. The
+    report of a run that has not written anything yet says so.
 
     Args:
         output: by default `report.html` in the run directory.
 
     Raises:
-        RunError: it is no run, or one of its files is damaged; the message names it.
+        RunError: it is not a run, or one of its files is damaged; the message names it.
         OSError: the output cannot be written.
     """
     run_dir = Path(run_dir)
@@ -106,10 +106,10 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `stats.jsonl` or `metrics.jsonl`, none if there is no such file; a last line that is
-    still being written is left out.
+    """The rows of a `stats.jsonl` or `metrics.jsonl`, without a last line that is still being written; none
+    if the file does not exist.
 
-    Raises RunError naming file and line if a line is no JSON object with a number `nimg`.
+    Raises RunError, naming file and line, if a line isn't a JSON object with a number `nimg`.
     """
     try:
         rows = StatsLog(path).rows()
@@ -153,7 +153,8 @@ def _page(run_dir: Path) -> str:
 
 
 def _training_charts(config: Mapping[str, Any]) -> list[tuple[str, dict[str, str], Any]]:
-    """`_TRAINING`; D's scores are probabilities if the loss makes them so (`ops.gan_loss.LossStats`)."""
+    """`_TRAINING`, with D's scores as probabilities if the loss defines them so
+    (`ops.gan_loss.LossStats`)."""
     loss = config.get("loss")
     if not isinstance(loss, dict) or loss.get("kind") not in ("logistic", "minimax"):
         return list(_TRAINING)
@@ -216,7 +217,7 @@ def _facts(run_dir: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str,
 
 
 def _strip(run_dir: Path) -> str:
-    """The grids side by side, from the real images over the untrained generator's to the newest."""
+    """The grids side by side: the real images, then the generator's, from untrained to newest."""
     grids = sorted(
         (int(match[1]) * 1000 + int(match[2] or 0), path)
         for path in run_dir.glob("fakes*.png")
@@ -243,7 +244,7 @@ def _strip(run_dir: Path) -> str:
 
 
 def _charts(rows: Sequence[Mapping[str, Any]], known: Sequence[tuple[str, dict[str, str], Any]]) -> str:
-    """The known charts, and one for each other numeric column."""
+    """The known charts, and one for each further numeric column."""
     groups = list(known)
     named = {column for _, columns, _ in known for column in columns} | _NO_CURVE
     others = dict.fromkeys(column for row in rows for column in row if column not in named)
@@ -301,7 +302,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def _embed(path: Path) -> str:
-    """A PNG as a data URL, with its text chunks, which say where it is from; a large one is made smaller."""
+    """A PNG as a data URL, with its text chunks, which have its provenance; large ones are scaled down."""
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
