@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", default="1,2", help="thread counts on the CPU (1,2)")
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder to write into")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: figures without a meaning")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: the figures are meaningless")
     parser.add_argument("--csv-only", action="store_true", help="no table and no plots")
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):

@@ -1,7 +1,7 @@
-"""One optimizer step with the moving average of the weights: what does it cost beside the fused Adam?
+"""What does one optimizer step with the moving average of the weights cost, compared to the fused Adam?
 
-The weights move while they are measured; that all contenders take the same step is checked on the fourth one.
-``aigc_ext, unchecked`` does not look for gradients that are not finite, which none of PyTorch's does either.
+The weights change during the measurement; the fourth step is compared between all contenders.
+``aigc_ext, unchecked`` does not check for non-finite gradients, nor do PyTorch's optimizers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LR, BETAS, DECAY = 1e-4, (0.5, 0.999), 0.999
 Sizes = list[tuple[int, ...]]
 MLP: Sizes = [tuple(p.shape) for p in MLPGenerator().parameters()]
 DCGAN: Sizes = [(100, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 3, 4, 4)]
-WARM_UP = 3  # steps before the one that is compared: a CUDA graph takes them before it is captured
+WARM_UP = 3  # steps before the compared one: a CUDA graph takes them before it is captured
 Step = Callable[[], list[Tensor]]
 Make = Callable[[Sizes, Setting], Step]
 
@@ -56,7 +56,7 @@ def foreach(
     compile: Callable[[Step], Step] | None = None,
 ) -> Step:
     params, averages = start(sizes, setting)
-    # Compiled, the learning rate is a constant of the graph; as a tensor, for schedules, it would be slower.
+    # When compiled, the learning rate is a constant of the graph; a tensor, for schedules, would be slower.
     optimizer = torch.optim.Adam(params, LR, BETAS, fused=fused, foreach=not fused, capturable=capturable)
 
     @torch.no_grad()

@@ -25,13 +25,14 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 def cases_of(shape: tuple[int, ...], channels_last: bool, setting: Setting) -> Iterable[Case]:
     torch.manual_seed(0)
-    torch.compiler.reset()  # its limit is on the versions of one function
+    torch.compiler.reset()  # the number of compiled versions of one function is limited
     x, dy = (torch.randn(shape, device=setting.device) for _ in range(2))
     if channels_last:
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     mean, var, weight, bias = (torch.rand(shape[1], device=setting.device) + 0.5 for _ in range(4))
 
-    # No gradient where rounding decides the side of ReLU's corner: the outputs are to be compared.
+    # No gradient where rounding decides on which side of ReLU's corner a value is, so that outputs are
+    # comparable.
     dy[F.batch_norm(x, None, None, weight, bias, True).abs() < 1e-4] = 0
 
     def two_ops(x: Tensor, training: bool) -> Tensor:

@@ -1,5 +1,5 @@
-"""Does bias_act run at the speed of a copy? Leaky ReLU with bias and clamp on a tensor far larger than the
-caches of a CPU. On a card also in half precision, where the same tensor fits into some cards' L2."""
+"""Does bias_act run at the speed of a copy? Leaky ReLU with bias and clamp on a tensor far larger than a
+CPU's caches. On a GPU also in half precision, where the same tensor fits into the L2 cache of some GPUs."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
         f"forward + backward, {name}",
         {
             "eager": lambda: train(ops.bias_act_ref),
-            # Inductor's CPU backward of leaky ReLU is slow by itself, which is no merit of ours.
+            # Inductor's CPU backward of leaky ReLU is slow by itself: part of the difference is not our merit.
             **{k: partial(train, function) for k, function in compiled.items()},
             "aigc_ext": lambda: train(ops.bias_act),
         },
         dtype=str(dtype)[6:],
         bytes=4 * size,
-        # The bias gradient is a sum of 262,144 numbers, which no two contenders round alike.
+        # The bias gradient is a sum of 262,144 numbers, which the contenders round differently.
         outputs=lambda g: (g[0][0, :, 0], g[1]),
         rtol=1e-3 if full else 2e-3,
         atol=1e-2 if full else 2.0,

@@ -1,10 +1,10 @@
-"""What a call costs: each op on the small call of its record, where the arithmetic is next to nothing.
+"""What does a call cost? Each op runs the small example call of its record, which has almost no arithmetic.
 
 - no gradient: nothing is recorded;
 - with backward: recorded, and differentiated once;
-- with penalty: the gradient with respect to the first argument is itself differentiated, as R1 does.
+- with penalty: the gradient with respect to the first argument is itself differentiated, as in R1.
 
-On one thread: a second one has no part in any of this.
+It runs on one thread: a second one would not matter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from aigc_ext.ops._op import records
 from benchmarks.harness import Case, Setting
 
-FILTERS = ("f", "fu", "fd")  # arguments that no op differentiates by
+FILTERS = ("f", "fu", "fd")  # arguments that are not differentiated here
 NO_GRADIENT = ("adam_ema_", "any_nonfinite", "discriminator_loss_and_grad", "generator_loss_and_grad")
 
 
@@ -46,7 +46,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                 op.name,
                 kind,
                 {name: partial(run, partial(f, **arguments), leaves) for name, f in functions.items()},
-                outputs=None if op.name.endswith("_") else list,  # those change their arguments
+                outputs=None if op.name.endswith("_") else list,  # in-place ops
                 atol=1e-3,  # a penalty's gradients are sums of products
             )
 

@@ -1,9 +1,9 @@
-"""Measuring on a card: CUDA events, a warm and a cold L2 cache, launches, memory, CUDA graphs.
+"""Measurements on a GPU: CUDA events, a warm and a cold L2 cache, launches, memory, CUDA graphs.
 
-- L2 warm: calls back to back between two events, divided by their number, as a training loop makes them.
-  Where the host takes longer to launch a call than the card to run it, that is what is seen.
-- L2 cold: before each call twice the cache's size is written; two events around the call alone. The launches
-  of a short call hide behind that write.
+- L2 warm: the time between two events around many consecutive calls, as in a training loop, divided by their
+  number. If launching a call takes longer than running it, this measures the launch.
+- L2 cold: before each call, twice the cache's size is written; the two events enclose only the call. The
+  launches of a short call are hidden by that write.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Run = Callable[[], Any]
 
 
 def graphed(run: Run, warm_up: int = 3) -> Run:
-    """The call captured in one CUDA graph, after some ordinary ones. Every replay writes the same results."""
+    """The call captured in one CUDA graph, after some ordinary calls. Each replay overwrites the same
+    results."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -55,7 +56,7 @@ def called(run: Run) -> Run:
 
 
 def measure(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
-    """Rows of every contender, cache warm and cold."""
+    """Rows for every contender, with the cache warm and cold."""
     running = those_that_work({k: partial(called, run) for k, run in case.contenders.items()})
     graphs = {f"{k}, CUDA graph": partial(graphed, running[k]) for k in case.graphs if k in running}
     case.contenders = running | those_that_work(graphs)
@@ -75,7 +76,7 @@ def measure(case: Case, setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def time_warm(case: Case, seconds: float, min_rounds: int = 15) -> dict[str, list[float]]:
-    """Microseconds a call, in rounds that give every contender a turn of many calls."""
+    """Microseconds per call, in rounds in which every contender makes many calls."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def turn(run: Run, calls: int) -> float:
@@ -100,7 +101,7 @@ def time_warm(case: Case, seconds: float, min_rounds: int = 15) -> dict[str, lis
 def time_cold(
     case: Case, seconds: float, device: torch.device, min_rounds: int = 3, calls: int = 5
 ) -> dict[str, list[float]]:
-    """Microseconds of single calls, none of whose data is in the cache."""
+    """Microseconds of single calls with a cold cache."""
     size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     cache = torch.empty(size, dtype=torch.uint8, device=device)
     samples: dict[str, list[float]] = {name: [] for name in case.contenders}
@@ -118,7 +119,7 @@ def time_cold(
 
 
 def rounds(seconds: float, at_least: int) -> Iterator[int]:
-    """Counts until the time is up, with the garbage collector off."""
+    """Counts rounds until the time is up, with the garbage collector off."""
     gc.collect()
     gc.disable()
     try:
@@ -131,7 +132,8 @@ def rounds(seconds: float, at_least: int) -> Iterator[int]:
 
 
 def launches(run: Run) -> tuple[int, int]:
-    """What the host launches in a call, and what runs on the card: kernels, copies and fills."""
+    """The numbers of launches by the host in a call, and of the kernels, copies and fills that run on the
+    GPU."""
     run()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -149,7 +151,7 @@ def launches(run: Run) -> tuple[int, int]:
 
 
 def peak(name: str, run: Run) -> str:
-    """Megabytes that a call allocates at once, beyond what is there before it."""
+    """Peak megabytes that a call allocates, beyond what was allocated before."""
     if name.endswith(("CUDA graph", "reduce-overhead")):
         return ""
     torch.cuda.synchronize()
@@ -162,7 +164,7 @@ def peak(name: str, run: Run) -> str:
 
 @functools.cache
 def copy_bandwidth(device: torch.device) -> float:
-    """GB/s of a copy of 1 GiB, or of what memory there is for it, read and written bytes together."""
+    """GB/s of a copy of 1 GiB, or of what fits into memory, counting bytes read and written."""
     size = min(1 << 30, torch.cuda.mem_get_info(device)[0] // 4)
     source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
     case = Case("copy", "", {"copy": lambda: target.copy_(source)})

@@ -16,7 +16,7 @@ from benchmarks.report import read
 @click.option("--tolerance", default=0.1, show_default=True, help="Slower by more than this is a regression.")
 @click.option("--fail-if-regression", is_flag=True, help="Exit with 1 if one of aigc_ext's rows is slower.")
 def main(old: Path, new: Path, tolerance: float, fail_if_regression: bool) -> None:
-    """Compares our rows relative to the eager row of the same run, since machines differ."""
+    """Compares our rows, relative to the eager rows of the same run because machines differ."""
 
     def relative(folder: Path) -> dict[tuple[str, ...], float]:
         rows = read(folder)

@@ -1,5 +1,5 @@
 """Does Winograd's convolution beat PyTorch's on the CPU, and from how many channels and pixels on? The layers
-of StyleGAN2 at several widths. On a card it is PyTorch's own."""
+of StyleGAN2 at several widths. On a GPU it is PyTorch's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = [
     (4, 256, 256, 16),
     (4, 512, 512, 8),
     (16, 512, 512, 4),
-    # images of 28 pixels, in reduced width
+    # 28x28 images, with reduced widths
     (16, 64, 64, 28),
     (16, 128, 128, 14),
     (16, 32, 32, 14),

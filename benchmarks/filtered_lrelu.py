@@ -1,5 +1,5 @@
-"""StyleGAN3's activation: up 2, down 2, 12 + 12 taps, against its definition in plain PyTorch, the same with
-depthwise convolutions that filter no inserted zeros, and torch.compile of both."""
+"""StyleGAN3's activation: up 2, down 2, 12 + 12 taps, against its definition in plain PyTorch, depthwise
+convolutions that skip the inserted zeros, and torch.compile of both."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def cases(setting: Setting) -> Iterable[Case]:
     shapes = {"64 logits": (64, 1), "64x1x30x30 patches": (64, 1, 30, 30)}
     for name, shape in [*shapes.items()][: 1 if setting.quick else None]:
         real, fake = (torch.randn(shape).to(setting.device).requires_grad_() for _ in range(2))
-        # For 64 logits bandwidth does not matter.
+        # Bandwidth is irrelevant for 64 logits.
         traffic = 4 * real.numel() * real.element_size() if real.dim() > 2 else None
 
         def by_autograd(

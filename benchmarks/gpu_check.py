@@ -1,13 +1,14 @@
-"""``make gpu-check``: everything that needs a card, in one command and under 8 minutes.
+"""``make gpu-check``: everything that needs a GPU, in one command and under 8 minutes.
 
-Builds the native code for the card that is here, runs ``pytest -m cuda``, the benchmarks, compute-sanitizer
-and csrc/check_kernels.py, and prints a short table last. It works in a bare checkout, with the Python that
-starts it and what that can import: nothing is installed or downloaded. A step that fails or takes too long
-does not keep the later ones from running; the exit code is 1 then.
+Builds the native code for the GPU of this machine, runs ``pytest -m cuda``, the benchmarks, compute-sanitizer
+and csrc/check_kernels.py, and prints a short table at the end. It works in a bare checkout, with the Python
+that starts it and its packages: nothing is installed or downloaded. If a step fails or takes too long, the
+later ones still run, and the exit code is 1.
 
-Into OUT_DIR: summary.txt (the table), info.txt, log.txt (all output), tests.xml, benchmarks.csv, kernels.csv.
+Writes to OUT_DIR: summary.txt (the table), info.txt, log.txt (all output), tests.xml, benchmarks.csv,
+kernels.csv.
 
-``--dry-run`` runs the same steps on the CPU, tiny, to show that this program is sound; it builds nothing.
+``--dry-run`` runs the same steps with tiny sizes on the CPU, as a test of this program, without building.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ BENCHMARKS = (
     *("bias_act", "gan_loss", "adam_ema", "mlp_gan_step"),
     *("batch_norm_act", "upfirdn2d", "filtered_lrelu", "modulated_conv2d", "r1"),
 )
-# Without initcheck: it knows only of memory that checked kernels wrote, and PyTorch's are not checked.
+# Without initcheck: it tracks only writes by checked kernels, and PyTorch's are not checked.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 NEEDED = {
     "the package": ("torch", "numpy", "tqdm", "PIL", "safetensors", "click"),
     "the tests": ("pytest", "hypothesis"),
 }
 OPTIONAL = ("xdist", "triton")
-TAIL = 25  # lines of a failed step's output that are shown at once
+TAIL = 25  # lines of a failed step's output that are shown
 
 
 @dataclass
 class Step:
-    """A command, what came of it, and a line about that for the table."""
+    """A command, its result, and a line about that for the table."""
 
     name: str
     command: list[str]
@@ -84,7 +85,7 @@ class GpuCheck:
     # ---- running steps -------------------------------------------------------------------------------------
 
     def run(self, *together: Step) -> bool:
-        """Runs steps at the same time, each up to its limit or what is left of the budget. All ok?"""
+        """Runs steps at the same time, each up to its limit or the rest of the budget. Are all ok?"""
         started = time.monotonic()
         processes = []
         for step in together:
@@ -144,7 +145,7 @@ class GpuCheck:
             self.without_running("environment", "ok", "")
 
     def build(self) -> bool:
-        """Without a card only the configuration is tried, and what would be built is listed."""
+        """Builds the native code; without a GPU, only configures it and lists what would be built."""
         import torch
 
         cmake = shutil.which("cmake", path=self.environment["PATH"])
@@ -189,7 +190,7 @@ class GpuCheck:
             arguments += ["-m", "cuda", "tests/cuda"]
             if importable("xdist"):
                 arguments += ["-p", "xdist.plugin", "-n", str(min(self.cores, 10)), "--dist", "worksteal"]
-        # No plugins that happen to be installed: some warn at start, which is an error in our configuration.
+        # No other installed plugins: some warn when they start, which is an error in our configuration.
         alone = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         step = Step("tests", self.python("-m", "pytest", *arguments), 170, alone)
         self.run(step)
@@ -219,7 +220,7 @@ class GpuCheck:
         else:
             ours = ["--kernel-name", "kernel_substring=4aigc"]
             options = ["--error-exitcode", "9", "--print-limit", "20", *ours]
-            # Every tensor gets an allocation of its own: a step beyond it is not in its neighbour's memory.
+            # Every tensor gets its own allocation, so that an access beyond it doesn't hit another tensor.
             apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             steps += [
                 Step(tool, [sanitizer, "--tool", tool, *options, *program], 100, apart) for tool in SANITIZERS
@@ -263,11 +264,11 @@ class GpuCheck:
         return int(any(step.bad for step in self.steps))
 
 
-# ---- what is here ------------------------------------------------------------------------------------------
+# ---- environment -------------------------------------------------------------------------------------------
 
 
 def tool_folders() -> Iterator[str]:
-    """Where programs are looked for: beside this Python, on PATH, in the CUDA toolkit."""
+    """Where programs are searched for: next to this Python, on PATH, in the CUDA toolkit."""
     yield str(Path(sys.executable).parent)
     yield from os.environ.get("PATH", os.defpath).split(os.pathsep)
     for toolkit in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
@@ -281,7 +282,7 @@ def importable(name: str) -> bool:
 
 
 def facts() -> Iterator[tuple[str, str]]:
-    """What a figure needs beside it."""
+    """The conditions under which the figures are measured."""
     yield "date", time.strftime("%Y-%m-%d %H:%M:%S %Z")
     yield "machine", f"{platform.platform()}, {len(os.sched_getaffinity(0))} cores"
     yield "python", f"{platform.python_version()} ({sys.executable})"
@@ -311,13 +312,13 @@ def output_of(command: list[str]) -> str:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a step's processes, those that it has left behind as well."""
+    """Ends a step's processes, including those that it has left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-# ---- what came of it ---------------------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------------------
 
 
 def counts_of(report: Path, names: int = 8) -> list[str]:
@@ -352,8 +353,8 @@ def short_table(rows: list[dict[str, str]]) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder for all files")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, tiny, without a build")
-    parser.add_argument("--budget", type=float, default=460, help="seconds that all steps have together")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, without a build")
+    parser.add_argument("--budget", type=float, default=460, help="seconds for all steps together")
     options = parser.parse_args()
     if not importable("torch"):
         parser.error(f"{sys.executable} cannot import torch")

@@ -1,9 +1,9 @@
-"""Times contenders against each other in one run: interleaved, medians, outputs compared first.
+"""Times contenders in one run: interleaved, with medians, after comparing their outputs.
 
 A benchmark module has ``cases(setting) -> Iterable[Case]``; ``python -m benchmarks NAME ...`` runs it and
 writes ``benchmarks/results/NAME.csv``, with ``--device cuda`` ``cuda-NAME.csv``.
 
-On a card (benchmarks/card.py), time is taken by CUDA events, with the L2 cache warm and cold apart.
+On a GPU (benchmarks/card.py), time is measured with CUDA events, separately for a warm and a cold L2 cache.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("op", "case", "dtype", "contender", "median_us", "p20", "p80", "gbps", "device", "torch", "commit")
-# The last part of `device` says how: "; 2 threads", or on a card "; L2 warm". Only rows of a card have also:
-#   copy       gbps as a fraction of what a copy of 1 GiB reaches on the same card
-#   launches   calls that give the card work, a CUDA graph being one; kernels: what then runs on it
-#   peak_mb    memory allocated meanwhile; empty for a CUDA graph, which keeps its own
+# The last part of `device` says how: "; 2 threads", or on a GPU "; L2 warm". Only rows for a GPU also have:
+#   copy       gbps as a fraction of that of a copy of 1 GiB on the same GPU
+#   launches   calls that launch work, where a CUDA graph counts as one; kernels: what then runs on the GPU
+#   peak_mb    memory allocated by the call; empty for a CUDA graph, which keeps its own
 CARD_COLUMNS = ("copy", "launches", "kernels", "peak_mb", "date")
 
-# glibc gives freed large blocks back to the system by default, which costs eager PyTorch up to 8x. Beating
-# that would be no merit of ours, so every contender runs without it.
+# By default glibc returns freed large blocks to the system, which slows eager PyTorch down by up to 8x. That
+# would not be our merit, so it is turned off for all contenders.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
@@ -49,7 +49,7 @@ class Setting:
     """Where the contenders run."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
-    # Tiny sizes, few repeats and no code generation: shows that the scripts run. Its figures mean nothing.
+    # Tiny sizes, few repeats and no code generation, to test the scripts. The figures are meaningless.
     quick: bool = False
 
     @property
@@ -62,35 +62,34 @@ class Setting:
         return torch.compile(function, mode=mode, **options)
 
     def compile_modes(self) -> dict[str, str | None]:
-        """The contenders that torch.compile has to offer, by name."""
+        """The modes of torch.compile to measure, by contender name."""
         modes: dict[str, str | None] = {"compile": None}
         return modes | ({"compile, reduce-overhead": "reduce-overhead"} if self.on_card else {})
 
 
 @dataclass
 class Case:
-    """One question: the same work done by each contender. The first one is the baseline of the printed
-    ratios."""
+    """One question: the same work done by each contender. The first is the baseline of the printed ratios."""
 
     op: str
     case: str
     contenders: dict[str, Callable[[], Any]]
     dtype: str = "float32"
-    bytes: int | None = None  # least traffic that the work needs, for GB/s
-    # Tensors that a contender's return value is compared by; None where results are not comparable by nature
+    bytes: int | None = None  # minimum memory traffic of the work, for GB/s
+    # The tensors to compare in a contender's return value; None where results are inherently not comparable
     # (training steps change their weights), which the case's name must justify.
     outputs: Callable[[Any], Any] | None = field(default=lambda result: result)
     rtol: float = 1e-4
     atol: float = 1e-5
-    turn: float = 0.002  # seconds that a contender runs at a stretch, at least one call
-    # Contenders whose call is also captured in a CUDA graph, where there is a card. Of those that change
-    # state, the module makes the graph itself (`card.graphed`).
+    turn: float = 0.002  # seconds per turn of a contender, at least one call
+    # Contenders whose call is also captured in a CUDA graph, on a GPU. For those that change state, the
+    # module makes the graph itself (`card.graphed`).
     graphs: tuple[str, ...] = ()
 
 
 def those_that_work(contenders: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """The results by name. Another's contender that fails (on a new card, say) is reported and left out; ours
-    stops the benchmark."""
+    """The results by name. A contender that is not ours and fails (on a new GPU, say) is reported and left
+    out; if ours fails, the benchmark stops."""
     results = {}
     for name, build in contenders.items():
         try:
@@ -103,21 +102,21 @@ def those_that_work(contenders: Mapping[str, Callable[[], T]]) -> dict[str, T]:
 
 
 def check_outputs(case: Case) -> None:
-    """Every contender computes the same as the first, or the benchmark stops."""
+    """Stops the benchmark unless every contender computes the same as the first."""
     if case.outputs is None:
         return
     names = list(case.contenders)
     expected = case.outputs(case.contenders[names[0]]())
     for name in names[1:]:
         got = case.outputs(case.contenders[name]())
-        if got is None:  # a yardstick (a copy, say) that computes something else
+        if got is None:  # a reference point (a copy, say) that computes something else
             continue
         message = partial("{}, {}: {}".format, case.op, name)
         torch.testing.assert_close(got, expected, rtol=case.rtol, atol=case.atol, msg=message)
 
 
 def time_case(case: Case, seconds: float = 0.8, min_rounds: int = 15) -> dict[str, list[float]]:
-    """Microseconds of each contender, in rounds that give every contender a turn."""
+    """Microseconds of each contender, in rounds in which every contender has a turn."""
     loops: dict[str, int] = {}
     for name, run in case.contenders.items():
         for _ in range(3):
@@ -197,7 +196,7 @@ def rows_of(case: Case, samples: dict[str, list[float]], device: str) -> Iterato
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes row by row, so that a run that is cut short leaves what it has measured."""
+    """Writes row by row, so that an interrupted run leaves its measurements."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = None
     with path.open("w", newline="") as file:
@@ -210,7 +209,7 @@ def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def same_allocator_for_all() -> None:
-    """Starts the process anew with the allocator settings, which glibc reads only at start."""
+    """Restarts the process with the allocator settings, which glibc reads only at start."""
     if any(os.environ.get(key) != value for key, value in MALLOC.items()):
         os.execve(
             sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **MALLOC}

@@ -1,14 +1,14 @@
 """A whole training step of the reference MLP GAN at batch 64: D's update, then G's with the average of its
 weights.
 
-- eager: as a good user writes it: D frozen in G's step, ``Adam(fused=True)``, ``torch._foreach_lerp_``.
+- eager: well-written PyTorch: D frozen in G's step, ``Adam(fused=True)``, ``torch._foreach_lerp_``.
 - compile: one compiled function per step, gradients by ``torch.func.grad``, Adam and the average inside the
-graph. On a card also with ``mode="reduce-overhead"``.
-- aigc_ext: the step that ``aigc-ext train`` runs, on our ops.
+  graph. On a GPU also with ``mode="reduce-overhead"``.
+- aigc_ext: the step that ``aigc-ext train`` runs, with our ops.
 - CUDA graph: the whole step of eager or aigc_ext, captured.
-Each takes some ten steps before the next one's turn, as training does: caches are warm with its own data.
-Weights move while they are measured; that the three compute the same step is checked on a first step from
-equal weights.
+
+Each takes about ten steps per turn, so that, as in training, the caches are warm with its own data. The
+weights change during the measurement; the results are compared on a first step from equal weights.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """StyleGAN2's layer with its epilogue, at the widths and resolutions of its synthesis network: ours against
-the plain formulation (a grouped convolution, a group for each sample) and the plain form of ours (scaled
-inputs and outputs). From these figures modulated_conv2d chooses between own weights and shared ones."""
+the plain formulation (a grouped convolution with one group per sample) and our formulation in plain PyTorch
+(scaled inputs and outputs). modulated_conv2d's choice between weights per sample and shared weights is based
+on these figures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Which of modulated_conv2d's two forms is faster, by channels, resolution, batch and kernel? Both as the op
-computes them, without the epilogue: own weights for every sample (a group for each, where there are several
-samples, or a product of matrices for 1x1), or shared weights between a scaled input and a scaled output. The
-rule in aigc_ext/ops/modulated_conv2d.py is from these figures."""
+"""Which of modulated_conv2d's two forms is faster, by channels, resolution, batch and kernel? Both as
+computed
+by the op, without the epilogue: weights per sample (with one group per sample if there are several, or a
+matrix product for 1x1), or shared weights between a scaled input and a scaled output. The rule in
+aigc_ext/ops/modulated_conv2d.py is based on these figures."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from aigc_ext import ops
 from benchmarks.harness import Case, Setting
 
-# channels and side, all of the same work
+# channels and side, all with the same amount of work
 SHAPES = [(512, 8), (256, 16), (128, 32), (64, 64)]
 BATCHES = (1, 2, 8)
 

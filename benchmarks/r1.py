@@ -1,6 +1,6 @@
-"""What does R1 through a residual convolutional discriminator cost? 64x64, batch 8, and no gradient of a
-weight that is thrown away: the penalty and its gradient with respect to all parameters, against plain PyTorch
-in eager mode and with the whole step compiled (torch.func inside)."""
+"""What does R1 through a residual convolutional discriminator cost? 64x64, batch 8: the penalty and its
+gradient with respect to all parameters, without unused weight gradients, against plain PyTorch in eager mode
+and with the whole step compiled (torch.func inside)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH, SIDE = 8, 64
 
 
 def parameters(setting: Setting) -> dict[str, Tensor]:
-    """Of residual blocks: two 3x3 convolutions beside a 1x1, then average pooling."""
+    """The parameters of residual blocks: two 3x3 convolutions with a 1x1 shortcut, then average pooling."""
     torch.manual_seed(0)
     widths = (4, 4) if setting.quick else WIDTHS
     sizes: dict[str, tuple[int, ...]] = {"first": (widths[0], 3, 1, 1), "last": (1, widths[-1], 4, 4)}
@@ -63,7 +63,7 @@ def cases(setting: Setting) -> Iterable[Case]:
 
     def gradients(value: Tensor) -> dict[str, Tensor]:
         found = torch.autograd.grad(value, list(p.values()), allow_unused=True)
-        return {name: g for name, g in zip(p, found, strict=True) if g is not None}  # none of biases
+        return {name: g for name, g in zip(p, found, strict=True) if g is not None}  # biases have none
 
     def fused() -> dict[str, Tensor]:
         leaf = x.clone().requires_grad_()

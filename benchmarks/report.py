@@ -1,5 +1,5 @@
-"""Tables and plots from the CSV files, so that no figure is typed by hand: ``python -m
-benchmarks.report``."""
+"""``python -m benchmarks.report``: tables and plots from the CSV files, so that no figure is typed by
+hand."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def grouped(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a table of the CPU's rows and one of those of cards, which have more columns."""
+    """Markdown: a table of the CPU's rows and one of the GPUs', which have more columns."""
     parts = [[row for row in rows if ("launches" in row) == card] for card in (False, True)]
     return "\n\n".join(part_of_table(part) for part in parts if part)
 
 
 def part_of_table(rows: list[Row]) -> str:
-    """One line per contender; the ratio is to the group's first contender. Losing rows included."""
+    """One line per contender; ratios are to the group's first contender. Rows where we lose are included."""
     card = "launches" in rows[0]
     header = ["op", "case", "L2" if card else "threads", "contender", "µs (p20–p80)", "GB/s", "speed"]
     if card:

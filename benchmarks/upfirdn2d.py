@@ -1,6 +1,6 @@
-"""Does a polyphase filter beat what PyTorch has for it? Blur, ×2 upsampling and ÷2 downsampling of StyleGAN's
-layers, with its 4 and 12 taps, against the definition (which filters inserted zeros), the best depthwise
-convolutions that a good user would write, and torch.compile of either."""
+"""Does a polyphase filter beat PyTorch's alternatives? Blur, ×2 upsampling and ÷2 downsampling of StyleGAN's
+layers, with its 4 and 12 taps, against the definition (which filters inserted zeros), well-written depthwise
+convolutions, and torch.compile of either."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cases(setting: Setting) -> Iterable[Case]:
 
 
 def native(kind: str, taps: int, f: Tensor, channels: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """One pass of the outer product, and two of the vector, as depthwise convolutions."""
+    """Depthwise convolutions: one pass with the outer product, or two with the vector."""
     square = torch.outer(f, f)[None, None].expand(channels, 1, taps, taps).contiguous()
     row, column = (
         f.reshape(size).expand(channels, *size[1:]).contiguous()
@@ -58,7 +58,7 @@ def native(kind: str, taps: int, f: Tensor, channels: int) -> dict[str, Callable
 
 def cases_of(kind: str, taps: int, setting: Setting) -> Iterable[Case]:
     torch.manual_seed(0)
-    torch.compiler.reset()  # its limit is on the versions of one function
+    torch.compiler.reset()  # the number of compiled versions of one function is limited
     shape = (2, 3, 16, 16) if setting.quick else SHAPE
     x = torch.randn(shape, device=setting.device)
     f = torch.signal.windows.hann(taps + 2, device=setting.device)[

@@ -1,9 +1,9 @@
-"""Writes what the records of the ops say into the files that repeat it: `make docs`.
+"""`make docs`: generates the parts of files that follow from the records of the ops.
 
 - `aigc_ext/ops/__init__.py`: the exports;
 - `README.md`: the list of ops.
 
-tests/ops/test_records.py fails where a file is not up to date.
+tests/ops/test_records.py fails if a file is out of date.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ README = ROOT / "README.md"
 
 
 def exported(ops: list[Op]) -> dict[str, list[str]]:
-    """The public names of each module: functions, their references, and what a module lists in ALSO."""
+    """The public names of each module: functions, their references, and the names in its list ALSO."""
     names: dict[str, set[str]] = {}
     for op in ops:
         also = op.public.__globals__.get("ALSO", ())
@@ -29,7 +29,7 @@ def exported(ops: list[Op]) -> dict[str, list[str]]:
 
 
 def exports(text: str, ops: list[Op]) -> str:
-    """The module with its imports of ops, which come last, made anew."""
+    """The module with its imports of ops, which come last, regenerated."""
     head = text[: text.index("# Of every op")]
     lines = ["# Of every op: `make docs` writes these lines.\n"]
     for module, names in exported(ops).items():
@@ -38,7 +38,7 @@ def exports(text: str, ops: list[Op]) -> str:
 
 
 def readme(text: str, ops: list[Op]) -> str:
-    """The text with its list of ops, between two comments, made anew."""
+    """The text with its list of ops, between two comments, regenerated."""
     names = ", ".join(f"`{op.name}`" for op in ops)
     return re.sub(r"(<!-- ops -->).*?(<!-- /ops -->)", rf"\1{names}\2", text, flags=re.DOTALL)
 

@@ -1,6 +1,6 @@
-"""Writes docs/presets.md from the settings' own records: `python docs/presets.py`.
+"""`python docs/presets.py`: generates docs/presets.md from the classes of the settings.
 
-A test compares the page with what this makes, so that it is never out of date.
+A test compares the page with the result, so that it is never out of date.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from aigc_ext.tasks.gan import PRESETS, TrainConfig
 
 INTRODUCTION = """# Settings
 
-Every key of a run's config, with its default: `--set generator.z_dim=64`, or `--config` with a JSON file.
-Then what each preset changes, and the networks, family by family. `python docs/presets.py` writes this page
-from the code.
+Every key of a run's config with its default (set keys with `--set generator.z_dim=64`, or with `--config` and
+a JSON file), the changes of each preset, and the networks, family by family. `python docs/presets.py`
+generates this page from the code.
 """
 
 NETWORKS = """## Networks
 
-`--set 'generator={"family": "stylegan3"}'` takes another family, with its own defaults. In Python a network
-is made of the same settings, and of `image_shape` (C, H, W) and `num_classes` (0: none), which a run takes
-from its data: `StyleGAN3Generator((3, 64, 64), num_layers=10)`, or
-`StyleGAN3Generator(StyleGAN3GeneratorConfig(...))`. A key in *italics* is an argument in Python only; a run
-has its default.
+`--set 'generator={"family": "stylegan3"}'` selects another family, with its own defaults. In Python a network
+is made from the same settings, and from `image_shape` (C, H, W) and `num_classes` (0: none), which a run
+takes from its data: `StyleGAN3Generator((3, 64, 64), num_layers=10)`, or
+`StyleGAN3Generator(StyleGAN3GeneratorConfig(...))`. Keys in *italics* are arguments only in Python; a run
+uses their defaults.
 """
 
 
 def docs_of(cls: type) -> dict[str, str]:
-    """The doc strings behind the fields of a dataclass, by name."""
+    """The docstrings after the fields of a dataclass, by name."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not issubclass(base, Config):
@@ -61,7 +61,7 @@ def rows(settings: Config, prefix: str = "") -> list[str]:
     for key in settings.key_names():
         value = getattr(settings, key)
         if isinstance(value, (GeneratorConfig, DiscriminatorConfig)):
-            made.append(f"| `{prefix}{key}` | `{value.family}` | Of a family, see below. |")
+            made.append(f"| `{prefix}{key}` | `{value.family}` | The network's family; see below. |")
         elif isinstance(value, Config):
             made += rows(value, f"{prefix}{key}.")
         else:
@@ -75,7 +75,7 @@ def table(lines: list[str]) -> str:
 
 
 def changes(preset: str) -> list[str]:
-    """What a preset sets otherwise than the defaults; of another family, otherwise than its defaults."""
+    """A preset's differences from the defaults; for another family, from that family's defaults."""
     made = []
     settings, usual = PRESETS[preset], TrainConfig()
     for key in settings.key_names():

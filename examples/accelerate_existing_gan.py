@@ -1,10 +1,10 @@
 """An existing PyTorch GAN, made faster in three places.
 
     python examples/accelerate_existing_gan.py            # with aigc_ext
-    python examples/accelerate_existing_gan.py --plain    # as it was
+    python examples/accelerate_existing_gan.py --plain    # without
 
-Both compute the same, up to rounding; compare the printed loss and time. How much it is depends on the
-network: measure yours. On the CPU, 3x3 convolutions gain; strided 4x4 ones may lose, and `fuse_` takes any
+Both compute the same, up to rounding; compare the printed loss and time. The speed-up depends on the network:
+measure yours. On the CPU, 3x3 convolutions gain; strided 4x4 ones may lose, and `fuse_` can be applied to any
 part of a network.
 """
 
@@ -69,7 +69,7 @@ def plain_r1(D: nn.Module, real: Tensor) -> Tensor:
 
 
 def real_images(count: int) -> Tensor:
-    """Discs of random places and colours, 32x32: stand in for your data."""
+    """Discs of random positions and colours, 32x32, in place of your data."""
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     cy, cx = torch.rand(2, count, 1, 1) * 16 + 8
     disc = torch.sigmoid(8 - ((y - cy) ** 2 + (x - cx) ** 2).sqrt())[:, None]
@@ -103,7 +103,7 @@ def main() -> None:
             ema_decay=EMA_DECAY,
         )
         d_optimizer = AdamEMA(D.parameters(), lr=2e-4, betas=(0.5, 0.999))
-        r1 = r1_penalty  # 3. computes no weight gradient that it would throw away
+        r1 = r1_penalty  # 3. computes no unused weight gradients
 
     start = time.perf_counter()
     for _ in range(options.steps):

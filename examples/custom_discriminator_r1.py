@@ -2,8 +2,8 @@
 
     python examples/custom_discriminator_r1.py --kimg 200
 
-Nothing in them is ours. R1 differentiates through the discriminator twice, which plain PyTorch layers can do
-as well as the ops of `aigc_ext.ops`.
+They contain nothing of ours. R1 differentiates through the discriminator twice, which both plain PyTorch
+layers and the ops of `aigc_ext.ops` support.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Z_DIM = 32
 
 
 class Generator(nn.Module):
-    """z (N, 32) to images (N, 1, 8, 8) in [-1, 1]."""
+    """Maps z (N, 32) to images (N, 1, 8, 8) in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, 1, 8, 8) to logits (N, 1). Has a skip connection, to be different."""
+    """Maps images (N, 1, 8, 8) to logits (N, 1), with a skip connection to show a network of your own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def main() -> None:
         .override("kimg", options.kimg)
         .override("loss.kind", "logistic")
         .override("loss.gamma", 0.5)
-        .override("loss.r1_interval", 4)  # every fourth step, four times as strong
+        .override("loss.r1_interval", 4)  # every fourth step, with four times the weight
         .override("g_optim", {"lr": 2e-3, "beta1": 0.0, "beta2": 0.99})
         .override("d_optim", {"lr": 2e-3, "beta1": 0.0, "beta2": 0.99})
         .override("ema.kimg", 5.0)

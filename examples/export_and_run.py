@@ -1,8 +1,8 @@
-"""Writes a generator as a program, and runs it in a Python that has PyTorch, but not this package.
+"""Exports a generator as a program, and runs it in a Python that has PyTorch but not this package.
 
     python examples/export_and_run.py --network runs/00000-mlp-mnist5k-demo --output g.pt2
 
-Without --network it takes a small untrained one.
+Without --network it uses a small untrained one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from aigc_ext.models import DCGANGenerator
 from aigc_ext.sampling import export_generator, load_pretrained
 
-# What the other machine runs. The program has weights and all; its first dimension, the batch, is open.
+# The code for the other machine. The program includes the weights; its first dimension, the batch, is
+# dynamic.
 ELSEWHERE = """
 import json, sys
 sys.modules["aigc_ext"] = None  # an import of it would fail, as if it were not installed
@@ -48,7 +49,7 @@ def main() -> None:
     else:
         generator = DCGANGenerator((3, 16, 16), z_dim=8, channels=8).eval()
 
-    # decompose=False would keep our kernels, and the other side would `import aigc_ext` first.
+    # decompose=False would keep our kernels, and the other side would have to `import aigc_ext` first.
     exported = export_generator(generator, options.output, decompose=True)
     print(f"wrote {exported.path}, which differs from the generator by {exported.difference:.1g}")
 

@@ -1,10 +1,10 @@
-"""The adversarial step and its penalties in a training loop of your own, without our Trainer.
+"""The adversarial step and its penalties in your own training loop, without our Trainer.
 
     python examples/own_training_loop.py --steps 500
 
 The networks are plain PyTorch. `AdversarialStep` does one update of both: the losses, R1 every fourth step,
-the gradients of a batch in parts; a step that is not finite changes nothing. The data, the schedule and what
-is written are yours.
+and gradients of a batch in parts; a non-finite step changes nothing. The data, the schedule and the output
+are up to you.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--part", type=int, help="images that are computed at once")
+    parser.add_argument("--part", type=int, help="images computed at once")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def main() -> None:
             normalize(real, (-1.0, 1.0)),
             torch.randn(len(real), Z_DIM),
             penalize=i % R1_INTERVAL == 0,
-            blur_sigma=max(0.0, 1 - 4 * i / options.steps),  # of this step; gamma=... likewise
+            blur_sigma=max(0.0, 1 - 4 * i / options.steps),  # for this step; gamma=... likewise
             seed=i,
         )
         if (i + 1) % max(1, options.steps // 5) == 0:

@@ -1,4 +1,4 @@
-"""Trains a GAN on a folder of images of one size, and makes a sheet of samples.
+"""Trains a GAN on a folder of images of one size, and writes a grid of samples.
 
     python examples/train_on_folder.py FOLDER --kimg 1000
 
