@@ -26,6 +26,24 @@ struct Slot {
   DType dtype;
   bool step_is_float64;
 
+  // Either may be null.
+  static Slot of(const AdamSlot* tensors, const AdamNumber* step) {
+    Slot slot{};
+    if (tensors) {
+      slot.param = tensors->param;
+      slot.exp_avg = tensors->exp_avg;
+      slot.exp_avg_sq = tensors->exp_avg_sq;
+      slot.ema = tensors->ema;
+      slot.grad = tensors->grad;
+      slot.numel = tensors->numel;
+      slot.dtype = tensors->dtype;
+    }
+    if (step) {
+      slot.step = step->at;
+      slot.step_is_float64 = step->is_float64;
+    }
+    return slot;
+  }
   __device__ AdamNumber step_number() const { return {0, step, step_is_float64}; }
 };
 
@@ -47,20 +65,6 @@ __device__ const Slot& slot_of_block(const Batch<kSlots>& batch, int32_t block) 
       high = middle - 1;
   }
   return batch.slots[low];
-}
-
-template <class F>
-__device__ void dispatch_dtype_on_device(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float64:
-      return f(static_cast<double*>(nullptr));
-    case DType::float32:
-      return f(static_cast<float*>(nullptr));
-    case DType::float16:
-      return f(static_cast<half*>(nullptr));
-    case DType::bfloat16:
-      return f(static_cast<bfloat16*>(nullptr));
-  }
 }
 
 template <class T>
@@ -109,8 +113,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   const int64_t begin = (int32_t(blockIdx.x) - slot.first_block) * kBlock;
-  dispatch_dtype_on_device(slot.dtype,
-                           [&]<class T>(T*) { update<T>(slot, p, begin, corrections[0], corrections[1]); });
+  dispatch_dtype(slot.dtype, [&]<class T>(T*) { update<T>(slot, p, begin, corrections[0], corrections[1]); });
 }
 
 // Increments the steps, or counts a skipped call. Only one batch of a call has a `skipped` that is not null.
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
     nonfinite_kernel(const __grid_constant__ Batch<kSlots> batch, float* found) {
   const Slot& slot = slot_of_block(batch, int32_t(blockIdx.x));
   const Range block = part_of(slot.numel, kBlock, int32_t(blockIdx.x) - slot.first_block);
-  dispatch_dtype_on_device(slot.dtype, [&]<class T>(T*) {
+  dispatch_dtype(slot.dtype, [&]<class T>(T*) {
     using S = acc_t<T>;
     const auto* grad = static_cast<const T*>(slot.grad);
     S sum = 0;
@@ -142,14 +145,15 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// Splits `count` slots into batches and calls run(batch) for each. fill(i) returns the i-th slot, whose
-// first block is set here. With need_elements, slots without elements are left out.
-template <class Fill, class Run>
-void for_batches(int64_t count, bool need_elements, Fill&& fill, Run&& run) {
+// Splits `count` slots into batches and calls run(batch) for each. A slot has tensors[i], or none if that is
+// null, and steps[i * step_stride]. Tensors without elements are left out.
+template <class Run>
+void for_batches(int64_t count, const AdamSlot* tensors, const AdamNumber* steps, int64_t step_stride,
+                 Run&& run) {
   const auto all = [&]<int kSlots>(Batch<kSlots> batch) {
     for (int64_t i = 0; i < count; ++i) {
-      Slot slot = fill(i);
-      if (need_elements && slot.numel == 0) continue;
+      if (tensors && tensors[i].numel == 0) continue;
+      Slot slot = Slot::of(tensors ? &tensors[i] : nullptr, steps ? &steps[i * step_stride] : nullptr);
       slot.first_block = batch.blocks;
       batch.blocks += int32_t(ceil_div(slot.numel, kBlock));
       batch.slots[batch.count++] = slot;
@@ -169,56 +173,23 @@ namespace cuda {
 
 void adam_ema_advance(const AdamEmaParams& p, int64_t, void* stream) {
   int64_t* skipped = p.skipped;
-  for_batches(
-      p.step_count, false,
-      [&](int64_t i) {
-        Slot slot{};
-        slot.step = p.steps[i].at;
-        slot.step_is_float64 = p.steps[i].is_float64;
-        return slot;
-      },
-      [&]<int kSlots>(const Batch<kSlots>& batch) {
-        launch(advance_kernel<kSlots>, 1, kThreads, 0, stream, batch, p.found_inf, skipped);
-        skipped = nullptr;
-      });
+  for_batches(p.step_count, nullptr, p.steps, 1, [&]<int kSlots>(const Batch<kSlots>& batch) {
+    launch(advance_kernel<kSlots>, 1, kThreads, 0, stream, batch, p.found_inf, skipped);
+    skipped = nullptr;
+  });
 }
 
 void adam_ema_update(const AdamEmaParams& p, int64_t, void* stream) {
-  for_batches(
-      p.slot_count, true,
-      [&](int64_t i) {
-        const AdamSlot& from = p.slots[i];
-        const AdamNumber& step = p.steps[p.step_count == 1 ? 0 : i];
-        Slot slot{};
-        slot.param = from.param;
-        slot.exp_avg = from.exp_avg;
-        slot.exp_avg_sq = from.exp_avg_sq;
-        slot.ema = from.ema;
-        slot.grad = from.grad;
-        slot.step = step.at;
-        slot.step_is_float64 = step.is_float64;
-        slot.numel = from.numel;
-        slot.dtype = from.dtype;
-        return slot;
-      },
-      [&]<int kSlots>(const Batch<kSlots>& batch) {
-        launch(update_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, stream, batch, p);
-      });
+  const int64_t step_stride = p.step_count == 1 ? 0 : 1;
+  for_batches(p.slot_count, p.slots, p.steps, step_stride, [&]<int kSlots>(const Batch<kSlots>& batch) {
+    launch(update_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, stream, batch, p);
+  });
 }
 
 void any_nonfinite_blocks(const AnyNonfiniteParams& p, int64_t, void* stream) {
-  for_batches(
-      p.slot_count, true,
-      [&](int64_t i) {
-        Slot slot{};
-        slot.grad = p.slots[i].grad;
-        slot.numel = p.slots[i].numel;
-        slot.dtype = p.slots[i].dtype;
-        return slot;
-      },
-      [&]<int kSlots>(const Batch<kSlots>& batch) {
-        launch(nonfinite_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, stream, batch, p.found);
-      });
+  for_batches(p.slot_count, p.slots, nullptr, 0, [&]<int kSlots>(const Batch<kSlots>& batch) {
+    launch(nonfinite_kernel<kSlots>, unsigned(batch.blocks), kThreads, 0, stream, batch, p.found);
+  });
 }
 
 }  // namespace cuda

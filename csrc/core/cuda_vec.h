@@ -22,6 +22,15 @@ __device__ inline void from_acc(bfloat16* p, float x) {
   p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
+template <class T>
+__device__ inline acc_t<T> load_scalar(const T* p) {
+  return to_acc(*p);
+}
+template <class T>
+__device__ inline void store_scalar(T* p, acc_t<T> x) {
+  from_acc(p, x);
+}
+
 // N elements as one object, aligned as the widest accesses to it must be.
 template <class T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {

@@ -47,26 +47,22 @@ constexpr int kSumBlock = 64;
 
 // Calls f with a null pointer of the storage type: f(static_cast<T*>(nullptr)).
 template <class F>
-inline void dispatch_dtype(DType dtype, F&& f) {
+constexpr void dispatch_dtype(DType dtype, F&& f) {
   switch (dtype) {
     case DType::float64:
-      f(static_cast<double*>(nullptr));
-      break;
+      return f(static_cast<double*>(nullptr));
     case DType::float32:
-      f(static_cast<float*>(nullptr));
-      break;
+      return f(static_cast<float*>(nullptr));
     case DType::float16:
-      f(static_cast<half*>(nullptr));
-      break;
+      return f(static_cast<half*>(nullptr));
     case DType::bfloat16:
-      f(static_cast<bfloat16*>(nullptr));
-      break;
+      return f(static_cast<bfloat16*>(nullptr));
   }
 }
 
 // The same with acc_t of the storage type.
 template <class F>
-inline void dispatch_acc(DType dtype, F&& f) {
+constexpr void dispatch_acc(DType dtype, F&& f) {
   dtype == DType::float64 ? f(static_cast<double*>(nullptr)) : f(static_cast<float*>(nullptr));
 }
 
