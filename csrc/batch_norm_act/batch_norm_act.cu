@@ -2,7 +2,7 @@
 // thread takes eight of them. The second pass over a part, for the squares, finds it in the cache. The passes
 // over the elements keep a channel's factors in registers while they go along a row of the channel, or down
 // the rows of the part.
-#include "batch_norm_act/batch_norm_act.h"
+#include "batch_norm_act/batch_norm_formula.h"
 #include "core/cuda_launch.h"
 #include "core/cuda_reduce.h"
 #include "core/cuda_vec.h"
@@ -17,30 +17,18 @@ constexpr int kColumns = kThreads * 8;
 template <class T>
 constexpr int kBlocks = sizeof(acc_t<T>) == 4 ? 2 : 1;
 
-__device__ inline double number(const void* values, DType dtype, int64_t at) {
-  switch (dtype) {
-    case DType::float64:
-      return static_cast<const double*>(values)[at];
-    case DType::float32:
-      return to_acc(static_cast<const float*>(values)[at]);
-    case DType::float16:
-      return to_acc(static_cast<const half*>(values)[at]);
-    default:
-      return to_acc(static_cast<const bfloat16*>(values)[at]);
-  }
+__device__ double number(const void* values, DType dtype, int64_t at) {
+  double result = 0;
+  dispatch_dtype(dtype, [&]<class T>(T*) { result = load_scalar(static_cast<const T*>(values) + at); });
+  return result;
 }
 
-__device__ inline void put_number(void* values, DType dtype, int64_t at, double value) {
-  switch (dtype) {
-    case DType::float64:
-      return from_acc(static_cast<double*>(values) + at, value);
-    case DType::float32:
-      return from_acc(static_cast<float*>(values) + at, float(value));
-    case DType::float16:
-      return from_acc(static_cast<half*>(values) + at, float(value));
-    default:
-      return from_acc(static_cast<bfloat16*>(values) + at, float(value));
-  }
+__device__ void put_number(void* values, DType dtype, int64_t at, double value) {
+  dispatch_dtype(dtype, [&]<class T>(T*) { store_scalar(static_cast<T*>(values) + at, acc_t<T>(value)); });
+}
+
+__device__ double weight_of(const BatchNormParams& p, int64_t channel) {
+  return p.weight ? number(p.weight, p.weight_dtype, channel) : 1;
 }
 
 // A channel's factors, or those of eight neighbouring channels.
@@ -270,55 +258,41 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     join_statistics_kernel(const BatchNormParams p, int64_t parts, int width) {
   if (p.batch_mean) {
-    const auto elements = [&](int64_t index) { return double(part_at(p, index).size()); };
     const double count = double(p.outer * p.inner);
     sum_rows<kThreads>(
-        p.channels, width, parts,
-        [&](int64_t i, int64_t channel) { return elements(i) * p.partials[i * 2 * p.channels + channel]; },
+        p.channels, width, parts, [&](int64_t i, int64_t channel) { return mean_term(p, i, channel); },
         [&](int64_t channel, double sum) { p.batch_mean[channel] = sum / count; });
     // A thread has the same channels as above, so it reads the means that it has written.
     sum_rows<kThreads>(
         p.channels, width, parts,
-        [&](int64_t i, int64_t channel) {
-          const double* partial = p.partials + i * 2 * p.channels + channel;
-          const double distance = partial[0] - p.batch_mean[channel];
-          return partial[p.channels] + elements(i) * distance * distance;
-        },
+        [&](int64_t i, int64_t channel) { return variance_term(p, i, channel, p.batch_mean[channel]); },
         [&](int64_t channel, double sum) { p.batch_var[channel] = sum / count; });
   }
-  auto* factors = static_cast<acc_t<T>*>(p.factors);
   const int lane = int(threadIdx.x) % width;
   for (int64_t left = int64_t(blockIdx.x) * width; left < p.channels; left += int64_t(gridDim.x) * width) {
     const int64_t channel = left + lane;
     if (int(threadIdx.x) >= width || channel >= p.channels) continue;
     const double mean = p.batch_mean ? p.batch_mean[channel] : number(p.mean, p.statistics_dtype, channel);
     const double var = p.batch_mean ? p.batch_var[channel] : number(p.var, p.statistics_dtype, channel);
-    const double weight = p.weight ? number(p.weight, p.weight_dtype, channel) : 1;
-    using S = acc_t<T>;
-    factors[kMean * p.channels + channel] = S(mean);
-    factors[kScale * p.channels + channel] = S(weight / ::sqrt(var + p.eps));
-    factors[kBias * p.channels + channel] = S(p.bias ? number(p.bias, p.bias_dtype, channel) : 0);
+    const double bias = p.bias ? number(p.bias, p.bias_dtype, channel) : 0;
+    ChannelFactors<acc_t<T>>(p, channel).set_statistics(mean, var, p.eps, weight_of(p, channel), bias);
   }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     join_gradients_kernel(const BatchNormParams p, int64_t parts, int width) {
-  using S = acc_t<T>;
-  auto* factors = static_cast<S*>(p.factors);
   const double count = double(p.outer * p.inner);
   const auto r_of = [&](int64_t channel) {
     return 1 / ::sqrt(number(p.var, p.statistics_dtype, channel) + p.eps);
-  };
-  const auto share_of = [&](int64_t channel, double r) {
-    return (p.weight ? number(p.weight, p.weight_dtype, channel) : 1) * r / count;
   };
   sum_rows<kThreads>(
       p.channels, width, parts,
       [&](int64_t i, int64_t channel) { return p.partials[i * 2 * p.channels + channel]; },
       [&](int64_t channel, double sum) {
         if (p.dbias) put_number(p.dbias, p.bias_dtype, channel, sum);
-        if (p.of_batch) factors[kConstant * p.channels + channel] = S(share_of(channel, r_of(channel)) * sum);
+        ChannelFactors<acc_t<T>> factors(p, channel);
+        if (p.of_batch) factors.set_constant(weight_of(p, channel), r_of(channel), count, sum);
       });
   sum_rows<kThreads>(
       p.channels, width, parts,
@@ -326,7 +300,8 @@ __global__ void __launch_bounds__(kThreads)
       [&](int64_t channel, double product) {
         const double r = r_of(channel);
         if (p.dweight) put_number(p.dweight, p.weight_dtype, channel, product * r);
-        if (p.of_batch) factors[kSlope * p.channels + channel] = S(share_of(channel, r) * product * r * r);
+        ChannelFactors<acc_t<T>> factors(p, channel);
+        if (p.of_batch) factors.set_slope(weight_of(p, channel), r, count, product);
       });
 }
 

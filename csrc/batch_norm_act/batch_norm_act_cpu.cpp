@@ -1,5 +1,4 @@
-#include "batch_norm_act/batch_norm_act.h"
-
+#include "batch_norm_act/batch_norm_formula.h"
 #include "core/reduce.h"
 
 namespace aigc {
@@ -181,28 +180,17 @@ void gradient_sums_of_runs(const BatchNormParams& p, int64_t item) {
 
 // ---- channels -------------------------------------------------------------------------------------------
 
-void join_statistics(const BatchNormParams& p, int64_t channel, double& mean, double& var) {
-  const int64_t parts = part_count(p);
-  const double count = double(p.outer * p.inner);
-  const auto elements = [&](int64_t index) { return double(part_at(p, index).size()); };
-  double sum = 0, squares = 0;
-  for (int64_t i = 0; i < parts; ++i) sum += elements(i) * p.partials[i * 2 * p.channels + channel];
-  mean = sum / count;
-  for (int64_t i = 0; i < parts; ++i) {
-    const double* partial = p.partials + i * 2 * p.channels + channel;
-    const double distance = partial[0] - mean;
-    squares += partial[p.channels] + elements(i) * distance * distance;
-  }
-  var = squares / count;
+double weight_of(const BatchNormParams& p, int64_t channel) {
+  return p.weight ? number(p.weight, p.weight_dtype, channel) : 1;
 }
 
-template <class T>
-void factors_of_statistics(const BatchNormParams& p, int64_t channel, double mean, double var) {
-  auto* factors = static_cast<acc_t<T>*>(p.factors) + channel;
-  const double weight = p.weight ? number(p.weight, p.weight_dtype, channel) : 1;
-  factors[kMean * p.channels] = acc_t<T>(mean);
-  factors[kScale * p.channels] = acc_t<T>(weight / ::sqrt(var + p.eps));
-  factors[kBias * p.channels] = acc_t<T>(p.bias ? number(p.bias, p.bias_dtype, channel) : 0);
+void join_statistics(const BatchNormParams& p, int64_t channel, double& mean, double& var) {
+  const double count = double(p.outer * p.inner);
+  double sum = 0, squares = 0;
+  for (int64_t i = 0; i < part_count(p); ++i) sum += mean_term(p, i, channel);
+  mean = sum / count;
+  for (int64_t i = 0; i < part_count(p); ++i) squares += variance_term(p, i, channel, mean);
+  var = squares / count;
 }
 
 template <class T>
@@ -214,11 +202,10 @@ void join_gradients(const BatchNormParams& p, int64_t channel) {
   if (p.dbias) put_number(p.dbias, p.bias_dtype, channel, sum);
   if (p.dweight) put_number(p.dweight, p.weight_dtype, channel, product * r);
   if (!p.of_batch) return;
-  const double weight = p.weight ? number(p.weight, p.weight_dtype, channel) : 1;
-  const double share = weight * r / double(p.outer * p.inner);
-  auto* factors = static_cast<acc_t<T>*>(p.factors) + channel;
-  factors[kConstant * p.channels] = acc_t<T>(share * sum);
-  factors[kSlope * p.channels] = acc_t<T>(share * product * r * r);
+  const double weight = weight_of(p, channel), count = double(p.outer * p.inner);
+  ChannelFactors<acc_t<T>> factors(p, channel);
+  factors.set_constant(weight, r, count, sum);
+  factors.set_slope(weight, r, count, product);
 }
 
 // ---- elements -------------------------------------------------------------------------------------------
@@ -295,7 +282,10 @@ void batch_norm_join_statistics(const BatchNormParams& p, int64_t begin, int64_t
       mean = number(p.mean, p.statistics_dtype, channel);
       var = number(p.var, p.statistics_dtype, channel);
     }
-    dispatch_dtype(p.dtype, [&]<class T>(T*) { factors_of_statistics<T>(p, channel, mean, var); });
+    const double bias = p.bias ? number(p.bias, p.bias_dtype, channel) : 0;
+    dispatch_acc(p.dtype, [&]<class S>(S*) {
+      ChannelFactors<S>(p, channel).set_statistics(mean, var, p.eps, weight_of(p, channel), bias);
+    });
   }
 }
 
