@@ -17,11 +17,11 @@ constexpr int64_t kFewestRows = 16;
 constexpr int64_t kManyItems = 4096;
 constexpr int64_t kMergedRow = 1024;  // rows shorter than 8 are merged into rows of about this length
 
-constexpr const char* kActs[] = {"linear", "relu", "lrelu",    "tanh", "sigmoid",
-                                 "elu",    "selu", "softplus", "swish"};
+constexpr const char* kActs[kActCount] = {"linear", "relu", "lrelu",    "tanh", "sigmoid",
+                                          "elu",    "selu", "softplus", "swish"};
 
 Act parse_act(const std::string& name, const char* op) {
-  for (int i = 0; i < 9; ++i)
+  for (int i = 0; i < kActCount; ++i)
     if (name == kActs[i]) return Act(i);
   fail(op, ": act is '", name,
        "', but must be one of linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish");
@@ -87,6 +87,17 @@ void check_noise(const Tensor& x, const OptionalTensor& noise, const OptionalTen
   for (int64_t d = 2; matches && d < x.dim(); ++d) matches = noise->size(d) == x.size(d);
   AIGC_CHECK(matches, op, ": noise has shape ", shape(*noise), ", but for an x of shape ", shape(x),
              " it must be [N or 1, 1, ...] with x's spatial sizes");
+}
+
+// Checks what is added to a dense x, and makes it contiguous. It must outlive the params.
+void set_addends(BiasActParams& p, const Tensor& x, BiasActInputs& in, const char* op) {
+  if (in.b || in.noise) in.dim = wrap_dim(in.dim, x, op);
+  check_bias(x, in.b, in.dim, op);
+  check_noise(x, in.noise, in.strength, in.dim, op);
+  in.b = contiguous(in.b);
+  in.noise = contiguous(in.noise);
+  set_rows(p, x, in.b, in.noise, in.dim);
+  p.strength = data_or_null(in.strength);
 }
 
 std::tuple<Tensor, Tensor> bias_act(const Tensor& x_any, OptionalTensor b, OptionalTensor noise,
@@ -180,12 +191,8 @@ void set_activation(BiasActParams& p, const std::string& act, double alpha, doub
 Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise,
                      const OptionalTensor& strength, int64_t dim, BiasActParams p, bool save,
                      const char* op) {
-  if (b || noise) dim = wrap_dim(dim, x, op);
-  check_bias(x, b, dim, op);
-  check_noise(x, noise, strength, dim, op);
-  const OptionalTensor bias = contiguous(b), noise_dense = contiguous(noise);
-  set_rows(p, x, bias, noise_dense, dim);
-  p.strength = data_or_null(strength);
+  BiasActInputs in{std::nullopt, b, noise, strength, std::nullopt, dim};
+  set_addends(p, x, in, op);
   p.x = x.data_ptr();
   p.y = y.data_ptr();
   const bool wants_mask = save && is_piecewise_linear(p.act);
@@ -200,16 +207,10 @@ BiasActGradients bias_act_gradients(const Tensor& dy_any, BiasActInputs in, Bias
   AIGC_CHECK(!channels_last || dy_any.dim() >= 3, op,
              ": channels_last needs 3 dimensions or more, dy has shape ", shape(dy_any));
   const Tensor dy = as_format(dy_any, channels_last);
-  if (in.b || in.noise) in.dim = wrap_dim(in.dim, dy, op);
-  check_bias(dy, in.b, in.dim, op);
-  check_noise(dy, in.noise, in.strength, in.dim, op);
+  set_addends(p, dy, in, op);
   AIGC_CHECK(!need_b || in.b, op, ": the gradient of b is asked for, but b is not given");
   AIGC_CHECK(!need_strength || in.noise, op,
              ": the gradient of strength is asked for, but noise is not given");
-  in.b = contiguous(in.b);
-  in.noise = contiguous(in.noise);
-  set_rows(p, dy, in.b, in.noise, in.dim);
-  p.strength = data_or_null(in.strength);
   Tensor x = dy;
   if (!is_piecewise_linear(p.act)) {
     AIGC_CHECK(in.x, op, ": act is '", kActs[int(p.act)], "', whose backward needs x");
@@ -250,15 +251,9 @@ BiasActSecondGradients bias_act_second_gradients(const Tensor& u_any, const Tens
              ": channels_last needs 3 dimensions or more, x has shape ", shape(x_any));
   const Tensor x = as_format(x_any, channels_last), dy = as_format(dy_any, channels_last),
                u = as_format(u_any, channels_last);
-  if (in.b || in.noise) in.dim = wrap_dim(in.dim, x, op);
-  check_bias(x, in.b, in.dim, op);
-  check_noise(x, in.noise, in.strength, in.dim, op);
+  set_addends(p, x, in, op);
   AIGC_CHECK((!need_b || in.b) && (!need_strength || in.noise), op,
              ": a gradient is asked for of what is not given");
-  in.b = contiguous(in.b);
-  in.noise = contiguous(in.noise);
-  set_rows(p, x, in.b, in.noise, in.dim);
-  p.strength = data_or_null(in.strength);
   const Tensor grad_dy = torch::stable::empty_like(x), grad_x = torch::stable::empty_like(x);
   p.x = x.data_ptr();
   p.dy = dy.data_ptr();

@@ -6,6 +6,7 @@
 namespace aigc {
 
 enum class Act : int32_t { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
+constexpr int kActCount = 9;
 
 // Piecewise linear: f' is constant on either side of 0, so one bit per element is all the backward needs.
 constexpr bool is_piecewise_linear(Act act) {
@@ -19,28 +20,10 @@ template <Act A>
 struct ActTag {
   static constexpr Act value = A;
 };
-template <class F>
+template <int i = 0, class F>
 inline void dispatch_act(Act act, F&& f) {
-  switch (act) {
-    case Act::linear:
-      return f(ActTag<Act::linear>());
-    case Act::relu:
-      return f(ActTag<Act::relu>());
-    case Act::lrelu:
-      return f(ActTag<Act::lrelu>());
-    case Act::tanh:
-      return f(ActTag<Act::tanh>());
-    case Act::sigmoid:
-      return f(ActTag<Act::sigmoid>());
-    case Act::elu:
-      return f(ActTag<Act::elu>());
-    case Act::selu:
-      return f(ActTag<Act::selu>());
-    case Act::softplus:
-      return f(ActTag<Act::softplus>());
-    case Act::swish:
-      return f(ActTag<Act::swish>());
-  }
+  if (act == Act(i)) return f(ActTag<Act(i)>());
+  if constexpr (i + 1 < kActCount) dispatch_act<i + 1>(act, f);
 }
 
 constexpr double kSeluScale = 1.0507009873554804934193349852946;
