@@ -145,9 +145,9 @@ std::tuple<Tensor, Tensor> filtered_lrelu_backward(const Tensor& dy_any, const T
   const int64_t taps_u = check_filter(op, "fu", fu, dy_any), taps_d = check_filter(op, "fd", fd, dy_any);
   const Options options{up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip_filter};
   FilteredLreluParams p = make_params(op, dy_any, "dy", height, width, taps_u, taps_d, options);
-  AIGC_CHECK(dy_any.size(2) == p.second_y.out && dy_any.size(3) == p.second_x.out, op, ": dy has shape ",
-             shape(dy_any), ", but must be [", dy_any.size(0), ", ", dy_any.size(1), ", ", p.second_y.out,
-             ", ", p.second_x.out, "] for images of ", height, " x ", width);
+  const int64_t sizes[] = {dy_any.size(0), dy_any.size(1), p.second_y.out, p.second_x.out};
+  AIGC_CHECK(dy_any.sizes() == Sizes(sizes), op, ": dy has shape ", shape(dy_any), ", but must be ",
+             shape(Sizes(sizes)), " for images of ", height, " x ", width);
   check_mask(op, p, mask, dy_any);
   const Tensor dy = as_format(dy_any, channels_last);
   p.channels_last = channels_last;

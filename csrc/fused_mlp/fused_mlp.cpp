@@ -33,6 +33,11 @@ Tensor mm(const Tensor& a, const Tensor& b) {
 
 Tensor sum(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 
+Tensor sum_of_rows(const Tensor& rows) {
+  const int64_t rows_dim = 0;
+  return torch::stable::sum(rows, Sizes(&rows_dim, 1));
+}
+
 // A view of t's memory that begins with its first element.
 Tensor view(const Tensor& t, std::array<int64_t, 2> sizes, std::array<int64_t, 2> strides) {
   AtenTensorHandle handle;
@@ -165,6 +170,8 @@ std::tuple<Tensor, TensorList> fused_mlp(const Tensor& x, TensorList weights, Te
 Tensor nothing(const Tensor& like) { return empty_1d(like, 0, like.scalar_type()); }
 
 bool has(int64_t bits, size_t i) { return bits >> i & 1; }
+// Whether anything below layer i is asked for.
+bool has_below(int64_t bits, size_t i) { return (bits & ((int64_t(1) << i) - 1)) != 0; }
 
 struct LayerGradients {
   Tensor dz, db;
@@ -175,10 +182,7 @@ LayerGradients through_activation(const Tensor& dh, const Layer& layer, const Bi
                                   bool need_b, const char* op) {
   const bool with_kernel = need_b && !layer.bias_in_product();
   BiasActGradients g = bias_act_gradients(dh, inputs, layer.act, false, with_kernel, false, op);
-  if (need_b && !with_kernel) {
-    const int64_t rows_dim = 0;
-    g.db = torch::stable::sum(g.dx, torch::headeronly::IntHeaderOnlyArrayRef(&rows_dim, 1));
-  }
+  if (need_b && !with_kernel) g.db = sum_of_rows(g.dx);
   return {g.dx, g.db};
 }
 
@@ -202,7 +206,7 @@ std::tuple<Tensor, TensorList, TensorList> fused_mlp_backward(const Tensor& dy, 
     const LayerGradients g = through_activation(dh, layer, saved.activation(i, layer), has(need_b, i), op);
     db[i] = g.db;
     dw[i] = has(need_w, i) ? mm(transposed(g.dz), saved.input(i)) : nothing(x);
-    const bool below = need_x || ((need_w | need_b) & ((int64_t(1) << i) - 1));
+    const bool below = need_x || has_below(need_w | need_b, i);
     if (i > 0 && below) dh = mm(g.dz, layer.w);
     if (i == 0 && need_x) dx = in_shape_of(x, mm(g.dz, layer.w));
     if (!below) {
@@ -264,12 +268,8 @@ std::tuple<Tensor, Tensor, TensorList, TensorList> fused_mlp_double_backward(
     }
     if (t[i]) {
       if (has(need_w, i)) grad_w[i] = sum(grad_w[i], mm(transposed(*t[i]), saved.input(i)));
-      if (has(need_b, i)) {
-        const int64_t rows_dim = 0;
-        grad_b[i] = torch::stable::sum(*t[i], torch::headeronly::IntHeaderOnlyArrayRef(&rows_dim, 1));
-      }
-      const bool below = need_x || ((need_w | need_b) & ((int64_t(1) << i) - 1));
-      if (i > 0 && below) from_above = mm(*t[i], layer.w);
+      if (has(need_b, i)) grad_b[i] = sum_of_rows(*t[i]);
+      if (i > 0 && (need_x || has_below(need_w | need_b, i))) from_above = mm(*t[i], layer.w);
       if (i == 0 && need_x) grad_x = in_shape_of(x, mm(*t[i], layer.w));
     } else if (has(need_b, i)) {
       grad_b[i] = empty_1d(x, layer.b.size(0), x.scalar_type());

@@ -102,10 +102,9 @@ Tensor upfirdn2d_filter_gradient(const Tensor& dy_any, const Tensor& x, int64_t 
   const Options options{up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip_filter, gain};
   Upfirdn2dParams p = make_params(op, x, x_dense, taps_x, taps_y, options);
   check_same_kind(dy_any, "dy", x, "x", op);
-  AIGC_CHECK(dy_any.dim() == 4 && dy_any.size(0) == p.batch && dy_any.size(1) == p.channels &&
-                 dy_any.size(2) == p.y_axis.out && dy_any.size(3) == p.x_axis.out,
-             op, ": dy has shape ", shape(dy_any), ", but must be [", p.batch, ", ", p.channels, ", ",
-             p.y_axis.out, ", ", p.x_axis.out, "] for an x of shape ", shape(x));
+  const int64_t dy_sizes[] = {p.batch, p.channels, p.y_axis.out, p.x_axis.out};
+  AIGC_CHECK(dy_any.sizes() == Sizes(dy_sizes), op, ": dy has shape ", shape(dy_any), ", but must be ",
+             shape(Sizes(dy_sizes)), " for an x of shape ", shape(x));
   const int64_t sizes[] = {taps_y, taps_x}, strides[] = {taps_x, 1};
   Tensor df = empty_strided(x, sizes, strides, acc_type(x));
   if (x.numel() == 0) return torch::stable::zero_(df);
