@@ -75,16 +75,6 @@ inline void gather_filter(const V (&u)[16], V (&w)[9]) {
     fold(rows[a][0], rows[a][1], rows[a][2], rows[a][3], w[3 * a], w[3 * a + 1], w[3 * a + 2]);
 }
 
-// a[i][j] = a[j][i]
-template <class V, int n>
-inline void transpose(V (&a)[n]) {
-  for (int step = 1; step < n; step *= 2) {
-    V b[n];
-    for (int i = 0; i < n / 2; ++i) join_pairs(a[i], a[i + n / 2], b[2 * i], b[2 * i + 1]);
-    for (int i = 0; i < n; ++i) a[i] = b[i];
-  }
-}
-
 template <class T>
 class Convolution {
   using S = acc_t<T>;
@@ -154,7 +144,7 @@ class Convolution {
       for (int64_t block = first; block < last; block += kDepth / kBlock) {
         int64_t tiles = 0;
         for (int64_t b = block; b < min(block + kDepth / kBlock, last); ++b) {
-          S *to_v = v.get() + tiles * ins, *to_m = m.get() + tiles * kGradientOuts;
+          S *to_v = &v[tiles * ins], *to_m = &m[tiles * kGradientOuts];
           if (p_.channels_last)
             gradient_inputs_of_pixels(b, first_out, outs, ins, to_v, to_m);
           else
@@ -166,8 +156,8 @@ class Convolution {
             for (int64_t i = 0; i < p_.in_channels; i += kRows) {
               const auto product =
                   block == first ? multiply<kRows, 2, false, S> : multiply<kRows, 2, true, S>;
-              product(v.get() + ab * kDepth * ins + i, 1, ins, m.get() + ab * kDepth * kGradientOuts + o,
-                      kGradientOuts, tiles, sums + (ab * ins + i) * outs_ + o, outs_);
+              product(&v[ab * kDepth * ins + i], 1, ins, &m[ab * kDepth * kGradientOuts + o], kGradientOuts,
+                      tiles, sums + (ab * ins + i) * outs_ + o, outs_);
             }
       }
     }

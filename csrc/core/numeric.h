@@ -66,6 +66,14 @@ constexpr void dispatch_acc(DType dtype, F&& f) {
   dtype == DType::float64 ? f(static_cast<double*>(nullptr)) : f(static_cast<float*>(nullptr));
 }
 
+// Calls f with the first entry of a table that fits, if any, as a std::integral_constant.
+template <const auto& kTable, int i = 0, class Fits, class F>
+constexpr void dispatch_first(const Fits& fits, F&& f) {
+  using Entry = std::remove_cv_t<std::remove_reference_t<decltype(kTable[i])>>;
+  if (fits(kTable[i])) return f(std::integral_constant<Entry, kTable[i]>());
+  if constexpr (i + 1 < int(sizeof(kTable) / sizeof(Entry))) dispatch_first<kTable, i + 1>(fits, f);
+}
+
 // ---- sizes ----------------------------------------------------------------------------------------------
 
 inline namespace AIGC_MATH_NAMESPACE {

@@ -199,21 +199,15 @@ inline void store_upto(T* p, Vec<T> v, int64_t n) {
 // The same, decided at compile time: std::true_type stands for a whole vector, that is n >= kWidth<T>, and
 // std::false_type for a part of one. The compiler is told that it isn't empty, or it would treat that case on
 // its own.
-template <class T>
-inline Vec<T> load_lanes(const T* p, int64_t, std::true_type) {
-  return load(p);
-}
-template <class T>
-inline Vec<T> load_lanes(const T* p, int64_t n, std::false_type) {
+template <class T, class Whole>
+inline Vec<T> load_lanes(const T* p, [[maybe_unused]] int64_t n, Whole) {
+  if constexpr (Whole::value) return load(p);
   if (n < 1 || n >= kWidth<T>) __builtin_unreachable();
   return load(p, static_cast<int>(n));
 }
-template <class T>
-inline void store_lanes(T* p, Vec<T> v, int64_t, std::true_type) {
-  store(p, v);
-}
-template <class T>
-inline void store_lanes(T* p, Vec<T> v, int64_t n, std::false_type) {
+template <class T, class Whole>
+inline void store_lanes(T* p, Vec<T> v, [[maybe_unused]] int64_t n, Whole) {
+  if constexpr (Whole::value) return store(p, v);
   if (n < 1 || n >= kWidth<T>) __builtin_unreachable();
   store(p, v, static_cast<int>(n));
 }
@@ -247,42 +241,58 @@ inline element_t<V> horizontal_sum(V v) {
   return lanes[0];
 }
 
+// Calls f(i) for i from 0 to n - 1 as std::integral_constant.
+template <int n, class F>
+inline void unrolled(F&& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>()), ...);
+  }(std::make_integer_sequence<int, n>());
+}
+
 // ---- neighbouring lanes ---------------------------------------------------------------------------------
 
-template <class V, size_t... i>
-inline void split_pairs(V a, V b, V& even, V& odd, std::index_sequence<i...>) {
-  even = __builtin_shufflevector(a, b, (2 * i)...);
-  odd = __builtin_shufflevector(a, b, (2 * i + 1)...);
-}
-
-template <class V, size_t... i>
-inline void join_pairs(V even, V odd, V& a, V& b, std::index_sequence<i...>) {
-  constexpr size_t n = sizeof...(i);
-  a = __builtin_shufflevector(even, odd, (i / 2 + i % 2 * n)...);
-  b = __builtin_shufflevector(even, odd, (n / 2 + i / 2 + i % 2 * n)...);
-}
+template <class V>
+using LaneIndices = std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>;
 
 // The even and the odd lanes of the sequence a, b.
 template <class V>
 inline void split_pairs(V a, V b, V& even, V& odd) {
-  split_pairs(a, b, even, odd, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    even = __builtin_shufflevector(a, b, (2 * i)...);
+    odd = __builtin_shufflevector(a, b, (2 * i + 1)...);
+  }(LaneIndices<V>());
 }
 
 // The inverse.
 template <class V>
 inline void join_pairs(V even, V odd, V& a, V& b) {
-  join_pairs(even, odd, a, b, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    constexpr size_t n = sizeof...(i);
+    a = __builtin_shufflevector(even, odd, (i / 2 + i % 2 * n)...);
+    b = __builtin_shufflevector(even, odd, (n / 2 + i / 2 + i % 2 * n)...);
+  }(LaneIndices<V>());
 }
 
-template <int k, class V, size_t... i>
-inline V join_at(V a, V b, std::index_sequence<i...>) {
-  return __builtin_shufflevector(a, b, (k + i)...);
+// Of n vectors, a power of two: they become lane 0 of all of them, then lane 1 of all of them, and so on.
+template <class V, int n>
+inline void transpose(V (&a)[n]) {
+  for (int step = 1; step < n; step *= 2) {
+    V b[n];
+    for (int i = 0; i < n / 2; ++i) join_pairs(a[i], a[i + n / 2], b[2 * i], b[2 * i + 1]);
+    for (int i = 0; i < n; ++i) a[i] = b[i];
+  }
 }
 
-// The lanes of the sequence a, b from the k-th on.
+// The vector at p + k, where a and b are those at p and p + kWidth. An unaligned load of 64 bytes spans two
+// cache lines. It costs as much as joining the vector from two others, which uses other ports.
 template <int k, class V>
-inline V join_at(V a, V b) {
-  return join_at<k>(a, b, std::make_index_sequence<sizeof(V) / sizeof(element_t<V>)>());
+inline V load_between([[maybe_unused]] V a, [[maybe_unused]] V b, [[maybe_unused]] const element_t<V>* p) {
+  if constexpr (k == 0) return a;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(element_t<V>) == 4 && k < 16) return (V)_mm512_alignr_epi32((__m512i)b, (__m512i)a, k);
+  if constexpr (sizeof(element_t<V>) == 8 && k < 8) return (V)_mm512_alignr_epi64((__m512i)b, (__m512i)a, k);
+#endif
+  return load(p + k);
 }
 
 // ---- masks as bits --------------------------------------------------------------------------------------

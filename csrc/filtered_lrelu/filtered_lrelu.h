@@ -67,13 +67,6 @@ AIGC_INLINE int64_t mask_bytes(const FilteredLreluParams& p) {
   return (p.clamp >= 0 ? 2 : 1) * mask_plane_bytes(p);
 }
 
-// Where a plane of `pixels` pixels begins, and the distance between its pixels.
-AIGC_INLINE int64_t plane_at(const FilteredLreluParams& p, int64_t plane, int64_t pixels) {
-  if (!p.channels_last) return plane * pixels;
-  return plane / p.channels * p.channels * pixels + plane % p.channels;
-}
-AIGC_INLINE int64_t pixel_stride(const FilteredLreluParams& p) { return p.channels_last ? p.channels : 1; }
-
 // An item on the CPU: a band of rows of one plane of y.
 AIGC_INLINE int64_t lrelu_bands(const FilteredLreluParams& p) {
   const int64_t width = p.first_x.out > 0 ? p.first_x.out : 1, by_width = 65536 / width;

@@ -8,39 +8,27 @@
 
 #include "core/math.h"
 #include "core/reduce.h"
-#include "core/scratch.h"
-#include "core/simd.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
 namespace {
 
+// ---- along the rows --------------------------------------------------------------------------------------
+
 constexpr int kPerInput = 6;  // taps per output of the filters that have specialized code
 
-// The vector at p + n, where a and b are those at p and p + kWidth. Loads that cross a cache line are slow;
-// with AVX-512, all unaligned ones do.
-template <int n, class V, class S>
-inline V shifted([[maybe_unused]] V a, [[maybe_unused]] V b, [[maybe_unused]] const S* p) {
-  static_assert(n < 8);
-  if constexpr (n == 0) return a;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(S) == 4)
-    return (V)_mm512_alignr_epi32((__m512i)b, (__m512i)a, n);
-  else
-    return (V)_mm512_alignr_epi64((__m512i)b, (__m512i)a, n);
-#else
-  return load(p + n);
-#endif
-}
-
-template <class F, int... i>
-inline void unrolled(F&& f, std::integer_sequence<int, i...>) {
-  (f(std::integral_constant<int, i>()), ...);
-}
-template <int n, class F>
-inline void unrolled(F&& f) {
-  unrolled(f, std::make_integer_sequence<int, n>());
-}
+// The lanes that the inputs of a filter are split into, and the adjacent inputs that an output reads in each.
+struct Runs {
+  int split, run;
+};
+constexpr Runs kRuns[] = {
+    {.split = 1, .run = kPerInput},      // x of up 2 or 4, down 2: StyleGAN3's layers
+    {.split = 2, .run = kPerInput},      // z of up 2, down 2
+    {.split = 4, .run = kPerInput},      // z of up 2, down 4: the gradient of up 4, down 2
+    {.split = 2, .run = kPerInput / 2},  // x of up 2, down 4
+    {.split = 4, .run = kPerInput / 2},  // z of up 4, down 2
+    {.split = 0, .run = 0},              // any
+};
 
 // What the outputs along one axis read, phase by phase, where the inputs are split into lanes of every
 // split-th one: output q * phases + phase reads lane[i % split][i / split + q] with i = input index - base.
@@ -51,10 +39,11 @@ class Phases {
   static constexpr int W = kWidth<S>;
 
   Phases(const FirAxis& axis, const S* w, int64_t phases, int64_t base, int64_t split, int64_t lane)
-      : split_(split), most_(ceil_div(axis.taps, axis.up)) {
-    counts_.allocate(phases);
-    offsets_.allocate(phases * most_);
-    weights_.allocate(phases * most_);
+      : split_(split),
+        most_(ceil_div(axis.taps, axis.up)),
+        offsets_(phases * most_),
+        counts_(phases),
+        weights_(phases * most_) {
     for (int64_t phase = 0; phase < phases; ++phase) {
       const int64_t count = counts_[phase] = axis.count(phase);
       for (int64_t t = 0; t < count; ++t) {
@@ -68,36 +57,28 @@ class Phases {
       while (same_ < phases && offsets_[same_ * most_] == 0) ++same_;
   }
 
-  // Calls f(how) with the Runs to pass to sum() for this filter: the number of lanes, and of adjacent inputs
-  // in each of them.
+  // Calls f with what to pass to sum() for this filter.
   template <class F>
   void choose(F&& f) const {
-    const auto is = [&](int split, int run) { return split_ == split && run_ == run; };
-    if (is(1, kPerInput)) return f(Runs<1, kPerInput>());
-    if (is(2, kPerInput)) return f(Runs<2, kPerInput>());
-    if (is(4, kPerInput)) return f(Runs<4, kPerInput>());
-    if (is(2, kPerInput / 2)) return f(Runs<2, kPerInput / 2>());
-    if (is(4, kPerInput / 2)) return f(Runs<4, kPerInput / 2>());
-    f(Runs<0, 0>());
+    dispatch_first<kRuns>([&](Runs r) { return r.run == 0 || (r.split == split_ && r.run == run_); }, f);
   }
-  template <int kSplit, int kRun>
-  struct Runs {};
 
   // The outputs of a phase from the q-th on, of the row that begins at `row`.
-  template <int kSplit, int kRun>
-  V sum(Runs<kSplit, kRun>, int64_t phase, const S* row, int64_t q) const {
-    const int64_t* offsets = offsets_.get() + phase * most_;
-    const S* w = weights_.get() + phase * most_;
+  template <Runs kFilter>
+  V sum(std::integral_constant<Runs, kFilter>, int64_t phase, const S* row, int64_t q) const {
+    constexpr int kSplit = kFilter.split;
+    const int64_t* offsets = &offsets_[phase * most_];
+    const S* w = &weights_[phase * most_];
     row += q;
     V sum = {};
-    if constexpr (kSplit == 0) {
+    if constexpr (kFilter.run == 0) {
       for (int64_t t = 0; t < counts_[phase]; ++t) sum += w[t] * load(row + offsets[t]);
     } else {
 #pragma GCC unroll 4
       for (int s = 0; s < kSplit; ++s) {
         const S* at = row + offsets[s];
-        const V a = load(at), b = load_next(at);
-        unrolled<kRun>([&](auto i) { sum += w[s + i * kSplit] * shifted<i>(a, b, at); });
+        const V a = load(at), b = load(at + W);
+        unrolled<kFilter.run>([&](auto i) { sum += w[s + i * kSplit] * load_between<i>(a, b, at); });
       }
     }
     return sum;
@@ -114,14 +95,6 @@ class Phases {
   }
 
  private:
-  static V load_next([[maybe_unused]] const S* at) {
-#if defined(__AVX512F__)
-    return load(at + W);
-#else
-    return V{};
-#endif
-  }
-
   // All phases at once. The first kSame of them read from input q on, the others from input q + 1 on.
   template <int kPhases, int kSame>
   void together(const S* in, S* out, int64_t lane) const {
@@ -130,10 +103,10 @@ class Phases {
     for (int phase = 0; phase < kPhases; ++phase)
       for (int t = 0; t < kPerInput; ++t) w[phase][t] = weights_[phase * most_ + t];
     for (int64_t q = 0; q < lane; q += W) {
-      const V a = load(in + q), b = load_next(in + q);
+      const V a = load(in + q), b = load(in + q + W);
       V sum[kPhases] = {};
       unrolled<kInputs>([&](auto i) {
-        const V v = shifted<i>(a, b, in + q);
+        const V v = load_between<i>(a, b, in + q);
         for (int phase = 0; phase < kPhases; ++phase) {
           const int t = phase < kSame ? i : i - 1;
           if (t >= 0 && t < kPerInput) sum[phase] += w[phase][t] * v;
@@ -146,6 +119,22 @@ class Phases {
   int64_t split_, most_, run_, same_ = 0;
   Scratch<int64_t> offsets_, counts_;
   Scratch<S> weights_;
+};
+
+// ---- down the columns ------------------------------------------------------------------------------------
+
+// Filters of kPerInput taps per output that are applied together, without a buffer between them. The first
+// row of z is `into` rows behind the first row of an output.
+struct Stream {
+  int up, down, into;
+};
+constexpr Stream kStreams[] = {
+    {.up = 2, .down = 2, .into = 0},  // StyleGAN3's layers that keep the resolution
+    {.up = 2, .down = 2, .into = 1},  // the same by another padding
+    {.up = 4, .down = 2, .into = 0},  // those that double it
+    {.up = 4, .down = 2, .into = 1},  // the same by another padding
+    {.up = 2, .down = 4, .into = 0},  // the gradient of those
+    {.up = 2, .down = 4, .into = 1},  // the same by another padding
 };
 
 // Rows of one band.
@@ -201,7 +190,7 @@ class Columns {
     r.z_begin = max(0, s_.origin(begin));
     r.z_end = min(s_.in, s_.origin(end - 1) + s_.taps);
     r.z_end = max(r.z_begin, writes_ ? max(r.z_end, r.keep_end) : r.z_end);
-    r.x_begin = f_.first(aligned(r.z_begin));
+    r.x_begin = f_.first(stream_ == nullptr ? r.z_begin : aligned(r.z_begin));
     r.x_end = f_.first(r.z_end - 1) + f_.count(r.z_end - 1);
     return r;
   }
@@ -307,7 +296,6 @@ class Columns {
 
   // The row of z at or before m that begins a group of kUp rows that read the same pixels.
   int64_t aligned(int64_t m) const {
-    if (stream_ == nullptr) return m;
     const int64_t ahead = f_.origin(m) - 1, back = ahead - floor_div(ahead, f_.up) * f_.up;
     // Of two such rows, the one that is 0 or 1 rows behind the first row of an output.
     const bool other = s_.down > f_.up && into_output(m - back) >= f_.up;
@@ -316,25 +304,19 @@ class Columns {
   int64_t into_output(int64_t m) const { return m + s_.pad - floor_div(m + s_.pad, s_.down) * s_.down; }
 
   void choose() {
-    const auto is = [&](int up, int down) {
-      return f_.up == up && s_.down == down && f_.taps == kPerInput * up && s_.taps == kPerInput * down;
+    const auto fits = [&](Stream s) {
+      return f_.up == s.up && s_.down == s.down && f_.taps == kPerInput * s.up &&
+             s_.taps == kPerInput * s.down && into_output(aligned(0)) % 2 == s.into;
     };
-    if (is(2, 2)) stream_ = choose_stream<2, 2>();
-    if (is(4, 2)) stream_ = choose_stream<4, 2>();
-    if (is(2, 4)) stream_ = choose_stream<2, 4>();
-  }
-  using Stream = void (Columns::*)(const Call&, int64_t) const;
-  template <int kUp, int kDown>
-  Stream choose_stream() {
-    stream_ = &Columns::stream<kUp, kDown, 0>;  // for aligned()
-    return into_output(aligned(0)) % 2 == 0 ? stream_ : &Columns::stream<kUp, kDown, 1>;
+    dispatch_first<kStreams>(fits, [&](auto shape) { stream_ = &Columns::stream<shape.value>; });
   }
 
   // A column of vectors. In registers are the pixels that a row of z reads, and the sums of the rows of y
-  // that it contributes to. The first row of z is kInto rows behind the first row of an output.
-  template <int kUp, int kDown, int kInto>
+  // that it contributes to.
+  template <Stream kStream>
   void stream(const Call& c, int64_t v) const {
-    constexpr int kPeriod = kUp > kDown ? kUp : kDown, N = kPerInput;
+    constexpr int kUp = kStream.up, kDown = kStream.down, kInto = kStream.into;
+    constexpr int kPeriod = max(kUp, kDown), N = kPerInput;
     const BandRows& r = c.r;
     const int64_t width = layout_.width(), narrow_width = layout_.narrow_width(), at = bits_at_[v];
     int64_t m = aligned(r.z_begin);
@@ -382,8 +364,10 @@ class Columns {
   int64_t row_bits_, plane_bytes_, vectors_;
   Scratch<S> strip_;
   Scratch<int64_t> bits_at_, narrow_at_;
-  Stream stream_ = nullptr;
+  void (Columns::*stream_)(const Call&, int64_t) const = nullptr;
 };
+
+// ---- bands -----------------------------------------------------------------------------------------------
 
 template <class T>
 class Bands {
@@ -419,7 +403,7 @@ class Bands {
     const S addend = p_.b == nullptr ? S(0) : load_scalar(static_cast<const T*>(p_.b) + plane % p_.channels);
     const T* x = static_cast<const T*>(p_.x) + plane_at(p_, plane, p_.first_y.in * f_.in);
     for (int64_t i = r.x_begin; i < r.x_end; ++i) {
-      S* row = wide_.get() + (i - r.x_begin) * layout_.width();
+      S* row = &wide_[(i - r.x_begin) * layout_.width()];
       if (i >= 0 && i < p_.first_y.in)
         first_along(x + i * f_.in * pixel_stride(p_), addend, row);
       else
@@ -430,8 +414,7 @@ class Bands {
     BlockSum<T> sum;
     T* y = static_cast<T*>(p_.y) + plane_at(p_, plane, p_.second_y.out * s_.out);
     for (int64_t o = r.begin; o < r.end; ++o)
-      second_along(narrow_.get() + (o - r.begin) * layout_.narrow_width(), y + o * s_.out * pixel_stride(p_),
-                   sum);
+      second_along(&narrow_[(o - r.begin) * layout_.narrow_width()], y + o * s_.out * pixel_stride(p_), sum);
     if (p_.sums != nullptr) p_.sums[item] = sum.total();
   }
 
@@ -512,12 +495,11 @@ class Bands {
         if (out_split_ == 1) {
           put(q, out[0]);
         } else if (out_split_ == 2) {
-          V a, b;
-          join_pairs(out[0], out[1], a, b);
-          put(2 * q, a);
-          put(2 * q + W, b);
+          transpose(out);
+          put(2 * q, out[0]);
+          put(2 * q + W, out[1]);
         } else {
-          for (int64_t i = 0; i < out_split_; ++i) put(q * out_split_ + i * W, load(outputs_.get() + i * W));
+          for (int64_t i = 0; i < out_split_; ++i) put(q * out_split_ + i * W, load(&outputs_[i * W]));
         }
       }
     });

@@ -106,24 +106,6 @@ struct Axis {
   }
 };
 
-// Whether every tap is a product of a w_y and a w_x, up to the rounding errors of an outer product; false for
-// NaN. Every thread finds out by itself.
-template <class S>
-__device__ bool is_outer_product(const SharedSpan<S>& w, int taps_y, int taps_x, int& pivot) {
-  pivot = 0;
-  if (taps_y * taps_x > kMostProduct) return false;
-  for (int k = 1; k < taps_y * taps_x; ++k)
-    if (fabs(w[k]) > fabs(w[pivot])) pivot = k;
-  const int row = pivot / taps_x, column = pivot % taps_x;
-  constexpr S kRoundings = sizeof(S) == 4 ? S(0x1p-22) : S(0x1p-51);
-  for (int a = 0; a < taps_y; ++a)
-    for (int b = 0; b < taps_x; ++b) {
-      const S tap = w[a * taps_x + b], product = w[a * taps_x + column] * (w[row * taps_x + b] / w[pivot]);
-      if (!(fabs(product - tap) <= kRoundings * fabs(tap))) return false;
-    }
-  return true;
-}
-
 // The taps in the order in which they multiply pixels: w_y and w_x, or w for both axes. Returns whether they
 // are separate. Every thread of the block must call it.
 template <class S>
@@ -144,8 +126,8 @@ __device__ bool load_filter(const Upfirdn2dParams& p, const SharedSpan<S>& w_x, 
   }
   for (int k = threadIdx.x; k < taps; k += kThreads) w[k] = gain * __ldg(f + at(k, taps));
   __syncthreads();
-  int pivot;
-  const bool separate = is_outer_product(w, taps_y, taps_x, pivot);
+  const int pivot = taps > kMostProduct ? -1 : outer_product_pivot<S>(w, taps_y, taps_x);  // by every thread
+  const bool separate = pivot >= 0;
   if (separate) {
     for (int k = threadIdx.x; k < taps_x; k += kThreads) w_x[k] = w[pivot / taps_x * taps_x + k] / w[pivot];
     for (int k = threadIdx.x; k < taps_y; k += kThreads) w_y[k] = w[k * taps_x + pivot % taps_x];
@@ -168,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const auto w = dynamic_shared<S>(buffers + (taps_x + taps_y) * sizeof(S), int64_t(taps_x) * taps_y);
   const bool separate = load_filter<S>(p, w_x, w_y, w);
 
-  const int64_t channels = p.channels_last ? p.channels : 1, planes = fir_planes(p);
+  const int64_t channels = pixel_stride(p), planes = fir_planes(p);
   const T* x = static_cast<const T*>(p.x);
   T* y = static_cast<T*>(p.y);
   Axis<kUp, kDown, kTaps> x_axis{int(p.x_axis.up), int(p.x_axis.down), taps_x, 0};
@@ -284,7 +266,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 template <class T>
 __global__ void __launch_bounds__(kThreads) any_kernel(const Upfirdn2dParams p, int64_t outputs) {
   using S = acc_t<T>;
-  const int64_t channels = p.channels_last ? p.channels : 1;
+  const int64_t channels = pixel_stride(p);
   const FirAxis &x_axis = p.x_axis, &y_axis = p.y_axis;
   const S* f = static_cast<const S*>(p.f);
   const T* x = static_cast<const T*>(p.x);
@@ -316,15 +298,12 @@ __global__ void __launch_bounds__(kThreads) any_kernel(const Upfirdn2dParams p, 
 template <class T>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(const Upfirdn2dParams p, int64_t items) {
   const FirAxis &x_axis = p.x_axis, &y_axis = p.y_axis;
-  const int64_t bands = gradient_bands(p), pixel = p.channels_last ? p.channels : 1;
+  const int64_t bands = gradient_bands(p), pixel = pixel_stride(p);
   const int64_t taps = x_axis.taps * y_axis.taps;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t plane = item / bands, begin = item % bands * kGradientRows;
-    const auto start = [&](int64_t size) {
-      return p.channels_last ? plane / p.channels * p.channels * size + plane % p.channels : plane * size;
-    };
-    const T* x = static_cast<const T*>(p.x) + start(y_axis.in * x_axis.in);
-    const T* dy = static_cast<const T*>(p.dy) + start(y_axis.out * x_axis.out);
+    const T* x = static_cast<const T*>(p.x) + plane_at(p, plane, y_axis.in * x_axis.in);
+    const T* dy = static_cast<const T*>(p.dy) + plane_at(p, plane, y_axis.out * x_axis.out);
     const int64_t outputs = (min(begin + kGradientRows, y_axis.out) - begin) * x_axis.out;
     for (int64_t k = 0; k < taps; ++k) {
       const int64_t ky = k / x_axis.taps, kx = k % x_axis.taps;

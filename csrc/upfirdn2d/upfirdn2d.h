@@ -43,6 +43,17 @@ struct FirAxis {
   }
 };
 
+// Where a plane of `pixels` pixels begins, and the distance between its pixels.
+template <class Params>
+AIGC_INLINE int64_t plane_at(const Params& p, int64_t plane, int64_t pixels) {
+  if (!p.channels_last) return plane * pixels;
+  return plane / p.channels * p.channels * pixels + plane % p.channels;
+}
+template <class Params>
+AIGC_INLINE int64_t pixel_stride(const Params& p) {
+  return p.channels_last ? p.channels : 1;
+}
+
 struct Upfirdn2dParams {
   DType dtype = DType::float32;
   bool channels_last = false;  // of x, y and dy
@@ -57,6 +68,24 @@ struct Upfirdn2dParams {
   void* y = nullptr;           // df, in acc_t, of the gradient
   double* partials = nullptr;  // [gradient_items, y.taps * x.taps]
 };
+
+// The index of the largest tap of a two-dimensional filter, if every tap is one in the largest's column times
+// one in its row, divided by it, up to the rounding errors of an outer product in S; else -1, also for NaN.
+template <class S, class Taps, class Int>
+AIGC_INLINE Int outer_product_pivot(const Taps& w, Int taps_y, Int taps_x) {
+  const auto magnitude = [](S v) { return v < 0 ? -v : v; };
+  constexpr S kRoundings = sizeof(S) == 4 ? S(0x1p-22) : S(0x1p-51);
+  Int pivot = 0;
+  for (Int k = 1; k < taps_y * taps_x; ++k)
+    if (magnitude(w[k]) > magnitude(w[pivot])) pivot = k;
+  const Int row = pivot / taps_x, column = pivot % taps_x;
+  for (Int a = 0; a < taps_y; ++a)
+    for (Int b = 0; b < taps_x; ++b) {
+      const S tap = w[a * taps_x + b], product = w[a * taps_x + column] * (w[row * taps_x + b] / w[pivot]);
+      if (!(magnitude(product - tap) <= kRoundings * magnitude(tap))) return -1;
+    }
+  return pivot;
+}
 
 // An item of the forward: this many rows of a plane of y or (channels last) of an image. Kernels may begin up
 // to kMostShift rows before the first.
