@@ -16,14 +16,10 @@ void put_number(void* values, DType dtype, int64_t at, double value) {
 }
 
 // The first n lanes of v, followed by zeros.
-template <class V>
-V first_lanes(V v, int64_t n, std::true_type) {
-  static_cast<void>(n);
-  return v;
-}
-template <class V>
-V first_lanes(V v, int64_t n, std::false_type) {
-  for (int64_t j = n; j < int64_t(sizeof(V) / sizeof(v[0])); ++j) v[j] = 0;
+template <class V, class Whole>
+V first_lanes(V v, [[maybe_unused]] int64_t n, Whole) {
+  if constexpr (!Whole::value)
+    for (int64_t j = n; j < int64_t(sizeof(V) / sizeof(v[0])); ++j) v[j] = 0;
   return v;
 }
 
@@ -98,8 +94,7 @@ void statistics_of_columns(const BatchNormParams& p, int64_t item) {
   }
   sum_down<T, 1>(p, part, partials + p.channels,
                  [&](int64_t at, int64_t channel, int64_t n, auto whole, Vec<T>(&sums)[1]) {
-                   const Vec<T> d =
-                       load_lanes(x + at, n, whole) - load_lanes(means.get() + channel, n, whole);
+                   const Vec<T> d = load_lanes(x + at, n, whole) - load_lanes(&means[channel], n, whole);
                    sums[0] += d * d;
                  });
 }

@@ -110,21 +110,13 @@ struct DoubleBackward {
   }
 };
 
-// The sum of eight gradients, each times its factor.
-template <class S>
-__device__ double eight(const S (&g)[8], const S (&factor)[8], int n) {
-  S sum = 0;
+// The sum of term(j) over the first n of eight elements.
+template <class Term>
+__device__ double eight(int n, Term&& term) {
+  decltype(term(0)) sum = 0;
 #pragma unroll
   for (int j = 0; j < 8; ++j)
-    if (j < n) sum += g[j] * factor[j];
-  return sum;
-}
-template <class S>
-__device__ double eight(const S (&g)[8], int n) {
-  S sum = 0;
-#pragma unroll
-  for (int j = 0; j < 8; ++j)
-    if (j < n) sum += g[j];
+    if (j < n) sum += term(j);
   return sum;
 }
 
@@ -157,8 +149,8 @@ __device__ double walk_planes(const BiasActParams& p, Range rows, int threads_pe
         for (int j = 0; j < 8; ++j) add.value[j] = b + strength * e[j];
         Pass::apply(p, row, i, n, add, g);
         if constexpr (kSum) {
-          if (p.bias_partials) row_sum += eight(g, n);
-          if (p.strength_partials) strength_sum += eight(g, e, n);
+          if (p.bias_partials) row_sum += eight(n, [&](int j) { return g[j]; });
+          if (p.strength_partials) strength_sum += eight(n, [&](int j) { return g[j] * e[j]; });
         }
       }
     }
@@ -217,7 +209,7 @@ __device__ double walk_pixels(const BiasActParams& p, int64_t chunk, Range rows,
       for (int j = 0; j < 8; ++j) add.value[j] = b[j] + strength * row_noise;
       Pass::apply(p, row, i, n, add, g);
       if constexpr (kSum) {
-        if (p.strength_partials) strength_sum += eight(g, n) * double(row_noise);
+        if (p.strength_partials) strength_sum += eight(n, [&](int j) { return g[j]; }) * double(row_noise);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
           if (j < n) columns.block[0][j] += g[j];
@@ -263,12 +255,12 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(const BiasActParams p,
     double sum = 0;
     for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += kThreads) sum += p.strength_partials[chunk];
     sum = block_sum<kThreads>(sum);
-    if (threadIdx.x == 0) from_acc(static_cast<T*>(p.dstrength), acc_t<T>(sum));
+    if (threadIdx.x == 0) store_scalar(static_cast<T*>(p.dstrength), acc_t<T>(sum));
   }
   if (!p.dbias) return;
   const double* partials = p.bias_partials;
   const auto result = [&](int64_t channel, double sum) {
-    from_acc(static_cast<T*>(p.dbias) + channel, acc_t<T>(sum));
+    store_scalar(static_cast<T*>(p.dbias) + channel, acc_t<T>(sum));
   };
   if (p.vec_is_bias) {
     const int64_t period = p.channels * p.inner, periods = folds_periods(p) ? 1 : p.row_length / period;

@@ -15,10 +15,10 @@ __device__ inline double to_acc(double x) { return x; }
 __device__ inline float to_acc(half x) { return __half2float(__ushort_as_half(x.bits)); }
 __device__ inline float to_acc(bfloat16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
 
-__device__ inline void from_acc(float* p, float x) { *p = x; }
-__device__ inline void from_acc(double* p, double x) { *p = x; }
-__device__ inline void from_acc(half* p, float x) { p->bits = __half_as_ushort(__float2half_rn(x)); }
-__device__ inline void from_acc(bfloat16* p, float x) {
+__device__ inline void store_scalar(float* p, float x) { *p = x; }
+__device__ inline void store_scalar(double* p, double x) { *p = x; }
+__device__ inline void store_scalar(half* p, float x) { p->bits = __half_as_ushort(__float2half_rn(x)); }
+__device__ inline void store_scalar(bfloat16* p, float x) {
   p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
@@ -26,11 +26,6 @@ template <class T>
 __device__ inline acc_t<T> load_scalar(const T* p) {
   return to_acc(*p);
 }
-template <class T>
-__device__ inline void store_scalar(T* p, acc_t<T> x) {
-  from_acc(p, x);
-}
-
 // N elements as one object, aligned as the widest accesses to it must be.
 template <class T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
@@ -60,7 +55,7 @@ __device__ inline void store(T* p, int64_t n, const acc_t<T> (&in)[N]) {
   if (n >= N && is_aligned<T, N>(p)) {
     Pack<T, N> pack;
 #pragma unroll
-    for (int i = 0; i < N; ++i) from_acc(&pack.element[i], in[i]);
+    for (int i = 0; i < N; ++i) store_scalar(&pack.element[i], in[i]);
     if constexpr (sizeof(pack) % 16 == 0) {  // explicit 16-byte stores: nvcc splits some assignments
       uint4 words[sizeof(pack) / 16];
       memcpy(words, &pack, sizeof(words));
@@ -72,7 +67,7 @@ __device__ inline void store(T* p, int64_t n, const acc_t<T> (&in)[N]) {
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i)
-      if (i < n) from_acc(p + i, in[i]);
+      if (i < n) store_scalar(p + i, in[i]);
   }
 }
 

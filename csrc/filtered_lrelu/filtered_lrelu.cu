@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 #pragma unroll 12
       for (int k = 0; k < f.second_taps(); ++k)
         sum += w_second[k] * between[row * z_width + (m + k) % phases * run + (m + k) / phases];
-      from_acc(y + ((oy0 + row) * sx.out + ox0 + column) * pixel, sum);
+      store_scalar(y + ((oy0 + row) * sx.out + ox0 + column) * pixel, sum);
     }
   }
 }
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const FilteredLreluParams
       for (int64_t i = threadIdx.x; i < pixels; i += kThreads) sum += to_acc(y[i * pixel_stride(p)]);
     }
     sum = block_sum<kThreads>(sum);
-    if (threadIdx.x == 0) from_acc(static_cast<T*>(p.sum) + channel, acc_t<T>(sum));
+    if (threadIdx.x == 0) store_scalar(static_cast<T*>(p.sum) + channel, acc_t<T>(sum));
   }
 }
 

@@ -138,11 +138,6 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const GanLossParams p)
   if (p.centred) finish_slopes<T>(p, blockIdx.x, gridDim.x);
 }
 
-template <class T, GanTerm K>
-void launch_terms(const GanLossParams& p, void* stream) {
-  launch(terms_kernel<T, K>, grid_size(p.chunks), kThreads, 0, stream, p);
-}
-
 }  // namespace
 
 namespace cuda {
@@ -155,16 +150,9 @@ void gan_loss_means(const GanLossParams& p, int64_t chunks, void* stream) {
 
 void gan_loss_terms(const GanLossParams& p, int64_t, void* stream) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    switch (p.term) {
-      case GanTerm::softplus:
-        return launch_terms<T, GanTerm::softplus>(p, stream);
-      case GanTerm::hinge:
-        return launch_terms<T, GanTerm::hinge>(p, stream);
-      case GanTerm::square:
-        return launch_terms<T, GanTerm::square>(p, stream);
-      case GanTerm::linear:
-        return launch_terms<T, GanTerm::linear>(p, stream);
-    }
+    dispatch_term(p.term, [&](auto term) {
+      launch(terms_kernel<T, term.value>, grid_size(p.chunks), kThreads, 0, stream, p);
+    });
   });
 }
 

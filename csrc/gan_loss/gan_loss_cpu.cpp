@@ -150,16 +150,7 @@ void gan_loss_means(const GanLossParams& p, int64_t begin, int64_t end) {
 
 void gan_loss_terms(const GanLossParams& p, int64_t begin, int64_t end) {
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    switch (p.term) {
-      case GanTerm::softplus:
-        return terms<T, GanTerm::softplus>(p, begin, end);
-      case GanTerm::hinge:
-        return terms<T, GanTerm::hinge>(p, begin, end);
-      case GanTerm::square:
-        return terms<T, GanTerm::square>(p, begin, end);
-      case GanTerm::linear:
-        return terms<T, GanTerm::linear>(p, begin, end);
-    }
+    dispatch_term(p.term, [&](auto term) { terms<T, term.value>(p, begin, end); });
   });
 }
 

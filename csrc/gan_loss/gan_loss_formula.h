@@ -7,6 +7,12 @@
 namespace aigc {
 inline namespace AIGC_MATH_NAMESPACE {
 
+constexpr GanTerm kGanTerms[] = {GanTerm::softplus, GanTerm::hinge, GanTerm::square, GanTerm::linear};
+template <class F>
+inline void dispatch_term(GanTerm term, F&& f) {
+  dispatch_first<kGanTerms>([&](GanTerm t) { return t == term; }, f);
+}
+
 // The factor of a side's sum in the loss.
 AIGC_HOST_DEVICE inline double scale(const GanLossParams& p, const GanLossSide& side) {
   return p.reduction == GanReduction::mean ? side.factor / double(side.count) : side.factor;

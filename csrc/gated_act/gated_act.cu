@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* db = static_cast<T*>(p.db);
   sum_rows<kThreads>(
       channels, width, rows, [&](int64_t row, int64_t channel) { return partials[row * channels + channel]; },
-      [&](int64_t channel, double sum) { from_acc(db + channel, acc_t<T>(sum)); });
+      [&](int64_t channel, double sum) { store_scalar(db + channel, acc_t<T>(sum)); });
 }
 
 template <bool kBackward>

@@ -11,21 +11,12 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-struct Chunk {
-  int64_t sample, first, length;  // of elements, in all samples
-};
-
-__device__ Chunk chunk_at(const SampleParams& p, int64_t item, int64_t per_sample) {
-  const int64_t sample = item / per_sample, start = (item - sample * per_sample) * p.chunk;
-  return {sample, sample * p.length + start, p.length - start < p.chunk ? p.length - start : p.chunk};
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     dot_kernel(const SampleParams p, int64_t chunks, int64_t per_sample) {
   using S = acc_t<T>;
   for (int64_t item = blockIdx.x; item < chunks; item += gridDim.x) {
-    const Chunk chunk = chunk_at(p, item, per_sample);
+    const SampleChunk chunk = chunk_at(p, item, per_sample);
     const auto* a = static_cast<const T*>(p.a) + chunk.first;
     const auto* b = static_cast<const T*>(p.b) + chunk.first;
     double sum = 0;
@@ -71,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
     scale_kernel(const SampleParams p, int64_t chunks, int64_t per_sample) {
   using S = acc_t<T>;
   for (int64_t item = blockIdx.x; item < chunks; item += gridDim.x) {
-    const Chunk chunk = chunk_at(p, item, per_sample);
+    const SampleChunk chunk = chunk_at(p, item, per_sample);
     const auto* a = static_cast<const T*>(p.a) + chunk.first;
     auto* y = static_cast<T*>(p.y) + chunk.first;
     const S s = static_cast<const S*>(p.s)[chunk.sample];

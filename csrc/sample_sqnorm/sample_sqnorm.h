@@ -24,6 +24,14 @@ struct SampleParams {
 };
 
 AIGC_INLINE int64_t chunks_per_sample(const SampleParams& p) { return ceil_div(p.length, p.chunk); }
+struct SampleChunk {
+  int64_t sample, first, length;  // first: of the elements of all samples
+};
+AIGC_INLINE SampleChunk chunk_at(const SampleParams& p, int64_t item, int64_t per_sample) {
+  const int64_t sample = item / per_sample;
+  const Range range = part_of(p.length, p.chunk, item - sample * per_sample);
+  return {sample, sample * p.length + range.begin, range.size()};
+}
 
 }  // namespace aigc
 

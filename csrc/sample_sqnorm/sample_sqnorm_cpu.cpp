@@ -25,28 +25,20 @@ double dot(const T* a, const T* b, int64_t length) {
   return total;
 }
 
-// Calls f(item, sample, first element, length) for the chunks [begin, end).
-template <class F>
-void for_chunks(const SampleParams& p, int64_t begin, int64_t end, F&& f) {
-  const int64_t per_sample = chunks_per_sample(p);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t sample = item / per_sample;
-    const Range chunk = part_of(p.length, p.chunk, item % per_sample);
-    f(item, sample, sample * p.length + chunk.begin, chunk.size());
-  }
-}
-
 }  // namespace
 
 void sample_dot_chunks(const SampleParams& p, int64_t begin, int64_t end) {
+  const int64_t per_sample = chunks_per_sample(p);
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    for_chunks(p, begin, end, [&](int64_t item, int64_t sample, int64_t first, int64_t length) {
-      const double sum = dot(static_cast<const T*>(p.a) + first, static_cast<const T*>(p.b) + first, length);
+    for (int64_t item = begin; item < end; ++item) {
+      const SampleChunk c = chunk_at(p, item, per_sample);
+      const double sum =
+          dot(static_cast<const T*>(p.a) + c.first, static_cast<const T*>(p.b) + c.first, c.length);
       if (p.partials)
         p.partials[item] = sum;
       else
-        static_cast<acc_t<T>*>(p.dot)[sample] = acc_t<T>(sum);
-    });
+        static_cast<acc_t<T>*>(p.dot)[c.sample] = acc_t<T>(sum);
+    }
   });
 }
 
@@ -59,15 +51,17 @@ void sample_dot_reduce(const SampleParams& p, int64_t begin, int64_t end) {
 }
 
 void sample_scale_chunks(const SampleParams& p, int64_t begin, int64_t end) {
+  const int64_t per_sample = chunks_per_sample(p);
   dispatch_dtype(p.dtype, [&]<class T>(T*) {
-    for_chunks(p, begin, end, [&](int64_t, int64_t sample, int64_t first, int64_t length) {
-      const auto* a = static_cast<const T*>(p.a) + first;
-      auto* y = static_cast<T*>(p.y) + first;
-      const acc_t<T> s = static_cast<const acc_t<T>*>(p.s)[sample];
-      for_vectors<T>(0, length, [&](int64_t i, auto whole) {
-        store_lanes(y + i, load_lanes(a + i, length - i, whole) * s, length - i, whole);
+    for (int64_t item = begin; item < end; ++item) {
+      const SampleChunk c = chunk_at(p, item, per_sample);
+      const auto* a = static_cast<const T*>(p.a) + c.first;
+      auto* y = static_cast<T*>(p.y) + c.first;
+      const acc_t<T> s = static_cast<const acc_t<T>*>(p.s)[c.sample];
+      for_vectors<T>(0, c.length, [&](int64_t i, auto whole) {
+        store_lanes(y + i, load_lanes(a + i, c.length - i, whole) * s, c.length - i, whole);
       });
-    });
+    }
   });
 }
 

@@ -291,7 +291,7 @@ __global__ void __launch_bounds__(kThreads) any_kernel(const Upfirdn2dParams p, 
       }
       sum += (p.separable ? f[at(ky, y_axis.taps)] : S(1)) * of_row;
     }
-    from_acc(static_cast<T*>(p.y) + i, S(p.gain) * sum);
+    store_scalar(static_cast<T*>(p.y) + i, S(p.gain) * sum);
   }
 }
 
