@@ -181,6 +181,14 @@ class Horizontal {
     }
   }
 
+  template <int kCount, class Taps>
+  void add(const Taps& taps, const S* at, Vec<T> (&sum)[kCount]) const {
+    for (int r = 0; r < kCount; ++r) sum[r] = Vec<T>{};
+#pragma GCC unroll 12
+    for (int64_t t = 0; t < taps.count; ++t)
+      for (int r = 0; r < kCount; ++r) sum[r] += taps.w[t] * load(at + taps.offset[t] + r * layout_.row);
+  }
+
   template <PixelShape kShape>
   void pixels(const S* rows, T* y, int64_t o) const {
     const int64_t inner = layout_.inner, phases = layout_.phases, row = x_out_ * inner;
@@ -192,11 +200,8 @@ class Horizontal {
       const S* at = rows + pixel / phases * layout_.step * inner;
       const auto taps = table_.template of<kShape.taps>(pixel % phases);
       for (int64_t i = 0; i < n; i += W) {
-        Vec<T> sum[kShape.rows] = {};
-#pragma GCC unroll 12
-        for (int64_t t = 0; t < taps.count; ++t)
-          for (int r = 0; r < kShape.rows; ++r)
-            sum[r] += taps.w[t] * load(at + i + taps.offset[t] + r * layout_.row);
+        Vec<T> sum[kShape.rows];
+        add(taps, at + i, sum);
 #pragma GCC unroll 4
         for (int r = 0; r < kShape.rows; ++r)
           if (r >= row_begin && r < row_end) store_upto(y + r * row + pixel * n + i, sum[r], n - i);
