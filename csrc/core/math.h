@@ -1,5 +1,7 @@
-// exp, expm1, log, log1p, tanh, sigmoid, softplus, sqrt, rsqrt, abs, min, max and clamp, under one name for
-//   - Vec<float> and Vec<double> (where AIGC_ISA is defined): branch-free polynomials, below;
+// exp, expm1, log, log1p, sin, cos, tanh, sigmoid, softplus, sqrt, rsqrt, abs, min, max and clamp, under one
+// name for
+//   - Vec<float> and Vec<double> (where AIGC_ISA is defined): branch-free polynomials, below; sin and cos of
+//     large numbers are the C library's, number by number;
 //   - float and double, on the host and in CUDA device code: the C and CUDA libraries' own,
 // so that one functor template serves every backend.
 //
@@ -7,7 +9,8 @@
 // underflow through the denormals; functions that fix 0 keep its sign. Largest errors of the vector functions
 // in ULP, float and double, checked by tests/native/:
 //
-//   exp 1.1, expm1 1.75, log 1, log1p 1.5, tanh 1.5, sigmoid 1.85, softplus 1.7, sqrt 0.5, rsqrt 1.5
+//   exp 1.1, expm1 1.75, log 1, log1p 1.5, sin 1.5, cos 1.5, tanh 1.5, sigmoid 1.85, softplus 1.7,
+//   sqrt 0.5, rsqrt 1.5
 //
 // The compiler may contract a product and a sum or not: nothing depends on it. It must not reorder
 // (-ffast-math).
@@ -43,6 +46,10 @@ AIGC_HOST_DEVICE inline float log(float x) { return ::logf(x); }
 AIGC_HOST_DEVICE inline double log(double x) { return ::log(x); }
 AIGC_HOST_DEVICE inline float log1p(float x) { return ::log1pf(x); }
 AIGC_HOST_DEVICE inline double log1p(double x) { return ::log1p(x); }
+AIGC_HOST_DEVICE inline float sin(float x) { return ::sinf(x); }
+AIGC_HOST_DEVICE inline double sin(double x) { return ::sin(x); }
+AIGC_HOST_DEVICE inline float cos(float x) { return ::cosf(x); }
+AIGC_HOST_DEVICE inline double cos(double x) { return ::cos(x); }
 AIGC_HOST_DEVICE inline float tanh(float x) { return ::tanhf(x); }
 AIGC_HOST_DEVICE inline double tanh(double x) { return ::tanh(x); }
 AIGC_HOST_DEVICE inline float sqrt(float x) { return ::sqrtf(x); }
@@ -66,6 +73,13 @@ AIGC_HOST_DEVICE inline if_scalar<T> broadcast(T x) {
   return x;
 }
 #endif
+
+// Both at once: they share the reduction of the argument (here the compiler sees to that).
+template <class T>
+AIGC_HOST_DEVICE inline std::enable_if_t<std::is_floating_point_v<T>> sincos(T x, T& sine, T& cosine) {
+  sine = sin(x);
+  cosine = cos(x);
+}
 
 template <class T>
 AIGC_HOST_DEVICE inline if_scalar<T> rsqrt(T x) {
@@ -132,6 +146,10 @@ struct math_constants<float> {
   static constexpr float kLog[] = {0x1.55557cp-1f, 0x1.995d44p-2f, 0x1.320564p-2f};
   static constexpr float kTanh[] = {-0x1.55554ap-2f, 0x1.110d00p-3f, -0x1.b9235cp-5f, 0x1.5918e6p-6f,
                                     -0x1.9a7bccp-8f};
+  static constexpr float kRound = 0x1.8p23f;    // x + kRound rounds x to an integer, which the low bits are
+  static constexpr float kReducible = 0x1p17f;  // above, reduce_quarter loses digits
+  static constexpr float kSin[] = {-0x1.555544p-3f, 0x1.1106b0p-7f, -0x1.99100cp-13f};
+  static constexpr float kCos[] = {0x1.555548p-5f, -0x1.6c0b08p-10f, 0x1.999a46p-16f};
 };
 
 template <>
@@ -157,7 +175,15 @@ struct math_constants<double> {
                                      0x1.664f485980bb6p-6,   -0x1.226e2f175799cp-7, 0x1.d6d29c1fb36cep-9,
                                      -0x1.7d8fdb476cc39p-10, 0x1.3483f135adf40p-11, -0x1.e97289681d8dcp-13,
                                      0x1.5d7c816893372p-14,  -0x1.472592f201266p-16};
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr double kReducible = 0x1p20;
+  static constexpr double kSin[] = {-0x1.5555555555545p-3, 0x1.111111110f28ap-7,   -0x1.a01a019b52d9ep-13,
+                                    0x1.71de34d13b6b0p-19, -0x1.ae5de30186187p-26, 0x1.5d6cbb42b3ffdp-33};
+  static constexpr double kCos[] = {0x1.5555555555548p-5,   -0x1.6c16c16c149cfp-10, 0x1.a01a019bf5029p-16,
+                                    -0x1.27e4f7830faa9p-22, 0x1.1ee990e41df1ap-29,  -0x1.8f7fba8a77e06p-37};
 };
+// pi/2, in three parts. Up to kReducible, a multiple of each of the first two is exact.
+constexpr double kHalfPi[] = {0x1.921fb544p+0, 0x1.0b4611a6p-34, 0x1.3198a2e037073p-69};
 
 // sum c[i] x^i
 template <int i = 0, class V, class T, int n>
@@ -396,6 +422,73 @@ inline V tanh(V x) {
   const V scale = exp2_shifted(e.shifted);
   const V large = T(1) - T(2) / (scale * (e.r + e.tail) + (scale + T(1)));
   return with_sign(select(magnitude < T(0.55), small, large), x);
+}
+
+// x = n pi/2 + r + r_low with |r| <= pi/4 (a little more where n is rounded the wrong way); `bits` are those
+// of n. |x| <= kReducible.
+template <class V>
+struct ReducedQuarter {
+  bits_t<V> bits;
+  V r;
+  V r_low;
+};
+
+inline ReducedQuarter<Vec<float>> reduce_quarter(Vec<float> x) {
+  using K = math_constants<float>;
+  typedef double wide __attribute__((vector_size(2 * AIGC_VECTOR_BYTES)));
+  const Vec<float> shifted = x * 0.636619772f + K::kRound;
+  const wide n = __builtin_convertvector(shifted - K::kRound, wide);
+  const wide r = (__builtin_convertvector(x, wide) - n * kHalfPi[0]) - n * kHalfPi[1];
+  return {(bits_t<Vec<float>>)shifted, __builtin_convertvector(r, Vec<float>), Vec<float>{}};
+}
+
+inline ReducedQuarter<Vec<double>> reduce_quarter(Vec<double> x) {
+  using K = math_constants<double>;
+  using V = Vec<double>;
+  const V shifted = x * 0.63661977236758134 + K::kRound;
+  const V n = shifted - K::kRound;
+  const V a = x - n * kHalfPi[0], b = n * kHalfPi[1];  // both exact
+  const V difference = a - b;
+  const V lost_b = (a - difference) - b;  // what the difference rounded off, where a is the larger one
+  const V lost_a = a - (difference + b);  // where b is
+  const V low = select(abs(a) < abs(b), lost_a, lost_b) - n * kHalfPi[2];
+  const V r = difference + low;
+  return {(bits_t<V>)shifted, r, (difference - r) + low};
+}
+
+template <class V, class T = vector_element_t<V>>
+inline void sincos(V x, V& sine, V& cosine) {
+  using K = math_constants<T>;
+  constexpr int kSignBit = sizeof(T) * 8 - 1;
+  const auto reducible = abs(x) <= K::kReducible;
+  const ReducedQuarter<V> q = reduce_quarter(select(reducible, x, V{}));
+  // of r + r_low, as in fdlibm
+  const V z = q.r * q.r, half_square = z * T(0.5), most = T(1) - half_square;
+  const V s = q.r + (q.r * z * polynomial(z, K::kSin) + q.r_low * most);
+  const V c = most + (((T(1) - most) - half_square) + (z * z * polynomial(z, K::kCos) - q.r * q.r_low));
+  const auto odd = (q.bits & 1) != 0;
+  const bits_t<V> sine_sign = (q.bits & 2) << (kSignBit - 1);
+  const bits_t<V> cosine_sign = ((q.bits + 1) & 2) << (kSignBit - 1);
+  sine = (V)((bits_t<V>)select(odd, c, s) ^ sine_sign);
+  cosine = (V)((bits_t<V>)select(odd, s, c) ^ cosine_sign);
+  sine = select(abs(x) < std::numeric_limits<T>::epsilon() / 4, x, sine);  // -0 and denormals
+  if (mask_to_bits(~reducible) != 0)
+    for (int i = 0; i < kWidth<T>; ++i)
+      if (!reducible[i]) sine[i] = sin(x[i]), cosine[i] = cos(x[i]);  // NaN too
+}
+
+template <class V, class T = vector_element_t<V>>
+inline V sin(V x) {
+  V sine, cosine;
+  sincos(x, sine, cosine);
+  return sine;
+}
+
+template <class V, class T = vector_element_t<V>>
+inline V cos(V x) {
+  V sine, cosine;
+  sincos(x, sine, cosine);
+  return cosine;
 }
 
 #endif  // AIGC_ISA

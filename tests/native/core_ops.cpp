@@ -74,6 +74,8 @@ bool run_function(const Arrays& a) {
   FUNCTION(expm1)
   FUNCTION(log)
   FUNCTION(log1p)
+  FUNCTION(sin)
+  FUNCTION(cos)
   FUNCTION(tanh)
   FUNCTION(sigmoid)
   FUNCTION(softplus)

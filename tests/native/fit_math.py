@@ -30,6 +30,7 @@ class Fit:
 half_ln2 = mp.log(2) / 2 * mp.mpf("1.001")
 widest_s = (mp.sqrt(2) - 1) / (mp.sqrt(2) + 1) * mp.mpf("1.001")
 tanh_limit = mp.mpf("0.55")
+eighth_turn = mp.pi / 4 * mp.mpf("1.02")
 
 FITS = [
     Fit(
@@ -58,6 +59,24 @@ FITS = [
         mp.mpf(0),
         tanh_limit**2,
         {np.float32: 5, np.float64: 11},
+    ),
+    Fit(
+        "kSin",
+        "(sin(r) - r) / r^3 by z = r^2; |r| <= pi/4",
+        lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z,
+        lambda z: z,
+        mp.mpf(0),
+        eighth_turn**2,
+        {np.float32: 3, np.float64: 6},
+    ),
+    Fit(
+        "kCos",
+        "(cos(r) - 1 + r^2/2) / r^4 by z = r^2; |r| <= pi/4",
+        lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2,
+        lambda z: z**2,
+        mp.mpf(0),
+        eighth_turn**2,
+        {np.float32: 3, np.float64: 6},
     ),
 ]
 
@@ -94,6 +113,12 @@ def main() -> None:
     for dtype, bits in ((np.float32, 15), (np.float64, 41)):
         high = mp.floor(ln2 * 2**bits) / 2**bits
         print(f"ln2, {dtype.__name__}: {float(high).hex()} + {float(dtype(float(ln2 - high))).hex()}")
+    half_pi = mp.pi / 2
+    parts = []
+    for bits in (32, 66):
+        parts.append(mp.floor((half_pi - sum(parts)) * 2**bits) / 2**bits)
+    parts.append(half_pi - sum(parts))
+    print("pi/2: " + " + ".join(float(part).hex() for part in parts))
 
 
 if __name__ == "__main__":

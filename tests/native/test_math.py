@@ -20,6 +20,8 @@ LIMIT = {
     "expm1": 1.75,
     "log": 1.0,
     "log1p": 1.5,
+    "sin": 1.5,
+    "cos": 1.5,
     "tanh": 1.5,
     "sigmoid": 1.85,
     "softplus": 1.7,
@@ -90,6 +92,8 @@ SPECIAL: dict[str, list[tuple[float, float]]] = {
     "expm1": [(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, -1)],
     "log": [(1, 0.0), (0.0, -INF), (-0.0, -INF), (INF, INF), (-INF, NAN), (-1, NAN)],
     "log1p": [(0.0, 0.0), (-0.0, -0.0), (-1, -INF), (INF, INF), (-INF, NAN), (-1.5, NAN)],
+    "sin": [(0.0, 0.0), (-0.0, -0.0), (INF, NAN), (-INF, NAN)],
+    "cos": [(0.0, 1), (-0.0, 1), (INF, NAN), (-INF, NAN)],
     "tanh": [(0.0, 0.0), (-0.0, -0.0), (INF, 1), (-INF, -1)],
     "sigmoid": [(0.0, 0.5), (-0.0, 0.5), (INF, 1), (-INF, 0)],
     "softplus": [(INF, INF), (-INF, 0)],
@@ -108,7 +112,7 @@ def test_special_values(isa: Isa, function: str, dtype: str, form: str) -> None:
     largest = float(info.max)
     if function in ("exp", "expm1", "softplus"):
         table.append((largest, largest if function == "softplus" else INF))
-    if function in ("expm1", "log1p", "tanh"):
+    if function in ("expm1", "log1p", "sin", "tanh"):
         tiny = float(info.tiny)
         for x in (float(info.smallest_subnormal), tiny, tiny * 0.7):
             table += [(x, x), (-x, -x)]
@@ -133,11 +137,24 @@ def test_tails_keep_their_relative_accuracy(isa: Isa, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("function", ["tanh", "abs"])
+@pytest.mark.parametrize("function", ["sin", "cos"])
+def test_sine_and_cosine_near_their_zeros_and_of_large_numbers(isa: Isa, function: str, dtype: str) -> None:
+    """Next to a multiple of pi/2, nearly all digits of the argument cancel; and there is an end to the
+    numbers that the vectors reduce."""
+    n = np.concatenate([np.arange(0, 90_000), np.geomspace(9e4, 2e6, 20_001).round()])
+    zeros = (n * (np.longdouble(np.pi) / 2)).astype(dtype)
+    ends = np.concatenate([a * np.linspace(0.999, 1.001, 10_001) for a in (2.0**17, 2.0**20, 2.0**28, 1e30)])
+    near = (np.nextafter(zeros, np.array(to, dtype)) for to in (-INF, INF))
+    x = np.concatenate([zeros, *near, ends.astype(dtype)])
+    assert_close(function, x, isa(f"{function}.{dtype}", x), exact(function, x), LIMIT[function])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", ["sin", "cos", "tanh", "abs"])
 def test_symmetry(isa: Isa, function: str, dtype: str) -> None:
     x = samples(dtype)
     x = x[~np.isnan(x)]
-    sign = -1 if function == "tanh" else 1
+    sign = -1 if function in ("sin", "tanh") else 1
     np.testing.assert_array_equal(isa(f"{function}.{dtype}", -x), sign * isa(f"{function}.{dtype}", x))
 
 

@@ -23,6 +23,8 @@ REFERENCES: dict[str, Reference] = {
     "expm1": np.expm1,
     "log": np.log,
     "log1p": np.log1p,
+    "sin": np.sin,
+    "cos": np.cos,
     "tanh": np.tanh,
     "sigmoid": _sigmoid,
     "softplus": _softplus,
