@@ -50,6 +50,8 @@ from aigc_ext.ops.pixel_norm import pixel_norm as pixel_norm
 from aigc_ext.ops.pixel_norm import pixel_norm_ref as pixel_norm_ref
 from aigc_ext.ops.sample_sqnorm import sample_sqnorm as sample_sqnorm
 from aigc_ext.ops.sample_sqnorm import sample_sqnorm_ref as sample_sqnorm_ref
+from aigc_ext.ops.snake import snake as snake
+from aigc_ext.ops.snake import snake_ref as snake_ref
 from aigc_ext.ops.upfirdn2d import downsample2d as downsample2d
 from aigc_ext.ops.upfirdn2d import downsample2d_ref as downsample2d_ref
 from aigc_ext.ops.upfirdn2d import filter2d as filter2d

@@ -74,12 +74,17 @@ AIGC_HOST_DEVICE inline if_scalar<T> broadcast(T x) {
 }
 #endif
 
-// Both at once: they share the reduction of the argument (here the compiler sees to that).
+// Both at once, for one reduction of the argument.
+#if defined(__CUDA_ARCH__)
+__device__ inline void sincos(float x, float& sine, float& cosine) { ::sincosf(x, &sine, &cosine); }
+__device__ inline void sincos(double x, double& sine, double& cosine) { ::sincos(x, &sine, &cosine); }
+#else
 template <class T>
-AIGC_HOST_DEVICE inline std::enable_if_t<std::is_floating_point_v<T>> sincos(T x, T& sine, T& cosine) {
+inline std::enable_if_t<std::is_floating_point_v<T>> sincos(T x, T& sine, T& cosine) {
   sine = sin(x);
   cosine = cos(x);
 }
+#endif
 
 template <class T>
 AIGC_HOST_DEVICE inline if_scalar<T> rsqrt(T x) {
