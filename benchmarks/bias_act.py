@@ -63,7 +63,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
         f"forward + backward, {name}",
         {
             "eager": lambda: train(ops.bias_act_ref),
-            # Inductor's CPU backward of leaky ReLU is slow by itself: part of the difference is not our merit.
+            # Inductor's CPU backward of leaky ReLU is slow by itself: part of the gap is not our merit.
             **{k: partial(train, function) for k, function in compiled.items()},
             "aigc_ext": lambda: train(ops.bias_act),
         },

@@ -3,7 +3,8 @@ safe at alpha = 0 and pays for it; eager is the short form that users write, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
             f"forward, {name}",
             {
                 "eager": lambda: plain(x, alpha),
-                **{k: lambda f=function: f(x, alpha) for k, function in compiled.items()},
+                **{k: partial(function, x, alpha) for k, function in compiled.items()},
                 "copy of the same bytes": lambda: out.copy_(x),
                 "aigc_ext": lambda: ops.snake(x, alpha),
             },
@@ -57,7 +58,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
     x.requires_grad_()
     alpha.requires_grad_()
 
-    def train(function) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+    def train(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(function(x, alpha), (x, alpha), dy)
 
     yield Case(
@@ -65,7 +66,7 @@ def cases_of(dtype: torch.dtype, setting: Setting) -> Iterable[Case]:
         f"forward + backward, {name}",
         {
             "eager": lambda: train(plain),
-            **{k: lambda f=function: train(f) for k, function in compiled.items()},
+            **{k: partial(train, function) for k, function in compiled.items()},
             "aigc_ext": lambda: train(ops.snake),
         },
         dtype=str(dtype)[6:],

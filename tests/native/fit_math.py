@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mpmath as mp
 import numpy as np
@@ -114,7 +115,7 @@ def main() -> None:
         high = mp.floor(ln2 * 2**bits) / 2**bits
         print(f"ln2, {dtype.__name__}: {float(high).hex()} + {float(dtype(float(ln2 - high))).hex()}")
     half_pi = mp.pi / 2
-    parts = []
+    parts: list[Any] = []
     for bits in (32, 66):
         parts.append(mp.floor((half_pi - sum(parts)) * 2**bits) / 2**bits)
     parts.append(half_pi - sum(parts))
