@@ -122,7 +122,7 @@ class Horizontal {
   template <ColumnShape kShape>
   void columns(const S* rows, T* y, int64_t o) const {
     constexpr int kPhases = kShape.phases, kTaps = kShape.taps, kBlock = kPhases * W;
-    const PhaseTaps<S>& table = table_;
+    const auto table = table_.view();
     decltype(table.template of<kTaps>(0)) taps[kPhases];
     for (int phase = 0; phase < kPhases; ++phase) taps[phase] = table.template of<kTaps>(phase);
     [[maybe_unused]] S w[kPhases][max(kTaps, 1)];
@@ -167,10 +167,11 @@ class Horizontal {
   }
 
   void columns_of_any_phases(const S* rows, T* y, int64_t o) const {
+    const auto table = table_.view();
     const int64_t phases = layout_.phases, n = x_out_;
     const int64_t row_begin = max(0, -o), row_end = min(count_, y_out_ - o);
     for (int64_t phase = 0; phase < phases; ++phase) {
-      const auto taps = table_.template of<0>(phase);
+      const auto taps = table.template of<0>(phase);
       for (int64_t r = row_begin; r < row_end; ++r)
         for (int64_t j = 0; j * phases < n; j += W) {
           T lanes[W];
@@ -191,6 +192,7 @@ class Horizontal {
 
   template <PixelShape kShape>
   void pixels(const S* rows, T* y, int64_t o) const {
+    const auto table = table_.view();
     const int64_t inner = layout_.inner, phases = layout_.phases, row = x_out_ * inner;
     const int64_t row_begin = max(0, -o), row_end = min(kShape.rows, y_out_ - o);
     const bool one_run = phases == 1 && layout_.step == 1;  // adjacent pixels read adjacent inputs
@@ -198,7 +200,7 @@ class Horizontal {
     y += o * row;
     for (int64_t pixel = 0; pixel * n < row; ++pixel) {
       const S* at = rows + pixel / phases * layout_.step * inner;
-      const auto taps = table_.template of<kShape.taps>(pixel % phases);
+      const auto taps = table.template of<kShape.taps>(pixel % phases);
       for (int64_t i = 0; i < n; i += W) {
         Vec<T> sum[kShape.rows];
         add(taps, at + i, sum);

@@ -102,13 +102,17 @@ class PhaseTaps {
   }
   // The taps w of one row, for all phases.
   void add_row(int64_t buffer_row, const S* w) const {
-    for (int64_t phase = 0; phase < layout_.phases; ++phase) {
-      const int64_t first = x_.first(phase) - layout_.first, tap = x_.tap(phase), count = x_.count(phase);
-      for (int64_t t = 0; t < count; ++t) {
-        const int64_t at = phase * most_ + counts_[phase]++, column = first + t;
-        offsets_[at] = buffer_row * layout_.row +
-                       (column % layout_.split * layout_.lane + column / layout_.split) * layout_.inner;
-        weights_[at] = w[tap + t * x_.up];
+    const FirAxis x = x_;
+    const Layout layout = layout_;  // copies, which the stores below cannot change
+    const int64_t origin = buffer_row * layout.row;
+    for (int64_t phase = 0; phase < layout.phases; ++phase) {
+      const int64_t first = x.first(phase) - layout.first, tap = x.tap(phase), count = x.count(phase);
+      int64_t at = phase * most_ + counts_[phase];
+      counts_[phase] += count;
+      for (int64_t t = 0; t < count; ++t, ++at) {
+        const int64_t column = first + t;
+        offsets_[at] = origin + (column % layout.split * layout.lane + column / layout.split) * layout.inner;
+        weights_[at] = w[tap + t * x.up];
       }
     }
   }
@@ -127,20 +131,28 @@ class PhaseTaps {
     int64_t count;
   };
   static constexpr int kFewTaps = AIGC_VECTOR_BYTES == 16 ? 4 : 12;
-  template <int kTaps>
-  auto of(int64_t phase) const {
-    const int64_t* offset = &offsets_[phase * most_];
-    const S* w = weights(phase);
-    if constexpr (kTaps == 0 || kTaps > kFewTaps) {
-      return AnyTaps{offset, w, kTaps == 0 ? counts_[phase] : kTaps};
-    } else {
-      FewTaps<kTaps> taps;
-      for (int t = 0; t < kTaps; ++t) taps.offset[t] = offset[t];
-      for (int t = 0; t < kTaps; ++t) taps.w[t] = w[t];
-      return taps;
+  // What the horizontal pass reads: a copy of it can stay in registers while outputs are stored.
+  struct View {
+    const int64_t *counts, *offsets;
+    const S* all_weights;
+    int64_t most;
+
+    template <int kTaps>
+    auto of(int64_t phase) const {
+      const int64_t* offset = offsets + phase * most;
+      const S* w = weights(phase);
+      if constexpr (kTaps == 0 || kTaps > kFewTaps) {
+        return AnyTaps{offset, w, kTaps == 0 ? counts[phase] : kTaps};
+      } else {
+        FewTaps<kTaps> taps;
+        for (int t = 0; t < kTaps; ++t) taps.offset[t] = offset[t];
+        for (int t = 0; t < kTaps; ++t) taps.w[t] = w[t];
+        return taps;
+      }
     }
-  }
-  const S* weights(int64_t phase) const { return &weights_[phase * most_]; }
+    const S* weights(int64_t phase) const { return all_weights + phase * most; }
+  };
+  View view() const { return {&counts_[0], &offsets_[0], &weights_[0], most_}; }
 
  private:
   const FirAxis& x_;
