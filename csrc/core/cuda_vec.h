@@ -26,6 +26,7 @@ template <class T>
 __device__ inline acc_t<T> load_scalar(const T* p) {
   return to_acc(*p);
 }
+
 // N elements as one object, aligned as the widest accesses to it must be.
 template <class T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {

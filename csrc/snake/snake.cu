@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* dalpha = static_cast<T*>(p.dalpha);
   sum_rows<kThreads>(
       channels, width, rows, [&](int64_t row, int64_t channel) { return partials[row * channels + channel]; },
-      [&](int64_t channel, double sum) { from_acc(dalpha + channel, acc_t<T>(sum)); });
+      [&](int64_t channel, double sum) { store_scalar(dalpha + channel, acc_t<T>(sum)); });
 }
 
 template <int kOrder>

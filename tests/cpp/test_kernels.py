@@ -33,7 +33,7 @@ REDUCED = """
 
 namespace aigc {
 template <class F>
-void two_dtypes(DType, F&& f) {
+constexpr void two_dtypes(DType, F&& f) {
   f(static_cast<float*>(nullptr));
   f(static_cast<half*>(nullptr));
 }
