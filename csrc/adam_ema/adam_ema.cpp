@@ -1,4 +1,4 @@
-#include "adam_ema/adam_ema.h"
+#include "adam_ema/adam_ema_glue.h"
 
 #include <algorithm>
 #include <cmath>
@@ -131,98 +131,23 @@ float* find_nonfinite(Tensor found, const std::vector<AdamSlot>& slots, int64_t 
   return p.found;
 }
 
-void step(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
-          const TensorList& exp_avg_sqs, const TensorList& emas, const TensorList& steps, AdamEmaParams p,
-          const OptionalTensor& found_inf, const OptionalTensor& skipped, bool skip_nonfinite,
-          const char* op) {
-  const auto count = static_cast<int64_t>(params.size());
-  const auto check_length = [&](const TensorList& list, const char* name) {
-    AIGC_CHECK(list.size() == params.size(), op, ": ", name, " has ", list.size(),
-               " tensors, but params has ", count);
-  };
-  check_length(grads, "grads");
-  check_length(exp_avgs, "exp_avgs");
-  check_length(exp_avg_sqs, "exp_avg_sqs");
-  if (!emas.empty()) check_length(emas, "emas");
-  if (steps.size() != 1) check_length(steps, "steps");
-  AIGC_CHECK(p.eps >= 0, op, ": eps is ", p.eps, ", but must be at least 0");
-  AIGC_CHECK(p.weight_decay >= 0, op, ": weight_decay is ", p.weight_decay, ", but must be at least 0");
+// adam_work, and the step at once.
+void step(const AdamTensors& tensors, AdamEmaParams p, const OptionalTensor& found_inf,
+          const OptionalTensor& skipped, bool skip_nonfinite, const char* op) {
   AIGC_CHECK(!(found_inf && skip_nonfinite), op, ": found_inf and skip_nonfinite must not be given together");
-  if (count == 0) return;
-
-  Memory memory(5 * count + steps.size());
-  std::vector<AdamSlot> slots(count);
-  TensorList copies;
-  int64_t elements = 0;
-  const Array first(params[0], {"params", 0});
-  for (int64_t i = 0; i < count; ++i) {
-    AdamSlot& slot = slots[i];
-    const Array param(params[i], {"params", i});
-    const auto state = [&](const Tensor& t, const char* list) {
-      const Array a(t, {list, i});
-      check_belongs(a, param, acc_type(slot.dtype), op);
-      AIGC_CHECK(same_order(a, param), op, ": ", a.name, " has strides ", shape(a.strides), ", but ",
-                 param.name, " has strides ", shape(param.strides));
-      memory.add(a, true);
-      return a.data;
-    };
-    slot.dtype = dtype_of(params[i], op, text(param.name).c_str());
-    slot.numel = param.numel;
-    slot.offset = elements;
-    elements += slot.numel;
-    check_device(param, first, op);
-    AIGC_CHECK(is_dense(param), op, ": ", param.name, " has shape ", shape(param.sizes), " and strides ",
-               shape(param.strides), ", but must be dense in memory");
-    memory.add(param, true);
-    slot.param = param.data;
-    slot.exp_avg = state(exp_avgs[i], "exp_avgs");
-    slot.exp_avg_sq = state(exp_avg_sqs[i], "exp_avg_sqs");
-    if (!emas.empty()) slot.ema = state(emas[i], "emas");
-
-    const Array grad(grads[i], {"grads", i});
-    check_belongs(grad, param, param.dtype, op);
-    if (same_order(grad, param)) {
-      memory.add(grad, false);
-      slot.grad = grad.data;
-    } else {  // as backward(create_graph=True) may leave it
-      copies.push_back(empty_strided(params[i], param.sizes, param.strides, param.dtype));
-      torch::stable::copy_(copies.back(), grads[i]);
-      slot.grad = copies.back().data_ptr();
-    }
-  }
-  std::vector<AdamNumber> step_numbers;
-  step_numbers.reserve(steps.size());
-  for (size_t i = 0; i < steps.size(); ++i) {
-    const Array a(steps[i], {"steps", static_cast<int64_t>(i)});
-    step_numbers.push_back(number(a, first, op));
-    memory.add(a, true);
-  }
-  memory.check(op);
-  if (skipped) {
-    const Array a(*skipped, {"skipped"});
-    AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Long, op, ": skipped has shape ", shape(a.sizes),
-               " and must be one int64 number");
-    check_device(a, first, op);
-    p.skipped = static_cast<int64_t*>(a.data);
-  }
-  OptionalTensor found;  // owns what p.found_inf points to
+  AdamWork work = adam_work(tensors, p, skipped, op);
+  if (work.slots.empty()) return;
+  const Tensor& like = tensors.params[0];
   if (found_inf) {
     const Array a(*found_inf, {"found_inf"});
     AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Float, op, ": found_inf is ", dtype_name(a.dtype),
                " of shape ", shape(a.sizes), ", but must be one float32 number");
-    check_device(a, first, op);
-    p.found_inf = static_cast<const float*>(a.data);
+    check_device(a, Array(like, {"params", 0}), op);
+    work.params.found_inf = static_cast<const float*>(a.data);
   } else if (skip_nonfinite) {
-    found = empty_1d(params[0], 1, ScalarType::Float);
-    p.found_inf = find_nonfinite(*found, slots, elements);
+    look_for_nonfinite(work, like);
   }
-  p.slots = slots.data();
-  p.slot_count = count;
-  p.block = kBlock;
-  p.steps = step_numbers.data();
-  p.step_count = static_cast<int64_t>(step_numbers.size());
-  AIGC_RUN(adam_ema_advance, p, 1, 1, params[0]);
-  AIGC_RUN(adam_ema_update, p, ceil_div(elements, kBlock), kGrain, params[0]);
+  take_step(work, like);
 }
 
 void adam_ema_(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
@@ -230,19 +155,9 @@ void adam_ema_(const TensorList& params, const TensorList& grads, const TensorLi
                double beta1, double beta2, double eps, double weight_decay, double ema_decay,
                OptionalTensor found_inf, OptionalTensor skipped, bool skip_nonfinite) {
   constexpr const char* op = "adam_ema_";
-  AIGC_CHECK(lr >= 0 && std::isfinite(lr), op, ": lr is ", lr, ", but must be at least 0 and finite");
-  AIGC_CHECK(beta1 >= 0 && beta1 < 1, op, ": beta1 is ", beta1, ", but must be at least 0 and less than 1");
-  AIGC_CHECK(beta2 >= 0 && beta2 < 1, op, ": beta2 is ", beta2, ", but must be at least 0 and less than 1");
-  AIGC_CHECK(ema_decay >= 0 && ema_decay <= 1, op, ": ema_decay is ", ema_decay,
-             ", but must be between 0 and 1");
   AdamEmaParams p;
-  p.lr.value = lr;
-  p.beta1.value = beta1;
-  p.beta2.value = beta2;
-  p.ema_decay.value = ema_decay;
-  p.eps = eps;
-  p.weight_decay = weight_decay;
-  step(params, grads, exp_avgs, exp_avg_sqs, emas, steps, p, found_inf, skipped, skip_nonfinite, op);
+  set_rates(p, lr, beta1, beta2, eps, weight_decay, ema_decay, op);
+  step({params, grads, exp_avgs, exp_avg_sqs, emas, steps}, p, found_inf, skipped, skip_nonfinite, op);
 }
 
 void adam_ema_tensor_(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
@@ -260,7 +175,7 @@ void adam_ema_tensor_(const TensorList& params, const TensorList& grads, const T
   p.ema_decay = number(Array(ema_decay, {"ema_decay"}), first, op);
   p.eps = eps;
   p.weight_decay = weight_decay;
-  step(params, grads, exp_avgs, exp_avg_sqs, emas, steps, p, found_inf, skipped, skip_nonfinite, op);
+  step({params, grads, exp_avgs, exp_avg_sqs, emas, steps}, p, found_inf, skipped, skip_nonfinite, op);
 }
 
 Tensor any_nonfinite(std::vector<Tensor> tensors) {
@@ -285,6 +200,111 @@ Tensor any_nonfinite(std::vector<Tensor> tensors) {
 }
 
 }  // namespace
+
+void set_rates(AdamEmaParams& p, double lr, double beta1, double beta2, double eps, double weight_decay,
+               double ema_decay, const char* op) {
+  AIGC_CHECK(lr >= 0 && std::isfinite(lr), op, ": lr is ", lr, ", but must be at least 0 and finite");
+  AIGC_CHECK(beta1 >= 0 && beta1 < 1, op, ": beta1 is ", beta1, ", but must be at least 0 and less than 1");
+  AIGC_CHECK(beta2 >= 0 && beta2 < 1, op, ": beta2 is ", beta2, ", but must be at least 0 and less than 1");
+  AIGC_CHECK(ema_decay >= 0 && ema_decay <= 1, op, ": ema_decay is ", ema_decay,
+             ", but must be between 0 and 1");
+  p.lr.value = lr;
+  p.beta1.value = beta1;
+  p.beta2.value = beta2;
+  p.ema_decay.value = ema_decay;
+  p.eps = eps;
+  p.weight_decay = weight_decay;
+}
+
+AdamWork adam_work(const AdamTensors& tensors, AdamEmaParams p, const OptionalTensor& skipped,
+                   const char* op) {
+  const auto& [params, grads, exp_avgs, exp_avg_sqs, emas, steps] = tensors;
+  const auto count = static_cast<int64_t>(params.size());
+  const auto check_length = [&](const TensorList& list, const char* name) {
+    AIGC_CHECK(list.size() == params.size(), op, ": ", name, " has ", list.size(),
+               " tensors, but params has ", count);
+  };
+  check_length(grads, "grads");
+  check_length(exp_avgs, "exp_avgs");
+  check_length(exp_avg_sqs, "exp_avg_sqs");
+  if (!emas.empty()) check_length(emas, "emas");
+  if (steps.size() != 1) check_length(steps, "steps");
+  AIGC_CHECK(p.eps >= 0, op, ": eps is ", p.eps, ", but must be at least 0");
+  AIGC_CHECK(p.weight_decay >= 0, op, ": weight_decay is ", p.weight_decay, ", but must be at least 0");
+  AdamWork work;
+  work.params = p;
+  if (count == 0) return work;
+
+  Memory memory(5 * count + steps.size());
+  work.slots.resize(count);
+  const Array first(params[0], {"params", 0});
+  for (int64_t i = 0; i < count; ++i) {
+    AdamSlot& slot = work.slots[i];
+    const Array param(params[i], {"params", i});
+    const auto state = [&](const Tensor& t, const char* list) {
+      const Array a(t, {list, i});
+      check_belongs(a, param, acc_type(slot.dtype), op);
+      AIGC_CHECK(same_order(a, param), op, ": ", a.name, " has strides ", shape(a.strides), ", but ",
+                 param.name, " has strides ", shape(param.strides));
+      memory.add(a, true);
+      return a.data;
+    };
+    slot.dtype = dtype_of(params[i], op, text(param.name).c_str());
+    slot.numel = param.numel;
+    slot.offset = work.elements;
+    work.elements += slot.numel;
+    check_device(param, first, op);
+    AIGC_CHECK(is_dense(param), op, ": ", param.name, " has shape ", shape(param.sizes), " and strides ",
+               shape(param.strides), ", but must be dense in memory");
+    memory.add(param, true);
+    slot.param = param.data;
+    slot.exp_avg = state(exp_avgs[i], "exp_avgs");
+    slot.exp_avg_sq = state(exp_avg_sqs[i], "exp_avg_sqs");
+    if (!emas.empty()) slot.ema = state(emas[i], "emas");
+
+    const Array grad(grads[i], {"grads", i});
+    check_belongs(grad, param, param.dtype, op);
+    if (same_order(grad, param)) {
+      memory.add(grad, false);
+      slot.grad = grad.data;
+    } else {  // as backward(create_graph=True) may leave it
+      work.copies.push_back(empty_strided(params[i], param.sizes, param.strides, param.dtype));
+      torch::stable::copy_(work.copies.back(), grads[i]);
+      slot.grad = work.copies.back().data_ptr();
+    }
+  }
+  work.steps.reserve(steps.size());
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Array a(steps[i], {"steps", static_cast<int64_t>(i)});
+    work.steps.push_back(number(a, first, op));
+    memory.add(a, true);
+  }
+  memory.check(op);
+  if (skipped) {
+    const Array a(*skipped, {"skipped"});
+    AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Long, op, ": skipped has shape ", shape(a.sizes),
+               " and must be one int64 number");
+    check_device(a, first, op);
+    work.params.skipped = static_cast<int64_t*>(a.data);
+  }
+  work.params.slot_count = count;
+  work.params.block = kBlock;
+  work.params.step_count = static_cast<int64_t>(work.steps.size());
+  return work;
+}
+
+void look_for_nonfinite(AdamWork& work, const Tensor& like) {
+  work.found = empty_1d(like, 1, ScalarType::Float);
+  work.params.found_inf = find_nonfinite(*work.found, work.slots, work.elements);
+}
+
+void take_step(AdamWork& work, const Tensor& like) {
+  AdamEmaParams& p = work.params;
+  p.slots = work.slots.data();
+  p.steps = work.steps.data();
+  AIGC_RUN(adam_ema_advance, p, 1, 1, like);
+  AIGC_RUN(adam_ema_update, p, ceil_div(work.elements, kBlock), kGrain, like);
+}
 
 AIGC_OPS(m) {
   m.def(
