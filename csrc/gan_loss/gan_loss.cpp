@@ -1,4 +1,4 @@
-#include "gan_loss/gan_loss.h"
+#include "gan_loss/gan_loss_glue.h"
 
 #include <cmath>
 #include <tuple>
@@ -70,7 +70,6 @@ Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (
   const Tensor& first = *logits[0];
   const ScalarType type = acc_type(p.dtype);
   Loss result;
-  int64_t longest = 0;
   for (int i = 0; i < p.side_count; ++i) {
     GanLossSide& side = p.sides[i];
     const Tensor& x = *logits[i];
@@ -79,7 +78,6 @@ Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (
     side.slopes = result.slopes[i].data_ptr();
     side.count = x.numel();
     set_weights(p, weight, x, names[i], side, op);
-    longest = max(longest, side.count);
   }
   result.loss =
       p.reduction == GanReduction::none ? empty_like(first, type) : empty_strided(first, {}, {}, type);
@@ -88,14 +86,7 @@ Loss run(GanLossParams& p, const Tensor* const (&logits)[2], const char* const (
     result.stats = empty_1d(first, 4, ScalarType::Float);
     p.stats = static_cast<float*>(result.stats.data_ptr());
   }
-  p.chunk = kChunk;
-  p.chunks = max(ceil_div(longest, kChunk), 1);
-  const Tensor workspace = empty_1d(
-      first, p.chunks * p.side_count * int64_t(sizeof(GanLossPartial) / sizeof(double)), ScalarType::Double);
-  p.partials = static_cast<GanLossPartial*>(workspace.data_ptr());
-  if (p.needs_means) AIGC_RUN(gan_loss_means, p, p.chunks, 1, first);
-  AIGC_RUN(gan_loss_terms, p, p.chunks, 1, first);
-  AIGC_RUN(gan_loss_finish, p, p.centred ? p.chunks : 1, 1, first);
+  run_gan_loss(p, first);
   return result;
 }
 
@@ -104,20 +95,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discriminator_loss_and_grad(
     double label_smoothing, double l2_weight, StringHandle reduction_handle) {
   const std::string kind_name = take_string(kind_handle), reduction = take_string(reduction_handle);
   constexpr const char* op = "discriminator_loss";
-  GanLossParams p;
-  p.dtype = dtype_of(real_any, op, "real_logits");
+  const DType dtype = dtype_of(real_any, op, "real_logits");
   check_same_kind(fake_any, "fake_logits", real_any, "real_logits", op);
-  const Kind& kind = parse_kind(kind_name, op);
+  const bool paired = compares_pairs(kind_name, op);
+  GanLossParams p = discriminator_loss_params(kind_name, label_smoothing, l2_weight, op);
+  p.dtype = dtype;
   p.reduction = parse_reduction(reduction, op);
-  AIGC_CHECK(label_smoothing >= 0 && label_smoothing < 1, op, ": label_smoothing is ", label_smoothing,
-             ", but must be at least 0 and below 1");
-  const bool with_targets = kind.term == GanTerm::softplus && !kind.paired && !kind.centred;
-  AIGC_CHECK(label_smoothing == 0 || with_targets, op, ": label_smoothing is ", label_smoothing,
-             ", but must be 0 for kind ", kind_name, ", which has no labels");
-  AIGC_CHECK(std::isfinite(l2_weight) && l2_weight >= 0, op, ": l2_weight is ", l2_weight,
-             ", but must be finite and at least 0");
-
-  const bool same_places = kind.paired || p.reduction == GanReduction::none;
+  const bool same_places = paired || p.reduction == GanReduction::none;
   Tensor real = as_dense(real_any), fake = as_dense(fake_any);
   if (same_places) {
     AIGC_CHECK(real.sizes() == fake.sizes(), op, ": real_logits has shape ", shape(real), " and fake_logits ",
@@ -126,17 +110,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> discriminator_loss_and_grad(
     if (is_channels_last(real) != is_channels_last(fake))
       real = as_format(real, false), fake = as_format(fake, false);
   }
-  p.term = kind.term;
-  p.paired = kind.paired;
-  p.centred = kind.centred;
-  p.needs_means = kind.centred || kind.term == GanTerm::linear;
-  p.is_probability = with_targets;
-  p.threshold = kind.term == GanTerm::square ? 0.5 : 0;
-  p.l2 = l2_weight;
-  p.sides[0].sign = -1;
-  p.sides[0].target = 1;
-  p.sides[0].smoothing = label_smoothing;
-  p.sides[1].counts_phi = !kind.paired;
   const Loss result = run(p, {&real, &fake}, {"real_logits", "fake_logits"}, weight, op);
   return {result.loss, result.stats, result.slopes[0], result.slopes[1]};
 }
@@ -145,19 +118,10 @@ std::tuple<Tensor, Tensor> generator_loss_and_grad(const Tensor& fake_any, Optio
                                                    StringHandle kind_handle, StringHandle reduction_handle) {
   const std::string kind_name = take_string(kind_handle), reduction = take_string(reduction_handle);
   constexpr const char* op = "generator_loss";
-  GanLossParams p;
-  p.dtype = dtype_of(fake_any, op, "fake_logits");
-  const Kind& kind = parse_kind(kind_name, op);
-  AIGC_CHECK(!kind.paired && !kind.centred, op, ": kind is '", kind_name,
-             "', which compares two batches: its loss is discriminator_loss with real and fake swapped");
+  const DType dtype = dtype_of(fake_any, op, "fake_logits");
+  GanLossParams p = generator_loss_params(kind_name, op);
+  p.dtype = dtype;
   p.reduction = parse_reduction(reduction, op);
-  // Fakes should be judged real. For hinge that is the linear term; for minimax, the negative of D's loss.
-  const bool minimax = kind_name == "minimax";
-  p.term = kind.term == GanTerm::hinge ? GanTerm::linear : kind.term;
-  p.side_count = 1;
-  p.sides[0].sign = minimax ? 1 : -1;
-  p.sides[0].factor = minimax ? -1 : 1;
-  p.sides[0].target = 1;
   const Tensor fake = as_dense(fake_any);
   const Loss result = run(p, {&fake, nullptr}, {"fake_logits", nullptr}, weight, op);
   return {result.loss, result.slopes[0]};
@@ -177,6 +141,66 @@ Tensor generator_loss(const Tensor& fake, OptionalTensor weight, StringHandle ki
 }
 
 }  // namespace
+
+bool compares_pairs(const std::string& kind, const char* op) { return parse_kind(kind, op).paired; }
+
+bool compares_batches(const std::string& kind_name, const char* op) {
+  const Kind& kind = parse_kind(kind_name, op);
+  return kind.paired || kind.centred;
+}
+
+GanLossParams discriminator_loss_params(const std::string& kind_name, double label_smoothing,
+                                        double l2_weight, const char* op) {
+  const Kind& kind = parse_kind(kind_name, op);
+  AIGC_CHECK(label_smoothing >= 0 && label_smoothing < 1, op, ": label_smoothing is ", label_smoothing,
+             ", but must be at least 0 and below 1");
+  const bool with_targets = kind.term == GanTerm::softplus && !kind.paired && !kind.centred;
+  AIGC_CHECK(label_smoothing == 0 || with_targets, op, ": label_smoothing is ", label_smoothing,
+             ", but must be 0 for kind ", kind_name, ", which has no labels");
+  AIGC_CHECK(std::isfinite(l2_weight) && l2_weight >= 0, op, ": l2_weight is ", l2_weight,
+             ", but must be finite and at least 0");
+  GanLossParams p;
+  p.term = kind.term;
+  p.paired = kind.paired;
+  p.centred = kind.centred;
+  p.needs_means = kind.centred || kind.term == GanTerm::linear;
+  p.is_probability = with_targets;
+  p.threshold = kind.term == GanTerm::square ? 0.5 : 0;
+  p.l2 = l2_weight;
+  p.sides[0].sign = -1;
+  p.sides[0].target = 1;
+  p.sides[0].smoothing = label_smoothing;
+  p.sides[1].counts_phi = !kind.paired;
+  return p;
+}
+
+GanLossParams generator_loss_params(const std::string& kind_name, const char* op) {
+  const Kind& kind = parse_kind(kind_name, op);
+  AIGC_CHECK(!kind.paired && !kind.centred, op, ": kind is '", kind_name,
+             "', which compares two batches: its loss is discriminator_loss with real and fake swapped");
+  // Fakes should be judged real. For hinge that is the linear term; for minimax, the negative of D's loss.
+  const bool minimax = kind_name == "minimax";
+  GanLossParams p;
+  p.term = kind.term == GanTerm::hinge ? GanTerm::linear : kind.term;
+  p.side_count = 1;
+  p.sides[0].sign = minimax ? 1 : -1;
+  p.sides[0].factor = minimax ? -1 : 1;
+  p.sides[0].target = 1;
+  return p;
+}
+
+void run_gan_loss(GanLossParams& p, const Tensor& like) {
+  int64_t longest = 0;
+  for (int i = 0; i < p.side_count; ++i) longest = max(longest, p.sides[i].count);
+  p.chunk = kChunk;
+  p.chunks = max(ceil_div(longest, kChunk), 1);
+  const Tensor workspace = empty_1d(
+      like, p.chunks * p.side_count * int64_t(sizeof(GanLossPartial) / sizeof(double)), ScalarType::Double);
+  p.partials = static_cast<GanLossPartial*>(workspace.data_ptr());
+  if (p.needs_means) AIGC_RUN(gan_loss_means, p, p.chunks, 1, like);
+  AIGC_RUN(gan_loss_terms, p, p.chunks, 1, like);
+  AIGC_RUN(gan_loss_finish, p, p.centred ? p.chunks : 1, 1, like);
+}
 
 AIGC_OPS(m) {
   m.def(
