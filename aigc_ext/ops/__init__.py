@@ -44,6 +44,9 @@ from aigc_ext.ops.linear_act import linear_act as linear_act
 from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref
 from aigc_ext.ops.minibatch_stddev import minibatch_stddev as minibatch_stddev
 from aigc_ext.ops.minibatch_stddev import minibatch_stddev_ref as minibatch_stddev_ref
+from aigc_ext.ops.mlp_gan_step import MLPLearner as MLPLearner
+from aigc_ext.ops.mlp_gan_step import mlp_gan_step_ as mlp_gan_step_
+from aigc_ext.ops.mlp_gan_step import mlp_gan_step_ref as mlp_gan_step_ref
 from aigc_ext.ops.modulated_conv2d import modulated_conv2d as modulated_conv2d
 from aigc_ext.ops.modulated_conv2d import modulated_conv2d_ref as modulated_conv2d_ref
 from aigc_ext.ops.pixel_norm import pixel_norm as pixel_norm
