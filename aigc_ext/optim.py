@@ -167,11 +167,7 @@ class AdamEMA(Optimizer):
                     slots.idle_params.append(param)
                     slots.idle_emas.append(emas[i])
                 continue
-            state = self.state[param]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-                state["exp_avg"] = torch.zeros_like(param, requires_grad=False)
-                state["exp_avg_sq"] = torch.zeros_like(param, requires_grad=False)
+            state = self.state_of(param)
             slots.params.append(param)
             slots.grads.append(grad)
             slots.exp_avgs.append(state["exp_avg"])
@@ -180,6 +176,15 @@ class AdamEMA(Optimizer):
             if emas:
                 slots.emas.append(emas[i])
         return slots
+
+    def state_of(self, param: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter, which begins with its first step."""
+        state: dict[str, Tensor] = self.state[param]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            state["exp_avg"] = torch.zeros_like(param, requires_grad=False)
+            state["exp_avg_sq"] = torch.zeros_like(param, requires_grad=False)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, of ``torch.optim.AdamW`` or of ``torch.optim.Adam``.

@@ -80,7 +80,7 @@ def mlp_gan_step_(
             :func:`aigc_ext.ops.generator_loss`.
         gamma: the discriminator's loss gets ``gamma / 2 * mean |dD/dx|^2`` at the real images (R1).
         r2: and at the generated ones.
-        train_generator: False leaves the generator as it is.
+        train_generator: False leaves the generator as it is; only its ``params`` and layers are needed then.
 
     Returns:
         The vector of loss_d, loss_g, d_real, d_fake, acc_real, acc_fake (see
@@ -227,19 +227,19 @@ _HAS_KERNEL = NATIVES["mlp_gan_step_"].overload.has_kernel_for_dispatch_key(torc
 def _example() -> dict[str, Any]:
     def learner(acts: tuple[str, ...], *widths: int) -> MLPLearner:
         shapes = [s for i, o in pairwise(widths) for s in ((o, i), (o,))]
-        tensors = ([torch.randn(shape) / 4 for shape in shapes] for _ in range(3))
-        moments = ([torch.rand(shape) for shape in shapes] for _ in range(2))
-        params, grads, emas = tensors
+        params, grads, emas = ([torch.randn(shape) / 4 for shape in shapes] for _ in range(3))
+        exp_avgs, exp_avg_sqs = ([torch.rand(shape) for shape in shapes] for _ in range(2))
         steps, none = [torch.zeros(()) for _ in shapes], (None,) * len(acts)
         rates = (1e-3, 0.5, 0.99, 1e-8, 0.0, 0.99)
-        return MLPLearner(params, grads, *moments, emas, steps, acts, none, none, rates)
+        return MLPLearner(params, grads, exp_avgs, exp_avg_sqs, emas, steps, acts, none, none, rates)
 
     return {
         "real": torch.rand(4, 1, 3, 3),
         "z": torch.randn(4, 5),
         "generator": learner(("lrelu", "tanh", "sigmoid"), 5, 8, 8, 9),
         "discriminator": learner(("lrelu", "tanh", "linear"), 9, 8, 8, 1),
-        **{"gamma": 0.5, "r2": True},
+        "gamma": 0.5,
+        "r2": True,
     }
 
 

@@ -259,7 +259,7 @@ struct Chain {
 Matrix matrix_of(const Tensor& t) { return {&t, 0, t.size(0), t.size(1)}; }
 
 Chain make_chain(const char* network, const Tensor& like, int64_t in_features, const AdamTensors& tensors,
-                 const OptionalTensor& skipped, bool skip_nonfinite, StringHandle acts_handle,
+                 const OptionalTensor& skipped, bool skip_nonfinite, bool learns, StringHandle acts_handle,
                  const std::vector<double>& alphas, const std::vector<double>& gains,
                  const std::vector<double>& rates) {
   std::istringstream acts(take_string(acts_handle));
@@ -281,20 +281,24 @@ Chain make_chain(const char* network, const Tensor& like, int64_t in_features, c
     AIGC_CHECK(param.is_contiguous(), op, ": ", name, " has shape ", shape(param), " and strides ",
                shape(param.strides()), ", but must be contiguous");
   }
-  chain.adam = adam_work(tensors, adam, skipped, op);
+  if (learns) chain.adam = adam_work(tensors, adam, skipped, op);
   for (size_t i = 0; i < count; ++i) {
     const Tensor &w = tensors.params[2 * i], &b = tensors.params[2 * i + 1];
-    const Tensor &dw = tensors.grads[2 * i], &db = tensors.grads[2 * i + 1];
     AIGC_CHECK(w.dim() == 2 && w.size(1) == in_features, op, ": params[", 2 * i, "] has shape ", shape(w),
                ", but must be [out_features, ", in_features, "]");
     const std::string name = "params[" + std::to_string(2 * i + 1) + "]";
     check_vector(b, name.c_str(), w.size(0), op);
-    for (const auto& [grad, index] : {std::pair(&dw, 2 * i), std::pair(&db, 2 * i + 1)}) {
-      AIGC_CHECK(grad->is_contiguous(), op, ": grads[", index, "] has strides ", shape(grad->strides()),
-                 ", but must be contiguous");
-      if (grad->numel() < tensors.grads[chain.smallest].numel()) chain.smallest = int64_t(index);
+    Layer layer{matrix_of(w), {}, &b, nullptr, {}};
+    if (learns) {
+      for (const size_t index : {2 * i, 2 * i + 1}) {
+        const Tensor& grad = tensors.grads[index];
+        AIGC_CHECK(grad.is_contiguous(), op, ": grads[", index, "] has strides ", shape(grad.strides()),
+                   ", but must be contiguous");
+        if (grad.numel() < tensors.grads[size_t(chain.smallest)].numel()) chain.smallest = int64_t(index);
+      }
+      layer.dw = matrix_of(tensors.grads[2 * i]);
+      layer.db = &tensors.grads[2 * i + 1];
     }
-    Layer layer{matrix_of(w), matrix_of(dw), &b, &db, {}};
     std::string act;
     AIGC_CHECK(std::getline(acts, act, ','), op, ": acts has ", i, " names, but there are ", count,
                " layers");
@@ -384,16 +388,14 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
   const int64_t batch = z_any.size(0);
   AIGC_CHECK(real_any.dim() >= 2 && real_any.size(0) == batch, kOp, ": real has shape ", shape(real_any),
              ", but must be [", batch, ", ...], as z of shape ", shape(z_any));
-  AIGC_CHECK(std::isfinite(gamma) && gamma >= 0, kOp, ": gamma is ", gamma,
-             ", but must be finite and at least 0");
   const int64_t pixels = real_any.numel() / batch;
   AdamTensors g_tensors{g_params, g_grads, g_exp_avgs, g_exp_avg_sqs, g_emas, g_steps};
   AdamTensors d_tensors{d_params, d_grads, d_exp_avgs, d_exp_avg_sqs, d_emas, d_steps};
-  Chain g = make_chain("generator", z_any, z_any.size(1), g_tensors, g_skipped, g_skip_nonfinite, g_acts,
-                       g_alphas, g_gains, g_rates);
+  Chain g = make_chain("generator", z_any, z_any.size(1), g_tensors, g_skipped, g_skip_nonfinite,
+                       train_generator, g_acts, g_alphas, g_gains, g_rates);
   AIGC_CHECK(g.layers.back().out_features() == pixels, kOp, ": the generator makes ",
              g.layers.back().out_features(), " numbers, but a real image has ", pixels);
-  Chain d = make_chain("discriminator", z_any, pixels, d_tensors, d_skipped, d_skip_nonfinite, d_acts,
+  Chain d = make_chain("discriminator", z_any, pixels, d_tensors, d_skipped, d_skip_nonfinite, true, d_acts,
                        d_alphas, d_gains, d_rates);
   const bool swaps = compares_batches(kind, kOp);
   const GanLossParams d_loss = discriminator_loss_params(kind, label_smoothing, l2_weight, kOp);

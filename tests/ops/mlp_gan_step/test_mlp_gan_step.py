@@ -295,8 +295,6 @@ def other_weight(network: str, index: int, tensor: Tensor, field: str = "params"
             "label_smoothing is 0.1, but must be 0",
         ),
         (CALL | {"l2_weight": -1.0}, ValueError, "l2_weight is -1"),
-        (CALL | {"gamma": -1.0}, RuntimeError, "gamma is -1, but must be finite and at least 0"),
-        (CALL | {"gamma": float("nan")}, RuntimeError, "gamma is nan"),
         (CALL | {"z": CALL["z"].half()}, RuntimeError, "z is float16, but must be float32 or float64"),
         (CALL | {"z": CALL["z"].float()}, RuntimeError, "real is float64, but must be float32, as z is"),
         (CALL | {"z": CALL["z"][0]}, RuntimeError, r"z has shape \[5\], but must be \[N, in_features\]"),
