@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from aigc_ext.config import Config, Count, Positive, Range
 
@@ -28,6 +29,8 @@ class RunConfig(Config):
 
     fixed: ClassVar[tuple[str, ...]] = ("preset", "seed", "data")
     """Keys that cannot change when a run is resumed, because the old state would mean something else."""
+    before: ClassVar[Mapping[str, Any]] = {}
+    """What runs did before a key existed, where that is not its default: a run without the key keeps to it."""
 
     preset: str = "mlp"
     """The recipe on which the run is based; part of its directory's name."""

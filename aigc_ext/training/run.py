@@ -101,7 +101,7 @@ def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePo
         )
     checkpoint_or_none, refused = newest_checkpoint(path)
     if checkpoint_or_none is None:
-        return ResumePoint(path, None, config.from_json(path / CONFIG_FILE))
+        return ResumePoint(path, None, config.from_json(path / CONFIG_FILE, base=_old(config)))
     return ResumePoint(path, checkpoint_or_none, _config_of(checkpoint_or_none, config), tuple(refused))
 
 
@@ -233,8 +233,13 @@ def _newest_run(outdir: Path) -> Path:
     return max(runs, key=lambda run: int(run[1][1]))[0]
 
 
+def _old(config: type[RunConfig]) -> RunConfig:
+    """What a run's config leaves out is that of the version that began it."""
+    return config.from_dict(config.before)
+
+
 def _config_of(checkpoint: Checkpoint, config: type[RunConfig]) -> RunConfig:
     try:
-        return config.from_dict(checkpoint.state["config"])
+        return config.from_dict(checkpoint.state["config"], base=_old(config))
     except ConfigError as error:
         raise CheckpointError(checkpoint.path, f"its config does not fit this version ({error})") from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from aigc_ext.config import Config, Count, Fraction, NonNegative, Positive, Range
 from aigc_ext.models import (
@@ -18,7 +18,7 @@ from aigc_ext.training.config import RunConfig
 # The order of the keys in config.json.
 _KEYS = (
     " preset seed data generator discriminator loss g_optim d_optim ema augment ramp_kimg batch batch_gpu"
-    " n_dis kimg tick snap keep grid nonfinite_limit metrics metric_images log precision channels_last"
+    " n_dis step kimg tick snap keep grid nonfinite_limit metrics metric_images log precision channels_last"
     " workers device threads deterministic malloc "
 )
 
@@ -133,6 +133,7 @@ class TrainConfig(RunConfig):
     """All settings of a GAN run."""
 
     fixed: ClassVar[tuple[str, ...]] = (*RunConfig.fixed, "generator", "discriminator")
+    before: ClassVar[Mapping[str, Any]] = {"step": None}
 
     generator: GeneratorConfig = field(default_factory=MLPGeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=MLPDiscriminatorConfig)
@@ -145,6 +146,9 @@ class TrainConfig(RunConfig):
     """Thousands of images over which values with an `_end` or `_start` change, along half a cosine."""
     n_dis: Count = 1
     """The generator learns only in every n_dis-th step, the discriminator in every step."""
+    step: Literal["auto", "eager", "native"] | None = "auto"
+    """native computes a step of two `mlp` networks on the CPU in one op without autograd; auto does so where
+    it can, and eager never. null is eager too: a run that an older version began goes on with it."""
     grid: tuple[Count, Count] = (8, 8)
     """Columns and rows of the sample grids."""
     metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] = ()
@@ -159,3 +163,7 @@ class TrainConfig(RunConfig):
     @classmethod
     def key_names(cls) -> Sequence[str]:
         return sorted(cls.hints(), key=lambda key: _KEYS.index(f" {key} "))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config of a run that an older version began has no `step`, and gets none."""
+        return {key: value for key, value in super().to_dict().items() if (key, value) != ("step", None)}

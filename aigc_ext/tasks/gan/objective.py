@@ -56,7 +56,7 @@ class StepInputs(NamedTuple):
         )
 
 
-_GENERATE, _DISCRIMINATE, _JUDGE, _STRETCH = range(4)
+GENERATE, DISCRIMINATE, JUDGE, STRETCH = range(4)
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ class Objective:
         """Accumulates the gradient of D's loss; returns the loss, its statistics, R1 and R2 (NaN if not
         computed)."""
         gamma = self.gamma if inputs.gamma is None else inputs.gamma
-        with inputs.random(_DISCRIMINATE):
+        with inputs.random(DISCRIMINATE):
             if not (inputs.penalize and gamma):
                 loss, stats = self.loss.discriminator_backward(
                     self._logits(inputs.real, inputs), self._logits(inputs.fake, inputs)
@@ -127,7 +127,7 @@ class Objective:
 
     def generator_backward(self, fake: Tensor, inputs: StepInputs) -> Tensor:
         """Accumulates the gradient of G's loss on `fake`, the images with G's graph; returns the loss."""
-        with inputs.random(_JUDGE):
+        with inputs.random(JUDGE):
             real_logits = None
             if self.loss.relativistic:
                 with torch.no_grad():
@@ -136,7 +136,7 @@ class Objective:
 
     def generate(self, generator: Any, inputs: StepInputs) -> Tensor:
         """G(z), in float32 or G's dtype without autocast."""
-        with inputs.random(_GENERATE), self.arithmetic():
+        with inputs.random(GENERATE), self.arithmetic():
             if inputs.mixing is None:
                 images = with_labels(generator, inputs.labels)(inputs.z)
             else:
@@ -158,7 +158,7 @@ class Objective:
             zero = torch.zeros((), device=z.device)
             return zero, zero
         chosen = inputs._replace(z=z, labels=labels, mixing=mixing, start=first, total=count)
-        with chosen.random(_STRETCH):
+        with chosen.random(STRETCH):
             with self.arithmetic(), kept(list(generator.buffers())):
                 y = batch_randn(len(z), *inputs.fake.shape[1:], device=z.device)
                 lengths = path_length(generator.synthesis, _styles(generator, chosen), y)

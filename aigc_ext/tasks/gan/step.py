@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.tasks.gan.objective import Mixing, Objective, StepInputs
+from aigc_ext.config import ConfigError
+from aigc_ext.ops import mlp_gan_step_
+from aigc_ext.ops._route import Route, take
+from aigc_ext.tasks.gan.native import Fit, NativeLearner, RefusedError, check_surroundings, fit
+from aigc_ext.tasks.gan.objective import DISCRIMINATE, JUDGE, Mixing, Objective, StepInputs
 from aigc_ext.training.distributed import Processes
 from aigc_ext.training.parts import descend, kept, running_buffers, split, trained
 
 STATISTICS = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1", "r2", "path_length")
 """The entries of the vector that a step returns. See `losses.LossStats`."""
+_NATIVE = Route("mlp_gan_step_", "both networks are chains of linear layers, with nothing in between")
 _ACCURACIES = slice(STATISTICS.index("acc_real"), STATISTICS.index("acc_fake") + 1)
 
 
@@ -36,6 +42,11 @@ class AdversarialStep:
     several processes (`processes`). With several parts, G's graph is not kept, and its forward runs twice.
     The minibatch standard deviation and the loss `relativistic_avg` also mix samples, of one part only.
 
+    A pair of `MLPGenerator` and `MLPDiscriminator` on the CPU, with `AdamEMA` for both, is trained by one
+    native op instead (`ops.mlp_gan_step_`), which computes the same up to rounding. It is not used with
+    labels, augmentation, blur, autocast, parts, processes, path lengths, hooks, frozen layers or other
+    optimizers. Its gradients are in `grad` of the parameters too, but in the same memory in every step.
+
     Args:
         generator, discriminator, objective, g_optimizer, d_optimizer: of the pair. For mixing and path
             lengths, the generator needs `mapping(z, c) -> w (N, layers, w_dim)` and `synthesis(w) -> images`.
@@ -43,6 +54,8 @@ class AdversarialStep:
         processes: the processes that share the batch.
         path_mean: 0-d tensor, the running mean of path lengths, which moves by the fraction `path_decay`.
         path_every: path lengths are computed of every n-th sample.
+        mode: auto takes the native op where it fits, and `AIGC_LOG=debug` says why it does not elsewhere;
+            native raises ConfigError there; eager never takes it.
     """
 
     generator: nn.Module
@@ -56,6 +69,7 @@ class AdversarialStep:
     path_mean: Tensor | None = None
     path_decay: float = 0.01
     path_every: int = 2
+    mode: Literal["auto", "eager", "native"] = "auto"
 
     def __post_init__(self) -> None:
         device = next(self.generator.parameters()).device
@@ -65,6 +79,10 @@ class AdversarialStep:
         self._g_buffers = running_buffers(self.generator)
         self._d_buffers = running_buffers(self.discriminator)
         self._not_measured = torch.full((), torch.nan, device=device)
+        self._native = (
+            NativeLearner("generator", self.generator, self.g_optimizer),
+            NativeLearner("discriminator", self.discriminator, self.d_optimizer),
+        )
         self._parts_done: Sequence[StepInputs] = ()
         self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, then of G's
 
@@ -108,6 +126,16 @@ class AdversarialStep:
         assert processes is not None
         assert path_mean is not None
         share = StepInputs(*(real, z, z, labels, penalize, mixing, seed), gamma=gamma, blur_sigma=blur_sigma)
+        if self.mode != "eager":
+            try:
+                fits = self._fit(share, stretch)
+            except RefusedError as refusal:
+                if self.mode == "native":
+                    raise ConfigError(f"step is 'native', but {refusal}") from None
+                take("AdversarialStep", Route("eager", str(refusal)))
+            else:
+                take("AdversarialStep", _NATIVE)
+                return self._native_step(share, fits, train_generator)
         parts = self._parts(share, processes)
         whole = len(parts) == 1
         made: list[StepInputs] = []
@@ -162,6 +190,46 @@ class AdversarialStep:
                 moved = path_mean.lerp(length.to(path_mean.dtype), self.path_decay)
                 path_mean.copy_(torch.where(length.isfinite(), moved, path_mean))
         return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
+
+    def refusal(self, inputs: StepInputs, stretch: bool = False) -> str | None:
+        """Why the native op cannot take a step of these inputs, as things are; None if it can."""
+        try:
+            self._fit(inputs, stretch)
+        except RefusedError as refusal:
+            return str(refusal)
+        return None
+
+    def _fit(self, inputs: StepInputs, stretch: bool) -> tuple[Fit, Fit]:
+        if inputs.labels is not None or inputs.mixing is not None or stretch:
+            raise RefusedError("there are labels, mixed styles or path lengths")
+        assert self.processes is not None
+        if self.processes.count > 1 or self.part_size not in (None, len(inputs.z)):
+            raise RefusedError("the batch has parts")
+        check_surroundings(self.objective, self.discriminator, inputs.blur_sigma)
+        return fit(*self._native, inputs.real, inputs.z)
+
+    def _native_step(self, share: StepInputs, fits: tuple[Fit, Fit], train_generator: bool) -> Tensor:
+        generator, discriminator = self._native
+        objective, gamma = self.objective, share.gamma
+        loss = objective.loss
+        gamma = (objective.gamma if gamma is None else gamma) if share.penalize else 0.0
+        if share.seed is not None:  # PyTorch's generator is left as by the eager step
+            last = JUDGE if train_generator else DISCRIMINATE
+            torch.default_generator.manual_seed(share.seed + last)
+        statistics, fake = mlp_gan_step_(
+            share.real,
+            share.z,
+            generator.learner(fits[0], train_generator),
+            discriminator.learner(fits[1], learns=True),
+            kind=loss.kind,
+            label_smoothing=loss.label_smoothing,
+            l2_weight=loss.l2_weight,
+            gamma=gamma * objective.r1_interval,
+            r2=objective.r2,
+            train_generator=train_generator,
+        )
+        self._parts_done = [share._replace(fake=fake.view(share.real.shape))]
+        return torch.cat((statistics, self._not_measured[None]))
 
     def _parts(self, share: StepInputs, processes: Processes) -> list[StepInputs]:
         parts = split(len(share.z), self.part_size, processes)

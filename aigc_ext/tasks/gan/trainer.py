@@ -26,7 +26,7 @@ from aigc_ext.sampling.sampler import attribute
 from aigc_ext.tasks.gan import recipe
 from aigc_ext.tasks.gan.augment import AdaAugment
 from aigc_ext.tasks.gan.config import AdamConfig, TrainConfig
-from aigc_ext.tasks.gan.objective import Mixing
+from aigc_ext.tasks.gan.objective import Mixing, StepInputs
 from aigc_ext.tasks.gan.recipe import Schedule
 from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
 from aigc_ext.training import run
@@ -108,7 +108,17 @@ class GANTask(Task):
             path_mean=self.path_mean,
             path_decay=config.loss.path_decay,
             path_every=config.loss.path_every,
+            mode=config.step or "eager",
         )
+        if config.step == "native":
+            share = config.batch // processes.count
+            real = torch.zeros(share, *self.data.image_shape, device=self.device)
+            z = torch.zeros(share, self._sampler.z_dim, device=self.device)
+            labels = torch.zeros(share, dtype=torch.int64) if self._classes else None
+            mixing = Mixing(z, z) if config.loss.mixing else None
+            inputs = StepInputs(real, real, z, labels, True, mixing)
+            if because := self._take_step.refusal(inputs, stretch=config.loss.path_weight > 0):
+                raise ConfigError(f"step is 'native', but {because}")
 
     def state(self) -> Mapping[str, Piece]:
         # Parameters are averaged in each step; buffers, such as batch statistics, are copied.
