@@ -1,10 +1,11 @@
-"""A whole training step of the reference MLP GAN at batch 64: D's update, then G's with the average of its
-weights.
+"""A whole training step of the reference MLP GAN, at batches from 16 to 1,024 on the CPU: D's update, then
+G's with the average of its weights.
 
 - eager: well-written PyTorch: D frozen in G's step, ``Adam(fused=True)``, ``torch._foreach_lerp_``.
 - compile: one compiled function per step, gradients by ``torch.func.grad``, Adam and the average inside the
   graph. On a GPU also with ``mode="reduce-overhead"``.
-- aigc_ext: the step that ``aigc-ext train`` runs, with our ops.
+- aigc_ext: the step that ``aigc-ext train`` runs: on the CPU one native op, on a GPU our ops under autograd.
+- aigc_ext, eager step: on the CPU, these ops too.
 - CUDA graph: the whole step of eager or aigc_ext, captured.
 
 Each takes about ten steps per turn, so that, as in training, the caches are warm with its own data. The
@@ -14,8 +15,10 @@ weights change during the measurement; the results are compared on a first step 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +125,12 @@ def one_graph(
     return step, [*g.values(), *d.values(), *ema.values()]
 
 
-def ours(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[Step, list[Tensor]]:
+def ours(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    gamma: float,
+    mode: Literal["auto", "eager", "native"] = "auto",
+) -> tuple[Step, list[Tensor]]:
     device = next(generator.parameters()).device
     g, d = MLPGenerator().to(device), MLPDiscriminator().to(device)
     for network, plain in ((g, generator), (d, discriminator)):
@@ -131,7 +139,8 @@ def ours(generator: nn.Module, discriminator: nn.Module, gamma: float) -> tuple[
     ema = [p.detach().clone() for p in g.parameters()]
     g_adam = AdamEMA(g.parameters(), LR, BETAS, EPS, ema_params=ema, ema_decay=EMA)
     d_adam = AdamEMA(d.parameters(), LR, BETAS, EPS)
-    train = AdversarialStep(g, d, Objective(d, AdversarialLoss("logistic"), gamma=gamma), g_adam, d_adam)
+    objective = Objective(d, AdversarialLoss("logistic"), gamma=gamma)
+    train = AdversarialStep(g, d, objective, g_adam, d_adam, mode=mode)
 
     def step(real: Tensor, z: Tensor) -> None:
         train(real, z, penalize=bool(gamma))
@@ -157,12 +166,15 @@ def cases(setting: Setting) -> Iterable[Case]:
         builders[name.replace("compile", "compile, one graph", 1)] = partial(
             one_graph, setting=setting, mode=mode
         )
-    builders["aigc_ext"] = ours
-    if setting.on_card:
+    builders["aigc_ext"] = ours if setting.on_card else partial(ours, mode="native")
+    if not setting.on_card:
+        builders["aigc_ext, eager step"] = partial(ours, mode="eager")
+    else:
         builders |= {"eager, CUDA graph": partial(eager, capturable=True), "aigc_ext, CUDA graph": ours}
-    for name, gamma in (("batch 64", 0.0), ("batch 64, R1 every step", GAMMA)):
+    for batch, gamma in itertools.product((64,) if setting.on_card else (64, 16, 256, 1024), (0.0, GAMMA)):
+        name = f"batch {batch}, R1 every step" if gamma else f"batch {batch}"
         torch.manual_seed(0)
-        real, z = (t.to(setting.device) for t in (torch.rand(64, 1, 28, 28), torch.randn(64, 100)))
+        real, z = (t.to(setting.device) for t in (torch.rand(batch, 1, 28, 28), torch.randn(batch, 100)))
         networks = tuple(network.to(setting.device) for network in plain_networks())
         built = those_that_work(
             {

@@ -68,6 +68,7 @@ def mlp_gan_step_(
     gamma: float = 0.0,
     r2: bool = False,
     train_generator: bool = True,
+    spare: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One adversarial step in place: the discriminator learns from a batch, then the generator from the
     updated discriminator. Both networks' ``grads`` hold the gradients then. Autograd does not record it.
@@ -81,6 +82,7 @@ def mlp_gan_step_(
         gamma: the discriminator's loss gets ``gamma / 2 * mean |dD/dx|^2`` at the real images (R1).
         r2: and at the generated ones.
         train_generator: False leaves the generator as it is; only its ``params`` and layers are needed then.
+        spare: so many entries behind the statistics, NaN, for what a caller computes besides; at most 64.
 
     Returns:
         The vector of loss_d, loss_g, d_real, d_fake, acc_real, acc_fake (see
@@ -95,7 +97,8 @@ def mlp_gan_step_(
     check_options(kind, label_smoothing, l2_weight, "mean")
     if decomposed() or take("mlp_gan_step_", _route(z)) == "plain PyTorch":
         return mlp_gan_step_ref(
-            real, z, generator, discriminator, kind, label_smoothing, l2_weight, gamma, r2, train_generator
+            *(real, z, generator, discriminator, kind, label_smoothing, l2_weight, gamma, r2),
+            *(train_generator, spare),
         )
     resolve = _resolve if torch.compiler.is_compiling() else _resolve_once  # Dynamo warns of the cache
     g_layers = resolve(generator.acts, generator.alphas, generator.gains)
@@ -104,12 +107,14 @@ def mlp_gan_step_(
         *(real, z, *generator[:6], generator.skipped, *discriminator[:6], discriminator.skipped),
         *(*g_layers, generator.rates, generator.skip_nonfinite),
         *(*d_layers, discriminator.rates, discriminator.skip_nonfinite),
-        *(kind, label_smoothing, l2_weight, gamma, r2, train_generator),
+        *(kind, label_smoothing, l2_weight, gamma, r2, train_generator, spare),
     )
     # As in adam_ema_: the dispatcher does not keep these counts for custom ops.
-    for learner in (generator, discriminator) if train_generator else (discriminator,):
-        written = [*learner.params, *learner.exp_avgs, *learner.exp_avg_sqs, *learner.emas]
-        torch.autograd.graph.increment_version(written)
+    d, g = discriminator, generator
+    written = [*d.params, *d.exp_avgs, *d.exp_avg_sqs, *d.emas]
+    if train_generator:
+        written += [*g.params, *g.exp_avgs, *g.exp_avg_sqs, *g.emas]
+    torch.autograd.graph.increment_version(written)
     return statistics, fake
 
 
@@ -150,6 +155,7 @@ def mlp_gan_step_ref(
     gamma: float = 0.0,
     r2: bool = False,
     train_generator: bool = True,
+    spare: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """:func:`mlp_gan_step_` in plain PyTorch."""
     nan = real.new_full((), torch.nan)
@@ -181,7 +187,8 @@ def mlp_gan_step_ref(
             _learn(generator, torch.autograd.grad(loss_g, g_leaves), loss_g)
     d_real, d_fake, acc_real, acc_fake = stats
     wrong = loss.detach() * 0  # a NaN is neither right nor wrong
-    figures = (loss, loss_g, d_real, d_fake, acc_real + wrong, acc_fake + wrong, r1_mean, r2_mean)
+    figures = [loss, loss_g, d_real, d_fake, acc_real + wrong, acc_fake + wrong, r1_mean, r2_mean]
+    figures += [nan] * spare
     return torch.stack([figure.detach().to(nan.dtype) for figure in figures]), fake.detach()
 
 
@@ -216,8 +223,8 @@ def _learn(learner: MLPLearner, gradients: Sequence[Tensor], loss: Tensor) -> No
 
 def _fake(real: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     check_same_device("mlp_gan_step_", z=z, real=real)
-    batch, pixels = z.size(0), rest[0][-1].size(0)
-    return z.new_empty(8), z.new_empty(2 * batch, pixels)[batch:]  # behind the real images
+    batch, pixels, spare = z.size(0), rest[0][-1].size(0), rest[-1]
+    return z.new_empty(8 + spare), z.new_empty(2 * batch, pixels)[batch:]  # behind the real images
 
 
 _mlp_gan_step_ = native("mlp_gan_step_", fake=_fake, cuda=False)

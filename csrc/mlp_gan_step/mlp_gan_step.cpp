@@ -377,7 +377,7 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
     std::vector<double> g_alphas, std::vector<double> g_gains, std::vector<double> g_rates,
     bool g_skip_nonfinite, StringHandle d_acts, std::vector<double> d_alphas, std::vector<double> d_gains,
     std::vector<double> d_rates, bool d_skip_nonfinite, StringHandle kind_handle, double label_smoothing,
-    double l2_weight, double gamma, bool r2, bool train_generator) {
+    double l2_weight, double gamma, bool r2, bool train_generator, int64_t spare) {
   const std::string kind = take_string(kind_handle);
   const ScalarType type = z_any.scalar_type();
   AIGC_CHECK(type == ScalarType::Float || type == ScalarType::Double, kOp, ": z is ", dtype_name(type),
@@ -388,6 +388,7 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
   const int64_t batch = z_any.size(0);
   AIGC_CHECK(real_any.dim() >= 2 && real_any.size(0) == batch, kOp, ": real has shape ", shape(real_any),
              ", but must be [", batch, ", ...], as z of shape ", shape(z_any));
+  AIGC_CHECK(spare >= 0 && spare <= 64, kOp, ": spare is ", spare, ", but must be from 0 to 64");
   const int64_t pixels = real_any.numel() / batch;
   AdamTensors g_tensors{g_params, g_grads, g_exp_avgs, g_exp_avg_sqs, g_emas, g_steps};
   AdamTensors d_tensors{d_params, d_grads, d_exp_avgs, d_exp_avg_sqs, d_emas, d_steps};
@@ -447,12 +448,13 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
     g.step(loss_g, z);
   }
 
-  const Tensor statistics = empty_1d(z, 8, type);
+  const Tensor statistics = empty_1d(z, 8 + spare, type);
   dispatch_acc(d.dtype, [&]<class T>(T*) {
     const double wrong = loss_d * 0;  // a NaN is neither right nor wrong
     const double values[] = {loss_d,           loss_g,           stats[0], stats[1],
                              stats[2] + wrong, stats[3] + wrong, r1_mean,  r2_mean};
-    for (int i = 0; i < 8; ++i) static_cast<T*>(statistics.data_ptr())[i] = T(values[i]);
+    T* entries = static_cast<T*>(statistics.data_ptr());
+    for (int64_t i = 0; i < 8 + spare; ++i) entries[i] = i < 8 ? T(values[i]) : T(NAN);
   });
   return {statistics, view({fake})};
 }
@@ -468,7 +470,8 @@ AIGC_OPS(m) {
       "Tensor(l!)[] d_emas, Tensor(m!)[] d_steps, Tensor(n!)? d_skipped, "
       "str g_acts, float[] g_alphas, float[] g_gains, float[] g_rates, bool g_skip_nonfinite, "
       "str d_acts, float[] d_alphas, float[] d_gains, float[] d_rates, bool d_skip_nonfinite, "
-      "str kind, float label_smoothing, float l2_weight, float gamma, bool r2, bool train_generator) "
+      "str kind, float label_smoothing, float l2_weight, float gamma, bool r2, bool train_generator, "
+      "int spare) "
       "-> (Tensor statistics, Tensor fake)");
 }
 

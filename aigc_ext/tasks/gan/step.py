@@ -83,6 +83,7 @@ class AdversarialStep:
             NativeLearner("generator", self.generator, self.g_optimizer),
             NativeLearner("discriminator", self.discriminator, self.d_optimizer),
         )
+        self._native_done: tuple[StepInputs, Tensor] | None = None  # inputs, and images as rows
         self._parts_done: Sequence[StepInputs] = ()
         self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, then of G's
 
@@ -90,6 +91,9 @@ class AdversarialStep:
     def inputs(self) -> StepInputs | None:
         """The inputs of the last call, so that a failing step can be dumped; with several parts, those of the
         first part with a non-finite loss, or else of the last. None if that call failed."""
+        if self._native_done is not None:
+            share, fake = self._native_done
+            return share._replace(fake=fake.view(share.real.shape))
         for part, losses in zip(self._parts_done, zip(*self._losses_done, strict=False), strict=False):
             if not all(loss.isfinite() for loss in losses):
                 return part
@@ -121,6 +125,7 @@ class AdversarialStep:
 
         Returns the float32 vector of `STATISTICS`, on the device; an entry that was not computed is NaN.
         """
+        self._native_done = None
         self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
         processes, path_mean = self.processes, self.path_mean
         assert processes is not None
@@ -227,9 +232,10 @@ class AdversarialStep:
             gamma=gamma * objective.r1_interval,
             r2=objective.r2,
             train_generator=train_generator,
+            spare=1,  # the path length
         )
-        self._parts_done = [share._replace(fake=fake.view(share.real.shape))]
-        return torch.cat((statistics, self._not_measured[None]))
+        self._native_done = share, fake
+        return statistics
 
     def _parts(self, share: StepInputs, processes: Processes) -> list[StepInputs]:
         parts = split(len(share.z), self.part_size, processes)

@@ -76,6 +76,7 @@ def calls(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> dict[str, Any]
         "gamma": draw(st.sampled_from([0.0, 0.7])),
         "r2": draw(st.booleans()),
         "train_generator": draw(st.booleans()),
+        "spare": draw(st.sampled_from([0, 1])),
     }
 
 
@@ -138,13 +139,14 @@ def fields_after(function: Any, call: dict[str, Any]) -> dict[str, Tensor]:
     )
 )
 def test_float32_is_within_the_error_budget(call: dict[str, Any]) -> None:
-    """With an eps of 1: a division by the root of the square alone would magnify any error."""
+    """With an eps of 1: a division by the root of the square alone would magnify any error. Twice the usual
+    factor, since it is luck how the roundings of up to four layers, there and back, cancel."""
     for name in ("generator", "discriminator"):
         call[name] = call[name]._replace(rates=(1e-2, 0.5, 0.99, 1.0, 0.1, 0.9))
     truth = fields_after(ops.mlp_gan_step_ref, cast(call, torch.float64))
     plain = fields_after(ops.mlp_gan_step_ref, call)
     for name, ours in fields_after(ops.mlp_gan_step_, call).items():
-        check_budget(ours, plain[name], truth[name], torch.float32, name)
+        check_budget(ours, plain[name], truth[name], torch.float32, name, factor=4)
 
 
 CALL = {
@@ -246,7 +248,7 @@ def native_arguments(call: dict[str, Any]) -> tuple[Any, ...]:
         *(call["real"], call["z"], *g[:6], g.skipped, *d[:6], d.skipped),
         *(",".join(g.acts), [0.2] * 2, [1.0] * 2, list(g.rates), True),
         *(",".join(d.acts), [0.2] * 2, [1.0] * 2, list(d.rates), True),
-        *("logistic", 0.0, 0.0, 0.5, True, True),
+        *("logistic", 0.0, 0.0, 0.5, True, True, 0),
     )
 
 
@@ -306,6 +308,7 @@ def other_weight(network: str, index: int, tensor: Tensor, field: str = "params"
             RuntimeError,
             r"generator: params\[0\] has shape \[8, 5\], but must ",
         ),
+        (CALL | {"spare": -1}, RuntimeError, "spare is -1, but must be from 0 to 64"),
         (changed("generator", acts=("tanh", "cosh")), ValueError, "act is 'cosh'"),
         (changed("generator", acts=("tanh",)), ValueError, "1 acts, but 2 alphas"),
         (changed("generator", rates=(0.1,)), RuntimeError, "rates has 1 numbers"),
