@@ -1,7 +1,5 @@
 #include "mlp_gan_step/mlp_gan_step.h"
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,6 +16,7 @@ namespace {
 
 constexpr const char* kOp = "mlp_gan_step_";
 constexpr int64_t kChunkElements = 32768;  // of an item, and enough work for a thread
+constexpr int64_t kProductWork = 1 << 20;  // multiplications that are enough work for a thread
 constexpr int64_t kColumns = 64;           // of an item that sums over the rows
 constexpr int64_t kAlignment = 64;         // bytes
 
@@ -47,27 +46,12 @@ struct Factor {
 
 Factor transposed(const Matrix& matrix) { return {matrix, true}; }
 
-Tensor view(const Factor& factor) {
-  const Matrix& m = factor.matrix;
+Tensor view(const Matrix& m) {
   const int64_t sizes[] = {m.rows, m.columns}, strides[] = {max(m.columns, 1), 1};
-  const int64_t sizes_t[] = {m.columns, m.rows}, strides_t[] = {1, max(m.columns, 1)};
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(m.owner->get(), 2, factor.transposed ? sizes_t : sizes,
-                                     factor.transposed ? strides_t : strides, m.offset, &handle));
+      aoti_torch__reinterpret_tensor(m.owner->get(), 2, sizes, strides, m.offset, &handle));
   return Tensor(handle);
-}
-
-// By the C shim: the dispatcher would look the op up by its name, and take twice as long as the smallest of
-// these products.
-void product(const Matrix& out, const Factor& a, const Factor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(view({out}).get(), view(a).get(), view(b).get()));
-}
-
-// out = beta * other + a b
-void product(const Matrix& out, const Factor& a, const Factor& b, const Matrix& other, double beta) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(view({out}).get(), view({other}).get(),
-                                                         view(a).get(), view(b).get(), beta, 1));
 }
 
 // Memory of one call, for many matrices.
@@ -114,6 +98,7 @@ struct Chain {
   // Of rows that a penalty is taken of; only of smooth layers.
   std::vector<Matrix> d2, eh, s;
   Matrix last_v;
+  Matrix panels;  // for products
   int64_t rows = 0, penalized = 0;
 
   size_t count() const { return layers.size(); }
@@ -124,6 +109,12 @@ struct Chain {
     penalized = penalized_rows;
     for (auto* list : {&h, &d, &dz, &d2, &eh, &s}) list->resize(count() + 1);
     h[0] = input;
+    int64_t panel = 0;
+    for (const Layer& layer : layers) {
+      panel = max(panel, layer.in_features() * round_up(layer.out_features(), MlpProductParams::kStrip));
+      panel = max(panel, MlpProductParams::kStrip * max(layer.out_features(), rows + penalized));
+    }
+    workspace.reserve(panels, 1, panel);
     for (size_t i = 1; i <= count(); ++i) {
       const Layer& layer = layers[i - 1];
       const int64_t width = layer.out_features();
@@ -138,6 +129,24 @@ struct Chain {
       for (auto* list : {&d2, &eh, &s}) workspace.reserve((*list)[i], penalized, width);
       if (last) workspace.reserve(last_v, penalized, width);
     }
+  }
+
+  // out = a b, or out + a b
+  void product(const Matrix& out, const Factor& a, const Factor& b, bool adds = false) {
+    MlpProductParams p;
+    p.dtype = dtype;
+    p.m = out.rows;
+    p.n = out.columns;
+    p.k = a.transposed ? a.matrix.rows : a.matrix.columns;
+    p.a = a.matrix.data();
+    p.b = b.matrix.data();
+    p.a_transposed = a.transposed;
+    p.b_transposed = b.transposed;
+    p.c = out.data();
+    p.adds = adds;
+    p.panels = panels.data();
+    AIGC_RUN(mlp_product, p, ceil_div(p.n, p.kStrip), grain_of(kProductWork, p.m * p.k * p.kStrip),
+             *out.owner);
   }
 
   // Of the rows from `first` on; the slopes only where a backward follows.
@@ -186,10 +195,10 @@ struct Chain {
              *out.owner);
   }
 
-  // From dh of the last layer, which is in dz[count()], in rows from `first` on; to dx, if it is wanted, to
-  // which beta * other is added.
-  void backward(int64_t first, int64_t number, bool parameters, const Matrix* dx, const Matrix& other,
-                double beta) {
+  // From dh of the last layer, which is in dz[count()], in rows from `first` on, to dx, if it is wanted; or it
+  // is added to what is there.
+  void backward(int64_t first, int64_t number, bool parameters, const Matrix* dx = nullptr,
+                bool adds = false) {
     for (size_t i = count(); i > 0; --i) {
       const Layer& layer = layers[i - 1];
       const Matrix now = dz[i].part(first, number);
@@ -200,10 +209,8 @@ struct Chain {
       }
       if (i > 1)
         product(dz[i - 1].part(first, number), {now}, {layer.w});
-      else if (dx && beta != 0)
-        product(*dx, {now}, {layer.w}, other, beta);
       else if (dx)
-        product(*dx, {now}, {layer.w});
+        product(*dx, {now}, {layer.w}, adds);
     }
   }
 
@@ -415,7 +422,6 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
 
   float stats[4];
   double loss_d = 0, loss_g = NAN, r1_mean = NAN, r2_mean = NAN;
-  const Matrix nothing;
   const Matrix &logits = d.h.back(), &slopes = d.dz.back();
   const auto of_real = [&](const Matrix& m) { return m.part(0, batch); };
   const auto of_fake = [&](const Matrix& m) { return m.part(batch, batch); };
@@ -433,7 +439,7 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
     loss_d += gamma / 2 * (r2 ? r1_mean + r2_mean : r1_mean);
     d.second_order();
   }
-  d.backward(0, 2 * batch, true, nullptr, nothing, 0);
+  d.backward(0, 2 * batch, true);
   d.step(loss_d, z);
 
   if (train_generator) {
@@ -442,9 +448,16 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
                  ? loss_of(g_loss, d.dtype,
                            {{of_fake(logits), of_fake(slopes)}, {of_real(logits), of_real(slopes)}}, nullptr)
                  : loss_of(g_loss, d.dtype, {{of_fake(logits), of_fake(slopes)}}, nullptr);
-    if (l2_weight != 0) loss_g += l2_weight / 2 * mean_squares(fake, d.dtype, 1, 0)[0];
-    d.backward(batch, batch, false, &g.dz.back(), fake, l2_weight / double(batch));
-    g.backward(0, batch, true, nullptr, nothing, 0);
+    if (l2_weight != 0) {
+      loss_g += l2_weight / 2 * mean_squares(fake, d.dtype, 1, 0)[0];
+      dispatch_acc(d.dtype, [&]<class T>(T*) {
+        const T* image = reinterpret_cast<const T*>(fake.data());
+        T* slope = reinterpret_cast<T*>(g.dz.back().data());
+        for (int64_t i = 0; i < fake.count(); ++i) slope[i] = T(l2_weight / double(batch)) * image[i];
+      });
+    }
+    d.backward(batch, batch, false, &g.dz.back(), l2_weight != 0);
+    g.backward(0, batch, true);
     g.step(loss_g, z);
   }
 
@@ -456,7 +469,7 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
     T* entries = static_cast<T*>(statistics.data_ptr());
     for (int64_t i = 0; i < 8 + spare; ++i) entries[i] = i < 8 ? T(values[i]) : T(NAN);
   });
-  return {statistics, view({fake})};
+  return {statistics, view(fake)};
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // A training step of a GAN whose two networks are chains of linear layers with activations, without autograd:
 // the discriminator's half, then the generator's. It is for the CPU only.
 //
-// The products are matrix products; here is what lies between them. A layer, for one sample in each row:
+// A layer, for one sample in each row:
 //     z = h_below W^T + b      h = f(z)      d = f'(z)      d2 = f''(z)
 // of which h, d and d2 are kept. All gradients are then products and multiplications:
 //     dz = dh * d        db = sum of dz over the rows        dh_below = dz W        dW = dz^T h_below
@@ -59,8 +59,23 @@ struct MlpSecondParams {
   void* s = nullptr;
 };
 
+// C = A B of matrices [m, k] and [k, n]. A transposed factor is given as [k, m] or [n, k].
+struct MlpProductParams {
+  static constexpr int64_t kStrip = 64;  // an item is so many columns of C
+
+  DType dtype = DType::float32;
+  int64_t m = 0, n = 0, k = 0;
+  const void* a = nullptr;
+  const void* b = nullptr;
+  bool a_transposed = false, b_transposed = false;
+  void* c = nullptr;
+  bool adds = false;       // to what is in C
+  void* panels = nullptr;  // kStrip * k elements; if B is transposed, for each item
+};
+
 }  // namespace aigc
 
+AIGC_KERNEL(mlp_product, MlpProductParams)    // items: strips of columns
 AIGC_KERNEL(mlp_forward, MlpForwardParams)    // items: chunks of rows
 AIGC_KERNEL(mlp_backward, MlpBackwardParams)  // items: chunks of columns
 AIGC_KERNEL(mlp_second, MlpSecondParams)      // items: chunks of elements

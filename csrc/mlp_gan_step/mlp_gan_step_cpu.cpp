@@ -1,5 +1,6 @@
 #include "mlp_gan_step/mlp_gan_step.h"
 
+#include "core/matmul.h"
 #include "core/reduce.h"
 
 namespace aigc {
@@ -98,6 +99,26 @@ void second(const MlpSecondParams& p, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+void mlp_product(const MlpProductParams& p, int64_t begin, int64_t end) {
+  static_assert(MlpProductParams::kStrip == kStrip);
+  dispatch_acc(p.dtype, [&]<class T>(T*) {
+    Product<T> product;
+    product.m = p.m;
+    product.n = p.n;
+    product.k = p.k;
+    product.a = static_cast<const T*>(p.a);
+    product.a_row = p.a_transposed ? 1 : p.k;
+    product.a_column = p.a_transposed ? p.m : 1;
+    product.b = static_cast<const T*>(p.b);
+    product.b_stride = p.b_transposed ? p.k : p.n;
+    product.b_by_columns = p.b_transposed;
+    product.c = static_cast<T*>(p.c);
+    product.adds = p.adds;
+    for (int64_t strip = begin; strip < end; ++strip)
+      product_strip(product, strip, static_cast<T*>(p.panels) + (p.b_transposed ? strip * kStrip * p.k : 0));
+  });
+}
 
 void mlp_forward(const MlpForwardParams& p, int64_t begin, int64_t end) {
   dispatch_acc(p.dtype, [&]<class T>(T*) {
