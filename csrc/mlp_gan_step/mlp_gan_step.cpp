@@ -85,13 +85,16 @@ struct Layer {
 
 // A network, and what its optimizer needs. `params` and so on are weight, bias, weight, bias, ...
 struct Chain {
+  Chain(const char* network, const TensorList& grads, bool skip_nonfinite)
+      : name(std::string(kOp) + ", " + network), grads(grads), skip_nonfinite(skip_nonfinite) {}
+
   std::string name;  // of the op and the network, for messages
   std::vector<Layer> layers;
   AdamWork adam;
-  int64_t smallest = 0;  // of the gradients
-  bool skip_nonfinite = false;
   const TensorList& grads;
-  DType dtype;
+  int64_t smallest = 0;  // of the gradients
+  bool skip_nonfinite;
+  DType dtype = DType::float32;
 
   // Of layer i - 1 in `layers`: what it makes is h[i]; h[0] is the network's input.
   std::vector<Matrix> h, d, dz;
@@ -270,7 +273,7 @@ Chain make_chain(const char* network, const Tensor& like, int64_t in_features, c
                  const std::vector<double>& alphas, const std::vector<double>& gains,
                  const std::vector<double>& rates) {
   std::istringstream acts(take_string(acts_handle));
-  Chain chain{std::string(kOp) + ", " + network, {}, {}, 0, skip_nonfinite, tensors.grads, DType::float32};
+  Chain chain(network, tensors.grads, skip_nonfinite);
   const char* op = chain.name.c_str();
   const size_t count = alphas.size();
   AIGC_CHECK(count >= 1 && gains.size() == count && tensors.params.size() == 2 * count, op, ": params has ",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from aigc_ext.optim import AdamEMA
 from aigc_ext.tasks.gan.objective import Objective
 
 _METHODS = frozenset(name for name, value in vars(Objective).items() if inspect.isfunction(value))
+_hooks_of = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_facts_of = attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks", "dtype", "is_cpu")
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -67,8 +70,12 @@ class NativeLearner:
         for an optimizer that is not AdamEMA in its usual form."""
         role, adam = self.role, self.optimizer
         parameters: list[Tensor] = []
+        usual = (True, None, None, dtype, True)  # looked at together: that takes half of the time
         for layer in layers:
             for p in layer._parameters.values():
+                if p is not None and _facts_of(p) == usual and type(p) is nn.Parameter and p.is_contiguous():
+                    parameters.append(p)
+                    continue
                 if p is None or not p.requires_grad:
                     raise RefusedError(f"a parameter of the {role} is frozen or missing")
                 parameters.append(p)
@@ -80,6 +87,8 @@ class NativeLearner:
                     or type(p) is not nn.Parameter
                 ):
                     raise RefusedError(f"a parameter of the {role} is not on the CPU, contiguous and {dtype}")
+        if len(parameters) != 2 * len(layers):
+            raise RefusedError(f"a layer of the {role} has other parameters than weight and bias")
         if type(adam) is not AdamEMA:
             raise RefusedError(f"the {role}'s optimizer is no AdamEMA")
         if (
@@ -130,13 +139,7 @@ class NativeLearner:
 
 def _is_hooked(module: nn.Module) -> bool:
     attributes = module.__dict__
-    return bool(
-        attributes["_forward_hooks"]
-        or attributes["_forward_pre_hooks"]
-        or attributes["_backward_hooks"]
-        or attributes["_backward_pre_hooks"]
-        or "forward" in attributes
-    )
+    return any(_hooks_of(attributes)) or "forward" in attributes
 
 
 def check_surroundings(objective: Objective, discriminator: nn.Module, blur_sigma: float | None) -> None:

@@ -266,6 +266,11 @@ def clamped(step: AdversarialStep) -> None:
     renew_optimizers(step)
 
 
+def one_more_parameter(step: AdversarialStep) -> None:
+    step.generator.head.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+    renew_optimizers(step)
+
+
 def new_parameter(step: AdversarialStep) -> None:
     step.generator.head.bias = nn.Parameter(step.generator.head.bias.detach().clone())
 
@@ -355,6 +360,7 @@ def in_parts(step: AdversarialStep) -> None:
         (parametrized, "a layer of the generator is a ParametrizedLinear, and no Linear"),
         (spectral, "a layer of the discriminator has a hook or a forward of its own"),
         (clamped, "a layer of the generator has a clamp"),
+        (one_more_parameter, "a layer of the generator has other parameters than weight and bias"),
         (new_parameter, "the generator's optimizer has several groups, or not the layers' parameters"),
         (tied, "the generator's optimizer has several groups, or not the layers' parameters"),
         (two_groups, "the discriminator's optimizer has several groups, or not the layers' parameters"),
