@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,6 @@ from aigc_ext.optim import AdamEMA
 from aigc_ext.tasks.gan.objective import Objective
 
 _METHODS = frozenset(name for name, value in vars(Objective).items() if inspect.isfunction(value))
-_hooks_of = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _facts_of = attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks", "dtype", "is_cpu")
 _DTYPES = (torch.float32, torch.float64)
 
@@ -55,7 +54,8 @@ class NativeLearner:
             raise RefusedError(f"the {role} is told labels")
         if _is_hooked(network):
             raise RefusedError(f"the {role} has a hook or a forward of its own")
-        layers: list[Any] = [*network.layers, network.head]
+        modules: Any = network._modules
+        layers: list[Any] = [*modules["layers"]._modules.values(), modules["head"]]
         for layer in layers:
             if type(layer) is not Linear:  # it may be parametrized
                 raise RefusedError(f"a layer of the {role} is a {type(layer).__name__}, and no Linear")
@@ -139,7 +139,13 @@ class NativeLearner:
 
 def _is_hooked(module: nn.Module) -> bool:
     attributes = module.__dict__
-    return any(_hooks_of(attributes)) or "forward" in attributes
+    return bool(
+        attributes["_forward_hooks"]
+        or attributes["_forward_pre_hooks"]
+        or attributes["_backward_hooks"]
+        or attributes["_backward_pre_hooks"]
+        or "forward" in attributes
+    )
 
 
 def check_surroundings(objective: Objective, discriminator: nn.Module, blur_sigma: float | None) -> None:
