@@ -30,7 +30,7 @@ class RunConfig(Config):
     fixed: ClassVar[tuple[str, ...]] = ("preset", "seed", "data")
     """Keys that cannot change when a run is resumed, because the old state would mean something else."""
     before: ClassVar[Mapping[str, Any]] = {}
-    """What runs did before a key existed, where that is not its default: a run without the key keeps to it."""
+    """What runs did before a key existed, if not its default; a run without the key keeps to it."""
 
     preset: str = "mlp"
     """The recipe on which the run is based; part of its directory's name."""
