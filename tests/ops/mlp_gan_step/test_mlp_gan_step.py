@@ -44,7 +44,10 @@ def learner(
     alphas = tuple(0.3 if act == "lrelu" else None for act in acts)
     return MLPLearner(
         *(normal(), [torch.full_like(t, torch.nan) for t in normal()], *moments),
-        *(normal() if averages else [], steps, acts, alphas, tuple(0.9 for _ in acts)),
+        *(normal() if averages else [], steps),
+        acts=acts,
+        alphas=alphas,
+        gains=tuple(0.9 for _ in acts),
         rates=(1e-2, 0.5, 0.99, 1e-8, 0.1, 0.9),
         skipped=torch.zeros((), dtype=torch.int64),
     )
@@ -58,7 +61,11 @@ def calls(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> dict[str, Any]
     g_acts, d_acts = tuple(draw(acts)), tuple(draw(acts))
     g_widths = (z_dim, *(draw(width) for _ in g_acts), pixels)
     d_widths = (pixels, *(draw(width) for _ in d_acts), draw(st.sampled_from([1, 1, 1, 3])))
-    options = {"averages": draw(st.booleans()), "one_step": draw(st.booleans()), "dtype": dtype}
+    options: dict[str, Any] = {
+        "averages": draw(st.booleans()),
+        "one_step": draw(st.booleans()),
+        "dtype": dtype,
+    }
     kind = draw(st.sampled_from(KINDS))
     rng = torch.Generator().manual_seed(seed)
     return {
@@ -137,7 +144,7 @@ def test_float32_is_within_the_error_budget(kind: str, gamma: float) -> None:
     would magnify any error."""
     rng = torch.Generator().manual_seed(0)
     rates = (1e-2, 0.5, 0.99, 1.0, 0.1, 0.9)
-    call = {
+    call: dict[str, Any] = {
         "real": torch.rand(64, 1, 28, 28, generator=rng),
         "z": torch.randn(64, 100, generator=rng),
         "generator": learner(
@@ -151,7 +158,7 @@ def test_float32_is_within_the_error_budget(kind: str, gamma: float) -> None:
         "r2": True,
     }
     for name in ("generator", "discriminator"):
-        for weight in call[name].params[::2]:  # type: ignore[attr-defined]
+        for weight in call[name].params[::2]:
             weight *= 2 / weight.size(1) ** 0.5
     truth = fields_after(ops.mlp_gan_step_ref, cast(call, torch.float64))
     plain = fields_after(ops.mlp_gan_step_ref, call)
@@ -159,7 +166,7 @@ def test_float32_is_within_the_error_budget(kind: str, gamma: float) -> None:
         check_budget(ours, plain[name], truth[name], torch.float32, name)
 
 
-CALL = {
+CALL: dict[str, Any] = {
     "real": torch.rand(4, 2, 3, dtype=torch.float64),
     "z": torch.randn(4, 5, dtype=torch.float64),
     "generator": learner(("lrelu", "sigmoid"), (5, 8, 6), 1),
@@ -225,7 +232,7 @@ def test_inputs_of_any_strides(layout: str) -> None:
 
 def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
     rng = torch.Generator().manual_seed(0)
-    call = {
+    call: dict[str, Any] = {
         "real": torch.rand(300, 300, generator=rng),
         "z": torch.randn(300, 40, generator=rng),
         "generator": learner(("lrelu", "sigmoid"), (40, 200, 300), 1, dtype=torch.float32),
@@ -251,7 +258,7 @@ def test_products_are_as_exact_as_pytorchs(sizes: tuple[int, int, int], dtype: t
     """Of all three forms: the images of a generator with a linear layer, and its gradients."""
     batch, z_dim, pixels = sizes
     rng = torch.Generator().manual_seed(0)
-    call = {
+    call: dict[str, Any] = {
         "real": torch.randn(batch, pixels, generator=rng, dtype=torch.float64).to(dtype),
         "z": torch.randn(batch, z_dim, generator=rng, dtype=torch.float64).to(dtype),
         "generator": learner(("linear",), (z_dim, pixels), 1, dtype=dtype),
