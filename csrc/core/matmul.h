@@ -34,19 +34,6 @@ struct Product {
   bool adds = false;          // to what is in C
 };
 
-// The rows of `v` become its columns: each step interleaves its first half with its second.
-template <class T>
-inline void transpose(Vec<T> (&v)[kWidth<T>]) {
-  for (int step = 1; step < kWidth<T>; step *= 2) {
-    Vec<T> next[kWidth<T>];
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth<T> / 2; ++i)
-      join_pairs(v[i], v[i + kWidth<T> / 2], next[2 * i], next[2 * i + 1]);
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth<T>; ++i) v[i] = next[i];
-  }
-}
-
 // Copies `columns` columns of B from j on into rows of `width` elements, the rest of which are zeros.
 template <class T>
 void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, T* panel) {
@@ -66,7 +53,7 @@ void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, T* pan
         Vec<T> block[W];
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) block[i] = load(source + i * p.b_stride + k);
-        transpose<T>(block);
+        transpose(block);
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) store(panel + (k + i) * width + first, block[i]);
       }

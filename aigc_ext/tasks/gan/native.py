@@ -114,9 +114,8 @@ class NativeLearner:
         grads, exp_avgs, exp_avg_sqs, steps = [], [], [], []
         if learns:
             grads = self._grads
-            if [g.shape for g in grads] != [p.shape for p in parameters] or grads[0].dtype != parameters[
-                0
-            ].dtype:
+            shapes = [p.shape for p in parameters]
+            if [g.shape for g in grads] != shapes or grads[0].dtype != parameters[0].dtype:
                 grads = self._grads = [torch.empty_like(p, requires_grad=False) for p in parameters]
             for p, grad in zip(parameters, grads, strict=True):
                 if p.grad is not grad:
