@@ -2,7 +2,9 @@
 each property on each case.
 
 The error budget, with the float64 reference as truth, in the maximum and in the relative L2 norm:
-``error(ours) <= 2 * error(reference in the same dtype) + floor(dtype)``.
+``error(ours) <= 2 * error(reference in the same dtype) + floor(dtype)``. The error of a few numbers is luck,
+so a call that misses the budget of its own reference is held to the largest of the reference's errors on
+nearby calls.
 """
 
 from __future__ import annotations
@@ -65,10 +67,6 @@ class OpCase:
     twice_differentiable: bool = True
     keeps_format: bool = True  # the first output has the memory format of the input `x`
     own_sums: bool = True  # contains no product of PyTorch's, whose bits depend on the number of threads
-    # Inputs whose gradient is a short vector of long sums, of numbers that PyTorch's convolution rounded. How
-    # far such a sum cancels is a matter of luck, and differs between processors. Their budget is checked in
-    # float64 here, and in every dtype by the cases of the ops that do the summing.
-    luck: tuple[str, ...] = ()
     # Replaces the 2 in half types, where function and reference round different intermediates.
     half_factor: float = 2.0
     decomposes_to_reference: bool = True  # bit for bit; else to another form in plain PyTorch
@@ -193,10 +191,16 @@ FLOOR = {
 
 
 def check_budget(
-    ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, what: str, factor: float = 2.0
+    ours: Tensor,
+    plain: Tensor,
+    truth: Tensor,
+    dtype: torch.dtype,
+    what: str,
+    factor: float = 2.0,
+    nearby: Callable[[], Iterable[Tensor]] = tuple,
 ) -> None:
     """``error(ours) <= factor * error(plain) + floor(dtype)``; NaN in the same places; shape and dtype of
-    ``plain``."""
+    ``plain``. ``nearby()`` gives the reference's errors on other calls, of which the largest may count."""
     assert ours.shape == truth.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(truth.shape)}"
     assert ours.dtype == plain.dtype, f"{what}: {ours.dtype}, but the reference gives {plain.dtype}"
     finite = truth.isfinite() & plain.isfinite()
@@ -209,7 +213,10 @@ def check_budget(
         size, error, plain_error = (
             torch.linalg.vector_norm(t, order).item() for t in (truth, ours - truth, plain - truth)
         )
-        allowed = factor * plain_error + FLOOR[dtype] * size + TRUTH_ERROR * max(size, 1)
+        floor = FLOOR[dtype] * size + TRUTH_ERROR * max(size, 1)
+        if error > factor * plain_error + floor:
+            plain_error = max([plain_error, *(torch.linalg.vector_norm(e, order).item() for e in nearby())])
+        allowed = factor * plain_error + floor
         assert error <= allowed, (
             f"{what}: {norm} error {error:.3g} > {allowed:.3g} (plain: {plain_error:.3g})"
         )
@@ -227,28 +234,53 @@ def without_onednn(dtype: torch.dtype) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
-def check_call(case: OpCase, call: Call, dtype: torch.dtype, layout: str, seed: int) -> None:
-    """Values and first gradients of one call within the budget."""
-    rounded = Call(
-        {
-            k: v if v is None or not v.is_floating_point() else v.to(dtype).double()
-            for k, v in call.inputs.items()
-        },
-        call.options,
-    )
-    ours = values_and_gradients(case.function, prepare(call, case, dtype, layout), call.options, seed, dtype)
+def reference_results(
+    case: OpCase, call: Call, dtype: torch.dtype, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values and gradients of the reference in ``dtype``, and in float64 for the same rounded inputs."""
+    rounded = {
+        k: v if v is None or not v.is_floating_point() else v.to(dtype).double()
+        for k, v in call.inputs.items()
+    }
     with without_onednn(dtype):
         plain = values_and_gradients(case.reference, prepare(call, case, dtype), call.options, seed, dtype)
-    truth = values_and_gradients(
-        case.reference, prepare(rounded, case, torch.float64), call.options, seed, dtype
-    )
+    exact = prepare(Call(rounded, call.options), case, torch.float64)
+    return plain, values_and_gradients(case.reference, exact, call.options, seed, dtype)
+
+
+def reference_errors(case: OpCase, call: Call, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
+    """What the reference's roundings do to each result. In float64 they are told from those in float32, since
+    the reference is the truth itself."""
+    rounded_to = torch.float32 if dtype == torch.float64 else dtype
+    plain, truth = reference_results(case, call, rounded_to, seed)
+    scale = torch.finfo(dtype).eps / torch.finfo(rounded_to).eps
+    return {name: (plain[name].double() - truth[name].double()) * scale for name in truth}
+
+
+def nearby_call(call: Call, seed: int) -> Call:
+    """The same call with every number moved by about a percent: as well conditioned, otherwise rounded."""
+    inputs = {
+        k: v if v is None or not v.is_floating_point() else v * (1 + 0.01 * seeded(v.shape, seed + i))
+        for i, (k, v) in enumerate(call.inputs.items())
+    }
+    return Call(inputs, call.options)
+
+
+def check_call(case: OpCase, call: Call, dtype: torch.dtype, layout: str, seed: int) -> None:
+    """Values and first gradients of one call within the budget."""
+    ours = values_and_gradients(case.function, prepare(call, case, dtype, layout), call.options, seed, dtype)
+    plain, truth = reference_results(case, call, dtype, seed)
     assert ours.keys() == plain.keys(), f"{case.name}: {sorted(ours)} instead of {sorted(plain)}"
+
+    @functools.cache
+    def nearby_errors() -> list[dict[str, Tensor]]:
+        return [reference_errors(case, nearby_call(call, seed + i), dtype, seed + i) for i in range(1, 9)]
+
     for name in truth:
-        if dtype != torch.float64 and name.removeprefix("gradient of ") in case.luck:
-            continue
         what = f"{case.name}, {dtype}, {layout}, {name}"
         factor = case.half_factor if dtype.itemsize == 2 else 2.0
-        check_budget(ours[name], plain[name], truth[name], dtype, what, factor)
+        nearby = functools.partial(lambda name: [errors[name] for errors in nearby_errors()], name)
+        check_budget(ours[name], plain[name], truth[name], dtype, what, factor, nearby)
 
 
 def check_nonfinite(function: Callable[..., Tensor], reference: Callable[..., Tensor], value: float) -> None:

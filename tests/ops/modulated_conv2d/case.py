@@ -62,7 +62,6 @@ CASES = [
         small_calls=modulated_calls(small=True),
         large_call=large_call,
         own_sums=False,
-        luck=("f", "strength", "b"),
         half_factor=4.0,  # the reference resamples first, and multiplies the weights by the styles
         decomposes_to_reference=False,
     )
