@@ -26,9 +26,9 @@ W_AVG_HALF_LIFE, MAGNITUDE_HALF_LIFE = 5000, 20000  # images
 
 
 def plain(ours: nn.Module) -> nn.Module:
-    """The plain network that computes the same as `ours`, a network of `aigc_ext.models`, from equal weights
-    and buffers."""
-    network = PLAIN[type(ours)](ours)
+    """The plain network that computes the same as `ours`, a network of `aigc_ext.models`, with its dtype,
+    device, weights and buffers."""
+    network = PLAIN[type(ours)](ours).to(next(ours.parameters()))
     states = [value for name, value in ours.state_dict().items() if not name.endswith("resample_filter")]
     network.load_state_dict(dict(zip(network.state_dict(), states, strict=True)))
     return network.train(ours.training)
@@ -368,7 +368,7 @@ class ModulatedConv2d(nn.Module):
         bias = self.bias[:, None, None]
         if self.noise_strength is None:
             return y + bias
-        noise = torch.randn(y.shape[0], 1, *y.shape[2:], device=y.device)
+        noise = torch.randn(y.shape[0], 1, *y.shape[2:], dtype=y.dtype, device=y.device)
         return F.leaky_relu(y + noise * self.noise_strength + bias, 0.2, inplace=True) * math.sqrt(2)
 
 
@@ -415,7 +415,7 @@ class StyleGenerator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         w = self.mapping(z)
         with torch.no_grad():
-            self.w_avg.lerp_(w[:, 0].mean(0).float(), 1 - 0.5 ** (len(z) / W_AVG_HALF_LIFE))
+            self.w_avg.lerp_(w[:, 0].mean(0).to(self.w_avg.dtype), 1 - 0.5 ** (len(z) / W_AVG_HALF_LIFE))
         return self.synthesis(w)
 
     def synthesis(self, w: Tensor) -> Tensor:
@@ -529,7 +529,7 @@ class AliasFreeLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         gain = self.magnitude.rsqrt()
         with torch.no_grad():
-            square = x.float().square().mean()
+            square = x.to(self.magnitude.dtype).square().mean()
             self.magnitude.lerp_(square, 1 - 0.5 ** (len(x) / MAGNITUDE_HALF_LIFE))
         weight: Tensor = self.weight
         styles: Tensor = self.affine(w)

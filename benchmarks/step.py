@@ -78,20 +78,21 @@ class Size:
 def sizes(quick: bool) -> Iterable[Size]:
     style = {"channel_base": 1024, "channel_max": 32}
     latents = {"z_dim": 128, "w_dim": 128}
-    wide = {"channel_base": 2048, "channel_max": 64}
+    wide = {"channel_base": 1024, "channel_max": 64}
     if quick:
         tiny = {"channel_base": 64, "channel_max": 4}
+        short = {"z_dim": 8, "w_dim": 8, "mapping_layers": 1}
         yield Size("dcgan", 8, 4, {"channels": 4}, {"channels": 4}, [False])
         yield Size("sngan", 8, 4, {"channels": 4}, {"channels": 4}, [False])
-        yield Size("stylegan2", 8, 4, {"z_dim": 8, "w_dim": 8, **tiny}, tiny)
-        yield Size("stylegan3-t", 8, 4, {"z_dim": 8, "w_dim": 8, "num_layers": 4, **tiny}, tiny)
-        yield Size("r3gan", 8, 4, {"z_dim": 8, **tiny}, tiny)
+        yield Size("stylegan2", 8, 4, {**short, **tiny}, tiny, [True])
+        yield Size("stylegan3-t", 8, 4, {**short, **tiny, "num_layers": 3}, tiny, [True])
+        yield Size("r3gan", 8, 4, {**tiny, "blocks": 1}, {**tiny, "blocks": 1}, [True])
         return
     for side in (28, 32):
         yield Size("dcgan", side, 32, {"channels": 32}, {"channels": 32}, [False])
     yield Size("sngan", 32, 16, {"channels": 32}, {"channels": 32}, [False])
     yield Size("stylegan2", 64, 8, {**latents, **style}, style)
-    yield Size("stylegan3-t", 64, 4, {**latents, **style, "num_layers": 10}, style)
+    yield Size("stylegan3-t", 64, 4, {**latents, **style, "num_layers": 8}, style)
     yield Size("r3gan", 32, 16, wide, wide)
     yield Size("r3gan", 64, 8, wide, wide)
 
@@ -134,16 +135,19 @@ def eager(
     factor = loss.gamma / 2 * loss.r1_interval
     arithmetic = partial(torch.autocast, weights[0].device.type, torch.bfloat16, enabled=autocast)
 
+    def wide(x: Tensor) -> Tensor:
+        return x.float() if autocast else x
+
     @compiled
     def generate(z: Tensor) -> Tensor:
         with arithmetic():
             images: Tensor = generator(z)
-        return images.float()
+        return wide(images)
 
     def logits(images: Tensor) -> Tensor:
         with arithmetic():
             made: Tensor = discriminator(images)
-        return made.float()
+        return wide(made)
 
     def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -183,10 +187,10 @@ def eager(
         with arithmetic():
             w = generator.mapping(z)  # type: ignore[operator]
             images = generator.synthesis(w)  # type: ignore[operator]
-        (gradient,) = torch.autograd.grad((images.float() * noise).sum(), w, create_graph=True)
-        lengths = gradient.float().square().sum(2).mean(1).sqrt()
+        (gradient,) = torch.autograd.grad((wide(images) * noise).sum(), w, create_graph=True)
+        lengths = wide(gradient).square().sum(2).mean(1).sqrt()
         total = loss.path_weight * loss.path_interval * (lengths - path_mean).square().mean()
-        path_mean.lerp_(lengths.detach().mean(), loss.path_decay)
+        path_mean.lerp_(lengths.detach().mean().to(path_mean.dtype), loss.path_decay)
         return total
 
     def step(real: Tensor, z: Tensor) -> None:
@@ -236,7 +240,7 @@ def ours(
 
 
 def first_step(built: Built, real: Tensor, z: Tensor) -> dict[str, list[Tensor]]:
-    """Takes a step and two more to warm up; returns what the first one has left."""
+    """Takes a step, and two more to warm up; returns what the first one has left."""
     torch.manual_seed(1)
     built.step(real, z)
     g: list[Tensor] = list(built.generator.parameters())
@@ -259,21 +263,24 @@ def check_same(
 ) -> None:
     """Compares the gradients, weights and averages after a first step.
 
-    A gradient that is only rounding errors, such as that of a bias before batch norm, must be small compared
-    to the whole network's. With a beta1 of 0 Adam's first step is as long for it as for any other, but its
-    direction is chance: so the weights' distances are judged together.
+    Gradients mostly agree to 1e-6, but one ReLU within rounding of its kink changes them by some thousandths;
+    tests/test_benchmark_step.py compares them closely, in float64. A gradient of rounding errors only, such
+    as that of a bias before batch norm, must be small compared to the whole network's. With a beta1 of 0
+    Adam's first step is as long for it as for any other, in a direction of chance: so the weights' distances
+    are judged together. Compiled code rounds more coarsely, which takes more ReLUs to the other side.
     """
+    factor = 10 if contender == "compile" else 1
     for name, tensors in expected.items():
         pairs = list(zip(got[name], tensors, strict=True))
         distances = [float((own - theirs).norm()) for own, theirs in pairs]
         if name.endswith("gradients"):
             whole = float(torch.stack([theirs.norm() for _, theirs in pairs]).norm())
-            limits = [1e-3 * float(theirs.norm()) + 1e-5 * whole for _, theirs in pairs]
+            limits = [factor * (1e-2 * float(theirs.norm()) + 1e-5 * whole) for _, theirs in pairs]
         else:
             moved = lr * (1 - EMA) if name.startswith("the average") else lr
             weights = sum(theirs.numel() for _, theirs in pairs)
             distances = [sum(distance**2 for distance in distances) ** 0.5]
-            limits = [(0.1 * moved + 1e-7) * weights**0.5]
+            limits = [factor * (0.1 * moved + 1e-7) * weights**0.5]
         for k, (distance, limit) in enumerate(zip(distances, limits, strict=True)):
             if not distance <= limit:
                 raise AssertionError(
@@ -305,6 +312,7 @@ def case_of(size: Size, penalize: bool, setting: Setting) -> Case:
         left = first_step(built, images, z)
         return partial(built.step, images, z), left
 
+    torch.compiler.reset()  # else another case of the same networks would be compiled for any size
     running = those_that_work({contender: partial(begun, contender) for contender in builders})
     for contender, (_, left) in running.items():
         if not contender.endswith("bf16"):
