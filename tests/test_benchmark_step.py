@@ -1,19 +1,14 @@
-"""benchmarks/step.py: the plain networks and their step compute the same as ours, and the script runs."""
+"""benchmarks/step.py: the plain networks and their step compute the same as ours, and all contenders run."""
 
 from __future__ import annotations
-
-import csv
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.step import Size, eager, first_step, networks, ours, sizes
+from benchmarks.harness import Setting, run_module
+from benchmarks.step import Size, cases, eager, first_step, networks, ours, sizes
 
-ROOT = Path(__file__).parents[1]
 SIZES = list(sizes(quick=True))
 CASES = [(size, penalize) for size in SIZES for penalize in {False, *size.penalties}]
 
@@ -46,14 +41,8 @@ def test_plain_and_ours_take_the_same_step(size: Size, penalize: bool, grouped: 
             torch.testing.assert_close(chosen(got[name]), chosen(expected[name]), rtol=0, atol=1e-9)
 
 
-def test_the_script_runs(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "step", "--quick", "--threads", "1", "--csv-only"]
-    result = subprocess.run(
-        [*command, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "left out" not in result.stdout
-    with (tmp_path / "step.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def test_every_contender_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = list(run_module(cases, Setting(quick=True), [torch.get_num_threads()]))
+    assert "left out" not in capsys.readouterr().out
     assert len({row["case"] for row in rows}) == len(SIZES)
     assert {"eager", "eager, grouped", "compile", "aigc_ext"} <= {row["contender"] for row in rows}
