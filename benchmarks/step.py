@@ -98,12 +98,12 @@ def sizes(quick: bool) -> Iterable[Size]:
 
 
 def networks(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+    """Ours, in training mode. Parameters that start at zero get other values, because some, such as the last
+    layers of R3GAN's blocks, would leave others without a gradient."""
     generator, discriminator = build_generator(config.generator), build_discriminator(config.discriminator)
     with torch.no_grad():
         for parameter in (*generator.parameters(), *discriminator.parameters()):
-            if (
-                not parameter.any()
-            ):  # such as the last layers of R3GAN's blocks: others would have no gradient
+            if not parameter.any():
                 parameter.normal_(0, 0.1)
     return generator, discriminator
 
