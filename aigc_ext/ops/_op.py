@@ -103,7 +103,7 @@ def records() -> list[Op]:
 
 
 def native(
-    schema: str,
+    name: str,
     *,
     fake: Callable[..., Any],
     gradients: Callable[..., Sequence[Any]] | None = None,
@@ -115,18 +115,16 @@ def native(
     kept: Callable[..., tuple[Any, ...]] | None = None,
     constants: Sequence[str] = (),
     recorded: str | None = None,
-    kernel: Callable[..., Any] | None = None,
     autocast: bool = False,
     cuda: bool = True,
 ) -> Callable[..., Any]:
     """Declares a native op and returns the function that calls it with the schema's arguments by position.
 
-    The call goes through the dispatcher while a graph is traced or autocast is on, and otherwise straight to
-    the op, which takes less than half the time. The gradient is the same either way.
+    The call goes through the dispatcher while a graph is traced or where autocast casts, and otherwise
+    straight to the op, which takes less than half the time. The gradient is the same either way.
 
     Args:
-        schema: the op's name (with ``.overload``, if it has one); for an op written in Python, the whole
-            schema.
+        name: the op's, with ``.overload`` if it has one. Its schema is the native library's.
         fake: maps the schema's arguments to results without values. It rejects what the op rejects, with the
             same messages.
         gradients: the derivative. ``gradients(a, needs, *grad_outputs)`` returns a gradient or None for each
@@ -146,17 +144,12 @@ def native(
         constants: results that have no gradient.
         recorded: the native op that runs instead of this one when a gradient may be needed. Its first results
             are the same, and the derivative may read the others.
-        kernel: the op's code, if it is written in Python.
         autocast: whether autocast casts floating-point tensors other than float64, as for ``F.linear``. By
             default an op computes in the dtypes of its arguments.
         cuda: whether it has a CUDA kernel.
 
     An op without ``gradients`` and ``reference`` has no derivative and is transparent to autograd.
     """
-    name, is_whole, _ = schema.partition("(")
-    if is_whole:
-        _library.define(schema)
-        _library.impl(name, kernel, "CompositeExplicitAutograd")
     overload = _overload(name)
     torch.library.register_fake(f"aigc::{name}")(fake)
     if autocast:
@@ -169,14 +162,14 @@ def native(
     if gradients or reference:
         formula = gradients or _by_reference(reference, overload)
         run = _overload(recorded) if recorded else overload
-        function = _function(NATIVES[name], run, formula, weights, save, keep, kept, constants)
+        function = _function(NATIVES[name], run, formula, weights, save, keep, kept, constants, autocast)
         _library.impl(name, function(False), "Autograd")
         return function(True)
     if not overload._schema.is_mutable:
         _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
     def call(*values: Any) -> Any:
-        if _is_compiling() or _is_autocast_enabled():
+        if _is_compiling() or (autocast and _is_autocast_enabled()):
             return overload(*values)
         if _is_logging(_DEBUG):
             _log_run(NATIVES[name], values)
@@ -195,6 +188,7 @@ def _function(
     keep: Sequence[str],
     kept: Callable[..., tuple[Any, ...]] | None,
     constants: Sequence[str],
+    autocast: bool,
 ) -> Callable[[bool], Callable[..., Any]]:
     """Makes the function that calls the op with its derivative: ``function(True)`` for Python callers,
     ``function(False)`` for the dispatcher, which must not be entered again.
@@ -323,7 +317,7 @@ def _function(
 
     def function(asks: bool) -> Callable[..., Any]:
         def call(*values: Any) -> Any:
-            if asks and (_is_compiling() or _is_autocast_enabled()):
+            if asks and (_is_compiling() or (autocast and _is_autocast_enabled())):
                 return overload(*values)
             if _is_logging(_DEBUG):
                 _log_run(op, values)
@@ -345,9 +339,7 @@ def _log_run(op: Native, values: Sequence[Any]) -> None:
     if _is_compiling() or tensor is None:
         return
     kernel = f"its {tensor.device.type} kernel"
-    if op.overload.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeExplicitAutograd):
-        kernel = "PyTorch's ops"
-    elif tensor.device.type == "cpu":
+    if tensor.device.type == "cpu":
         kernel += f" for {torch.ops.aigc.instruction_set()}"
     LOG.debug("%s runs %s: its tensors are on %s", op.name, kernel, tensor.device)
 
@@ -387,6 +379,23 @@ def _by_reference(reference: Any, overload: Any) -> Callable[..., Sequence[Any]]
     return gradients
 
 
+def cast_by_autocast(tensors: list[Any]) -> list[Any]:
+    """The tensors as autocast gives them to ``F.linear``, if it is on for the first one's device."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    cast: list[Any] = _cast(tensors, torch.get_autocast_dtype(device_type))
+    return cast
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, list):
+        return [_cast(item, dtype) for item in value]
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    return value
+
+
 def _register_autocast(overload: Any) -> None:
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         _library.impl(overload.name(), _autocast_kernel(overload, device_type, key), key)
@@ -395,15 +404,9 @@ def _register_autocast(overload: Any) -> None:
 def _autocast_kernel(overload: Any, device_type: str, key: str) -> Callable[..., Any]:
     below_autocast = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-    def cast(value: Any) -> Any:
-        if isinstance(value, list):
-            return [cast(item) for item in value]
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-            return value.to(torch.get_autocast_dtype(device_type))
-        return value
-
     def kernel(*arguments: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
         with torch._C._ExcludeDispatchKeyGuard(below_autocast):
-            return overload(*map(cast, arguments))
+            return overload(*(_cast(value, dtype) for value in arguments))
 
     return kernel

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
-from aigc_ext.ops._layout import HALF, is_channels_last, new_like_images
+from aigc_ext.ops._layout import HALF, is_channels_last, new_in_format, new_like_images
 from aigc_ext.ops._mode import decomposed
-from aigc_ext.ops._op import Op, native
+from aigc_ext.ops._op import Op, cast_by_autocast, native
 from aigc_ext.ops._route import Route, take
 from aigc_ext.ops.activations import resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_ref
@@ -34,6 +34,10 @@ _Pair = int | Sequence[int]
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
 _SURELY_RIGHT = 16  # pixels: see _dtype_route
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+_FAST_HALF = {
+    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
 
 
 def conv2d_act(
@@ -61,8 +65,8 @@ def conv2d_act(
         act, alpha, gain, clamp: as for :func:`aigc_ext.ops.bias_act`.
 
     Returns:
-        ``[N, out_channels, ...]``, channels-last if ``x`` is, else contiguous. Differentiable to every order
-        in x, w and b.
+        ``[N, out_channels, ...]``, channels-last if ``x`` or ``w`` is, else contiguous. Differentiable to
+        every order in x, w and b.
 
     Raises:
         ValueError: unknown ``act``; ``alpha`` or ``gain`` not finite; ``clamp`` negative or NaN.
@@ -153,14 +157,24 @@ def conv_transpose2d_act_ref(
 
 
 def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
-    """The convolution with only its bias, for ``op``, in the form that suits device and shape."""
-    _output_size(op, x, w, *geometry)
-    if take(op, _route(x, w, geometry)) == "conv3x3":
+    """The convolution with only its bias, for ``op``, in the form that suits device, dtype and shape."""
+    if torch._C._is_any_autocast_enabled():
+        x, w, b = cast_by_autocast([x, w, b])
+    if x.dim() == w.dim() == 4 and take(op, _route(x, w, geometry)) == "conv3x3":
         padding, transposed = geometry[1], geometry[-1]
         if transposed:
             padding = [2 - padding[0], 2 - padding[1]]
+        if is_channels_last(w):
+            x = x.contiguous(memory_format=torch.channels_last)
         return conv3x3_padded(x, w, b, padding[0], padding[1], transposed)
-    y: Tensor = _convolution(x, w, b, *geometry)
+    y: Tensor
+    if x.dtype in HALF:
+        size = _check(op, x, w, b, geometry)
+        if take(op, _dtype_route(x, w.shape[2:], size, geometry)) == "float32":
+            wide = _convolution(x.float(), w.float(), b if b is None else b.float(), *geometry)
+            y = wide.to(x.dtype)
+            return y
+    y = _convolution(x, w, b, *geometry)
     return y
 
 
@@ -282,11 +296,7 @@ def _output_size(
 def widened(x: Tensor) -> bool:
     """Is x of a half type that the CPU has no instructions for? There PyTorch's convolution takes 200 times
     as long as in float32."""
-    if x.device.type != "cpu" or x.dtype not in HALF:
-        return False
-    mkldnn = torch.ops.mkldnn
-    fast = mkldnn._is_mkldnn_bf16_supported if x.dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported
-    return not fast()
+    return x.dtype in HALF and x.device.type == "cpu" and not _FAST_HALF[x.dtype]
 
 
 def _dtype_route(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry: Sequence[Any]) -> Route:
@@ -313,45 +323,9 @@ def _dtype_route(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry
     return Route("float32", "oneDNN cannot be relied on for such images in bfloat16")
 
 
-def _convolve_kernel(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
+def _fake(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
     size = _check("convolution", x, w, b, geometry)
-    if x.size(0) == 0:
-        return new_like_images(x, size)
-    stride, padding, dilation, output_padding, groups, transposed = geometry
-    channels_last, dtype = is_channels_last(x), x.dtype
-    if take("convolution", _dtype_route(x, w.shape[2:], size, geometry)) == "float32":
-        x, w, b = x.float(), w.float(), None if b is None else b.float()
-    y = torch.ops.aten.convolution.default(
-        x, w, b, stride, padding, dilation, transposed, output_padding, groups
-    ).to(dtype)
-    return _in_format(y, channels_last)
-
-
-def _backward_kernel(
-    dy: Tensor,
-    x: Tensor,
-    w: Tensor,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    output_padding: Any,
-    groups: int,
-    transposed: bool,
-    need_x: bool,
-    need_w: bool,
-) -> tuple[Tensor, Tensor]:
-    geometry = stride, padding, dilation, output_padding, groups, transposed
-    dx, dw = _fake_backward(dy, x, w, *geometry, need_x, need_w)
-    if x.size(0) == 0:
-        return dx, dw.zero_()
-    if take("convolution_backward", _dtype_route(x, w.shape[2:], dy.shape, geometry)) == "float32":
-        dy, x, w = dy.float(), x.float(), w.float()
-    made_x, made_w, _ = torch.ops.aten.convolution_backward.default(
-        dy, x, w, None, stride, padding, dilation, transposed, output_padding, groups, [need_x, need_w, False]
-    )
-    if need_x:
-        dx = _in_format(made_x.to(dx.dtype), is_channels_last(dx))
-    return dx, made_w.to(dw.dtype).contiguous() if need_w else dw
+    return new_in_format(x, size, is_channels_last(x) or is_channels_last(w))
 
 
 def _fake_backward(dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -362,12 +336,7 @@ def _fake_backward(dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor
     if list(dy.shape) != size:
         raise RuntimeError(f"{op}: dy has shape {shape_of(dy)}, but must be {size}")
     dx = new_like_images(x, x.shape) if need_x else x.new_empty(0)
-    return dx, w.new_empty(w.shape if need_w else 0)
-
-
-def _in_format(images: Tensor, channels_last: bool) -> Tensor:
-    """PyTorch does not always choose the format that its arguments have."""
-    return images.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else images.contiguous()
+    return dx, new_like_images(w, w.shape) if need_w else w.new_empty(0)
 
 
 def _check(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: Sequence[Any]) -> list[int]:
@@ -410,26 +379,18 @@ def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_GEOMETRY = (
-    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt[] output_padding, SymInt groups, "
-    "bool transposed"
-)
 _backward: Callable[..., tuple[Tensor, Tensor]] = native(
-    f"convolution_backward(Tensor dy, Tensor x, Tensor w, {_GEOMETRY}, bool need_x, bool need_w) "
-    "-> (Tensor dx, Tensor dw)",
-    kernel=_backward_kernel,
+    "convolution_backward",
     fake=_fake_backward,
     gradients=_second_gradients,
     weights=("w",),
 )
 _convolution: Callable[..., Tensor] = native(
-    f"convolution(Tensor x, Tensor w, Tensor? b, {_GEOMETRY}) -> Tensor",
-    kernel=_convolve_kernel,
-    fake=lambda x, w, b, *geometry: new_like_images(x, _check("convolution", x, w, b, geometry)),
+    "convolution",
+    fake=_fake,
     gradients=_gradients,
     weights=("w", "b"),
     save=("x", "w"),
-    autocast=True,
 )
 
 OPS = [

@@ -91,11 +91,14 @@ class Calls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.dtypes: dict[str, list[torch.dtype]] = {}
         self.weight_gradients = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name()
         self.names.append(name)
+        if name.startswith("aigc::"):
+            self.dtypes.setdefault(name, []).append(args[0].dtype)
         computes_one = name == "aigc::convolution_backward" and args[-1]  # need_w
         self.weight_gradients += computes_one or name == "aigc::conv3x3_weight_gradient"
         return function(*args, **(kwargs or {}))
@@ -141,6 +144,17 @@ def test_r1_through_a_discriminator_is_plain_pytorchs() -> None:
         strict=True,
     ):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("size", [(2, 4, 6, 6), (1, 32, 32, 32)], ids=["convolution", "conv3x3"])
+def test_a_channels_last_filter_makes_channels_last_images_as_in_conv2d(size: tuple[int, ...]) -> None:
+    x = torch.randn(size).requires_grad_()
+    w = torch.randn(size[1], size[1], 3, 3).to(memory_format=torch.channels_last).requires_grad_()
+    y, plain = (f(x, w, padding=1) for f in (ops.conv2d_act, F.conv2d))
+    assert y.stride() == plain.stride()
+    if size[1] == 4:
+        dx, dw = torch.autograd.grad(y, (x, w), torch.randn_like(y))
+        assert (dx.stride(), dw.stride()) == (x.stride(), w.stride())
 
 
 @pytest.mark.parametrize("act", ["linear", "lrelu"])
@@ -200,23 +214,17 @@ LEFT_TO_ONEDNN = [
 def test_bfloat16_is_not_left_to_onednn_where_that_is_wrong(
     case: tuple[Any, ...], converted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("aigc_ext.ops.conv2d_act")
-    decide, decisions = module._dtype_route, []
-
-    def recorded(*call):
-        decisions.append(decide(*call))
-        return decisions[-1]
-
-    monkeypatch.setattr(module, "widened", lambda x: False)
-    monkeypatch.setattr(module, "_dtype_route", recorded)
+    monkeypatch.setattr(importlib.import_module("aigc_ext.ops.conv2d_act"), "widened", lambda x: False)
     x_shape, w_shape, options = case
     options = dict(options)
     run = ops.conv_transpose2d_act if options.pop("transposed", False) else ops.conv2d_act
     x, w = (torch.randn(shape).bfloat16().requires_grad_() for shape in (x_shape, w_shape))
-    y = run(x, w, **options)
-    torch.autograd.grad(y, (x, w), torch.ones_like(y))
-    kernels = [route.kernel for route in decisions]  # forward and backward
-    assert kernels == ["float32" if converted else "bfloat16"] * 2
+    with Calls() as calls:
+        y = run(x, w, **options)
+        torch.autograd.grad(y, (x, w), torch.ones_like(y))
+    assert y.dtype == torch.bfloat16
+    dtype = torch.float32 if converted else torch.bfloat16
+    assert calls.dtypes["aigc::convolution"] == calls.dtypes["aigc::convolution_backward"] == [dtype]
 
 
 def test_bfloat16_is_right_whatever_the_memory_around_it_holds() -> None:
