@@ -42,7 +42,7 @@ from aigc_ext.models.settings import (
     OutputAct,
     takes,
 )
-from aigc_ext.nn import Conv2d, Downsample2d, Upsample2d
+from aigc_ext.nn import Conv2d, Downsample2d, Linear, Upsample2d
 
 _TAPS = (1, 2, 1)
 _SLOPE = 0.2
@@ -116,7 +116,7 @@ class R3GANGenerator(Network):
         image_shape, z_dim, num_classes = settings.image_shape, settings.z_dim, settings.num_classes
         widths = self.widths = _widths(settings)
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
-        self.linear = _initialised(nn.Linear(2 * z_dim if num_classes else z_dim, widths[0], bias=False))
+        self.linear = _initialised(Linear(2 * z_dim if num_classes else z_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(1, widths[0], *_coarsest(image_shape, widths)))
         stages = [_residuals(width, settings, len(widths)) for width in widths]
         layers = [stages[0]]

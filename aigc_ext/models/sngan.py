@@ -28,7 +28,7 @@ from aigc_ext.models.settings import (
     Network,
     takes,
 )
-from aigc_ext.nn import BatchNormAct2d, Conv2d
+from aigc_ext.nn import BatchNormAct2d, Conv2d, Linear
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SNGANGenerator(Network):
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
         self._coarsest = (channels, image_shape[1] >> halvings, image_shape[2] >> halvings)
         inputs = 2 * z_dim if num_classes else z_dim
-        self.linear = _initialised(nn.Linear(inputs, math.prod(self._coarsest)))
+        self.linear = _initialised(Linear(inputs, math.prod(self._coarsest)))
         self.blocks = nn.Sequential(*(_UpBlock(channels) for _ in range(halvings)))
         self.norm = BatchNormAct2d(channels, act="relu", gain=1.0)
         self.head = _initialised(Conv2d(channels, image_shape[0], 3, padding=1, act="tanh"))

@@ -39,6 +39,7 @@ from aigc_ext.models.style import (
     follow,
     in_format_of,
 )
+from aigc_ext.ops._apart import is_apart
 
 _TAPS = 6  # filter taps per sample of the lower rate
 _MAGNITUDE_HALF_LIFE = 20000  # images: a factor of 0.9989 for a batch of 32
@@ -217,8 +218,19 @@ class _FourierFeatures(nn.Module):
 
     def forward(self, w: Tensor) -> Tensor:
         wide = torch.promote_types(w.dtype, torch.float32)
+        motion = self.affine(w).to(wide)
+        if is_apart(w):  # PyTorch's products and sines of a batch may round differently
+            features = torch.cat([self._features(one.clone()) for one in motion.split(1)])
+        else:
+            features = self._features(motion)
+        weight = self.weight.to(wide) * (1 / math.sqrt(self.weight.shape[1]))
+        return ops.conv2d_act(features, weight[:, :, None, None])
+
+    def _features(self, motion: Tensor) -> Tensor:
+        """The waves, turned and shifted by `motion` (N, 4)."""
+        wide = motion.dtype
         frequencies, user = self.frequencies.to(wide), self.transform.to(wide)
-        cosine, sine, x, y = self.affine(w).to(wide).unbind(1)
+        cosine, sine, x, y = motion.unbind(1)
         length = (cosine.square() + sine.square()).sqrt()  # ONNX has no hypot
         cosine, sine = cosine / length, sine / length
         turn = torch.stack([cosine, -sine, sine, cosine], 1).unflatten(1, (2, 2))
@@ -230,15 +242,14 @@ class _FourierFeatures(nn.Module):
         limit, band = self.signal.rate / 2, self.signal.cutoff
         size = torch.linalg.vector_norm(frequencies, dim=2)
         fade = ((limit - size) / (limit - band)).clamp(0, 1)
-        rows, columns = self.signal.positions(wide, w.device)
+        rows, columns = self.signal.positions(wide, motion.device)
         turns = (
             frequencies[:, :, 1, None, None] * rows[:, None]
             + frequencies[:, :, 0, None, None] * columns
             + phases[:, :, None, None]
         )
-        features = (2 * math.pi * turns).sin() * (math.sqrt(2) * fade)[:, :, None, None]
-        weight = self.weight.to(wide) * (1 / math.sqrt(self.weight.shape[1]))
-        return ops.conv2d_act(features, weight[:, :, None, None])
+        features: Tensor = (2 * math.pi * turns).sin() * (math.sqrt(2) * fade)[:, :, None, None]
+        return features
 
 
 class _Layer(nn.Module):

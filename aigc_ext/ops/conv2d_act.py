@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc_ext.ops._apart import convolution_apart, is_apart
 from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
 from aigc_ext.ops._layout import HALF, is_channels_last, new_in_format, new_like_images
 from aigc_ext.ops._mode import decomposed
@@ -160,13 +161,10 @@ def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometr
     """The convolution with only its bias, for ``op``, in the form that suits device, dtype and shape."""
     if torch._C._is_any_autocast_enabled():
         x, w, b = cast_by_autocast([x, w, b])
+    if is_apart(x):
+        return _convolve_apart(op, x, w, b, geometry)
     if x.dim() == w.dim() == 4 and take(op, _route(x, w, geometry)) == "conv3x3":
-        padding, transposed = geometry[1], geometry[-1]
-        if transposed:
-            padding = [2 - padding[0], 2 - padding[1]]
-        if is_channels_last(w):
-            x = x.contiguous(memory_format=torch.channels_last)
-        return conv3x3_padded(x, w, b, padding[0], padding[1], transposed)
+        return _winograd(x, w, b, geometry)
     y: Tensor
     if x.dtype in HALF:
         size = _check(op, x, w, b, geometry)
@@ -176,6 +174,44 @@ def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometr
             return y
     y = _convolution(x, w, b, *geometry)
     return y
+
+
+def _winograd(x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
+    padding, transposed = geometry[1], geometry[-1]
+    if transposed:
+        padding = [2 - padding[0], 2 - padding[1]]
+    if is_channels_last(w):
+        x = x.contiguous(memory_format=torch.channels_last)
+    return conv3x3_padded(x, w, b, padding[0], padding[1], transposed)
+
+
+def _convolve_apart(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
+    """The same for each image as if it were alone. PyTorch would choose between oneDNN and its own convolution
+    by the number of images; here it is always oneDNN."""
+    _check(op, x, w, b, geometry)
+    kernel = take(op, _route(x[:1], w, geometry))
+    stride, padding, dilation, output_padding, groups, transposed = geometry
+    mkldnn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    channels_last = is_channels_last(x) or is_channels_last(w)
+
+    def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        if kernel == "conv3x3":
+            return _winograd(x, w, b, geometry)
+        y: Tensor
+        if not mkldnn:
+            y = _convolution(x, w, b, *geometry)
+            return y
+        if transposed:
+            sizes = padding, output_padding, stride, dilation
+            y = torch.ops.mkldnn._convolution_transpose_pointwise.default(
+                x, w, b, *sizes, groups, "none", [], ""
+            )
+        else:
+            y = torch.ops.aten.mkldnn_convolution.default(x, w, b, padding, stride, dilation, groups)
+        return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    sizes = tuple(stride), tuple(padding), tuple(dilation), tuple(output_padding)
+    return convolution_apart(run, (kernel, mkldnn, *sizes, groups, transposed), x, w, b)
 
 
 def _route(x: Tensor, w: Tensor, geometry: _Geometry) -> Route:

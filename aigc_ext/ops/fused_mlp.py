@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aigc_ext.ops._apart import is_apart, linears_apart
 from aigc_ext.ops._arguments import check_same_kind, check_same_shape, no_tensor, shape_of
 from aigc_ext.ops._gradients import leaf, reference_gradients
 from aigc_ext.ops._layout import HALF
@@ -60,6 +61,8 @@ def fused_mlp(
     weights, biases = list(weights), list(biases)
     if decomposed():
         return fused_mlp_ref(x, weights, biases, acts, alphas, gains)
+    if is_apart(x):
+        return linears_apart(x, weights, biases, names, alphas, gains)
     save = torch.is_grad_enabled() and (
         x.requires_grad or any(t.requires_grad for t in weights) or any(t.requires_grad for t in biases)
     )

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc_ext.ops._apart import is_apart, linears_apart
 from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
 from aigc_ext.ops._layout import HALF
 from aigc_ext.ops._mode import decomposed
@@ -48,15 +49,19 @@ def linear_act(
         TypeError: an argument is not a tensor, or not a Python number, where one is required.
         RuntimeError: shapes or dtypes do not match; dtype or device not supported.
     """
+    y: Tensor
     activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
     if not (isinstance(x, Tensor) and isinstance(w, Tensor) and (b is None or isinstance(b, Tensor))):
         raise no_tensor("linear_act", optional=("b",), x=x, w=w, b=b)
     if decomposed():
         return linear_act_ref(x, w, b, act, alpha, gain, clamp)
+    if is_apart(x):
+        y = linears_apart(x, [w], [b], activation.name, [alpha], [gain])
+        return y if clamp is None else y.clamp(-clamp, clamp)
     save = torch.is_grad_enabled() and (
         x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)
     )
-    y: Tensor = _linear_act(x, w, b, activation.name, alpha, gain, clamp, save)[0]
+    y = _linear_act(x, w, b, activation.name, alpha, gain, clamp, save)[0]
     return y
 
 

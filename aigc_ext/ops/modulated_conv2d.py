@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from aigc_ext.ops._apart import alone, is_apart, product_apart
 from aigc_ext.ops._arguments import no_tensor, shape_of
 from aigc_ext.ops._layout import wide_dtype
 from aigc_ext.ops._mode import decomposed
@@ -89,7 +90,9 @@ def modulated_conv2d(
         w, s = _normalized(w, s)
     factor = None  # of the output, [N, out_channels]
     if demodulate:
-        factor = (s.square() @ w.square().sum((2, 3)).t() + _EPS).rsqrt()
+        squares, energy = s.square(), w.square().sum((2, 3))
+        product = product_apart(squares, energy) if is_apart(x) else squares @ energy.t()
+        factor = (product + _EPS).rsqrt()
     if input_gain is not None:
         s = s * input_gain
     resampled = up != 1 or down != 1
@@ -100,7 +103,11 @@ def modulated_conv2d(
             own = own * factor[:, :, None, None, None]
         own = own.to(x.dtype)
         if pointwise:
-            y = _convolve_pixels(x, own.flatten(2))
+            own = own.flatten(2)
+            if is_apart(x):
+                y = torch.cat([_convolve_pixels(alone(x, i), alone(own, i)) for i in range(x.size(0))])
+            else:
+                y = _convolve_pixels(x, own)
         else:
             y = conv2d_resample(x, own[0], f, up, down, padding, 1, flip_weight, flip_filter)
     else:
@@ -179,6 +186,8 @@ def _route(x: Tensor, w: Tensor, pointwise: bool) -> Route:
     measured.
     """
     out_channels, channels, height, width = w.shape
+    if is_apart(x) and not pointwise:
+        return Route("shared weights", "samples are kept apart")
     if not (pointwise or x.size(0) == 1):
         return Route("shared weights", "there are several samples")
     if out_channels * channels * height * width < (out_channels + channels) * x.size(2) * x.size(3):
