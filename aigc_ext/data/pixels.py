@@ -16,7 +16,7 @@ def normalize(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}, but must be torch.uint8")
-    low, high = _checked_range(value_range)
+    low, high = checked_range(value_range)
     # Dividing, not multiplying by the reciprocal: 255 and 127.5 are exact, so both ends of the range are
     # reached.
     return images.to(torch.float32).div_(255 / (high - low)).add_(low)
@@ -32,13 +32,15 @@ def to_uint8(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     """
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}, but must be floating point")
-    low, high = _checked_range(value_range)
+    low, high = checked_range(value_range)
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     # NaN must be replaced before the cast, whose result would be undefined.
-    return ((wide - low) * (255 / (high - low))).round().nan_to_num(nan=0.0).clamp(0, 255).to(torch.uint8)
+    levels = (wide - low).mul_(255 / (high - low)).round_()
+    return levels.nan_to_num_(nan=0.0).clamp_(0, 255).to(torch.uint8)
 
 
-def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
+def checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
+    """`value_range`, or a ValueError if it isn't (low, high) with low < high."""
     low, high = value_range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value_range is {value_range}, but must be two finite numbers, the lower one first")

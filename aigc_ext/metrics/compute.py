@@ -25,7 +25,7 @@ METRICS = ("fd", "kid", "pr", "fid", "coverage")
 MAX_REALS = 50_000
 """Largest number of real images for a Fréchet distance."""
 
-_CHUNK = 16  # the sampler's: whole chunks cost least
+_CHUNK = 16  # the sampler's: whole chunks cost least per image
 _BATCH_BYTES = 1 << 26
 
 

@@ -186,8 +186,8 @@ def _winograd(x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Te
 
 
 def _convolve_apart(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
-    """The same for each image as if it were alone. PyTorch would choose between oneDNN and its own convolution
-    by the number of images; here it is always oneDNN."""
+    """The same for each image as if it were alone. PyTorch would choose between oneDNN and its own
+    convolution by the number of images; here it is always oneDNN."""
     _check(op, x, w, b, geometry)
     kernel = take(op, _route(x[:1], w, geometry))
     stride, padding, dilation, output_padding, groups, transposed = geometry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,25 +15,36 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aigc_ext.data import to_uint8
+from aigc_ext.data.pixels import checked_range
+from aigc_ext.ops._apart import can_be_apart, samples_apart
+from aigc_ext.ops._image_bytes import has_image_bytes, image_bytes
 from aigc_ext.sampling.png import to_pil
 from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.sampling.walk import CURVES, curve_points, slerp_points, walk_positions
 
 CHUNK = 16
-"""Images per call of the generator: always exactly this number, see `Sampler`."""
+"""The most images per call of the generator; on a GPU always exactly this number, see `Sampler`."""
 MAX_SEED = 2**63 - 1
 NOISE_MODES = ("const", "random", "none")
 _STYLE_ATTRIBUTES = ("mapping", "synthesis", "num_ws", "w_dim", "w_avg")
+# Batch sizes. Few, because convolutions are tried out for each.
+_ONE_BY_ONE, _WHOLE_CHUNKS, _APART = (1,), (CHUNK,), (CHUNK, 8, 4, 2, 1)
+_OURS = ("aigc_ext.models.", "aigc_ext.nn.")
+_ROUND_NOTHING = (nn.ModuleList, nn.Sequential, nn.Embedding)
 
 
 class Sampler:
     """Draws images from a generator by seed.
 
     A seed gives the same image, bit for bit, whatever else is sampled with it (on the same device, with the
-    same number of threads). Its latents are drawn on the CPU from its own random stream. A matrix product may
-    round a row differently in a batch of another size or at another position. Therefore the generator always
-    runs on `CHUNK` rows, seed s is always row `s % CHUNK`, and unused rows are zeros. Consecutive seeds fill
-    the chunks.
+    same number of threads). Its latents are drawn on the CPU from its own random stream. But a matrix product
+    may round a row differently in a batch of another size, or at another position. Therefore:
+
+    - On the CPU the generator runs on one image at a time. Where one image comes out the same in a batch, it
+      runs on up to `CHUNK`: a network of this package in float32, unchanged and without hooks, whose ops then
+      keep the samples apart (`aigc_ext.ops._apart`: our own products, and convolutions that were tried out).
+    - On other devices, where a call of one image costs about as much as one of many, it always runs on
+      `CHUNK` rows. Seed s is always row `s % CHUNK`, and unused rows are zeros.
 
     Args:
         generator: maps latents (N, z_dim) [and int64 classes (N,)] to images (N, C, H, W). It is switched to
@@ -116,8 +128,8 @@ class Sampler:
             truncation_cutoff: the number of w, from the first, to truncate; by default all. Style-based
                 generators only.
             noise_mode: for a style-based generator: "const" (the default), its stored noise; "random", other
-                noise, the same for all seeds with the same `seed % CHUNK`, so that a seed always gives the
-                same image; "none".
+                noise, the same for all seeds (on a GPU for those with the same `seed % CHUNK`), so that a
+                seed always gives the same image, made one at a time; "none".
             output: "numpy" for uint8 (N, H, W, C), "pil" for a list of PIL images.
         """
         seeds = _seeds(seeds)
@@ -126,30 +138,13 @@ class Sampler:
         self._check_options(truncation, truncation_cutoff, noise_mode)
         labels = self.resolve_classes(seeds, classes)
 
-        # Chunk k has the (k+1)-th request for each row.
-        chunks: list[list[int]] = []
-        requests = [0] * CHUNK
-        for index, seed in enumerate(seeds):
-            row = seed % CHUNK
-            if requests[row] == len(chunks):
-                chunks.append([])
-            chunks[requests[row]].append(index)
-            requests[row] += 1
-
-        images = np.empty(0, dtype=np.uint8)
-        for chunk in chunks:
-            rows = [seeds[index] % CHUNK for index in chunk]
-            z = torch.zeros(CHUNK, self.z_dim)
-            z[rows] = torch.stack([_draw(seeds[index], self.z_dim)[0] for index in chunk])
-            c = torch.zeros(CHUNK, dtype=torch.int64)
-            if labels is not None:
-                c[rows] = torch.tensor([labels[index] for index in chunk])
-            with self._evaluating():
-                latents = self._truncated(z, c, truncation, truncation_cutoff)
-                made = self._synthesize(latents, c, noise_mode)
-            if not images.size:
-                images = np.empty((len(seeds), *made.shape[1:]), dtype=np.uint8)
-            images[chunk] = made[rows]
+        with self._evaluating(noise_mode) as sizes:
+            if sizes is _WHOLE_CHUNKS:
+                images = self._sample_in_chunks(seeds, labels, truncation, truncation_cutoff, noise_mode)
+            else:
+                z = self._draw(seeds)
+                c = None if labels is None else torch.tensor(labels)
+                images = self._images(z, c, sizes, truncation, truncation_cutoff, noise_mode)
         return [to_pil(np.asarray(image)) for image in images] if output == "pil" else images
 
     def map(
@@ -166,11 +161,11 @@ class Sampler:
         seeds = _seeds(seeds)
         self._check_options(truncation, truncation_cutoff, None)
         labels = self.resolve_classes(seeds, classes)
-        z = torch.stack([_draw(seed, self.z_dim)[0] for seed in seeds])
-        c = torch.tensor(labels or [0] * len(seeds))
-        with self._evaluating():
-            chunks = zip(_padded(z), _padded(c), strict=True)
-            w = [self._truncated(*chunk, truncation, truncation_cutoff) for chunk in chunks]
+        z = self._draw(seeds)
+        c = None if labels is None else torch.tensor(labels)
+        with self._evaluating() as sizes:
+            parts = zip(_parts(z, sizes), _parts(c, sizes))  # noqa: B905 (without classes, there are more)
+            w = [self._truncated(*part, truncation, truncation_cutoff) for part in parts]
         return torch.cat(w)[: len(seeds)].cpu()
 
     def render(
@@ -207,14 +202,9 @@ class Sampler:
                     f"{self.num_classes - 1}"
                 )
             labels = self.resolve_classes([0] * len(latents), classes)
-        c = torch.tensor(labels or [0] * len(latents))
-        images = []
-        for chunk, chunk_c in zip(_padded(latents.detach()), _padded(c), strict=True):
-            with self._evaluating():
-                if latents.ndim == 2:
-                    chunk = self._truncated(chunk, chunk_c, 1.0, None)
-                images.append(self._synthesize(chunk, chunk_c, noise_mode))
-        return np.concatenate(images)[: len(latents)]
+        c = None if labels is None else torch.tensor(labels)
+        with self._evaluating(noise_mode) as sizes:
+            return self._images(latents.detach(), c, sizes, 1.0, None, noise_mode)
 
     def interpolate(
         self,
@@ -265,8 +255,8 @@ class Sampler:
             w = self.map(seeds, labels, truncation, truncation_cutoff=truncation_cutoff)
             points = curve_points(w, positions, curve or CURVES[0], loop)
         else:
-            points = slerp_points(torch.stack([_draw(seed, self.z_dim)[0] for seed in seeds]), positions)
-        c = torch.full((len(points),), labels[0] if labels else 0)
+            points = slerp_points(self._draw(seeds), positions)
+        c = torch.full((len(points),), labels[0]) if labels else None
         return self._frames(points, c, truncation, truncation_cutoff, noise_mode)
 
     def resolve_classes(
@@ -280,7 +270,7 @@ class Sampler:
                 )
             return None
         if classes is None:
-            return [_draw(seed, self.z_dim, self.num_classes)[1] for seed in seeds]
+            return [self._own_class(seed) for seed in seeds]
         if not isinstance(classes, Iterable):
             classes = [classes] * len(seeds)
         if len(classes) != len(seeds):
@@ -298,58 +288,129 @@ class Sampler:
         return space
 
     def _frames(
-        self, points: Tensor, c: Tensor, truncation: float, cutoff: int | None, noise_mode: str | None
+        self, points: Tensor, c: Tensor | None, truncation: float, cutoff: int | None, noise_mode: str | None
     ) -> Iterator[np.ndarray]:
-        left = len(points)
-        for chunk, chunk_c in zip(_padded(points), _padded(c), strict=True):
-            with self._evaluating():
-                if chunk.ndim == 2:
-                    chunk = self._truncated(chunk, chunk_c, truncation, cutoff)
-                images = self._synthesize(chunk, chunk_c, noise_mode)
-            yield from images[:left]
-            left -= CHUNK
+        for start in range(0, len(points), CHUNK):
+            part = slice(start, start + CHUNK)
+            with self._evaluating(noise_mode) as sizes:
+                part_c = None if c is None else c[part]
+                images = self._images(points[part], part_c, sizes, truncation, cutoff, noise_mode)
+            yield from images
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.generator.training
-        self.generator.eval()
+    def _evaluating(self, noise_mode: str | None = None) -> Iterator[Sequence[int]]:
+        """Inside, the generator is in eval mode, without gradients, and keeps samples apart if it can. Yields
+        the batch sizes in which it makes an image alike, the largest first."""
+        modules = _all_modules(self.generator)
+        training = [module for module in modules if module.training]
+        parameter = self._parameter
+        sizes: Sequence[int] = _ONE_BY_ONE
+        if parameter.device.type != "cpu":
+            sizes = _WHOLE_CHUNKS
+        elif noise_mode != "random" and can_be_apart(parameter) and all(map(_is_as_we_made_it, modules)):
+            sizes = _APART
+        for module in training:
+            module.training = False
         try:
-            with torch.no_grad():
-                yield
+            with torch.no_grad(), samples_apart() if sizes is _APART else nullcontext():
+                yield sizes
         finally:
-            self.generator.train(was_training)
+            for module in training:
+                module.training = True
 
-    def _truncated(self, z: Tensor, c: Tensor, truncation: float, cutoff: int | None) -> Tensor:
-        """The input of `_synthesize` for z (CHUNK, z_dim): truncated, and mapped to w if there is a
-        mapping."""
+    def _draw(self, seeds: Sequence[int]) -> Tensor:
+        """The latents (N, z_dim) of the seeds, each from its own random stream."""
+        rng = torch.Generator()
+        z = torch.empty(len(seeds), self.z_dim)
+        for row, seed in zip(z.unbind(), seeds, strict=True):
+            row.normal_(generator=rng.manual_seed(seed))
+        return z
+
+    def _own_class(self, seed: int) -> int:
+        """The next random number in the stream of a seed's latents."""
+        rng = torch.Generator().manual_seed(seed)
+        torch.randn(self.z_dim, generator=rng)
+        return int(torch.randint(self.num_classes, (), generator=rng))
+
+    def _sample_in_chunks(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | None,
+        truncation: float,
+        cutoff: int | None,
+        noise_mode: str | None,
+    ) -> np.ndarray:
+        """The images of the seeds, each from row `seed % CHUNK` of a batch of `CHUNK`."""
+        # Chunk k has the (k+1)-th request for each row.
+        chunks: list[list[int]] = []
+        requests = [0] * CHUNK
+        for index, seed in enumerate(seeds):
+            row = seed % CHUNK
+            if requests[row] == len(chunks):
+                chunks.append([])
+            chunks[requests[row]].append(index)
+            requests[row] += 1
+        z = torch.zeros(len(chunks), CHUNK, self.z_dim)
+        c = None if labels is None else torch.zeros(len(chunks), CHUNK, dtype=torch.int64)
+        drawn = self._draw(seeds)
+        places = np.empty(len(seeds), dtype=np.int64)
+        for k, chunk in enumerate(chunks):
+            rows = [seeds[index] % CHUNK for index in chunk]
+            z[k, rows] = drawn[chunk]
+            if c is not None and labels is not None:
+                c[k, rows] = torch.tensor([labels[index] for index in chunk])
+            places[chunk] = np.asarray(rows) + k * CHUNK
+        flat_c = None if c is None else c.flatten()
+        return self._images(z.flatten(0, 1), flat_c, _WHOLE_CHUNKS, truncation, cutoff, noise_mode)[places]
+
+    def _images(
+        self,
+        latents: Tensor,
+        c: Tensor | None,
+        sizes: Sequence[int],
+        truncation: float,
+        cutoff: int | None,
+        noise_mode: str | None,
+    ) -> np.ndarray:
+        """The images of z (N, z_dim), truncated, or of w (N, num_ws, w_dim), in batches of these sizes."""
+        images = []
+        # Without classes, there are more parts of them than of the latents.
+        for part, part_c in zip(_parts(latents, sizes), _parts(c, sizes)):  # noqa: B905
+            if part.ndim == 2:
+                part = self._truncated(part, part_c, truncation, cutoff)
+            images.append(self._synthesize(part, part_c, noise_mode))
+        return images[0][: len(latents)] if len(images) == 1 else np.concatenate(images)[: len(latents)]
+
+    def _truncated(self, z: Tensor, c: Tensor | None, truncation: float, cutoff: int | None) -> Tensor:
+        """The input of `_synthesize` for z: truncated, and mapped to w if there is a mapping."""
         if not self.style_based:
-            return z * truncation
+            return z if truncation == 1 else z * truncation
         w: Tensor = self.generator.mapping(
             self._placed(z),
-            c.to(self._parameter.device) if self.num_classes else None,
+            c if c is None else c.to(self._parameter.device),
             truncation=truncation,
             truncation_cutoff=cutoff,
         )
         return w
 
-    def _synthesize(self, latents: Tensor, c: Tensor, noise_mode: str | None) -> np.ndarray:
+    def _synthesize(self, latents: Tensor, c: Tensor | None, noise_mode: str | None) -> np.ndarray:
         latents = self._placed(latents)
         if self.style_based:
             with _fixed_noise(latents.device) if noise_mode == "random" else nullcontext():
                 made = self.generator.synthesis(latents, noise_mode=noise_mode or "const")
         else:
-            made = (
-                self.generator(latents, c.to(latents.device)) if self.num_classes else self.generator(latents)
-            )
-        return to_uint8(made, self.value_range).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+            made = self.generator(latents) if c is None else self.generator(latents, c.to(latents.device))
+        return _as_bytes(made, self.value_range).numpy()
 
     @property
     def _parameter(self) -> Tensor:
-        parameter: Tensor = next(self.generator.parameters())
-        return parameter
+        """The generator's first, which tells its device and dtype."""
+        modules = _all_modules(self.generator)
+        return next(p for module in modules for p in module._parameters.values() if p is not None)
 
     def _placed(self, latents: Tensor) -> Tensor:
-        return latents.to(self._parameter.device, self._parameter.dtype)
+        parameter = self._parameter
+        return latents.to(parameter.device, parameter.dtype)
 
     def _latent_shapes(self) -> list[tuple[int, ...]]:
         style = [(self.generator.num_ws, self.generator.w_dim)] if self.style_based else []
@@ -396,17 +457,46 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
     return seeds
 
 
-def _draw(seed: int, z_dim: int, num_classes: int = 0) -> tuple[Tensor, int]:
-    """The latents (z_dim,) of a seed, and its class (0 if there are none)."""
-    rng = torch.Generator().manual_seed(seed)
-    z = torch.randn(z_dim, generator=rng)
-    return z, int(torch.randint(num_classes, (), generator=rng)) if num_classes else 0
+def _as_bytes(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Images (N, C, H, W) by `to_uint8`, as (N, H, W, C) on the CPU."""
+    if has_image_bytes(images):
+        return image_bytes(images, *checked_range(value_range))
+    return to_uint8(images, value_range).permute(0, 2, 3, 1).cpu().contiguous()
 
 
-def _padded(rows: Tensor) -> list[Tensor]:
-    """`rows` in chunks of CHUNK, the last one padded with zeros."""
-    missing = -len(rows) % CHUNK
-    return list(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]).split(CHUNK))
+def _parts(rows: Tensor | None, sizes: Sequence[int]) -> Iterator[Any]:
+    """`rows` in parts of these sizes, the largest that there are rows for. If it is the smallest that there
+    are too few rows for, the last part is padded with zeros. Without rows, None for ever."""
+    if rows is None:
+        yield from repeat(None)
+        return
+    start, count = 0, len(rows)
+    # Where in memory a row begins may matter to the last bit too; new tensors begin at such an address.
+    if count in sizes and rows.data_ptr() % 64 == 0 and rows.is_contiguous():
+        yield rows
+        return
+    while start < count:
+        size = next((size for size in sizes if size <= count - start), sizes[-1])
+        part = rows[start : start + size]
+        missing = size - len(part)
+        yield torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part.clone()
+        start += size
+
+
+def _all_modules(module: nn.Module) -> list[nn.Module]:
+    """As `modules()` in a fifth of the time, but a module that is used twice occurs twice."""
+    found = [module]
+    for one in found:
+        found += [child for child in one._modules.values() if child is not None]
+    return found
+
+
+def _is_as_we_made_it(module: nn.Module) -> bool:
+    """Is this a module of this package, or one that has nothing to round, without anything attached to it?"""
+    kind = type(module)
+    return (kind.__module__.startswith(_OURS) or kind in _ROUND_NOTHING) and not (
+        "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
+    )
 
 
 @contextmanager
