@@ -41,7 +41,8 @@ class Conv2d(nn.Conv2d, _Activated):
 
     Parameters, their initialisation and the `state_dict` keys are those of `torch.nn.Conv2d`.
 
-    Shapes: `[N, in_channels, H, W]` to `[N, out_channels, H', W']`, channels-last if the input is.
+    Shapes: `[N, in_channels, H, W]` to `[N, out_channels, H', W']`, channels-last if the
+    input or the weight is.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as in

@@ -34,6 +34,7 @@ _Pair = int | Sequence[int]
 # stride, padding, dilation, output_padding, groups, transposed
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
 _SURELY_RIGHT = 16  # pixels: see _dtype_route
+_NOT_3X3 = Route("convolution", "conv3x3 is for 3x3 filters, stride 1 and padding to 2")
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _FAST_HALF = {
     torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
@@ -222,9 +223,10 @@ def _route(x: Tensor, w: Tensor, geometry: _Geometry) -> Route:
     not fill a vector.
     """
     stride, padding, dilation, output_padding, groups, _ = geometry
-    plain = stride == [1, 1] == dilation and output_padding == [0, 0] and groups == 1 and max(padding) <= 2
-    if not (plain and w.shape[2:] == (3, 3)):
-        return Route("convolution", "conv3x3 is for 3x3 filters, stride 1 and padding to 2")
+    if not (w.size(2) == w.size(3) == 3 and groups == 1 and stride == [1, 1] and max(padding) <= 2):
+        return _NOT_3X3
+    if not (dilation == [1, 1] and output_padding == [0, 0]):
+        return _NOT_3X3
     if not has_conv3x3(x):
         return Route("convolution", "conv3x3 has no kernel for this device")
     if widened(x):
@@ -266,6 +268,8 @@ def _convolve_and_act(
 
 
 def _pair(op: str, name: str, value: _Pair) -> list[int]:
+    if type(value) is int:
+        return [value, value]
     numbers = [value, value] if isinstance(value, (int, torch.SymInt)) else list(value)
     if len(numbers) == 1:
         numbers *= 2
