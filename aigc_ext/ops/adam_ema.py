@@ -125,7 +125,12 @@ def any_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
 
     Returns:
         A 0-d float32 tensor: 1 if so, else 0, as ``found_inf`` of :func:`adam_ema_`.
+
+    Raises:
+        RuntimeError: there are no tensors, or their dtypes or devices are not supported.
     """
+    if not tensors:
+        raise RuntimeError("any_nonfinite: tensors is empty, but must hold at least one")
     if decomposed():
         return any_nonfinite_ref(tensors)
     found: Tensor = _any_nonfinite(tensors)

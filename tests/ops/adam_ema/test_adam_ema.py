@@ -247,6 +247,11 @@ def test_any_nonfinite(sizes, dtype, value, layout, data) -> None:
     assert torch.equal(found, ops.any_nonfinite_ref(tensors))
 
 
+def test_any_nonfinite_needs_a_tensor() -> None:
+    with pytest.raises(RuntimeError, match="tensors is empty, but must hold at least one"):
+        ops.any_nonfinite([])
+
+
 @pytest.mark.card
 def test_half_weights_have_float32_state() -> None:
     for dtype in (torch.float16, torch.bfloat16):
