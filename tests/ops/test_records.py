@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aigc_ext import ops
+from aigc_ext.ops import _image_bytes as _image_bytes  # declares a native op, and only the sampler imports it
 from aigc_ext.ops._op import NATIVES, Native, Op, records
 from tests.ops.suite import all_cases, native_calls
 
