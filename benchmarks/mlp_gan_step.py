@@ -176,6 +176,7 @@ def cases(setting: Setting) -> Iterable[Case]:
         torch.manual_seed(0)
         real, z = (t.to(setting.device) for t in (torch.rand(batch, 1, 28, 28), torch.randn(batch, 100)))
         networks = tuple(network.to(setting.device) for network in plain_networks())
+        torch.compiler.reset()  # else the cases before count towards the limit of recompilations
         built = those_that_work(
             {
                 contender: partial(
@@ -186,9 +187,9 @@ def cases(setting: Setting) -> Iterable[Case]:
         )
         for contender, (_, state) in built.items():
             for own, expected in zip(state, built["eager"][1], strict=True):
-                torch.testing.assert_close(
-                    own, expected, rtol=1e-3, atol=2e-5, msg=partial("{}: {}".format, contender)
-                )
+                # Together, since Adam's first steps are as long for a gradient of rounding errors as for any.
+                distance, limit = float((own - expected).detach().norm()), 0.1 * LR * expected.numel() ** 0.5
+                assert distance <= limit, f"{contender}: distance {distance:.2g}, at most {limit:.2g}"
         contenders = {contender: run for contender, (run, _) in built.items()}
         yield Case("MLP GAN step", name, contenders, outputs=None, turn=0.05)
         if setting.quick:
