@@ -38,8 +38,9 @@ test-avx2: $(VENV)/installed $(VENV)/test-tools
 # with first and second derivatives. What is left out runs no code of ours, or the same again.
 sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
 	$(BIN)/python -m tests.sanitize -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
-	  tests/ops/adam_ema -k "(budget or second_order or surroundings or adam) and not conv2d \
-	  and not conv_transpose and not stddev"
+	  tests/ops/adam_ema tests/ops/test_apart.py tests/ops/test_image_bytes.py \
+	  -k "(budget or second_order or surroundings or adam or apart or image_bytes) and not conv2d_resample \
+	  and not modulated and not stddev"
 
 # mypy reads the tests too, and types what they call only where that is installed.
 lint: $(VENV)/installed $(VENV)/lint-tools $(VENV)/test-tools

@@ -15,6 +15,7 @@ Everything else that our networks consist of computes each element, or each samp
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -29,20 +30,26 @@ from aigc_ext.ops.activations import check_activation
 Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Geometry = tuple[object, ...]  # all that `run` depends on, besides its arguments
 
-# A plain module global, because Dynamo guards on it; process-wide, not per thread.
-_depth = 0
+
+class _State(threading.local):
+    """Per thread: a run that trains in another one must keep its bits."""
+
+    depth = 0
+
+
+_state = _State()
 
 
 @contextmanager
 def samples_apart() -> Iterator[None]:
     """Inside, our ops compute a sample of a batch as they compute it alone, bit for bit (with the same number
-    of threads). Forward only, float32 on the CPU: anything else is computed as outside. May be nested."""
-    global _depth
-    _depth += 1
+    of threads). Forward only, float32 on the CPU: anything else is computed as outside, and so is what is
+    compiled. It holds for the calling thread, and may be nested."""
+    _state.depth += 1
     try:
         yield
     finally:
-        _depth -= 1
+        _state.depth -= 1
 
 
 def can_be_apart(x: Tensor) -> bool:
@@ -52,7 +59,9 @@ def can_be_apart(x: Tensor) -> bool:
 
 def is_apart(x: Tensor) -> bool:
     """Is this inside :func:`samples_apart`, and does it hold for x?"""
-    return _depth > 0 and not torch.is_grad_enabled() and _holds_for(x)
+    if torch.compiler.is_compiling():  # Dynamo cannot guard on a thread's state
+        return False
+    return _state.depth > 0 and not torch.is_grad_enabled() and _holds_for(x)
 
 
 def _holds_for(x: Tensor) -> bool:

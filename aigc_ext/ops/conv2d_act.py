@@ -36,9 +36,10 @@ _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
 _SURELY_RIGHT = 16  # pixels: see _dtype_route
 _NOT_3X3 = Route("convolution", "conv3x3 is for 3x3 filters, stride 1 and padding to 2")
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+_ONEDNN = torch.backends.mkldnn.is_available()  # else PyTorch has none of its ops
 _FAST_HALF = {
-    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    torch.bfloat16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_fp16_supported(),
 }
 
 
@@ -192,7 +193,7 @@ def _convolve_apart(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _
     _check(op, x, w, b, geometry)
     kernel = take(op, _route(x[:1], w, geometry))
     stride, padding, dilation, output_padding, groups, transposed = geometry
-    mkldnn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    mkldnn = _ONEDNN and torch.backends.mkldnn.enabled
     channels_last = is_channels_last(x) or is_channels_last(w)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,20 @@ def test_any_number_of_threads(apart: None) -> None:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_other_threads_compute_as_outside(apart: None) -> None:
+    x, seen = torch.zeros(1), []
+
+    def look() -> None:
+        with torch.no_grad():
+            seen.append(is_apart(x))
+
+    other = threading.Thread(target=look)
+    other.start()
+    other.join()
+    assert is_apart(x)
+    assert seen == [False]
 
 
 def test_the_op_and_its_fake() -> None:
