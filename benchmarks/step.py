@@ -8,10 +8,11 @@ kinds of step.
 - eager: the networks of benchmarks/plain.py; D frozen in G's step, ``Adam(fused=True)``,
   ``torch._foreach_lerp_``. StyleGAN's modulated convolutions scale the images before and after.
 - eager, grouped: modulated convolutions with a group for each sample.
+- eager, channels_last: with networks and images in that memory format.
 - compile: eager with G, D's loss and G's loss compiled. `torch.compile` has no double backward, so there are
   no penalties, and StyleGAN would take minutes.
-- aigc_ext: the step that ``aigc-ext train`` runs.
-- channels_last bf16: with ``channels_last``, and in bfloat16 by autocast, as with ``precision: bfloat16``.
+- aigc_ext: the step that ``aigc-ext train`` runs; on the CPU with ``channels_last``.
+- channels_last bf16: in that format, and in bfloat16 by autocast, as with ``precision: bfloat16``.
 
 The weights change during the measurement. The first step of those in float32 is compared, from equal weights
 and random numbers: gradients, weights and averages.
@@ -114,6 +115,7 @@ def eager(
     config: TrainConfig,
     penalize: bool,
     autocast: bool = False,
+    channels_last: bool = False,
     grouped: bool = False,
     compiled: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda function: function,
 ) -> Built:
@@ -121,9 +123,8 @@ def eager(
     for module in generator.modules():
         if isinstance(module, (ModulatedConv2d, AliasFreeLayer)):
             module.grouped = grouped
-    if autocast:
-        for network in (generator, discriminator):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if channels_last:
+        _to_channels_last(generator, discriminator)
     weights, d_weights = list(generator.parameters()), list(discriminator.parameters())
     ema = [weight.detach().clone() for weight in weights]
     g_adam, d_adam = (
@@ -220,9 +221,9 @@ def ours(
 ) -> Built:
     generator, discriminator = copy.deepcopy(generator), copy.deepcopy(discriminator)
     if autocast:
-        config = replace(config, precision="bfloat16", channels_last=True)
-        for network in (generator, discriminator):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        config = replace(config, precision="bfloat16")
+    if config.channels_last or autocast:
+        _to_channels_last(generator, discriminator)
     ema = [weight.detach().clone() for weight in generator.parameters()]
 
     def adam(network: nn.Module, settings: AdamConfig, ema: list[Tensor] | None = None) -> AdamEMA:
@@ -237,6 +238,11 @@ def ours(
     )
     stretch = penalize and config.loss.path_weight > 0
     return Built(partial(train, penalize=penalize, stretch=stretch), generator, discriminator, ema)
+
+
+def _to_channels_last(*networks: nn.Module) -> None:
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def first_step(built: Built, real: Tensor, z: Tensor) -> dict[str, list[Tensor]]:
@@ -302,12 +308,13 @@ def case_of(size: Size, penalize: bool, setting: Setting) -> Case:
         builders["eager, grouped"] = partial(plainly, grouped=True)
     elif not penalize:
         builders["compile"] = partial(plainly, compiled=partial(setting.compiled, dynamic=False))
-    builders["eager, channels_last bf16"] = partial(plainly, autocast=True)
+    builders["eager, channels_last"] = partial(plainly, channels_last=True)
+    builders["eager, channels_last bf16"] = partial(plainly, channels_last=True, autocast=True)
     builders |= {"aigc_ext": own, "aigc_ext, channels_last bf16": partial(own, autocast=True)}
 
     def begun(contender: str) -> tuple[Callable[[], object], dict[str, list[Tensor]]]:
         built, images = builders[contender](), real
-        if contender.endswith("bf16"):
+        if "channels_last" in contender or (contender == "aigc_ext" and config.channels_last):
             images = real.contiguous(memory_format=torch.channels_last)
         left = first_step(built, images, z)
         return partial(built.step, images, z), left

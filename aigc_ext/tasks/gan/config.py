@@ -157,8 +157,8 @@ class TrainConfig(RunConfig):
     """Number of generated images for the metrics."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the networks' arithmetic (autocast); weights and losses are float32."""
-    channels_last: bool = False
-    """Memory format of images and convolutions."""
+    channels_last: bool | None = None
+    """Memory format of images and convolutions; null: on for convolutional networks on the CPU."""
 
     @classmethod
     def key_names(cls) -> Sequence[str]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset
 from aigc_ext.losses import AdversarialLoss
-from aigc_ext.models import StyleGAN2Discriminator
+from aigc_ext.models import MLPGeneratorConfig, StyleGAN2Discriminator
 from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.tasks.gan.augment import AdaAugment, DiffAugment
 from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, TrainConfig
 from aigc_ext.tasks.gan.objective import Objective
+from aigc_ext.training.runtime import resolve_device
 from aigc_ext.training.task import Progress
 
 # R3GAN's gamma by image side: the paper's for ImageNet at 32 pixels and FFHQ at 64 and 256.
@@ -24,7 +25,7 @@ _SAMPLE = 256  # images
 
 
 def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
-    """The config with a value for every null that depends on the data.
+    """The config with a value for every null that depends on the data or the device.
 
     R1's gamma is 0.0002 * pixels / batch (Karras et al., 2020, "Training Generative Adversarial Networks with
     Limited Data", appendix C); with R2 it is R3GAN's for that size, and a tenth of it by the end of the ramp,
@@ -34,6 +35,8 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
     The blur's sigma is 10 pixels, as in the paper (Karras et al., 2021, "Alias-Free Generative Adversarial
     Networks"), for sides of 256 and more; for shorter sides it is the same fraction of the side, to hide the
     same detail.
+    Channels are last in memory for convolutional networks on the CPU, where oneDNN is faster with it
+    (`benchmarks/step.py`). For a card this is not measured yet.
     """
     height, width = data.image_shape[1:]
     if config.loss.gamma is None:
@@ -50,6 +53,10 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
     if getattr(config.generator, "output_act", "has none") is None:
         act = "tanh" if _saturated(data) > 0.25 else "linear"
         config = config.override("generator.output_act", act)
+    if config.channels_last is None:
+        on_cpu = resolve_device(config.device).type == "cpu"
+        last = on_cpu and not isinstance(config.generator, MLPGeneratorConfig)
+        config = config.override("channels_last", last)
     return config
 
 

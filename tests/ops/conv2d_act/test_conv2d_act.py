@@ -288,3 +288,45 @@ def test_winograd_serves_half_types_where_the_cpu_is_slow_in_them(
         ops.conv2d_act(X.bfloat16(), W.bfloat16(), padding=1)
     assert ("aigc::conv3x3" in calls.names) == slow
     assert ("aigc::convolution" in calls.names) != slow
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "options", "taken"),
+    [
+        ((8, 64, 16, 16), (64, 64, 1, 1), {"format": torch.channels_last}, "always"),
+        ((8, 3, 64, 64), (32, 3, 1, 1), {"format": torch.channels_last}, "always"),
+        ((8, 64, 16, 16), (64, 64, 1, 1), {}, "where MKL is slow"),
+        ((2, 64, 8, 8), (64, 64, 1, 1), {"format": torch.channels_last}, "never"),
+        ((8, 32, 32, 32), (32, 32, 1, 1), {}, "never"),
+    ],
+    ids=case_id,
+)
+def test_a_1x1_convolution_of_few_images_goes_to_onednn_where_it_pays(
+    shape: tuple[int, ...], weight: tuple[int, ...], options: dict[str, Any], taken: str
+) -> None:
+    format = options.get("format", torch.contiguous_format)
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(memory_format=format).requires_grad_()
+    w = torch.randn(weight).to(memory_format=format).requires_grad_()
+
+    def run(x: Tensor, w: Tensor, convolve: Any) -> list[Tensor]:
+        y = convolve(x, w)
+        (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        return [y.detach(), dx.detach(), w.grad]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, PyTorch itself takes oneDNN
+    try:
+        with torch.profiler.profile() as profile:
+            got = run(x, w, ops.conv2d_act)
+    finally:
+        torch.set_num_threads(threads)
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    for result, expected in zip(got, run(wide[0], wide[1], F.conv2d), strict=True):
+        torch.testing.assert_close(
+            result.double(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
+        )
+    names = {event.name for event in profile.events()}
+    if torch.backends.mkldnn.is_available() and has_conv3x3(x) and taken != "where MKL is slow":
+        assert ("aten::mkldnn_convolution" in names) == (taken == "always")

@@ -38,3 +38,13 @@ def test_gamma_falls_to_a_tenth_only_along_a_ramp(tmp_path):
     assert (ramped.gamma, ramped.gamma_end) == (2.0, 0.2)
     plain = recipe.complete(PRESETS["stylegan2"].override("loss.r2", True), data)
     assert (plain.loss.gamma, plain.loss.gamma_end, plain.ramp_kimg) == (2.0, None, 0)
+
+
+def test_channels_are_last_for_convolutions_on_the_cpu_unless_the_user_says_otherwise(tmp_path):
+    data = _data(tmp_path, np.zeros((4, 32, 32, 3), np.uint8))
+    made = {name: recipe.complete(config, data).channels_last for name, config in PRESETS.items()}
+    assert made == {name: config.generator.family != "mlp" for name, config in PRESETS.items()}
+    for given in (True, False):
+        for preset in ("mlp", "r3gan"):
+            config = PRESETS[preset].override("channels_last", given)
+            assert recipe.complete(config, data).channels_last is given
