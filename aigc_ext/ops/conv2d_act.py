@@ -1,9 +1,9 @@
 """A convolution with its bias and activation, and the same for the transposed convolution.
 
 The convolution is PyTorch's or, on the CPU, :func:`aigc_ext.ops.conv3x3` where that was measured to be faster
-(``benchmarks/conv3x3.py``); bias, activation, mask and bias gradient are one pass over the result. Inside
-:func:`aigc_ext.no_weight_gradients` the backward computes no gradient of ``w`` and ``b``, which PyTorch's own
-convolution would compute and throw away.
+(``benchmarks/conv3x3.py``). Bias, activation, mask and bias gradient are one pass over the result, in place
+if the activation is piecewise linear. Inside :func:`aigc_ext.no_weight_gradients` the backward computes no
+gradient of ``w`` and ``b``, which PyTorch's own convolution would compute and throw away.
 
 A convolution, the gradient of its images and that of its filters are the partial derivatives of one trilinear
 form, so the derivatives of each are the other two, to every order. PyTorch computes both gradients by
@@ -26,14 +26,15 @@ from aigc_ext.ops._layout import HALF, is_channels_last, new_in_format, new_like
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, cast_by_autocast, native
 from aigc_ext.ops._route import Route, take
-from aigc_ext.ops.activations import resolve_activation
-from aigc_ext.ops.bias_act import bias_act, bias_act_ref
+from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
+from aigc_ext.ops.bias_act import bias_act, bias_act_backward, bias_act_ref, mask_size
 from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
 
 _Pair = int | Sequence[int]
 # stride, padding, dilation, output_padding, groups, transposed
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
 _SURELY_RIGHT = 16  # pixels: see _dtype_route
+_AS_IT_IS = "convolution"
 _NOT_3X3 = Route("convolution", "conv3x3 is for 3x3 filters, stride 1 and padding to 2")
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _ONEDNN = torch.backends.mkldnn.is_available()  # else PyTorch has none of its ops
@@ -163,19 +164,32 @@ def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometr
     """The convolution with only its bias, for ``op``, in the form that suits device, dtype and shape."""
     if torch._C._is_any_autocast_enabled():
         x, w, b = cast_by_autocast([x, w, b])
+    return _convolve(op, x, w, b, geometry)
+
+
+def _convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
     if is_apart(x):
         return _convolve_apart(op, x, w, b, geometry)
-    if x.dim() == w.dim() == 4 and take(op, _route(x, w, geometry)) == "conv3x3":
+    kernel = _kernel(op, x, w, b, geometry)
+    if kernel == "conv3x3":
         return _winograd(x, w, b, geometry)
     y: Tensor
-    if x.dtype in HALF:
-        size = _check(op, x, w, b, geometry)
-        if take(op, _dtype_route(x, w.shape[2:], size, geometry)) == "float32":
-            wide = _convolution(x.float(), w.float(), b if b is None else b.float(), *geometry)
-            y = wide.to(x.dtype)
-            return y
+    if kernel == "float32":
+        wide = _convolution(x.float(), w.float(), b if b is None else b.float(), *geometry)
+        y = wide.to(x.dtype)
+        return y
     y = _convolution(x, w, b, *geometry)
     return y
+
+
+def _kernel(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> str:
+    """conv3x3; or ``convolution``, in float32 or as it is."""
+    if x.dim() == w.dim() == 4 and take(op, _route(x, w, geometry)) == "conv3x3":
+        return "conv3x3"
+    if x.dtype not in HALF:
+        return _AS_IT_IS
+    size = _check(op, x, w, b, geometry)
+    return "float32" if take(op, _dtype_route(x, w.shape[2:], size, geometry)) == "float32" else _AS_IT_IS
 
 
 def _winograd(x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
@@ -239,7 +253,8 @@ def _route(x: Tensor, w: Tensor, geometry: _Geometry) -> Route:
         return Route("convolution", "conv3x3 pays from 32 channels and 512 pixels on")
     if not _AVX512:
         return Route("conv3x3", "there are 32 channels and 512 pixels")
-    if x.size(0) * pixels < 2 * channels:
+    # The transformed filters of 512 channels, 16 MB, are read from beyond the caches.
+    if x.size(0) * pixels < (2 if channels < 512 else 8) * channels:
         return Route("convolution", "there are few pixels for the filters that conv3x3 transforms first")
     if is_channels_last(x):
         if pixels < 64:
@@ -260,12 +275,21 @@ def _convolve_and_act(
     gain: float | None,
     clamp: float | None,
 ) -> Tensor:
-    identity = act == "linear" and gain in (None, 1) and clamp is None
-    if identity or x.dtype in HALF or torch._C._is_any_autocast_enabled():
+    if torch._C._is_any_autocast_enabled():
+        x, w, b = cast_by_autocast([x, w, b])
+    if act == "linear" and gain in (None, 1) and clamp is None:
+        return _convolve(op, x, w, b, geometry)
+    if not is_apart(x) and _kernel(op, x, w, b, geometry) == _AS_IT_IS:
+        activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
+        save = torch.is_grad_enabled() and (
+            x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)
+        )
+        y: Tensor = _convolution_act(x, w, b, *geometry, activation.name, alpha, gain, clamp, save)[0]
+        return y
+    if x.dtype in HALF:
         # Storing the product in a half type rounds it; with the bias included, at least its sign is right.
-        y = convolve(op, x, w, b, geometry)
-        return y if identity else bias_act(y, None, 1, act, alpha, gain, clamp)
-    return bias_act(convolve(op, x, w, None, geometry), b, 1, act, alpha, gain, clamp)
+        return bias_act(_convolve(op, x, w, b, geometry), None, 1, act, alpha, gain, clamp)
+    return bias_act(_convolve(op, x, w, None, geometry), b, 1, act, alpha, gain, clamp)
 
 
 def _pair(op: str, name: str, value: _Pair) -> list[int]:
@@ -369,6 +393,30 @@ def _fake(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
     return new_in_format(x, size, is_channels_last(x) or is_channels_last(w))
 
 
+def _fake_act(  # type: ignore[no-untyped-def]
+    x, w, b, stride, padding, dilation, output_padding, groups, transposed, act, alpha, gain, clamp, save
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "convolution_act"
+    check_same_kind(op, x=x)
+    check_activation(op, act, alpha, gain, clamp)
+    size = _check(op, x, w, b, (stride, padding, dilation, output_padding, groups, transposed))
+    y = new_in_format(x, size, is_channels_last(x) or is_channels_last(w))
+    piecewise_linear = ACTIVATIONS[act].piecewise_linear
+    product = torch.empty_like(y) if save and not piecewise_linear else x.new_empty(0)
+    added = None if x.dtype in HALF else b
+    bits = mask_size(y, added, False, 1, act, clamp) if save and piecewise_linear else 0
+    return y, product, x.new_empty(bits, dtype=torch.uint8)
+
+
+def _kept(*arguments: Any) -> tuple[Tensor | None, bool]:
+    *_, act, _alpha, _gain, clamp, save, out = arguments
+    if not save and not (act == "linear" and clamp is None):
+        raise RuntimeError(
+            f"convolution_act: a gradient through act {act!r} with clamp {clamp} needs save=True"
+        )
+    return None if ACTIVATIONS[act].piecewise_linear else out[1], not out[0].is_contiguous()
+
+
 def _fake_backward(dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *geometry, need_x, need_w = rest
     op = "convolution_backward"
@@ -420,6 +468,28 @@ def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
+def _act_gradients(
+    a: Any, needs: Any, dy: Tensor | None, d_product: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *geometry, act, alpha, gain, clamp, _ = a.plain
+    bias_in_product = a.x.dtype in HALF  # as in the forward
+    b = None if bias_in_product else a.b
+    sum_b = needs.b and b is not None
+    dz = dx = dw = db = None
+    if dy is not None:
+        inputs = (dy, a.product, b, None, None, a.mask, 1, act, alpha, gain, clamp, a.channels_last)
+        dz, db, _ = bias_act_backward(*inputs, sum_b, False)
+    if d_product is not None and a.product is not None:
+        # A second derivative enters through the saved pre-activation.
+        dz = d_product if dz is None else dz + d_product
+    if dz is not None:
+        if needs.x or needs.w:
+            dx, dw = _backward(dz, a.x, a.w, *geometry, needs.x, needs.w)
+        if needs.b and bias_in_product:
+            db = dz.sum((0, 2, 3))
+    return dx if needs.x else None, dw if needs.w else None, db if needs.b else None
+
+
 _backward: Callable[..., tuple[Tensor, Tensor]] = native(
     "convolution_backward",
     fake=_fake_backward,
@@ -432,6 +502,17 @@ _convolution: Callable[..., Tensor] = native(
     gradients=_gradients,
     weights=("w", "b"),
     save=("x", "w"),
+)
+
+_convolution_act: Callable[..., tuple[Tensor, Tensor, Tensor]] = native(
+    "convolution_act",
+    fake=_fake_act,
+    gradients=_act_gradients,
+    weights=("w", "b"),
+    save=("x", "w", "b", "mask"),
+    keep=("product", "channels_last"),
+    kept=_kept,
+    constants=("mask",),
 )
 
 OPS = [

@@ -1,9 +1,12 @@
-// A convolution, or its transpose, and its gradients: PyTorch's, for images of two dimensions, with checks that
-// name the argument. In C++ because in Python the way to PyTorch's and back costs as much as a small convolution.
+// A convolution, or its transpose, with bias and activation, and its gradients: PyTorch's, for images of two
+// dimensions, with checks that name the argument. In C++ because in Python the way to PyTorch's and back costs as
+// much as a small convolution. Bias and activation are bias_act's kernel, in place on the product unless the
+// backward needs that (for f' of smooth activations).
 #include <algorithm>
 #include <array>
 #include <vector>
 
+#include "bias_act/bias_act_glue.h"
 #include "glue/backend.h"
 
 namespace aigc {
@@ -79,28 +82,65 @@ Pair dilation_for(const Tensor& x, const Tensor& w, const Geometry& g, bool chan
   return pays ? Pair{2, 2} : g.dilation;
 }
 
-Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& b, Pair stride, Pair padding,
-                   Pair dilation, Pair output_padding, int64_t groups, bool transposed) {
-  constexpr const char* op = "convolution";
+Tensor convolve(const Tensor& x, const Tensor& w, const OptionalTensor& b, const Geometry& g,
+                const std::array<int64_t, 4>& size) {
+  const bool channels_last = is_channels_last(x) || is_channels_last(w);
+  if (x.size(0) == 0) return empty_dense(x, size, channels_last);
+  using torch::stable::detail::from;
+  std::array<StableIValue, 9> stack{from(x),
+                                    from(w),
+                                    from(b),
+                                    from(g.stride),
+                                    from(g.padding),
+                                    from(dilation_for(x, w, g, channels_last)),
+                                    from(g.transposed),
+                                    from(g.output_padding),
+                                    from(g.groups)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  // PyTorch does not always choose the format that its arguments have.
+  return as_format(torch::stable::detail::to<Tensor>(stack[0]), channels_last);
+}
+
+std::array<int64_t, 4> check_forward(const Tensor& x, const Tensor& w, const OptionalTensor& b,
+                                     const Geometry& g, const char* op) {
   dtype_of(x, op, "x");
-  const Geometry g{stride, padding, dilation, output_padding, groups, transposed};
   const std::array<int64_t, 4> size = output_size(x, w, g, op);
   check_same_kind(w, "w", x, "x", op);
   if (b) {
     check_same_kind(*b, "b", x, "x", op);
     check_vector(*b, "b", size[1], op);
   }
-  const bool channels_last = is_channels_last(x) || is_channels_last(w);
-  if (x.size(0) == 0) return empty_dense(x, size, channels_last);
-  dilation = dilation_for(x, w, g, channels_last);
-  using torch::stable::detail::from;
-  std::array<StableIValue, 9> stack{from(x),       from(w),        from(b),          from(stride),
-                                    from(padding), from(dilation), from(transposed), from(output_padding),
-                                    from(groups)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
-  // PyTorch does not always choose the format that its arguments have.
-  return as_format(torch::stable::detail::to<Tensor>(stack[0]), channels_last);
+  return size;
+}
+
+Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& b, Pair stride, Pair padding,
+                   Pair dilation, Pair output_padding, int64_t groups, bool transposed) {
+  const Geometry g{stride, padding, dilation, output_padding, groups, transposed};
+  return convolve(x, w, b, g, check_forward(x, w, b, g, "convolution"));
+}
+
+// Returns y, the product if the backward needs it (else an empty tensor), and bias_act's mask. For half types
+// the bias is part of the product: that is rounded when it is stored, and at least its sign is right then.
+std::tuple<Tensor, Tensor, Tensor> convolution_act(const Tensor& x, const Tensor& w, OptionalTensor b,
+                                                   Pair stride, Pair padding, Pair dilation,
+                                                   Pair output_padding, int64_t groups, bool transposed,
+                                                   StringHandle act_handle, double alpha, double gain,
+                                                   std::optional<double> clamp, bool save) {
+  const std::string act = take_string(act_handle);
+  constexpr const char* op = "convolution_act";
+  BiasActParams p;
+  p.dtype = dtype_of(x, op, "x");
+  set_activation(p, act, alpha, gain, clamp, op);
+  const Geometry g{stride, padding, dilation, output_padding, groups, transposed};
+  const std::array<int64_t, 4> size = check_forward(x, w, b, g, op);
+  const bool bias_in_product = b && (p.dtype == DType::float16 || p.dtype == DType::bfloat16);
+  const Tensor product = convolve(x, w, bias_in_product ? b : std::nullopt, g, size);
+  if (bias_in_product) b = std::nullopt;
+  const bool keep_product = save && !is_piecewise_linear(p.act);
+  const Tensor y = keep_product ? torch::stable::empty_like(product) : product;
+  const Tensor mask = bias_act_into(y, product, b, std::nullopt, std::nullopt, 1, p, save, op);
+  return {y, keep_product ? product : empty_1d(x, 0, x.scalar_type()), mask};
 }
 
 std::tuple<Tensor, Tensor> convolution_backward(const Tensor& dy, const Tensor& x, const Tensor& w,
@@ -146,6 +186,10 @@ AIGC_OPS(m) {
       "convolution(Tensor x, Tensor w, Tensor? b, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
       "SymInt[] output_padding, SymInt groups, bool transposed) -> Tensor");
   m.def(
+      "convolution_act(Tensor x, Tensor w, Tensor? b, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "SymInt[] output_padding, SymInt groups, bool transposed, str act, float alpha, float gain, "
+      "float? clamp, bool save) -> (Tensor y, Tensor product, Tensor mask)");
+  m.def(
       "convolution_backward(Tensor dy, Tensor x, Tensor w, SymInt[] stride, SymInt[] padding, SymInt[] "
       "dilation, SymInt[] output_padding, SymInt groups, bool transposed, bool need_x, bool need_w) -> "
       "(Tensor dx, Tensor dw)");
@@ -153,6 +197,7 @@ AIGC_OPS(m) {
 
 AIGC_IMPL(m) {
   m.impl("convolution", TORCH_BOX(&convolution));
+  m.impl("convolution_act", TORCH_BOX(&convolution_act));
   m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
 }
 

@@ -245,6 +245,8 @@ def test_bfloat16_is_right_whatever_the_memory_around_it_holds() -> None:
         ((1, 64, 32, 16), (64, 64, 3, 3), {"padding": 1}, True),
         ((2, 32, 16, 16), (32, 32, 3, 3), {"padding": 1}, "but for AVX-512"),
         ((9, 512, 8, 8), (512, 512, 3, 3), {"padding": 1}, "but for AVX-512"),
+        ((8, 512, 16, 16), (512, 512, 3, 3), {"padding": 1}, "but for AVX-512"),
+        ((16, 512, 16, 16), (512, 512, 3, 3), {"padding": 1}, True),
         ((9, 32, 8, 8), (32, 32, 3, 3), {"padding": 1, "format": torch.channels_last}, True),
         ((9, 512, 8, 8), (512, 512, 3, 3), {"padding": 1, "format": torch.channels_last}, "but for AVX-512"),
         ((10, 32, 8, 7), (32, 32, 3, 3), {"padding": 1, "format": torch.channels_last}, "but for AVX-512"),
