@@ -192,6 +192,11 @@ def _kernel(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry
     return "float32" if take(op, _dtype_route(x, w.shape[2:], size, geometry)) == "float32" else _AS_IT_IS
 
 
+def is_pytorchs(x: Tensor, w: Tensor, geometry: _Geometry) -> bool:
+    """Is this convolution PyTorch's, in x's dtype?"""
+    return _kernel("conv2d_act", x, w, None, geometry) == _AS_IT_IS
+
+
 def _winograd(x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
     padding, transposed = geometry[1], geometry[-1]
     if transposed:

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from aigc_ext import ops
-from aigc_ext.nn import FusedRun, Linear, SkippedRun, fuse_, unfuse_
+from aigc_ext.nn import FusedRun, Linear, SkippedRun, fuse, fuse_, unfuse_
+from aigc_ext.ops.conv3x3 import has_conv3x3
 from tests.ops.suite import total
 
 # PyTorch uses its own deprecated torch.jit in Inductor and in forward-mode differentiation.
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def all_pairs_pay(request, monkeypatch):
+    """Fuses what is too small to pay."""
+    if not request.node.get_closest_marker("chooses"):
+        monkeypatch.setattr(fuse, "_pays", lambda layer, x: True)
 
 
 @pytest.fixture
@@ -894,3 +902,104 @@ def test_unfuse_refuses_a_class_derived_in_the_meantime():
 def test_skipped_runs_are_plain_data():
     report = fuse_(nn.Sequential(nn.Linear(1, 1)))
     assert report.skipped == [SkippedRun("0", "nothing follows it in its Sequential")]
+
+
+# ---- what pays -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.chooses
+@pytest.mark.skipif(not has_conv3x3(torch.zeros(1)), reason="this backend's speed does not matter")
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.Linear(256, 256), (1024, 256), []),
+        (nn.BatchNorm1d(64), (1024, 64), []),
+        (nn.BatchNorm1d(64), (2048, 64), ["batch_norm_act"]),
+        (nn.BatchNorm2d(32), (16, 32, 16, 16), ["batch_norm_act"]),
+        (nn.Conv1d(64, 64, 3), (8, 64, 1024), []),
+        (nn.Conv2d(32, 32, 3, padding=1), (4, 32, 32, 32), ["conv2d_act"]),
+        (nn.Conv2d(32, 32, 4, stride=2, padding=1), (4, 32, 32, 32), []),
+        (nn.Conv2d(32, 32, 3, padding="same"), (4, 32, 32, 32), []),
+        (nn.ConvTranspose2d(32, 32, 3, padding=1), (4, 32, 32, 32), ["conv_transpose2d_act"]),
+    ],
+    ids=str,
+)
+def test_without_examples_a_pair_is_one_op_where_that_was_faster(layer, shape, expected, op_calls):
+    fused = fused_copy(nn.Sequential(layer, nn.LeakyReLU(0.2)))
+    y = fused(torch.randn(shape))
+    assert op_calls == expected
+    assert y.shape == nn.Sequential(layer, nn.LeakyReLU(0.2))(torch.randn(shape)).shape
+
+
+def with_gains(monkeypatch, gains):
+    """`fuse_` measures these gains, by the type of the layer."""
+    monkeypatch.setattr(fuse, "_measured_gain", lambda layer, *_: gains[type(layer)])
+
+
+def small_network():
+    return nn.Sequential(
+        *(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3), nn.LeakyReLU(0.1)),
+        *(nn.Flatten(), nn.Linear(3 * 4 * 4, 2), nn.Tanh()),
+    )
+
+
+@pytest.mark.chooses
+def test_with_examples_a_pair_is_one_op_where_it_wins(monkeypatch, op_calls):
+    with_gains(monkeypatch, {nn.Conv2d: 0.9, nn.BatchNorm2d: 1.5, nn.Linear: 1.02})
+    model, x = small_network(), torch.randn(2, 2, 6, 6)
+    report = fuse_(model, x)
+    assert [(run.path, run.when) for run in report.fused] == [("2", "measured 1.50 times as fast")]
+    assert {skip.path: skip.reason for skip in report.skipped} == {
+        "0": "as one op it is measured 0.90 times as fast",
+        "5": "as one op it is measured 1.02 times as fast",
+    }
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        op_calls.clear()
+        copied(x)
+        assert op_calls == ["batch_norm_act"]
+    with_gains(monkeypatch, {nn.Conv2d: 2.0, nn.BatchNorm2d: 0.5, nn.Linear: 2.0})
+    fuse_(model, [x])  # again
+    op_calls.clear()
+    model(x)
+    assert op_calls == ["conv2d_act", "linear_act"]
+    unfuse_(model)
+    assert vars(model).keys() == vars(small_network()).keys()
+
+
+@pytest.mark.chooses
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_changes_nothing(training, op_calls):
+    model = small_network().train(training)
+    parametrizations.spectral_norm(model[0])
+    expected = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 2, 6, 6, requires_grad=True)
+    before = torch.get_rng_state()
+    report = fuse_(model, x)
+    assert {"conv2d_act", "batch_norm_act", "linear_act"} <= set(op_calls)
+    assert len(report.fused) + len(report.skipped) == 3
+    assert all(
+        "measured" in text for text in [*(r.when for r in report.fused), *(s.reason for s in report.skipped)]
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+    assert x.grad is None
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.chooses
+def test_a_layer_that_the_examples_do_not_reach_is_judged_by_the_rule(monkeypatch):
+    with_gains(monkeypatch, {nn.Linear: 0.5})
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+            self.idle = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+
+        def forward(self, x):
+            return self.used(x)
+
+    report = fuse_(Half(), torch.randn(2, 3))
+    assert [(run.path, run.when) for run in report.fused] == [("idle.0", "on the CPU never")]
+    assert [skip.path for skip in report.skipped] == ["used.0"]
