@@ -259,7 +259,7 @@ def _function(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             nonlocal Available, Needs
-            if Available is None:
+            if Needs is None:  # it is set last: another thread may be here too
                 Available, Needs = namedtuple("Available", available_names), namedtuple("Needs", op.wrt)
             asked: Sequence[Any] = ctx.needs_input_grad[1:]
             saved: Sequence[Any] = ctx.saved_tensors

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -123,6 +125,26 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path):
     assert [run.run_dir.name[:5] for run in runs] == ["00000", "00001", "00002"]
     assert files_of(runs[0].checkpoint) == files_of(runs[1].checkpoint)
     assert files_of(runs[0].checkpoint) != files_of(runs[2].checkpoint)
+
+
+def test_two_runs_in_two_threads_are_the_runs_that_they_are_alone(tmp_path):
+    options = [
+        config(kimg=0.75, step="eager", loss__gamma=0.1, loss__r1_interval=1, seed=seed) for seed in (0, 1)
+    ]
+
+    def trainers(name: str) -> list[Trainer]:
+        return [Trainer.from_config(o, outdir=tmp_path / f"{name}{i}") for i, o in enumerate(options)]
+
+    alone = [trainer.fit() for trainer in trainers("alone")]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns in the middle of everything
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(Trainer.fit, trainers("together")))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(together, alone, strict=True):
+        assert files_of(one.checkpoint) == files_of(other.checkpoint)
 
 
 def test_workers_change_nothing(tmp_path):
