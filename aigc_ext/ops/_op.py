@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from aigc_ext.ops._gradients import flattened, nested, reference_gradients, sizes_of
 from aigc_ext.ops._mode import weight_gradients
@@ -285,6 +286,11 @@ def _function(
                 result = *result, *no_gradients
             if has_lists:
                 pairs = zip(result, sizes, strict=True)
+            if forward_ad._current_level >= 0 and (duals := _unpacked(op.name, grads)):
+                # It is linear in the gradients, and what was saved has no tangents: with one, the op had run
+                # in its decomposed form.
+                values, tangents = (Formula.backward(ctx, *side) for side in duals)
+                return tuple(map(_dual, values, tangents))
                 result = flattened(
                     [None] * n if n and gradient is None else gradient for gradient, n in pairs
                 )
@@ -352,6 +358,8 @@ def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
         (place,) = places
         return itemgetter(slice(place, place + 1))
     return itemgetter(*places)
+            if not asks and forward_ad._current_level >= 0:
+                _unpacked(op.name, flattened(values[:count]), refuses=True)
 
 
 def _none_of(need: Any) -> Any:
@@ -360,6 +368,33 @@ def _none_of(need: Any) -> Any:
 
 def _overload(name: str) -> Any:
     base, _, which = name.partition(".")
+def _unpacked(
+    op: str, tensors: Sequence[Tensor | None], refuses: bool = False
+) -> tuple[list[Tensor | None], list[Tensor | None]] | None:
+    """Values and tangents of dual numbers; None if there are no tangents."""
+    pairs = [(None, None) if t is None else tuple(forward_ad.unpack_dual(t)) for t in tensors]
+    if all(tangent is None for _, tangent in pairs):
+        return None
+    if refuses:
+        raise RuntimeError(
+            f"{op}: a tensor has a tangent (torch.autograd.forward_ad), which the native op would lose; the "
+            "functions of aigc_ext.ops keep it"
+        )
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{op}: a gradient has a tangent (torch.autograd.forward_ad), which a second derivative "
+            "(create_graph=True) would lose; run the forward inside aigc_ext.decompose()"
+        )
+    values, tangents = zip(*pairs, strict=True)
+    return list(values), list(tangents)
+
+
+def _dual(value: Tensor | None, tangent: Tensor | None) -> Tensor | None:
+    if value is None or tangent is None:
+        return value
+    return forward_ad.make_dual(value, tangent)
+
+
     return getattr(getattr(torch.ops.aigc, base), which or "default")
 
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from aigc_ext import decompose
 from tests.ops.suite import (
@@ -28,6 +29,8 @@ from tests.ops.suite import (
     outcome,
     outputs_of,
     prepare,
+    seeded,
+    seeds,
     total,
     values_and_gradients,
 )
@@ -134,6 +137,74 @@ def test_third_derivative_is_the_references(case: OpCase) -> None:
 
     if case.twice_differentiable:
         check()
+
+
+@per_case
+@on_a_card_too
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # by PyTorch's own formulas
+def test_a_tangent_that_enters_in_a_backward_is_kept(case: OpCase) -> None:
+    """Forward over reverse. A gradient is linear in the cotangent: its tangent is the tangent's gradient."""
+
+    @settings(max_examples=5, deadline=None)
+    @given(case.small_calls, seeds)
+    def check(call: Call, seed: int) -> None:
+        def recorded(function: Function) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+            inputs = prepare(call, case, torch.float64)
+            leaves = [v for v in inputs.values() if v is not None and v.requires_grad]
+            outputs = [y for y in outputs_of(function, inputs, call.options) if y.requires_grad]
+            cotangents, tangents = (
+                [seeded(y.shape, seed + 2 * i + k).to(y) for i, y in enumerate(outputs)] for k in (0, 1)
+            )
+            return outputs, leaves, cotangents, tangents
+
+        outputs, leaves, cotangents, tangents = recorded(case.function)
+        with forward_ad.dual_level():
+            duals = list(map(forward_ad.make_dual, cotangents, tangents))
+            gradients = torch.autograd.grad(outputs, leaves, duals, allow_unused=True)
+            ours = [None if g is None else forward_ad.unpack_dual(g) for g in gradients]
+        outputs, leaves, cotangents, tangents = recorded(case.reference)
+        for k, vectors in enumerate((cotangents, tangents)):
+            expected = torch.autograd.grad(outputs, leaves, vectors, allow_unused=True, retain_graph=k == 0)
+            for dual, gradient in zip(ours, expected, strict=True):
+                part = None if dual is None else dual[k]
+                assert (part is None) == (gradient is None)
+                if part is not None and gradient is not None:
+                    torch.testing.assert_close(part, gradient, rtol=1e-9, atol=1e-12)
+
+    check()
+
+
+@per_case
+@on_a_card_too
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_tangent_in_a_second_derivative_is_kept_or_refused(case: OpCase) -> None:
+    if not case.twice_differentiable:
+        pytest.skip("not twice differentiable")
+    call = draw_example(case.small_calls)
+
+    def duals(function: Function) -> list[Tensor | None]:
+        """Values and tangents of the gradients of the gradients' squares."""
+        inputs = prepare(call, case, torch.float64)
+        leaves = [v for v in inputs.values() if v is not None and v.requires_grad]
+        outputs = [y for y in outputs_of(function, inputs, call.options) if y.requires_grad]
+        with forward_ad.dual_level():
+            cotangents = [forward_ad.make_dual(torch.ones_like(y), seeded(y.shape, 1).to(y)) for y in outputs]
+            slopes = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True, allow_unused=True)
+            squares = [(g * g).sum() for g in slopes if g is not None]
+            gradients = torch.autograd.grad(
+                total([*squares, *(0 * v.sum() for v in leaves)]), leaves, allow_unused=True
+            )
+            pairs = [forward_ad.unpack_dual(g) for g in gradients if g is not None]
+            return [None if t is None else t.detach() for pair in pairs for t in pair]
+
+    try:
+        ours = duals(case.function)
+    except RuntimeError as error:
+        assert "a gradient has a tangent" in str(error)  # noqa: PT017
+        return
+    for one, other in zip(ours, duals(case.reference), strict=True):
+        zero = torch.zeros(())
+        torch.testing.assert_close(zero if one is None else one, zero if other is None else other)
 
 
 @per_case
