@@ -25,7 +25,7 @@ from torch import Tensor
 from aigc_ext.ops._arguments import check_same_kind, shape_of
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import NATIVES, native
-from aigc_ext.ops.activations import check_activation
+from aigc_ext.ops.activations import activation_names, check_activation
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Geometry = tuple[object, ...]  # all that `run` depends on, besides its arguments
@@ -128,7 +128,7 @@ def _try_out(run: Convolution, x: Tensor, w: Tensor, bias: bool) -> bool:
 def _fake(  # type: ignore[no-untyped-def]
     x, weights, biases, acts, alphas, gains
 ) -> Tensor:
-    op, count, names = "linear_rows", len(weights), acts.split(",")
+    op, count, names = "linear_rows", len(weights), activation_names(acts)
     if not (count >= 1 and len(biases) == len(alphas) == len(gains) == count):
         raise RuntimeError(
             f"{op}: there are {count} weights, {len(biases)} biases, {len(alphas)} alphas and {len(gains)} "

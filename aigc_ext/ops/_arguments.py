@@ -82,6 +82,23 @@ def check_eps(op: str, eps: float) -> None:
         raise RuntimeError(f"{op}: eps is {eps:g}, but must be at least 0 and finite")
 
 
+def size_product(op: str, *factors: int) -> int:
+    """Like csrc/glue/errors.h, which refuses sizes that 64 bits do not hold."""
+    return _size_if_fits(op, math.prod(factors), factors, " * ")
+
+
+def size_sum(op: str, *terms: int) -> int:
+    return _size_if_fits(op, sum(terms), terms, " + ")
+
+
+def _size_if_fits(op: str, size: int, operands: tuple[int, ...], operation: str) -> int:
+    # A size that a trace leaves open is no int; a comparison would set it a limit.
+    if isinstance(size, int) and not -(1 << 63) <= size < 1 << 63:
+        formula = operation.join(map(str, operands))
+        raise RuntimeError(f"{op}: the sizes are too large: {formula} is more than 64 bits hold")
+    return size
+
+
 def wrap_dim(op: str, x: Tensor, dim: int) -> int:
     """``dim`` as a non-negative index of a dimension of ``x``."""
     if x.dim() == 0:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from aigc_ext.ops._arguments import check_same_device
 from aigc_ext.ops._gradients import flattened, nested, reference_gradients, sizes_of
 from aigc_ext.ops._mode import weight_gradients
 from aigc_ext.ops._route import LOG
@@ -127,7 +128,7 @@ def native(
     Args:
         name: the op's, with ``.overload`` if it has one. Its schema is the native library's.
         fake: maps the schema's arguments to results without values. It rejects what the op rejects, with the
-            same messages.
+            same messages; except for what any op rejects, None and tensors on different devices.
         gradients: the derivative. ``gradients(a, needs, *grad_outputs)`` returns a gradient or None for each
             argument in ``wrt``, and None for one that was not given. ``a`` has the op's arguments and what
             was saved, ``needs`` says which gradients are needed, both by name; ``a.plain`` holds all
@@ -152,7 +153,7 @@ def native(
     An op without ``gradients`` and ``reference`` has no derivative and is transparent to autograd.
     """
     overload = _overload(name)
-    torch.library.register_fake(f"aigc::{name}")(fake)
+    torch.library.register_fake(f"aigc::{name}")(_with_checks(fake, overload))
     if autocast:
         _register_autocast(overload)
     NATIVES[name] = Native(
@@ -178,6 +179,31 @@ def native(
             return overload(*values)
 
     return call
+
+
+def _with_checks(fake: Callable[..., Any], overload: Any) -> Callable[..., Any]:
+    """The fake kernel, which PyTorch calls for real tensors too if only one of a call's tensors is on the
+    ``meta`` device: what it then returned would be memory that nobody wrote."""
+    op = overload._schema.name.partition("::")[2]
+    tensors = [(i, a.name) for i, a in enumerate(overload._schema.arguments) if "Tensor" in str(a.type)]
+    needed = [(i, a.name) for i, a in enumerate(overload._schema.arguments) if str(a.type) == "Tensor"]
+
+    def checked(*values: Any) -> Any:
+        for i, name in needed:
+            if values[i] is None:
+                raise RuntimeError(f"{op}: {name} is None, but must be a tensor")
+        result = fake(*values)
+        named: dict[str, Any] = {}
+        for i, name in tensors:
+            if isinstance(values[i], (list, tuple)):
+                named |= {f"{name}[{k}]": t for k, t in enumerate(values[i])}
+            else:
+                named[name] = values[i]
+        if any(t is not None for t in named.values()):
+            check_same_device(op, **named)
+        return result
+
+    return checked
 
 
 def _function(
@@ -260,6 +286,11 @@ def _function(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             nonlocal Available, Needs
+            if forward_ad._current_level >= 0 and (duals := _unpacked(op.name, grads)):
+                # It is linear in the gradients, and what was saved has no tangents: with one, the op had run
+                # in its decomposed form.
+                values, tangents = (Formula.backward(ctx, *side) for side in duals)
+                return tuple(map(_dual, values, tangents))
             if Needs is None:  # it is set last: another thread may be here too
                 Available, Needs = namedtuple("Available", available_names), namedtuple("Needs", op.wrt)
             asked: Sequence[Any] = ctx.needs_input_grad[1:]
@@ -286,11 +317,6 @@ def _function(
                 result = *result, *no_gradients
             if has_lists:
                 pairs = zip(result, sizes, strict=True)
-            if forward_ad._current_level >= 0 and (duals := _unpacked(op.name, grads)):
-                # It is linear in the gradients, and what was saved has no tangents: with one, the op had run
-                # in its decomposed form.
-                values, tangents = (Formula.backward(ctx, *side) for side in duals)
-                return tuple(map(_dual, values, tangents))
                 result = flattened(
                     [None] * n if n and gradient is None else gradient for gradient, n in pairs
                 )
@@ -332,6 +358,8 @@ def _function(
                 for t in inputs:
                     if t is not None and t.requires_grad:
                         return apply(values[count:], inputs) if simple else recorded(values, inputs)
+            if not asks and forward_ad._current_level >= 0:
+                _unpacked(op.name, flattened(values[:count]), refuses=True)
             with below():
                 return overload(*values)
 
@@ -340,34 +368,6 @@ def _function(
     return function
 
 
-def _log_run(op: Native, values: Sequence[Any]) -> None:
-    tensor = next((t for t in flattened(values) if isinstance(t, Tensor)), None)
-    if _is_compiling() or tensor is None:
-        return
-    kernel = f"its {tensor.device.type} kernel"
-    if tensor.device.type == "cpu":
-        kernel += f" for {torch.ops.aigc.instruction_set()}"
-    LOG.debug("%s runs %s: its tensors are on %s", op.name, kernel, tensor.device)
-
-
-def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """A function that returns the values at these places as a tuple."""
-    if list(places) == list(range(len(places))):
-        return itemgetter(slice(len(places)))
-    if len(places) == 1:
-        (place,) = places
-        return itemgetter(slice(place, place + 1))
-    return itemgetter(*places)
-            if not asks and forward_ad._current_level >= 0:
-                _unpacked(op.name, flattened(values[:count]), refuses=True)
-
-
-def _none_of(need: Any) -> Any:
-    return [False] * len(need) if isinstance(need, list) else False
-
-
-def _overload(name: str) -> Any:
-    base, _, which = name.partition(".")
 def _unpacked(
     op: str, tensors: Sequence[Tensor | None], refuses: bool = False
 ) -> tuple[list[Tensor | None], list[Tensor | None]] | None:
@@ -395,6 +395,32 @@ def _dual(value: Tensor | None, tangent: Tensor | None) -> Tensor | None:
     return forward_ad.make_dual(value, tangent)
 
 
+def _log_run(op: Native, values: Sequence[Any]) -> None:
+    tensor = next((t for t in flattened(values) if isinstance(t, Tensor)), None)
+    if _is_compiling() or tensor is None:
+        return
+    kernel = f"its {tensor.device.type} kernel"
+    if tensor.device.type == "cpu":
+        kernel += f" for {torch.ops.aigc.instruction_set()}"
+    LOG.debug("%s runs %s: its tensors are on %s", op.name, kernel, tensor.device)
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that returns the values at these places as a tuple."""
+    if list(places) == list(range(len(places))):
+        return itemgetter(slice(len(places)))
+    if len(places) == 1:
+        (place,) = places
+        return itemgetter(slice(place, place + 1))
+    return itemgetter(*places)
+
+
+def _none_of(need: Any) -> Any:
+    return [False] * len(need) if isinstance(need, list) else False
+
+
+def _overload(name: str) -> Any:
+    base, _, which = name.partition(".")
     return getattr(getattr(torch.ops.aigc, base), which or "default")
 
 

@@ -67,6 +67,12 @@ def check_activation(op: str, act: str, alpha: float, gain: float, clamp: float 
         raise RuntimeError(f"{op}: clamp is {clamp:g}, but must be None or at least 0")
 
 
+def activation_names(acts: str) -> list[str]:
+    """The activations that a native op of several layers takes as one string."""
+    names = acts.split(",")
+    return names if names[-1] else names[:-1]
+
+
 def _number(name: str, value: float) -> float:
     # A one-element tensor would convert too, but silently lose its gradient.
     if not isinstance(value, (float, int)):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aigc_ext.ops._arguments import check_same_shape, dtype_name, promoted_dtype, shape_of
+from aigc_ext.ops._layout import wide_dtype
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
 
@@ -145,22 +148,120 @@ def any_nonfinite_ref(tensors: Sequence[Tensor]) -> Tensor:
 # ---- native ops --------------------------------------------------------------------------------------------
 
 
-def _fake(  # type: ignore[no-untyped-def]
-    params, grads, exp_avgs, exp_avg_sqs, emas, steps, *_numbers
-) -> None:
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "emas": emas}
-    for name, tensors in {**lists, "steps": steps}.items():
-        for i, tensor in enumerate(tensors):
-            if tensor.device != params[0].device:
+Lists = Sequence[Sequence[Tensor]]  # params, grads, exp_avgs, exp_avg_sqs, emas, steps
+
+
+def check_rates(op: str, lr: float, beta1: float, beta2: float, ema_decay: float) -> None:
+    if not 0 <= lr < math.inf:
+        raise RuntimeError(f"{op}: lr is {lr:g}, but must be at least 0 and finite")
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= beta < 1:
+            raise RuntimeError(f"{op}: {name} is {beta:g}, but must be at least 0 and less than 1")
+    if not 0 <= ema_decay <= 1:
+        raise RuntimeError(f"{op}: ema_decay is {ema_decay:g}, but must be between 0 and 1")
+
+
+def check_learning(op: str, lists: Lists, eps: float, weight_decay: float, skipped: Tensor | None) -> None:
+    """What ``adam_work`` of csrc/adam_ema/adam_ema.cpp checks, except for overlaps in memory."""
+    params, grads, exp_avgs, exp_avg_sqs, emas, steps = lists
+    parallel = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    parallel |= ({"emas": emas} if emas else {}) | ({"steps": steps} if len(steps) != 1 else {})
+    for name, tensors in parallel.items():
+        if len(tensors) != len(params):
+            raise RuntimeError(f"{op}: {name} has {len(tensors)} tensors, but params has {len(params)}")
+    for name, number in (("eps", eps), ("weight_decay", weight_decay)):
+        if not number >= 0:
+            raise RuntimeError(f"{op}: {name} is {number:g}, but must be at least 0")
+    if not params:
+        return
+    for i, param in enumerate(params):
+        this = f"params[{i}]"
+        promoted_dtype(op, **{this: param})
+        if not _is_dense(param):
+            raise RuntimeError(
+                f"{op}: {this} has shape {shape_of(param)} and strides {list(param.stride())}, but must be "
+                "dense in memory"
+            )
+        for name in ("exp_avgs", "exp_avg_sqs", *(["emas"] if emas else [])):
+            state = parallel[name][i]
+            _check_belongs(op, f"{name}[{i}]", state, this, param, wide_dtype(param))
+            if not _same_order(state, param):
                 raise RuntimeError(
-                    f"adam_ema_: {name}[{i}] is on {tensor.device}, but must be on {params[0].device}, as "
-                    "params[0] is"
+                    f"{op}: {name}[{i}] has strides {list(state.stride())}, but {this} has strides "
+                    f"{list(param.stride())}"
                 )
+        _check_belongs(op, f"grads[{i}]", grads[i], this, param, param.dtype)
+    for i, step in enumerate(steps):
+        _check_number(op, f"steps[{i}]", step)
+    if skipped is not None and (skipped.numel() != 1 or skipped.dtype != torch.int64):
+        raise RuntimeError(f"{op}: skipped has shape {shape_of(skipped)} and must be one int64 number")
+
+
+def _check_belongs(op: str, name: str, t: Tensor, like: str, param: Tensor, dtype: torch.dtype) -> None:
+    if t.dtype != dtype:
+        raise RuntimeError(
+            f"{op}: {name} is {dtype_name(t.dtype)}, but must be {dtype_name(dtype)} for {like}, which is "
+            f"{dtype_name(param.dtype)}"
+        )
+    check_same_shape(op, **{like: param, name: t})
+
+
+def _check_number(op: str, name: str, t: Tensor) -> None:
+    if t.numel() != 1 or t.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(
+            f"{op}: {name} is {dtype_name(t.dtype)} of shape {shape_of(t)}, but must be one number, "
+            "float32 or float64"
+        )
+
+
+def _is_dense(t: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted((t.stride(d), t.size(d)) for d in range(t.dim()) if t.size(d) > 1):
+        if stride != expected:
+            return t.numel() == 0
+        expected *= size
+    return True
+
+
+def _same_order(a: Tensor, b: Tensor) -> bool:
+    places = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return a.numel() == 0 or all(ours == theirs for size, ours, theirs in places if size > 1)
+
+
+def _fake(  # type: ignore[no-untyped-def]
+    *values,
+) -> None:
+    op = "adam_ema_"
+    *lists, lr, beta1, beta2, eps, weight_decay, ema_decay, found_inf, skipped, skip_nonfinite = values
+    numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "ema_decay": ema_decay}
+    if not isinstance(lr, Tensor):
+        check_rates(op, **numbers)
+    elif not lists[0]:
+        return
+    else:
+        for name, number in numbers.items():
+            _check_number(op, name, number)
+    if found_inf is not None and skip_nonfinite:
+        raise RuntimeError(f"{op}: found_inf and skip_nonfinite must not be given together")
+    check_learning(op, lists, eps, weight_decay, skipped)
+    if lists[0] and found_inf is not None and (found_inf.numel() != 1 or found_inf.dtype != torch.float32):
+        raise RuntimeError(
+            f"{op}: found_inf is {dtype_name(found_inf.dtype)} of shape {shape_of(found_inf)}, but must be "
+            "one float32 number"
+        )
+
+
+def _fake_any_nonfinite(tensors: list[Tensor]) -> Tensor:
+    op = "any_nonfinite"
+    if not tensors:
+        raise RuntimeError(f"{op}: tensors is empty, but must hold at least one")
+    promoted_dtype(op, **{f"tensors[{i}]": t for i, t in enumerate(tensors)})
+    return tensors[0].new_empty((), dtype=torch.float32)
 
 
 _adam_ema_ = native("adam_ema_", fake=_fake)
 _adam_ema_tensor_ = native("adam_ema_.tensor", fake=_fake)
-_any_nonfinite = native("any_nonfinite", fake=lambda tensors: tensors[0].new_empty((), dtype=torch.float32))
+_any_nonfinite = native("any_nonfinite", fake=_fake_any_nonfinite)
 
 
 def _example() -> dict[str, Any]:

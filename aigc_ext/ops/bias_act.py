@@ -236,7 +236,11 @@ def _fake_backward(  # type: ignore[no-untyped-def]
         check_same_shape(op, dy=dy, x=x)
     else:
         size = mask_size(dz, b, noise is not None, dim, act, clamp)
-        if size and (mask is None or mask.dtype != torch.uint8 or mask.numel() != size):
+        needs_mask = clamp is not None or act != "linear"
+        fits = (
+            mask is not None and mask.dtype == torch.uint8 and mask.is_contiguous() and mask.numel() == size
+        )
+        if needs_mask and not fits:
             raise RuntimeError(
                 f"{op}: the backward of '{act}' needs the mask that bias_act(..., save=True) returned for a "
                 f"tensor of shape {shape_of(dy)} in this memory format"

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext.ops._apart import convolution_apart, is_apart
-from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
+from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of, size_product
 from aigc_ext.ops._layout import HALF, is_channels_last, new_in_format, new_like_images
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, cast_by_autocast, native
@@ -33,6 +33,7 @@ from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
 _Pair = int | Sequence[int]
 # stride, padding, dilation, output_padding, groups, transposed
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
+_LARGE = 1 << 30  # products of sizes below need no check
 _SURELY_RIGHT = 16  # pixels: see _dtype_route
 _AS_IT_IS = "convolution"
 _NOT_3X3 = Route("convolution", "conv3x3 is for 3x3 filters, stride 1 and padding to 2")
@@ -334,8 +335,12 @@ def _output_size(
             f"{op}: x has shape {shape_of(x)}, but must have {in_channels} channels for a w of shape "
             f"{shape_of(w)} and groups {groups}"
         )
+    if any(len(pair) != 2 for pair in (stride, padding, dilation, output_padding)):
+        raise RuntimeError(f"{op}: stride, padding, dilation and output_padding must be [y, x]")
     sizes = []
     for d, axis in enumerate(("y", "x")):
+        if max(stride[d], padding[d], dilation[d]) > _LARGE:
+            _check_fits(op, x.size(2 + d), w.size(2 + d), stride[d], padding[d], dilation[d], transposed)
         if stride[d] < 1 or dilation[d] < 1 or padding[d] < 0:
             raise RuntimeError(
                 f"{op}: along {axis}, stride is {stride[d]}, dilation {dilation[d]}, padding {padding[d]}, "
@@ -349,6 +354,11 @@ def _output_size(
                     f"{max(stride[d], dilation[d]) - 1}, less than stride or dilation"
                 )
             size = (x.size(2 + d) - 1) * stride[d] - 2 * padding[d] + reach + output_padding[d] + 1
+        elif output_padding[d] != 0:
+            raise RuntimeError(
+                f"{op}: output_padding along {axis} is {output_padding[d]}, but only a transposed "
+                "convolution has one"
+            )
         else:
             size = (x.size(2 + d) + 2 * padding[d] - reach - 1) // stride[d] + 1
         if size < 1:
@@ -358,6 +368,15 @@ def _output_size(
             )
         sizes.append(size)
     return [x.size(0), w.size(1) * groups if transposed else w.size(0), *sizes]
+
+
+def _check_fits(
+    op: str, size: int, taps: int, stride: int, padding: int, dilation: int, transposed: bool
+) -> None:
+    size_product(op, dilation, taps - 1)
+    size_product(op, 2, padding)
+    if transposed:
+        size_product(op, size - 1, stride)
 
 
 # ---- native ops --------------------------------------------------------------------------------------------
@@ -395,6 +414,7 @@ def _dtype_route(x: Tensor, kernel: Sequence[int], size: Sequence[int], geometry
 
 def _fake(x: Tensor, w: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
     size = _check("convolution", x, w, b, geometry)
+    size_product("convolution", *size)
     return new_in_format(x, size, is_channels_last(x) or is_channels_last(w))
 
 
@@ -405,6 +425,7 @@ def _fake_act(  # type: ignore[no-untyped-def]
     check_same_kind(op, x=x)
     check_activation(op, act, alpha, gain, clamp)
     size = _check(op, x, w, b, (stride, padding, dilation, output_padding, groups, transposed))
+    size_product(op, *size)
     y = new_in_format(x, size, is_channels_last(x) or is_channels_last(w))
     piecewise_linear = ACTIVATIONS[act].piecewise_linear
     product = torch.empty_like(y) if save and not piecewise_linear else x.new_empty(0)
@@ -426,6 +447,7 @@ def _fake_backward(dy: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor
     *geometry, need_x, need_w = rest
     op = "convolution_backward"
     size = _check(op, x, w, None, geometry)
+    size_product(op, *size)
     check_same_kind(op, x=x, dy=dy)
     if list(dy.shape) != size:
         raise RuntimeError(f"{op}: dy has shape {shape_of(dy)}, but must be {size}")

@@ -26,6 +26,8 @@ from aigc_ext.ops._arguments import (
     no_tensor,
     promoted_dtype,
     shape_of,
+    size_product,
+    size_sum,
 )
 from aigc_ext.ops._layout import is_channels_last, new_in_format, wide_dtype
 from aigc_ext.ops._mode import decomposed
@@ -205,7 +207,9 @@ def _check(x: Tensor, fu: Tensor | None, fd: Tensor | None, b: Tensor | None, up
 # The numbers of the native ops: up, down, x0, x1, y0, y1, gain, slope, clamp, flip_filter.
 
 
-def _sizes(op: str, height: int, width: int, taps: tuple[int, int], numbers: Sequence[Any]) -> Any:
+def _sizes(
+    op: str, like: Tensor, height: int, width: int, taps: tuple[int, int], numbers: Sequence[Any]
+) -> Any:
     """Height and width of the upsampled image and of the result."""
     up, down, x0, x1, y0, y1, gain, slope, clamp = numbers[:9]
     for name, factor in (("up", up), ("down", down)):
@@ -214,10 +218,11 @@ def _sizes(op: str, height: int, width: int, taps: tuple[int, int], numbers: Seq
     check_finite(op, gain=gain, slope=slope)
     if clamp is not None and not clamp >= 0:
         raise RuntimeError(f"{op}: clamp is {clamp:g}, but must be None or at least 0")
+    planes = size_product(op, like.size(0), like.size(1))
 
     def size(axis: str, size: int, before: int, after: int) -> tuple[int, int]:
         check_padding(op, axis, before, after)
-        padded = size * up + before + after
+        padded = size_sum(op, size_product(op, size, up), before, after)
         if padded < taps[0] + taps[1] - 1:
             raise RuntimeError(
                 f"{op}: along {axis}, size {size} times up {up} with padding [{before}, {after}] is "
@@ -228,6 +233,7 @@ def _sizes(op: str, height: int, width: int, taps: tuple[int, int], numbers: Seq
         return between, (between - taps[1]) // down + 1
 
     (between_x, out_x), (between_y, out_y) = size("x", width, x0, x1), size("y", height, y0, y1)
+    size_product(op, planes, between_y, size_sum(op, between_x, 256))  # of the mask, and more
     return between_y, between_x, out_y, out_x
 
 
@@ -257,7 +263,7 @@ def _check_filters(op: str, x: Tensor, fu: Tensor | None, fd: Tensor | None) -> 
 
 
 def _check_mask(op: str, mask: Tensor, size: int, x: Tensor) -> None:
-    if mask.dtype != torch.uint8 or mask.device != x.device or mask.numel() != size:
+    if mask.dtype != torch.uint8 or not mask.is_contiguous() or mask.numel() != size:
         raise RuntimeError(
             f"{op}: mask is {dtype_name(mask.dtype)} of shape {shape_of(mask)}, but must be the one that "
             f"filtered_lrelu(..., save=True) returned for these sizes: uint8 of shape [{size}] on {x.device}"
@@ -272,7 +278,7 @@ def _fake(x, b, fu, fd, mask, *numbers) -> tuple[Tensor, Tensor]:  # type: ignor
         )
     check_same_kind(op, x=x)
     taps = _check_filters(op, x, fu, fd)
-    between_y, between_x, height, width = _sizes(op, x.size(2), x.size(3), taps, numbers)
+    between_y, between_x, height, width = _sizes(op, x, x.size(2), x.size(3), taps, numbers)
     check_same_kind(op, x=x, b=b)
     if b is not None and (b.dim() != 1 or b.size(0) != x.size(1)):
         raise RuntimeError(
@@ -282,6 +288,7 @@ def _fake(x, b, fu, fd, mask, *numbers) -> tuple[Tensor, Tensor]:  # type: ignor
     if mask is not None:
         _check_mask(op, mask, size, x)
     saves = numbers[-1] and mask is None
+    size_product(op, *x.shape[:2], height, width)
     y = new_in_format(x, [*x.shape[:2], height, width], is_channels_last(x))
     return y, x.new_empty(size if saves else 0, dtype=torch.uint8)
 
@@ -299,13 +306,14 @@ def _fake_backward(  # type: ignore[no-untyped-def]
         )
     promoted_dtype(op, dy=dy)
     taps = _check_filters(op, dy, fu, fd)
-    between_y, between_x, *out = _sizes(op, height, width, taps, numbers)
+    between_y, between_x, *out = _sizes(op, dy, height, width, taps, numbers)
     if list(dy.shape[2:]) != out:
         raise RuntimeError(
             f"{op}: dy has shape {shape_of(dy)}, but must be {[*dy.shape[:2], *out]} for images of {height} "
             f"x {width}"
         )
     _check_mask(op, mask, _mask_size(dy.size(0) * dy.size(1), between_y, between_x, numbers), dy)
+    size_product(op, *dy.shape[:2], height, width)
     dx = new_in_format(dy, [*dy.shape[:2], height, width], channels_last)
     return dx, dy.new_empty(dy.size(1) if need_b else 0)
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from aigc_ext.ops._apart import is_apart, linears_apart
-from aigc_ext.ops._arguments import check_same_kind, check_same_shape, no_tensor, shape_of
+from aigc_ext.ops._arguments import check_same_kind, check_same_shape, dtype_name, no_tensor, shape_of
 from aigc_ext.ops._gradients import leaf, reference_gradients
 from aigc_ext.ops._layout import HALF
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
-from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
+from aigc_ext.ops.activations import ACTIVATIONS, activation_names, check_activation, resolve_activation
 from aigc_ext.ops.bias_act import mask_size
 from aigc_ext.ops.linear_act import linear_act_ref
 
@@ -129,7 +129,7 @@ _resolve_once = lru_cache(maxsize=256)(_resolve)
 def _check_layers(  # type: ignore[no-untyped-def]
     op: str, x: Tensor, weights: list[Tensor], biases: list[Tensor], acts: str, alphas, gains
 ) -> None:
-    count, names = len(weights), _named(acts)
+    count, names = len(weights), activation_names(acts)
     if not 1 <= count <= _MOST_LAYERS:
         raise RuntimeError(f"{op}: weights has {count} tensors, but must have 1 to {_MOST_LAYERS}")
     if not len(biases) == len(alphas) == len(gains) == count:
@@ -168,16 +168,24 @@ def _check_dy(op: str, dy: Tensor, x: Tensor, weights: list[Tensor]) -> None:
         )
 
 
-def _check_saved(op: str, saved: list[Tensor], weights: list[Tensor]) -> None:
+def _check_saved(op: str, saved: list[Tensor], x: Tensor, weights: list[Tensor], acts: str) -> None:
     if len(saved) != 2 * len(weights) - 1:
         raise RuntimeError(
             f"{op}: saved has {len(saved)} tensors, but must have {2 * len(weights) - 1}, as fused_mlp(..., "
             "save=True) returned them"
         )
-
-
-def _named(acts: str) -> list[str]:
-    return acts.split(",")
+    rows = math.prod(x.shape[:-1])
+    for i, (w, act) in enumerate(zip(weights, activation_names(acts), strict=True)):
+        result = x.dtype, [rows, w.size(0)]
+        mask = torch.uint8, [0 if act == "linear" else (rows * w.size(0) + 7) // 8]
+        state = mask if ACTIVATIONS[act].piecewise_linear else result
+        for k, (dtype, size) in enumerate([result, state] if i + 1 < len(weights) else [state]):
+            t = saved[2 * i + k]
+            if t.dtype != dtype or list(t.shape) != size or not t.is_contiguous():
+                raise RuntimeError(
+                    f"{op}: saved[{2 * i + k}] is {dtype_name(t.dtype)} of shape {shape_of(t)}, but must be "
+                    f"{dtype_name(dtype)} of shape {size}, as fused_mlp(..., save=True) returned it"
+                )
 
 
 def _fake(  # type: ignore[no-untyped-def]
@@ -186,7 +194,7 @@ def _fake(  # type: ignore[no-untyped-def]
     _check_layers("fused_mlp", x, weights, biases, acts, alphas, gains)
     rows = math.prod(x.shape[:-1])  # numel() would fix a batch size that export keeps dynamic
     saved = []
-    for i, (w, b, act) in enumerate(zip(weights, biases, _named(acts), strict=True)):
+    for i, (w, b, act) in enumerate(zip(weights, biases, activation_names(acts), strict=True)):
         h = x.new_empty(rows, w.size(0))
         if save and i + 1 < len(weights):
             saved.append(h)
@@ -208,7 +216,7 @@ def _fake_backward(  # type: ignore[no-untyped-def]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     op = "fused_mlp_backward"
     _check_layers(op, x, weights, biases, acts, alphas, gains)
-    _check_saved(op, saved, weights)
+    _check_saved(op, saved, x, weights, acts)
     _check_dy(op, dy, x, weights)
     return x.new_empty(x.shape if need_x else 0), _asked(weights, need_w), _asked(biases, need_b)
 
@@ -218,7 +226,7 @@ def _fake_double_backward(  # type: ignore[no-untyped-def]
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     op = "fused_mlp_double_backward"
     _check_layers(op, x, weights, biases, acts, alphas, gains)
-    _check_saved(op, saved, weights)
+    _check_saved(op, saved, x, weights, acts)
     _check_dy(op, dy, x, weights)
     check_same_kind(op, x=x, u=u)
     check_same_shape(op, x=x, u=u)
@@ -273,7 +281,7 @@ def _backward_ref(  # type: ignore[no-untyped-def]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """dx, all dw and all db."""
     x, weights, biases = leaf(x), [leaf(w) for w in weights], [leaf(b) for b in biases]
-    y = fused_mlp_ref(x, weights, biases, _named(acts), alphas, gains)
+    y = fused_mlp_ref(x, weights, biases, activation_names(acts), alphas, gains)
     dx, *rest = torch.autograd.grad(y, (x, *weights, *biases), dy, create_graph=True)
     return dx, rest[: len(weights)], rest[len(weights) :]
 

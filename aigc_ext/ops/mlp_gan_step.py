@@ -8,6 +8,7 @@ place. For the CPU, float32 and float64; elsewhere it is plain PyTorch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -16,12 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aigc_ext.ops._arguments import check_same_device
+from aigc_ext.ops._arguments import check_same_kind, dtype_name, shape_of
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import NATIVES, Op, native
 from aigc_ext.ops._route import Route, take
-from aigc_ext.ops.activations import resolve_activation
-from aigc_ext.ops.adam_ema import adam_ema_ref
+from aigc_ext.ops.activations import activation_names, check_activation, resolve_activation
+from aigc_ext.ops.adam_ema import adam_ema_ref, check_learning, check_rates
 from aigc_ext.ops.fused_mlp import fused_mlp_ref
 from aigc_ext.ops.gan_loss import (
     RELATIVISTIC,
@@ -222,9 +223,89 @@ def _learn(learner: MLPLearner, gradients: Sequence[Tensor], loss: Tensor) -> No
 
 
 def _fake(real: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    check_same_device("mlp_gan_step_", z=z, real=real)
-    batch, pixels, spare = z.size(0), rest[0][-1].size(0), rest[-1]
+    op = "mlp_gan_step_"
+    g_lists, g_skipped, d_lists, d_skipped, numbers = rest[:6], rest[6], rest[7:13], rest[13], rest[14:]
+    g_layers, d_layers = (numbers[0:3], numbers[3]), (numbers[5:8], numbers[8])
+    kind, label_smoothing, l2_weight, _, _, train_generator, spare = numbers[10:]
+    if z.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(f"{op}: z is {dtype_name(z.dtype)}, but must be float32 or float64")
+    check_same_kind(op, z=z, real=real)
+    if z.dim() != 2 or z.size(0) < 1:
+        raise RuntimeError(f"{op}: z has shape {shape_of(z)}, but must be [N, in_features], N at least 1")
+    batch = z.size(0)
+    if real.dim() < 2 or real.size(0) != batch:
+        raise RuntimeError(
+            f"{op}: real has shape {shape_of(real)}, but must be [{batch}, ...], as z of shape {shape_of(z)}"
+        )
+    if not 0 <= spare <= 64:
+        raise RuntimeError(f"{op}: spare is {spare}, but must be from 0 to 64")
+    pixels = math.prod(real.shape[1:])
+    made = _check_learner(
+        f"{op}, generator", z, z.size(1), g_lists, g_skipped, *g_layers, learns=train_generator
+    )
+    if made != pixels:
+        raise RuntimeError(f"{op}: the generator makes {made} numbers, but a real image has {pixels}")
+    _check_learner(f"{op}, discriminator", z, pixels, d_lists, d_skipped, *d_layers, learns=True)
+    check_options(kind, label_smoothing, l2_weight, "mean", native=op)
     return z.new_empty(8 + spare), z.new_empty(2 * batch, pixels)[batch:]  # behind the real images
+
+
+def _check_learner(
+    op: str,
+    z: Tensor,
+    in_features: int,
+    lists: Sequence[Sequence[Tensor]],
+    skipped: Tensor | None,
+    layers: tuple[str, Sequence[float], Sequence[float]],
+    rates: Sequence[float],
+    learns: bool,
+) -> int:
+    """What ``make_chain`` of csrc/mlp_gan_step/mlp_gan_step.cpp checks; returns the result's features."""
+    params, grads = lists[:2]
+    acts, (alphas, gains) = activation_names(layers[0]), layers[1:]
+    count = len(alphas)
+    if not (count >= 1 and len(gains) == count and len(params) == 2 * count):
+        raise RuntimeError(
+            f"{op}: params has {len(params)} tensors, alphas {count} and gains {len(gains)} numbers, but "
+            "there must be a weight, a bias, an alpha and a gain for each layer"
+        )
+    if len(rates) != 6:
+        raise RuntimeError(
+            f"{op}: rates has {len(rates)} numbers, but must have lr, beta1, beta2, eps, weight_decay and "
+            "ema_decay"
+        )
+    lr, beta1, beta2, eps, weight_decay, ema_decay = rates
+    check_rates(op, lr, beta1, beta2, ema_decay)
+    for i, param in enumerate(params):
+        check_same_kind(op, **{"z": z, f"params[{i}]": param})
+        if not param.is_contiguous():
+            raise RuntimeError(
+                f"{op}: params[{i}] has shape {shape_of(param)} and strides {list(param.stride())}, but must "
+                "be contiguous"
+            )
+    if learns:
+        check_learning(op, lists, eps, weight_decay, skipped)
+    for i, (w, b) in enumerate(zip(params[::2], params[1::2], strict=True)):
+        if w.dim() != 2 or w.size(1) != in_features:
+            raise RuntimeError(
+                f"{op}: params[{2 * i}] has shape {shape_of(w)}, but must be [out_features, {in_features}]"
+            )
+        if b.dim() != 1 or b.size(0) != w.size(0):
+            raise RuntimeError(
+                f"{op}: params[{2 * i + 1}] has shape {shape_of(b)}, but must be [{w.size(0)}]"
+            )
+        for k in (2 * i, 2 * i + 1) if learns else ():
+            if not grads[k].is_contiguous():
+                raise RuntimeError(
+                    f"{op}: grads[{k}] has strides {list(grads[k].stride())}, but must be contiguous"
+                )
+        if i >= len(acts):
+            raise RuntimeError(f"{op}: acts has {i} names, but there are {count} layers")
+        check_activation(op, acts[i], alphas[i], gains[i], None)
+        in_features = w.size(0)
+    if len(acts) > count:
+        raise RuntimeError(f"{op}: acts has more names than there are layers, which are {count}")
+    return in_features
 
 
 _mlp_gan_step_ = native("mlp_gan_step_", fake=_fake, cuda=False)

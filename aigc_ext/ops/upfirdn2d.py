@@ -24,6 +24,8 @@ from aigc_ext.ops._arguments import (
     no_tensor,
     promoted_dtype,
     shape_of,
+    size_product,
+    size_sum,
 )
 from aigc_ext.ops._layout import new_like_images, wide_dtype
 from aigc_ext.ops._mode import decomposed
@@ -384,7 +386,7 @@ def _output_size(
                     f"{op}: {name} along {axis} is {factor}, but must be from 1 to {_MOST_FACTOR}"
                 )
         check_padding(op, axis, before, after)
-        padded = size * up + before + after
+        padded = size_sum(op, size_product(op, size, up), before, after)
         if padded < taps:
             raise RuntimeError(
                 f"{op}: along {axis}, size {size} times up {up} with padding [{before}, {after}] is "
@@ -433,6 +435,7 @@ def _fake(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
     if f is not None and f.device != x.device:
         raise RuntimeError(f"upfirdn2d: f is on {f.device}, but must be on {x.device}, as x is")
     height, width = _output_size("upfirdn2d", x, *taps, *arguments[:8], gain=arguments[-1])
+    size_product("upfirdn2d", *x.shape[:2], height, width)
     return new_like_images(x, [*x.shape[:2], height, width])
 
 
@@ -449,6 +452,7 @@ def _fake_filter_gradient(dy: Tensor, x: Tensor, taps_x: int, taps_y: int, *argu
             f"{op}: dy has shape {shape_of(dy)}, but must be {[*x.shape[:2], height, width]} for an x of "
             f"shape {shape_of(x)}"
         )
+    size_product(op, taps_y, taps_x)
     return x.new_empty([taps_y, taps_x], dtype=wide_dtype(x))
 
 

@@ -321,9 +321,9 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("adam_ema_", TORCH_BOX(&adam_ema_));
-  m.impl("adam_ema_.tensor", TORCH_BOX(&adam_ema_tensor_));
-  m.impl("any_nonfinite", TORCH_BOX(&any_nonfinite));
+  AIGC_BIND(m, "adam_ema_", adam_ema_);
+  AIGC_BIND(m, "adam_ema_.tensor", adam_ema_tensor_);
+  AIGC_BIND(m, "any_nonfinite", any_nonfinite);
 }
 
 }  // namespace aigc

@@ -174,8 +174,8 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("batch_norm_act", TORCH_BOX(&batch_norm_act));
-  m.impl("batch_norm_act_backward", TORCH_BOX(&batch_norm_act_backward));
+  AIGC_BIND(m, "batch_norm_act", batch_norm_act);
+  AIGC_BIND(m, "batch_norm_act_backward", batch_norm_act_backward);
 }
 
 }  // namespace aigc

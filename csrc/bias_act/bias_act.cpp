@@ -285,9 +285,9 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("bias_act", TORCH_BOX(&bias_act));
-  m.impl("bias_act_backward", TORCH_BOX(&bias_act_backward));
-  m.impl("bias_act_double_backward", TORCH_BOX(&bias_act_double_backward));
+  AIGC_BIND(m, "bias_act", bias_act);
+  AIGC_BIND(m, "bias_act_backward", bias_act_backward);
+  AIGC_BIND(m, "bias_act_double_backward", bias_act_double_backward);
 }
 
 }  // namespace aigc

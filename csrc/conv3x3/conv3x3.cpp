@@ -94,8 +94,8 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("conv3x3", TORCH_BOX(&conv3x3));
-  m.impl("conv3x3_weight_gradient", TORCH_BOX(&conv3x3_weight_gradient));
+  AIGC_BIND(m, "conv3x3", conv3x3);
+  AIGC_BIND(m, "conv3x3_weight_gradient", conv3x3_weight_gradient);
 }
 
 }  // namespace aigc

@@ -37,23 +37,28 @@ std::array<int64_t, 4> output_size(const Tensor& x, const Tensor& w, const Geome
   for (int d = 0; d < 2; ++d) {
     const char* axis = d == 0 ? "y" : "x";
     const int64_t stride = g.stride[d], padding = g.padding[d], dilation = g.dilation[d];
-    const int64_t extra = g.output_padding[d], taps = w.size(2 + d), reach = dilation * (taps - 1);
+    const int64_t extra = g.output_padding[d], taps = w.size(2 + d),
+                  reach = size_product({dilation, taps - 1});
     AIGC_CHECK(stride >= 1 && dilation >= 1 && padding >= 0, op, ": along ", axis, ", stride is ", stride,
                ", dilation ", dilation, ", padding ", padding, ", but they must be at least 1, 1 and 0");
+    const int64_t paddings = size_product({2, padding});
+    AIGC_CHECK(g.transposed || extra == 0, op, ": output_padding along ", axis, " is ", extra,
+               ", but only a transposed convolution has one");
     int64_t& side = size[2 + d];
     if (g.transposed) {
       AIGC_CHECK(extra >= 0 && extra < max(stride, dilation), op, ": output_padding along ", axis, " is ",
                  extra, ", but must be from 0 to ", max(stride, dilation) - 1,
                  ", less than stride or dilation");
-      side = (x.size(2 + d) - 1) * stride - 2 * padding + reach + extra + 1;
+      side = size_sum({size_product({x.size(2 + d) - 1, stride}), -paddings, reach, extra, 1});
     } else {
-      const int64_t room = x.size(2 + d) + 2 * padding - reach - 1;
+      const int64_t room = size_sum({x.size(2 + d), paddings, -reach, -1});
       side = room < 0 ? 0 : room / stride + 1;
     }
     AIGC_CHECK(side >= 1, op, ": x has shape ", shape(x), ", but along ", axis,
                " nothing is left by a filter of ", taps, " with dilation ", dilation, " and padding ",
                padding);
   }
+  size_product({size.data(), size.size()});
   return size;
 }
 
@@ -196,9 +201,9 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("convolution", TORCH_BOX(&convolution));
-  m.impl("convolution_act", TORCH_BOX(&convolution_act));
-  m.impl("convolution_backward", TORCH_BOX(&convolution_backward));
+  AIGC_BIND(m, "convolution", convolution);
+  AIGC_BIND(m, "convolution_act", convolution_act);
+  AIGC_BIND(m, "convolution_backward", convolution_backward);
 }
 
 }  // namespace aigc

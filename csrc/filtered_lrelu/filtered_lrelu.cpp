@@ -35,7 +35,7 @@ void make_axes(const char* op, const char* axis, int64_t size, int64_t taps_u, i
   for (const int64_t pad : {pad0, pad1})
     AIGC_CHECK(pad >= -kMostPadding && pad <= kMostPadding, op, ": padding along ", axis, " is ", pad,
                ", but must be from ", -kMostPadding, " to ", kMostPadding);
-  const int64_t padded = size * o.up + pad0 + pad1;
+  const int64_t padded = size_sum({size_product({size, o.up}), pad0, pad1});
   AIGC_CHECK(padded >= taps_u + taps_d - 1, op, ": along ", axis, ", size ", size, " times up ", o.up,
              " with padding [", pad0, ", ", pad1, "] is ", padded, ", but the filters have ", taps_u, " and ",
              taps_d, " taps and need ", taps_u + taps_d - 1);
@@ -54,7 +54,7 @@ FilteredLreluParams make_params(const char* op, const Tensor& x, const char* x_n
   AIGC_CHECK(std::isfinite(o.slope), op, ": slope is ", o.slope, ", but must be finite");
   AIGC_CHECK(!o.clamp || *o.clamp >= 0, op, ": clamp is ", o.clamp.value_or(0),
              ", but must be None or at least 0");
-  p.planes = x.size(0) * x.size(1);
+  p.planes = size_product({x.size(0), x.size(1)});
   p.channels = x.size(1);
   p.gain = o.gain;
   p.slope = o.slope;
@@ -63,6 +63,8 @@ FilteredLreluParams make_params(const char* op, const Tensor& x, const char* x_n
   p.first_gain = double(o.up * o.up);
   make_axes(op, "x", width, taps_u, taps_d, o, o.pad_x0, o.pad_x1, p.first_x, p.second_x);
   make_axes(op, "y", height, taps_u, taps_d, o, o.pad_y0, o.pad_y1, p.first_y, p.second_y);
+  // mask_bytes is less: a bit in two planes for each pixel, and rows of up to 12 phases are rounded up.
+  size_product({p.planes, p.first_y.out, size_sum({p.first_x.out, 256})});
   return p;
 }
 
@@ -185,8 +187,8 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("filtered_lrelu", TORCH_BOX(&filtered_lrelu));
-  m.impl("filtered_lrelu_backward", TORCH_BOX(&filtered_lrelu_backward));
+  AIGC_BIND(m, "filtered_lrelu", filtered_lrelu);
+  AIGC_BIND(m, "filtered_lrelu_backward", filtered_lrelu_backward);
 }
 
 }  // namespace aigc

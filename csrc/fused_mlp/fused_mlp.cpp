@@ -48,10 +48,14 @@ Tensor view(const Tensor& t, std::array<int64_t, 2> sizes, std::array<int64_t, 2
 
 Tensor transposed(const Tensor& t) { return view(t, {t.size(1), t.size(0)}, {t.stride(1), t.stride(0)}); }
 
-Tensor as_rows(const Tensor& t, int64_t features) {
+int64_t row_count(const Tensor& t) {
   int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < t.dim(); ++d) rows *= t.size(d);
-  return view(as_format(t, false), {rows, features}, {max(features, 1), 1});
+  for (int64_t d = 0; d + 1 < t.dim(); ++d) rows = size_product({rows, t.size(d)});
+  return rows;
+}
+
+Tensor as_rows(const Tensor& t, int64_t features) {
+  return view(as_format(t, false), {row_count(t), features}, {max(features, 1), 1});
 }
 
 // `rows` in the shape of `like`, except for the last dimension.
@@ -135,10 +139,30 @@ struct Saved {
   }
 };
 
-void check_saved(const TensorList& saved, const std::vector<Layer>& layers, const char* op) {
+void check_saved(const TensorList& saved, const Tensor& x, const std::vector<Layer>& layers, const char* op) {
   AIGC_CHECK(saved.size() == 2 * layers.size() - 1, op, ": saved has ", saved.size(),
              " tensors, but must have ", 2 * layers.size() - 1,
              ", as fused_mlp(..., save=True) returned them");
+  const auto check = [&](size_t i, ScalarType dtype, Sizes sizes) {
+    const Tensor& t = saved[i];
+    const std::string name = "saved[" + std::to_string(i) + "]";
+    check_same_device(t, name.c_str(), x, "x", op);
+    AIGC_CHECK(t.scalar_type() == dtype && t.sizes() == sizes && t.is_contiguous(), op, ": ", name, " is ",
+               dtype_name(t.scalar_type()), " of shape ", shape(t), ", but must be ", dtype_name(dtype),
+               " of shape ", shape(sizes), ", as fused_mlp(..., save=True) returned it");
+  };
+  const int64_t rows = row_count(x);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = layers[i];
+    const int64_t sizes[] = {rows, layer.w.size(0)};
+    const int64_t mask = layer.act.act == Act::linear ? 0 : ceil_div(size_product({sizes[0], sizes[1]}), 8);
+    const size_t state = i + 1 < layers.size() ? 2 * i + 1 : 2 * i;
+    if (state != 2 * i) check(2 * i, x.scalar_type(), {sizes, 2});
+    if (layer.smooth())
+      check(state, x.scalar_type(), {sizes, 2});
+    else
+      check(state, ScalarType::Byte, {&mask, 1});
+  }
 }
 
 std::tuple<Tensor, TensorList> fused_mlp(const Tensor& x, TensorList weights, TensorList biases,
@@ -195,7 +219,7 @@ std::tuple<Tensor, TensorList, TensorList> fused_mlp_backward(const Tensor& dy, 
                                                               int64_t need_w, int64_t need_b) {
   constexpr const char* op = "fused_mlp_backward";
   const std::vector<Layer> layers = make_layers(x, weights, biases, acts, alphas, gains, op);
-  check_saved(saved_tensors, layers, op);
+  check_saved(saved_tensors, x, layers, op);
   check_dy(dy, x, layers, op);
   const Tensor x_rows = as_rows(x, layers[0].w.size(1));
   const Saved saved{saved_tensors, x_rows};
@@ -223,7 +247,7 @@ std::tuple<Tensor, Tensor, TensorList, TensorList> fused_mlp_double_backward(
     bool need_x, int64_t need_w, int64_t need_b) {
   constexpr const char* op = "fused_mlp_double_backward";
   const std::vector<Layer> layers = make_layers(x, weights, biases, acts, alphas, gains, op);
-  check_saved(saved_tensors, layers, op);
+  check_saved(saved_tensors, x, layers, op);
   check_dy(dy, x, layers, op);
   check_same_kind(u, "u", x, "x", op);
   check_same_shape(u, "u", x, "x", op);
@@ -301,9 +325,9 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("fused_mlp", TORCH_BOX(&fused_mlp));
-  m.impl("fused_mlp_backward", TORCH_BOX(&fused_mlp_backward));
-  m.impl("fused_mlp_double_backward", TORCH_BOX(&fused_mlp_double_backward));
+  AIGC_BIND(m, "fused_mlp", fused_mlp);
+  AIGC_BIND(m, "fused_mlp_backward", fused_mlp_backward);
+  AIGC_BIND(m, "fused_mlp_double_backward", fused_mlp_double_backward);
 }
 
 }  // namespace aigc

@@ -218,10 +218,10 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("discriminator_loss", TORCH_BOX(&discriminator_loss));
-  m.impl("discriminator_loss_and_grad", TORCH_BOX(&discriminator_loss_and_grad));
-  m.impl("generator_loss", TORCH_BOX(&generator_loss));
-  m.impl("generator_loss_and_grad", TORCH_BOX(&generator_loss_and_grad));
+  AIGC_BIND(m, "discriminator_loss", discriminator_loss);
+  AIGC_BIND(m, "discriminator_loss_and_grad", discriminator_loss_and_grad);
+  AIGC_BIND(m, "generator_loss", generator_loss);
+  AIGC_BIND(m, "generator_loss_and_grad", generator_loss_and_grad);
 }
 
 }  // namespace aigc

@@ -92,8 +92,8 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("gated_act", TORCH_BOX(&gated_act));
-  m.impl("gated_act_backward", TORCH_BOX(&gated_act_backward));
+  AIGC_BIND(m, "gated_act", gated_act);
+  AIGC_BIND(m, "gated_act_backward", gated_act_backward);
 }
 
 }  // namespace aigc

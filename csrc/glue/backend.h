@@ -25,9 +25,18 @@ constexpr int64_t grain_of(int64_t elements, int64_t item_elements) {
 }
 }  // namespace aigc
 
+// The schemas of a file, for PyTorch's library or for ArgumentNames.
+#define AIGC_SCHEMAS(library) \
+  template <class Library>    \
+  static void aigc_schemas(Library& library)
+#define AIGC_DEFINE_OPS(library)                                                \
+  AIGC_SCHEMAS(library);                                                        \
+  STABLE_TORCH_LIBRARY_FRAGMENT(aigc, registered) { aigc_schemas(registered); } \
+  AIGC_SCHEMAS(library)
+
 #if defined(AIGC_BACKEND_CPU)
 
-#define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
+#define AIGC_OPS(library) AIGC_DEFINE_OPS(library)
 #define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CPU, library)
 // Runs `items` independent items of a kernel, at least `grain` of them on a thread.
 #define AIGC_RUN(kernel, params, items, grain, device_of) \
@@ -51,8 +60,7 @@ void run_on_threads(void (*kernel)(const Params&, int64_t, int64_t), const Param
 #elif defined(AIGC_BACKEND_CUDA)
 
 // The schemas are libaigc_ops' own.
-#define AIGC_OPS(library) \
-  [[maybe_unused]] static void aigc_schemas(torch::stable::detail::StableLibrary& library)
+#define AIGC_OPS(library) AIGC_SCHEMAS(library)
 #define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CUDA, library)
 #define AIGC_RUN(kernel, params, items, grain, device_of) \
   ::aigc::run_on_stream(::aigc::cuda::kernel, params, items, grain, device_of)
@@ -73,7 +81,7 @@ void run_on_stream(void (*kernel)(const Params&, int64_t, void*), const Params& 
 
 #elif defined(AIGC_BACKEND_SIMT)
 
-#define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
+#define AIGC_OPS(library) AIGC_DEFINE_OPS(library)
 #define AIGC_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(aigc, CPU, library)
 #define AIGC_RUN(kernel, params, items, grain, device_of) \
   ::aigc::run_on_fibers(::aigc::cuda::kernel, params, items, grain)
@@ -90,7 +98,7 @@ void run_on_fibers(void (*kernel)(const Params&, int64_t, void*), const Params& 
 
 #elif defined(AIGC_BACKEND_NONE)
 
-#define AIGC_OPS(library) STABLE_TORCH_LIBRARY_FRAGMENT(aigc, library)
+#define AIGC_OPS(library) AIGC_DEFINE_OPS(library)
 // Nothing is registered, so the op's functions are not called, and refer to no kernel.
 #define AIGC_IMPL(library) \
   [[maybe_unused]] static void aigc_implementations(torch::stable::detail::StableLibrary& library)

@@ -28,8 +28,8 @@ AIGC_OPS(m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(aigc, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&instruction_set));
-  m.impl("build_info", TORCH_BOX(&build_info));
+  AIGC_BIND(m, "instruction_set", instruction_set);
+  AIGC_BIND(m, "build_info", build_info);
 }
 
 }  // namespace aigc

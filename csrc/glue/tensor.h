@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/numeric.h"
+#include "glue/errors.h"
 
 namespace aigc {
 
@@ -21,18 +22,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using TensorList = std::vector<Tensor>;
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
-// The message is for the user: no file, no line, only what is wrong with which argument.
-#define AIGC_CHECK(condition, ...) \
-  if (!(condition)) ::aigc::fail(__VA_ARGS__)
-
-template <class... Args>
-[[noreturn]] void fail(const Args&... args) {
-  std::ostringstream message;
-  (message << ... << args);
-  throw std::runtime_error(message.str());
-}
 
 // The text of a `str` argument, which the op owns. An op that takes a std::string leaks memory: the copy that
 // torch's conversion makes (2.10 to 2.13) is never freed.
@@ -153,7 +142,7 @@ inline std::vector<int64_t> dense_strides(Sizes sizes, bool channels_last) {
   int64_t stride = 1;
   const auto place = [&](int64_t d) {
     strides[d] = stride;
-    stride *= sizes[d] > 0 ? sizes[d] : 1;
+    stride = size_product({stride, max(sizes[d], 1)});
   };
   if (channels_last) place(1);
   for (int64_t d = dims - 1; d >= 0; --d)
@@ -178,14 +167,18 @@ inline Tensor empty_strided(const Tensor& like, Sizes sizes, Sizes strides, Scal
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  const AOTITorchError error =
       aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype, device_type,
-                               like.is_cpu() ? 0 : like.get_device_index(), &handle));
+                               like.is_cpu() ? 0 : like.get_device_index(), &handle);
+  if (error != TORCH_SUCCESS)
+    throw UnnamedError(text_of("a ", dtype_name(type), " tensor of shape ", shape(sizes),
+                               " cannot be allocated: ", torch_reason()));
   return Tensor(handle);
 }
 
 // Contiguous or channels-last, of the dtype of `like`.
 inline Tensor empty_dense(const Tensor& like, Sizes sizes, bool channels_last) {
+  size_product(sizes);
   return empty_strided(like, sizes, dense_strides(sizes, channels_last), like.scalar_type());
 }
 

@@ -15,7 +15,8 @@ Tensor image_bytes(const Tensor& x, double low, double scale) {
   const Tensor dense = as_format(x, false);
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
   const int64_t sizes[] = {x.size(0), height, width, channels};
-  const int64_t strides[] = {height * width * channels, width * channels, channels, 1};
+  const int64_t row = size_product({width, channels});
+  const int64_t strides[] = {size_product({height, row}), row, channels, 1};
   const Tensor y = empty_strided(x, {sizes, 4}, {strides, 4}, ScalarType::Byte);
   ImageBytesParams p;
   p.low = low;
@@ -33,6 +34,6 @@ Tensor image_bytes(const Tensor& x, double low, double scale) {
 
 AIGC_OPS(m) { m.def("image_bytes(Tensor x, float low, float scale) -> Tensor"); }
 
-AIGC_IMPL(m) { m.impl("image_bytes", TORCH_BOX(&image_bytes)); }
+AIGC_IMPL(m) { AIGC_BIND(m, "image_bytes", image_bytes); }
 
 }  // namespace aigc

@@ -49,6 +49,6 @@ AIGC_OPS(m) {
       "-> (Tensor y, Tensor product, Tensor mask)");
 }
 
-AIGC_IMPL(m) { m.impl("linear_act", TORCH_BOX(&linear_act)); }
+AIGC_IMPL(m) { AIGC_BIND(m, "linear_act", linear_act); }
 
 }  // namespace aigc

@@ -68,6 +68,6 @@ AIGC_OPS(m) {
       "Tensor");
 }
 
-AIGC_IMPL(m) { m.impl("linear_rows", TORCH_BOX(&linear_rows)); }
+AIGC_IMPL(m) { AIGC_BIND(m, "linear_rows", linear_rows); }
 
 }  // namespace aigc

@@ -61,7 +61,7 @@ class Workspace {
 
   void reserve(Matrix& matrix, int64_t rows, int64_t columns) {
     matrix = {&memory_, size_, rows, columns};
-    size_ += round_up(rows * columns, kAlignment / unit_);
+    size_ = size_sum({size_, round_up(size_product({rows, columns}), kAlignment / unit_)});
   }
   void allocate() { memory_ = empty_1d(like_, size_, like_.scalar_type()); }
 
@@ -414,8 +414,8 @@ std::tuple<Tensor, Tensor> mlp_gan_step_(
       swaps ? discriminator_loss_params(kind, 0, 0, kOp) : generator_loss_params(kind, kOp);
 
   const Tensor z = as_format(z_any, false), real = as_format(real_any, false);
-  const int64_t penalized = gamma == 0 ? 0 : r2 ? 2 * batch : batch;
-  const int64_t sizes[] = {2 * batch + penalized, pixels}, strides[] = {max(pixels, 1), 1};
+  const int64_t penalized = size_product({gamma == 0 ? 0 : r2 ? 2 : 1, batch});
+  const int64_t sizes[] = {size_sum({batch, batch, penalized}), pixels}, strides[] = {max(pixels, 1), 1};
   const Tensor images = empty_strided(z, {sizes, 2}, {strides, 2}, type);
   const Matrix x = matrix_of(images), fake = x.part(batch, batch);
   Workspace workspace(z);
@@ -491,6 +491,6 @@ AIGC_OPS(m) {
       "-> (Tensor statistics, Tensor fake)");
 }
 
-AIGC_IMPL(m) { m.impl("mlp_gan_step_", TORCH_BOX(&mlp_gan_step_)); }
+AIGC_IMPL(m) { AIGC_BIND(m, "mlp_gan_step_", mlp_gan_step_); }
 
 }  // namespace aigc

@@ -79,9 +79,9 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("pixel_norm", TORCH_BOX(&pixel_norm));
-  m.impl("pixel_norm_backward", TORCH_BOX(&pixel_norm_backward));
-  m.impl("pixel_norm_double_backward", TORCH_BOX(&pixel_norm_double_backward));
+  AIGC_BIND(m, "pixel_norm", pixel_norm);
+  AIGC_BIND(m, "pixel_norm_backward", pixel_norm_backward);
+  AIGC_BIND(m, "pixel_norm_double_backward", pixel_norm_double_backward);
 }
 
 }  // namespace aigc

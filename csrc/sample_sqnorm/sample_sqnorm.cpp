@@ -84,9 +84,9 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("sample_sqnorm", TORCH_BOX(&sample_sqnorm));
-  m.impl("sample_dot", TORCH_BOX(&sample_dot));
-  m.impl("sample_scale", TORCH_BOX(&sample_scale));
+  AIGC_BIND(m, "sample_sqnorm", sample_sqnorm);
+  AIGC_BIND(m, "sample_dot", sample_dot);
+  AIGC_BIND(m, "sample_scale", sample_scale);
 }
 
 }  // namespace aigc

@@ -125,9 +125,9 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("snake", TORCH_BOX(&snake));
-  m.impl("snake_backward", TORCH_BOX(&snake_backward));
-  m.impl("snake_double_backward", TORCH_BOX(&snake_double_backward));
+  AIGC_BIND(m, "snake", snake);
+  AIGC_BIND(m, "snake_backward", snake_backward);
+  AIGC_BIND(m, "snake_double_backward", snake_double_backward);
 }
 
 }  // namespace aigc

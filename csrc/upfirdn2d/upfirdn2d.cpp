@@ -28,7 +28,7 @@ FirAxis make_axis(const char* op, const char* axis, int64_t in, int64_t taps, in
   for (const int64_t pad : {pad0, pad1})
     AIGC_CHECK(pad >= -kMostPadding && pad <= kMostPadding, op, ": padding along ", axis, " is ", pad,
                ", but must be from ", -kMostPadding, " to ", kMostPadding);
-  const int64_t padded = in * up + pad0 + pad1;
+  const int64_t padded = size_sum({size_product({in, up}), pad0, pad1});
   AIGC_CHECK(padded >= taps, op, ": along ", axis, ", size ", in, " times up ", up, " with padding [", pad0,
              ", ", pad1, "] is ", padded, ", but the filter has ", taps, " taps and needs as many");
   FirAxis result;
@@ -105,17 +105,18 @@ Tensor upfirdn2d_filter_gradient(const Tensor& dy_any, const Tensor& x, int64_t 
   const int64_t dy_sizes[] = {p.batch, p.channels, p.y_axis.out, p.x_axis.out};
   AIGC_CHECK(dy_any.sizes() == Sizes(dy_sizes), op, ": dy has shape ", shape(dy_any), ", but must be ",
              shape(Sizes(dy_sizes)), " for an x of shape ", shape(x));
+  const int64_t taps = size_product({taps_y, taps_x});
   const int64_t sizes[] = {taps_y, taps_x}, strides[] = {taps_x, 1};
   Tensor df = empty_strided(x, sizes, strides, acc_type(x));
   if (x.numel() == 0) return torch::stable::zero_(df);
   const Tensor dy = as_format(dy_any, p.channels_last);
   p.dy = dy.data_ptr();
   p.y = df.data_ptr();
-  const Tensor partials = empty_1d(x, gradient_items(p) * taps_x * taps_y, ScalarType::Double);
+  const Tensor partials = empty_1d(x, size_product({gradient_items(p), taps}), ScalarType::Double);
   p.partials = static_cast<double*>(partials.data_ptr());
-  const int64_t work = p.x_axis.out * min(kGradientRows, p.y_axis.out) * taps_x * taps_y;
+  const int64_t work = p.x_axis.out * min(kGradientRows, p.y_axis.out) * taps;
   AIGC_RUN(upfirdn2d_filter_partials, p, gradient_items(p), grain_of(kThreadElements, work), x);
-  AIGC_RUN(upfirdn2d_filter_reduce, p, taps_x * taps_y, grain_of(kThreadElements, gradient_items(p)), x);
+  AIGC_RUN(upfirdn2d_filter_reduce, p, taps, grain_of(kThreadElements, gradient_items(p)), x);
   return df;
 }
 
@@ -133,8 +134,8 @@ AIGC_OPS(m) {
 }
 
 AIGC_IMPL(m) {
-  m.impl("upfirdn2d", TORCH_BOX(&upfirdn2d));
-  m.impl("upfirdn2d_filter_gradient", TORCH_BOX(&upfirdn2d_filter_gradient));
+  AIGC_BIND(m, "upfirdn2d", upfirdn2d);
+  AIGC_BIND(m, "upfirdn2d_filter_gradient", upfirdn2d_filter_gradient);
 }
 
 }  // namespace aigc

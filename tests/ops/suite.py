@@ -24,7 +24,6 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aigc_ext.ops._gradients import flattened
 from aigc_ext.ops._op import NATIVES
 
 alphas = st.one_of(st.none(), st.sampled_from([0.0, 0.2, -0.3, 1.5]))
@@ -293,7 +292,7 @@ def check_nonfinite(function: Callable[..., Tensor], reference: Callable[..., Te
 # ---- native calls ------------------------------------------------------------------------------------------
 
 
-class _NativeCalls(TorchDispatchMode):
+class NativeCalls(TorchDispatchMode):
     """Notes the calls of our native ops."""
 
     def __init__(self) -> None:
@@ -313,7 +312,7 @@ def native_calls(case: OpCase) -> list[tuple[Any, tuple[Any, ...]]]:
     kinds = [(torch.float32, "contiguous"), (torch.float32, "channels_last"), (case.dtypes[-1], "contiguous")]
     for call in examples(case.small_calls, 2):
         for dtype, layout in kinds:
-            with _NativeCalls() as seen:
+            with NativeCalls() as seen:
                 _run_to_second_order(case, call, dtype, layout)
             for overload, arguments in seen.calls:
                 found.setdefault((overload, *(_kind(value) for value in arguments)), (overload, arguments))
@@ -366,45 +365,6 @@ def _as_leaves(overload: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return copy.copy_(value.detach()).requires_grad_(name in wrt and value.is_floating_point())
 
     return tuple(leaf(name, value) for name, value in zip(names, arguments, strict=False))
-
-
-def changed_calls(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """The same call with one argument that may not fit."""
-    for i, value in enumerate(arguments):
-        others: list[Any] = []
-        if isinstance(value, Tensor):
-            value = value.detach()
-            narrow = torch.float32 if value.dtype == torch.float64 else torch.float64
-            others = [value.to(narrow), value.unsqueeze(0), value.new_zeros(()), value.int()]
-            if value.dim() and value.size(-1):
-                others.append(torch.cat([value, value[..., :1]], -1))
-        elif isinstance(value, bool):
-            others = [not value]
-        elif isinstance(value, int):
-            others = [value + 1, -1, 7, 1 << 41]
-        elif isinstance(value, float):
-            others = [float("nan"), -1.0]
-        elif isinstance(value, str):
-            others = ["?"]
-        for other in others:
-            yield (*arguments[:i], other, *arguments[i + 1 :])
-
-
-def outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Sizes, strides (where they matter) and dtypes of a call's results, or the error."""
-    try:
-        result = function(*arguments)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}".replace("on the CPU", "on cpu")
-    results = flattened(result) if isinstance(result, tuple) else [result]
-    return [
-        (
-            tuple(t.shape),
-            t.dtype,
-            [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1 and t.numel()],
-        )
-        for t in results
-    ]
 
 
 def examples(strategy: st.SearchStrategy[Call], count: int) -> list[Call]:

@@ -19,6 +19,6 @@ Tensor negated(const Tensor& x_any) {
 
 AIGC_OPS(m) { m.def("negated(Tensor x) -> Tensor"); }
 
-AIGC_IMPL(m) { m.impl("negated", TORCH_BOX(&negated)); }
+AIGC_IMPL(m) { AIGC_BIND(m, "negated", negated); }
 
 }  // namespace aigc
