@@ -52,6 +52,54 @@ def reference_gradients(
     return nested(result, sizes)
 
 
+class _WithZeros(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[1:]
+        pairs = zip(ctx.saved_tensors, needs, strict=True)
+        return dx, *(torch.zeros_like(p) if need else None for p, need in pairs)
+
+
+def with_zeros(x: Tensor, *parameters: Tensor | None) -> Tensor:
+    """x, which will give the parameters a gradient of zero where they would otherwise have None.
+
+    The derivative of an activation of straight pieces does not depend on what goes into it. PyTorch's own has
+    zeros as its gradient: Adam decays the moments of a parameter with such a gradient, and would skip one
+    without. Zeros for activations would cost a whole backward pass, so those have None.
+    """
+    needing = [p for p in parameters if p is not None and p.requires_grad]
+    if not needing or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x
+    y: Tensor = _WithZeros.apply(x, *needing)
+    return y
+
+
+class _BeforeCorners(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
+        return with_zeros(dx, *ctx.saved_tensors), *(None for _ in ctx.saved_tensors)
+
+
+def before_corners(x: Tensor, *parameters: Tensor | None) -> Tensor:
+    """x, which an activation of straight pieces follows, and in which the parameters are: ``with_zeros`` of
+    its gradient."""
+    needing = [p for p in parameters if p is not None and p.requires_grad]
+    if not needing or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x
+    y: Tensor = _BeforeCorners.apply(x, *needing)
+    return y
+
+
 def leaf(t: Tensor) -> Tensor:
     """``t`` if it requires a gradient, else a detached alias that does."""
     return t if t.requires_grad else t.detach().requires_grad_()

@@ -67,6 +67,11 @@ def check_activation(op: str, act: str, alpha: float, gain: float, clamp: float 
         raise RuntimeError(f"{op}: clamp is {clamp:g}, but must be None or at least 0")
 
 
+def has_corners(act: str) -> bool:
+    """Is it made of several straight pieces?"""
+    return act != "linear" and ACTIVATIONS[act].piecewise_linear
+
+
 def activation_names(acts: str) -> list[str]:
     """The activations that a native op of several layers takes as one string."""
     names = acts.split(",")

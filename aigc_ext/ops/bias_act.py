@@ -23,7 +23,7 @@ from aigc_ext.ops._gradients import leaf
 from aigc_ext.ops._layout import empty_dense_like, is_channels_last, new_in_format
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
-from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
+from aigc_ext.ops.activations import ACTIVATIONS, check_activation, has_corners, resolve_activation
 
 
 def bias_act(
@@ -340,6 +340,10 @@ def _backward_gradients(
     if needs.noise and g_dstrength is not None:
         direct = _noise_gradient(dz_from(a.dy), a.noise, g_dstrength)
         grad_noise = direct if grad_noise is None else grad_noise + direct
+    if has_corners(a.act):  # zeros, as with_zeros has them
+        grad_b = torch.zeros_like(a.b) if needs.b else None
+        grad_strength = torch.zeros_like(a.strength) if needs.strength else None
+        grad_noise = torch.zeros_like(a.noise) if needs.noise and grad_noise is None else grad_noise
     return grad_dy, grad_x, grad_b, grad_noise, grad_strength
 
 

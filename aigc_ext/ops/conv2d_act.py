@@ -22,11 +22,12 @@ from torch import Tensor
 
 from aigc_ext.ops._apart import convolution_apart, is_apart
 from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of, size_product
+from aigc_ext.ops._gradients import before_corners, with_zeros
 from aigc_ext.ops._layout import HALF, is_channels_last, new_in_format, new_like_images
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, cast_by_autocast, native
 from aigc_ext.ops._route import Route, take
-from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
+from aigc_ext.ops.activations import ACTIVATIONS, check_activation, has_corners, resolve_activation
 from aigc_ext.ops.bias_act import bias_act, bias_act_backward, bias_act_ref, mask_size
 from aigc_ext.ops.conv3x3 import conv3x3_padded, has_conv3x3
 
@@ -294,7 +295,10 @@ def _convolve_and_act(
         return y
     if x.dtype in HALF:
         # Storing the product in a half type rounds it; with the bias included, at least its sign is right.
-        return bias_act(_convolve(op, x, w, b, geometry), None, 1, act, alpha, gain, clamp)
+        y = _convolve(op, x, w, b, geometry)
+        if has_corners(act):
+            y = before_corners(y, b)
+        return bias_act(y, None, 1, act, alpha, gain, clamp)
     return bias_act(_convolve(op, x, w, None, geometry), b, 1, act, alpha, gain, clamp)
 
 
@@ -510,6 +514,8 @@ def _act_gradients(
         # A second derivative enters through the saved pre-activation.
         dz = d_product if dz is None else dz + d_product
     if dz is not None:
+        if bias_in_product and has_corners(a.act):
+            dz = with_zeros(dz, a.b)
         if needs.x or needs.w:
             dx, dw = _backward(dz, a.x, a.w, *geometry, needs.x, needs.w)
         if needs.b and bias_in_product:

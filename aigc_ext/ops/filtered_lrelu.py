@@ -29,6 +29,7 @@ from aigc_ext.ops._arguments import (
     size_product,
     size_sum,
 )
+from aigc_ext.ops._gradients import before_corners, with_zeros
 from aigc_ext.ops._layout import is_channels_last, new_in_format, wide_dtype
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
@@ -155,10 +156,10 @@ def _composed(
 ) -> Tensor:
     act = {"act": "lrelu", "alpha": slope, "gain": gain, "clamp": clamp}
     identity = fu is None and up == 1 and not any(pads)
-    if b is not None and not identity:
-        x, b = bias_act(x, b.to(x.dtype)), None
     if not identity:
+        x = x if b is None else bias_act(x, b.to(x.dtype))
         x = upfirdn2d(x, fu, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
+        x, b = before_corners(x, b), None
     x = bias_act(x, None if b is None else b.to(x.dtype), **act)  # type: ignore[arg-type]
     if fd is None and down == 1:
         return x
@@ -327,7 +328,7 @@ def _kept(x, b, fu, fd, mask, *numbers) -> tuple[Tensor, Any, bool]:  # type: ig
 
 def _gradients(a: Any, needs: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
     dx, db = _backward(dy, a.mask, a.fu, a.fd, *a.size, *a.plain[:-1], a.channels_last, needs.b)
-    return dx, db if needs.b else None
+    return with_zeros(dx, a.b), db if needs.b else None
 
 
 def _backward_gradients(a: Any, needs: Any, u: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None]:
@@ -354,7 +355,7 @@ _filtered_lrelu = native(
     gradients=_gradients,
     wrt=("x", "b"),
     weights=("b",),
-    save=("fu", "fd"),
+    save=("b", "fu", "fd"),
     keep=("mask", "size", "channels_last"),
     kept=_kept,
     constants=("mask",),

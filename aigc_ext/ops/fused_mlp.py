@@ -271,9 +271,15 @@ def _backward_gradients(
     if g_dx is None:
         return (None,) * 4
     need_w, need_b = _bits(needs.weights), _bits(needs.biases)
+    # Behind the last layer that is not linear, dx does not depend on the biases, without one not on x either.
+    names = activation_names(a.acts)
+    while names and names[-1] == "linear":
+        names.pop()
+    need_b &= (1 << len(names)) - 1
     layers = (a.x, a.weights, a.biases, a.saved, a.acts, a.alphas, a.gains)
-    grad_dy, grad_x, grad_w, grad_b = _double_backward(g_dx, a.dy, *layers, needs.x, need_w, need_b)
-    return grad_dy, grad_x, _only_asked(grad_w, need_w), _only_asked(grad_b, need_b)
+    need_x = needs.x and len(names) > 0
+    grad_dy, grad_x, grad_w, grad_b = _double_backward(g_dx, a.dy, *layers, need_x, need_w, need_b)
+    return grad_dy, grad_x if need_x else None, _only_asked(grad_w, need_w), _only_asked(grad_b, need_b)
 
 
 def _backward_ref(  # type: ignore[no-untyped-def]

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from aigc_ext.ops._apart import is_apart, linears_apart
 from aigc_ext.ops._arguments import check_same_kind, no_tensor, shape_of
+from aigc_ext.ops._gradients import with_zeros
 from aigc_ext.ops._layout import HALF
 from aigc_ext.ops._mode import decomposed
 from aigc_ext.ops._op import Op, native
-from aigc_ext.ops.activations import ACTIVATIONS, check_activation, resolve_activation
+from aigc_ext.ops.activations import ACTIVATIONS, check_activation, has_corners, resolve_activation
 from aigc_ext.ops.bias_act import bias_act_backward, bias_act_ref, mask_size
 
 
@@ -124,6 +125,8 @@ def _gradients(
         # A second derivative enters through the saved pre-activation.
         dz = d_product if dz is None else dz + d_product
     if dz is not None:
+        if bias_in_product and has_corners(a.act):
+            dz = with_zeros(dz, a.b)
         if needs.x:
             dx = dz.matmul(a.w)
         if needs.w:

@@ -138,6 +138,38 @@ def test_third_derivative_is_the_references(case: OpCase) -> None:
 
 @per_case
 @on_a_card_too
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_double_backward_leaves_out_no_parameter_that_plain_pytorch_gives_zeros(
+    case: OpCase, dtype: torch.dtype
+) -> None:
+    """And none more. Adam skips a parameter without a gradient, and decays the moments of one with zeros. The
+    first input is an activation, which may have None (``with_zeros`` in aigc_ext/ops/_gradients.py)."""
+    if not case.twice_differentiable or dtype not in case.dtypes:
+        pytest.skip("not twice differentiable, or not in this dtype")
+
+    @settings(max_examples=5, deadline=None)
+    @given(case.small_calls, st.booleans())
+    def check(call: Call, of_all: bool) -> None:
+        def with_gradient(function: Function) -> set[str]:
+            inputs = prepare(call, case, dtype)
+            leaves = {k: v for k, v in inputs.items() if v is not None and v.requires_grad}
+            outputs = [y for y in outputs_of(function, inputs, call.options) if y.requires_grad]
+            wanted = [*leaves.values()][: None if of_all else 1]
+            cotangents = [torch.ones_like(y).requires_grad_() for y in outputs]
+            slopes = torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True)
+            penalty = total([cotangents[0].sum(), *((g * g).sum() for g in slopes if g is not None)])
+            second = torch.autograd.grad(penalty, [*leaves.values()], allow_unused=True)
+            return {name for name, g in zip(leaves, second, strict=True) if g is not None} - {
+                *list(leaves)[:1]
+            }
+
+        assert with_gradient(case.function) == with_gradient(case.reference)
+
+    check()
+
+
+@per_case
+@on_a_card_too
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # by PyTorch's own formulas
 def test_a_tangent_that_enters_in_a_backward_is_kept(case: OpCase) -> None:
     """Forward over reverse. A gradient is linear in the cotangent: its tangent is the tangent's gradient."""
