@@ -64,7 +64,9 @@ def check_labels(c: Tensor | None, batch: int, num_classes: int) -> None:
         raise ValueError(f"c has shape {tuple(c.shape)}, but must be ({batch},)")
     if c.dtype != torch.int64:
         raise ValueError(f"c is {c.dtype}, but must be torch.int64")
-    if c.device.type == "cpu" and c.numel() and not torch.compiler.is_compiling():
+    # Not where a dispatch mode may be recording either, as `tasks.gan.program` does.
+    recorded = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    if c.device.type == "cpu" and c.numel() and not recorded:
         low, high = int(c.min()), int(c.max())
         if low < 0 or high >= num_classes:
             raise ValueError(

@@ -114,6 +114,9 @@ class Loop:
             stack.enter_context(torch_settings(config))
             stack.enter_context(own_random_numbers(self.device))
             stop = stack.enter_context(StopSignals())
+            if state.step == 0:
+                task.settle(run.log)
+                self.config = config = task.config
             point, self._resumed = self._resumed, None
             if self.task.processes.main:
                 self._recorder = Recorder(run, state)

@@ -91,6 +91,10 @@ class Task(ABC):
         """Called before the first step."""
         self.processes = processes
 
+    def settle(self, log: logging.Logger) -> None:  # noqa: B027
+        """Called before the first step of a new run, with the run's settings of PyTorch in effect: may
+        replace `config` by one in which something is settled that depends on the machine."""
+
     def begin(self, directory: Path, log: logging.Logger) -> None:  # noqa: B027 (may do nothing)
         """Called in the main process when a run starts or is resumed: for files that belong to its start, and
         for log messages."""

@@ -146,9 +146,12 @@ class TrainConfig(RunConfig):
     """Thousands of images over which values with an `_end` or `_start` change, along half a cosine."""
     n_dis: Count = 1
     """The generator learns only in every n_dis-th step, the discriminator in every step."""
-    step: Literal["auto", "eager", "native"] | None = "auto"
-    """native computes a step of two `mlp` networks on the CPU in one op without autograd; auto does so where
-    it can, and eager never. null is eager too: a run that an older version began goes on with it."""
+    step: Literal["auto", "eager", "native", "traced", "compiled"] | None = "auto"
+    """How a step is computed, with equal results up to rounding; see `tasks.gan.step`. eager: by autograd;
+    native: two `mlp` networks on the CPU, in one op; traced: the operations of the eager step, recorded once
+    and then run without autograd; compiled: the same through Inductor, which needs a C++ compiler. auto:
+    native where it fits; elsewhere on the CPU, a new run of more than two minutes measures the others first
+    and keeps the fastest. null is eager: a run that an older version began goes on with it."""
     grid: tuple[Count, Count] = (8, 8)
     """Columns and rows of the sample grids."""
     metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] = ()

@@ -68,7 +68,7 @@ class NativeLearner:
     def parameters(self, layers: list[Linear], dtype: torch.dtype) -> list[Tensor]:
         """Raises RefusedError for parameters that autograd would treat in another way than the op does, and
         for an optimizer that is not AdamEMA in its usual form."""
-        role, adam = self.role, self.optimizer
+        role = self.role
         parameters: list[Tensor] = []
         usual = (True, None, None, dtype, True)  # looked at together: that takes half of the time
         for layer in layers:
@@ -89,20 +89,10 @@ class NativeLearner:
                     raise RefusedError(f"a parameter of the {role} is not on the CPU, contiguous and {dtype}")
         if len(parameters) != 2 * len(layers):
             raise RefusedError(f"a layer of the {role} has other parameters than weight and bias")
-        if type(adam) is not AdamEMA:
-            raise RefusedError(f"the {role}'s optimizer is no AdamEMA")
-        if (
-            adam._optimizer_step_pre_hooks
-            or adam._optimizer_step_post_hooks
-            or "step" in vars(adam)  # as PyTorch's schedulers wrap it
-        ):
-            raise RefusedError(f"the {role}'s optimizer has a hook or a step of its own")
+        adam = usual_adam(role, self.optimizer)
         group = adam.param_groups[0]
         if len(adam.param_groups) > 1 or list(map(id, group["params"])) != list(map(id, parameters)):
             raise RefusedError(f"the {role}'s optimizer has several groups, or not the layers' parameters")
-        for number in (group["lr"], *group["betas"], adam.ema_decay):
-            if isinstance(number, Tensor):
-                raise RefusedError(f"a rate of the {role}'s optimizer is a tensor")
         return parameters
 
     def learner(self, fit: Fit, learns: bool) -> MLPLearner:
@@ -147,18 +137,41 @@ def _is_hooked(module: nn.Module) -> bool:
     )
 
 
-def check_surroundings(objective: Objective, discriminator: nn.Module, blur_sigma: float | None) -> None:
-    """Raises RefusedError for an objective that is more than the op knows, and for a mode of PyTorch's in
-    which the eager step would compute something else."""
-    if type(objective) is not Objective or not _METHODS.isdisjoint(vars(objective)):
-        raise RefusedError("the objective is no plain Objective")
-    if type(objective.loss) is not AdversarialLoss or objective.discriminator is not discriminator:
-        raise RefusedError("the objective has a loss or a discriminator of its own")
+def usual_adam(role: str, adam: torch.optim.Optimizer) -> AdamEMA:
+    """The optimizer; raises RefusedError if it is not AdamEMA in its usual form."""
+    if type(adam) is not AdamEMA:
+        raise RefusedError(f"the {role}'s optimizer is no AdamEMA")
+    if (
+        adam._optimizer_step_pre_hooks
+        or adam._optimizer_step_post_hooks
+        or "step" in vars(adam)  # as PyTorch's schedulers wrap it
+    ):
+        raise RefusedError(f"the {role}'s optimizer has a hook or a step of its own")
+    for group in adam.param_groups:
+        for number in (group["lr"], *group["betas"], adam.ema_decay):
+            if isinstance(number, Tensor):
+                raise RefusedError(f"a rate of the {role}'s optimizer is a tensor")
+    return adam
+
+
+def check_objective(objective: Objective, blur_sigma: float | None) -> None:
+    """Raises RefusedError for an objective that is more than the op knows."""
     if objective.augment is not None:
         raise RefusedError("there is an augmentation")
     if objective.blur_sigma if blur_sigma is None else blur_sigma:
         raise RefusedError("the images are blurred")
-    if objective.autocast is not None or torch.is_autocast_enabled("cpu"):
+    if objective.autocast is not None:
+        raise RefusedError("autocast is on")
+
+
+def check_surroundings(objective: Objective, discriminator: nn.Module) -> None:
+    """Raises RefusedError for an objective with code of its own, and for a mode of PyTorch's in which the
+    eager step would compute something else."""
+    if type(objective) is not Objective or not _METHODS.isdisjoint(vars(objective)):
+        raise RefusedError("the objective is no plain Objective")
+    if type(objective.loss) is not AdversarialLoss or objective.discriminator is not discriminator:
+        raise RefusedError("the objective has a loss or a discriminator of its own")
+    if torch.is_autocast_enabled(objective._device.type):
         raise RefusedError("autocast is on")
     if _has_any_global_hook() or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         raise RefusedError("there is a global hook")

@@ -36,7 +36,7 @@ class StepInputs(NamedTuple):
     seed: int | None = None  # for networks and augmentation; None: PyTorch's generators
     start: int = 0  # this part's first row in the step's batch of `total`
     total: int | None = None
-    gamma: float | None = None  # for this step; None: the objective's own
+    gamma: float | Tensor | None = None  # for this step, a 0-d tensor not 0; None: the objective's own
     blur_sigma: float | None = None
 
     def random(self, purpose: int) -> AbstractContextManager[None]:
@@ -103,7 +103,7 @@ class Objective:
         computed)."""
         gamma = self.gamma if inputs.gamma is None else inputs.gamma
         with inputs.random(DISCRIMINATE):
-            if not (inputs.penalize and gamma):
+            if not inputs.penalize or (not isinstance(gamma, Tensor) and gamma == 0):
                 loss, stats = self.loss.discriminator_backward(
                     self._logits(inputs.real, inputs), self._logits(inputs.fake, inputs)
                 )
@@ -116,11 +116,14 @@ class Objective:
             if self.r2:
                 r2 = r1_of_logits(fake_logits, fake)
                 penalty = r1 + r2
+            factor = gamma / 2 * self.r1_interval
+            if isinstance(factor, Tensor):
+                factor = factor.to(penalty.dtype)
             # Only the parameters' gradients: the images' are not needed.
             loss, stats = self.loss.discriminator_backward(
                 real_logits,
                 fake_logits,
-                penalty=gamma / 2 * self.r1_interval * penalty,
+                penalty=factor * penalty,
                 inputs=trained(self.discriminator),
             )
             return loss, stats, r1.detach(), r2.detach()

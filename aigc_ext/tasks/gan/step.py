@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -12,8 +12,27 @@ from torch import Tensor, nn
 from aigc_ext.config import ConfigError
 from aigc_ext.ops import mlp_gan_step_
 from aigc_ext.ops._route import Route, take
-from aigc_ext.tasks.gan.native import Fit, NativeLearner, RefusedError, check_surroundings, fit
+from aigc_ext.optim import AdamEMA
+from aigc_ext.tasks.gan.native import (
+    Fit,
+    NativeLearner,
+    RefusedError,
+    check_objective,
+    check_surroundings,
+    fit,
+    usual_adam,
+)
 from aigc_ext.tasks.gan.objective import DISCRIMINATE, JUDGE, Mixing, Objective, StepInputs
+from aigc_ext.tasks.gan.program import (
+    Place,
+    Program,
+    State,
+    check_compiler,
+    numbers_of,
+    tensors_of,
+    with_numbers,
+    with_tensors,
+)
 from aigc_ext.training.distributed import Processes
 from aigc_ext.training.parts import descend, kept, running_buffers, split, trained
 
@@ -38,6 +57,12 @@ class AdversarialStep:
     skips the step, so neither weights nor moments change. A buffer, such as a running mean, that would become
     non-finite keeps its value.
 
+    The other modes, with `AdamEMA` for both, record each kind of step once and then run the recorded
+    operations without autograd: `traced` as they are, with the bits of the eager step, `compiled` through
+    Inductor, equal up to rounding. Settings, modules and tensors may be exchanged between steps, but other
+    Python code in the networks runs only while a step is recorded, and parameters keep no gradient. A step
+    on blurred images is eager. (A captured CUDA graph of the same program would be one more mode.)
+
     A batch may be computed in several parts (see `training.parts`), one after another (`part_size`) and in
     several processes (`processes`). With several parts, G's graph is not kept, and its forward runs twice.
     The minibatch standard deviation and the loss `relativistic_avg` also mix samples, of one part only.
@@ -55,7 +80,9 @@ class AdversarialStep:
         path_mean: 0-d tensor, the running mean of path lengths, which moves by the fraction `path_decay`.
         path_every: path lengths are computed of every n-th sample.
         mode: auto takes the native op where it fits, and `AIGC_LOG=debug` says why it does not elsewhere;
-            native raises ConfigError there; eager never takes it.
+            native raises ConfigError there; eager never takes it; traced and compiled: see above. They raise
+            ConfigError for a step that cannot be recorded: of a batch in parts or processes, with hooks,
+            other optimizers, or numbers read from tensors, and compiled also if there is no compiler.
     """
 
     generator: nn.Module
@@ -69,7 +96,7 @@ class AdversarialStep:
     path_mean: Tensor | None = None
     path_decay: float = 0.01
     path_every: int = 2
-    mode: Literal["auto", "eager", "native"] = "auto"
+    mode: Literal["auto", "eager", "native", "traced", "compiled"] = "auto"
 
     def __post_init__(self) -> None:
         device = next(self.generator.parameters()).device
@@ -83,6 +110,9 @@ class AdversarialStep:
             NativeLearner("generator", self.generator, self.g_optimizer),
             NativeLearner("discriminator", self.discriminator, self.d_optimizer),
         )
+        self._state: State | None = None
+        self._numbers: tuple[list[float], Tensor] = ([], self._not_measured)  # those of the last step
+        self._programs: dict[Hashable, Program] = {}
         self._native_done: tuple[StepInputs, Tensor] | None = None  # inputs, and images as rows
         self._parts_done: Sequence[StepInputs] = ()
         self._losses_done: Sequence[Sequence[Tensor]] = ()  # of D's half, then of G's
@@ -127,25 +157,36 @@ class AdversarialStep:
         """
         self._native_done = None
         self._parts_done, self._losses_done = [], []  # frees the last images before these need memory
+        share = StepInputs(*(real, z, z, labels, penalize, mixing, seed), gamma=gamma, blur_sigma=blur_sigma)
+        try:
+            return self._by_mode(share, train_generator, stretch)
+        except RefusedError as refusal:
+            if self.mode != "auto":
+                raise ConfigError(f"step is {self.mode!r}, but {refusal}") from refusal
+            take("AdversarialStep", Route("eager", str(refusal)))
+        return self._eager_step(share, train_generator, stretch)
+
+    def _by_mode(self, share: StepInputs, train_generator: bool, stretch: bool) -> Tensor:
+        """Raises RefusedError if the mode does not fit."""
+        if self.mode in ("traced", "compiled"):
+            if not self._blurs(share):
+                return self._recorded_step(share, train_generator, stretch)
+            take("AdversarialStep", Route("eager", "the images are still blurred"))
+        elif self.mode != "eager":
+            fits = self._fit(share, stretch)
+            take("AdversarialStep", _NATIVE)
+            return self._native_step(share, fits, train_generator)
+        return self._eager_step(share, train_generator, stretch)
+
+    def _eager_step(self, share: StepInputs, train_generator: bool, stretch: bool) -> Tensor:
         processes, path_mean = self.processes, self.path_mean
         assert processes is not None
         assert path_mean is not None
-        share = StepInputs(*(real, z, z, labels, penalize, mixing, seed), gamma=gamma, blur_sigma=blur_sigma)
-        if self.mode != "eager":
-            try:
-                fits = self._fit(share, stretch)
-            except RefusedError as refusal:
-                if self.mode == "native":
-                    raise ConfigError(f"step is 'native', but {refusal}") from None
-                take("AdversarialStep", Route("eager", str(refusal)))
-            else:
-                take("AdversarialStep", _NATIVE)
-                return self._native_step(share, fits, train_generator)
         parts = self._parts(share, processes)
         whole = len(parts) == 1
         made: list[StepInputs] = []
         losses: tuple[list[Tensor], list[Tensor]] = ([], [])
-        fake = z
+        fake = share.z
 
         def discriminate(part: StepInputs) -> Tensor:
             nonlocal fake
@@ -196,10 +237,16 @@ class AdversarialStep:
                 path_mean.copy_(torch.where(length.isfinite(), moved, path_mean))
         return torch.cat((statistics[:1], loss_g[None], statistics[2:], length[None]))
 
-    def refusal(self, inputs: StepInputs, stretch: bool = False) -> str | None:
-        """Why the native op cannot take a step of these inputs, as things are; None if it can."""
+    def refusal(self, inputs: StepInputs, stretch: bool = False, mode: str = "native") -> str | None:
+        """Why a mode cannot take a step of these inputs, as things are; None if it can, as far as is known
+        without trying."""
         try:
-            self._fit(inputs, stretch)
+            if mode == "native":
+                self._fit(inputs, stretch)
+            else:
+                self._check_recordable(inputs)
+                if mode == "compiled":
+                    check_compiler(inputs.z.device)
         except RefusedError as refusal:
             return str(refusal)
         return None
@@ -207,17 +254,96 @@ class AdversarialStep:
     def _fit(self, inputs: StepInputs, stretch: bool) -> tuple[Fit, Fit]:
         if inputs.labels is not None or inputs.mixing is not None or stretch:
             raise RefusedError("there are labels, mixed styles or path lengths")
+        self._check_whole(inputs)
+        check_surroundings(self.objective, self.discriminator)
+        check_objective(self.objective, inputs.blur_sigma)
+        return fit(*self._native, inputs.real, inputs.z)
+
+    def _check_whole(self, inputs: StepInputs) -> None:
         assert self.processes is not None
         if self.processes.count > 1 or self.part_size not in (None, len(inputs.z)):
             raise RefusedError("the batch has parts")
-        check_surroundings(self.objective, self.discriminator, inputs.blur_sigma)
-        return fit(*self._native, inputs.real, inputs.z)
+
+    def _check_recordable(self, inputs: StepInputs) -> None:
+        self._check_whole(inputs)
+        check_surroundings(self.objective, self.discriminator)
+        self._adams()
+        if any(tensor.requires_grad for tensor in tensors_of(inputs)):
+            raise RefusedError("the batch wants a gradient")
+
+    def _adams(self) -> tuple[AdamEMA, AdamEMA]:
+        return usual_adam("generator", self.g_optimizer), usual_adam("discriminator", self.d_optimizer)
+
+    def _blurs(self, inputs: StepInputs) -> bool:
+        return (self.objective.blur_sigma if inputs.blur_sigma is None else inputs.blur_sigma) > 0
+
+    def state(self, train_generator: bool = True) -> State:
+        """All that a step changes, from its first value on; programs of another state are forgotten."""
+        adams = self._adams()
+        for adam in adams if train_generator else adams[1:]:
+            parameters = [p for group in adam.param_groups for p in group["params"]]
+            if len(adam.state) < len(parameters):
+                for p in parameters:
+                    adam.state_of(p)
+        if self._state is None or not self._state.is_current():
+            networks = [self.generator, self.discriminator]
+            if isinstance(self.objective.augment, nn.Module):
+                networks.append(self.objective.augment)
+            self._programs.clear()
+            self._state = State(networks, adams, [Place(vars(self), "path_mean", self.path_mean)])
+        return self._state
+
+    @property
+    def operations(self) -> int:
+        """Those of all programs so far."""
+        return sum(program.operations for program in self._programs.values())
+
+    def _program(self, share: StepInputs, train_generator: bool, stretch: bool) -> tuple[Program, Tensor]:
+        """The program of this kind of step, recorded if there is none yet, and its numbers. Raises
+        RefusedError if it cannot be recorded."""
+        self._check_recordable(share)
+        state, adams, objective = self.state(train_generator), self._adams(), self.objective
+        state.check()
+        gamma = float(objective.gamma if share.gamma is None else share.gamma)
+        penalize = share.penalize and gamma != 0
+        numbers = [*numbers_of(adams), gamma]
+        if numbers != self._numbers[0]:
+            made = torch.tensor(numbers, dtype=torch.float64)
+            self._numbers = numbers, made.to(share.z.device, non_blocking=True)
+        kind = (
+            *(penalize, train_generator, stretch, share.seed is None),
+            *(objective.loss, objective.r1_interval, objective.r2, objective.path_weight, objective.autocast),
+            *(objective.augment, self.path_decay, self.path_every, share.labels is None),
+            *((t.shape, t.stride(), t.dtype, t.device) for t in tensors_of(share)),
+        )
+        if kind not in self._programs:
+
+            def step(numbers: Tensor, *tensors: Tensor) -> list[Tensor]:
+                *rates, gamma = numbers.unbind()
+                inputs = with_tensors(share, tensors)._replace(gamma=gamma, penalize=penalize)
+                with with_numbers(adams, rates):
+                    statistics = self._eager_step(inputs, train_generator, stretch)
+                losses = [loss for half in self._losses_done for loss in half]
+                return [statistics, self._parts_done[-1].fake, *losses]
+
+            self._programs[kind] = Program(step, share, self._numbers[1], state)
+            for p in (*self._g_parameters, *self._d_parameters):
+                p.grad = None
+        return self._programs[kind], self._numbers[1]
+
+    def _recorded_step(self, share: StepInputs, train_generator: bool, stretch: bool) -> Tensor:
+        program, numbers = self._program(share, train_generator, stretch)
+        take("AdversarialStep", Route(self.mode, f"a program of {program.operations} operations"))
+        statistics, fake, *losses = program(share, numbers, self.mode == "compiled")
+        self._parts_done = [share._replace(fake=fake)]
+        self._losses_done = [[loss] for loss in losses]
+        return statistics
 
     def _native_step(self, share: StepInputs, fits: tuple[Fit, Fit], train_generator: bool) -> Tensor:
         generator, discriminator = self._native
-        objective, gamma = self.objective, share.gamma
+        objective = self.objective
         loss = objective.loss
-        gamma = (objective.gamma if gamma is None else gamma) if share.penalize else 0.0
+        gamma = float(objective.gamma if share.gamma is None else share.gamma) if share.penalize else 0.0
         if share.seed is not None:  # PyTorch's generator is left as by the eager step
             last = JUDGE if train_generator else DISCRIMINATE
             torch.default_generator.manual_seed(share.seed + last)

@@ -26,6 +26,7 @@ from aigc_ext.sampling.sampler import attribute
 from aigc_ext.tasks.gan import recipe
 from aigc_ext.tasks.gan.augment import AdaAugment
 from aigc_ext.tasks.gan.config import AdamConfig, TrainConfig
+from aigc_ext.tasks.gan.fastest import fastest
 from aigc_ext.tasks.gan.objective import Mixing, StepInputs
 from aigc_ext.tasks.gan.recipe import Schedule
 from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
@@ -110,15 +111,40 @@ class GANTask(Task):
             path_every=config.loss.path_every,
             mode=config.step or "eager",
         )
-        if config.step == "native":
-            share = config.batch // processes.count
-            real = torch.zeros(share, *self.data.image_shape, device=self.device)
-            z = torch.zeros(share, self._sampler.z_dim, device=self.device)
-            labels = torch.zeros(share, dtype=torch.int64) if self._classes else None
-            mixing = Mixing(z, z) if config.loss.mixing else None
-            inputs = StepInputs(real, real, z, labels, True, mixing)
-            if because := self._take_step.refusal(inputs, stretch=config.loss.path_weight > 0):
-                raise ConfigError(f"step is 'native', but {because}")
+        if config.step in ("native", "traced", "compiled"):
+            inputs, stretch = self._example(), config.loss.path_weight > 0
+            if because := self._take_step.refusal(inputs, stretch, config.step):
+                raise ConfigError(f"step is {config.step!r}, but {because}")
+
+    def settle(self, log: logging.Logger) -> None:
+        """Measures which mode of the step is the fastest, on the CPU and for networks of ours: others may do
+        something that is not recorded."""
+        inputs, step = self._example(), self._take_step
+        ours = all(map(_architecture, (self.generator, self.discriminator)))
+        if self.config.step != "auto" or self.device.type != "cpu" or not ours:
+            return
+        if step.refusal(inputs) is None or step.refusal(inputs, mode="traced") is not None:
+            return
+        steps = math.ceil(self.config.total_images / self.config.batch)
+        if found := fastest(step, inputs, self.kinds_of_steps(), steps):
+            step.mode, because = found
+            self.config = replace(self.config, step=step.mode)
+            log.info("step: %s", because)
+
+    def _example(self) -> StepInputs:
+        """Inputs of this process's share of a step."""
+        share = self.config.batch // self.processes.count
+
+        def numbers(*shape: int) -> Tensor:  # not random ones, which would change those of the run
+            return torch.linspace(-1, 1, share * math.prod(shape), device=self.device).view(share, *shape)
+
+        real, z = numbers(*self.data.image_shape), numbers(self._sampler.z_dim)
+        if self.config.channels_last:
+            real = real.contiguous(memory_format=torch.channels_last)
+        labels, mixing = torch.zeros(share, dtype=torch.int64, device=self.device), None
+        if self.config.loss.mixing:
+            mixing = Mixing(z.flip(0), labels + 1)
+        return StepInputs(real, real, z, labels if self._classes else None, True, mixing, seed=0)
 
     def state(self) -> Mapping[str, Piece]:
         # Parameters are averaged in each step; buffers, such as batch statistics, are copied.
