@@ -1,4 +1,4 @@
-"""Times contenders in one run: interleaved, with medians, after comparing their outputs.
+"""Runs benchmarks (`aigc_ext.bench.timing`) and writes their rows.
 
 A benchmark module has ``cases(setting) -> Iterable[Case]``; ``python -m benchmarks NAME ...`` runs it and
 writes ``benchmarks/results/NAME.csv``, with ``--device cuda`` ``cuda-NAME.csv``.
@@ -9,149 +9,29 @@ On a GPU (benchmarks/card.py), time is measured with CUDA events, separately for
 from __future__ import annotations
 
 import csv
-import gc
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+
+from aigc_ext.bench.timing import MALLOC, check_outputs, device_name, peak_mb, time_case
+from aigc_ext.bench.timing import Case as Case
+from aigc_ext.bench.timing import Setting as Setting
+from aigc_ext.bench.timing import those_that_work as those_that_work
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("op", "case", "dtype", "contender", "median_us", "p20", "p80", "gbps", "device", "torch", "commit")
 # The last part of `device` says how: "; 2 threads", or on a GPU "; L2 warm". Only rows for a GPU also have:
 #   copy       gbps as a fraction of that of a copy of 1 GiB on the same GPU
 #   launches   calls that launch work, where a CUDA graph counts as one; kernels: what then runs on the GPU
-#   peak_mb    memory allocated by the call; empty for a CUDA graph, which keeps its own
+#   peak_mb    memory allocated by the call; empty for a CUDA graph, which keeps its own. On the CPU only in
+#              the files of benchmarks that ask for it (`Case.memory`)
 CARD_COLUMNS = ("copy", "launches", "kernels", "peak_mb", "date")
-
-# By default glibc returns freed large blocks to the system, which slows eager PyTorch down by up to 8x. That
-# would not be our merit, so it is turned off for all contenders.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
-
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where the contenders run."""
-
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
-    # Tiny sizes, few repeats and no code generation, to test the scripts. The figures are meaningless.
-    quick: bool = False
-
-    @property
-    def on_card(self) -> bool:
-        return self.device.type == "cuda"
-
-    def compiled(self, function: Callable[..., Any], mode: str | None = None, **options: Any) -> Any:
-        if self.quick:
-            return torch.compile(function, backend="eager", **options)
-        return torch.compile(function, mode=mode, **options)
-
-    def compile_modes(self) -> dict[str, str | None]:
-        """The modes of torch.compile to measure, by contender name."""
-        modes: dict[str, str | None] = {"compile": None}
-        return modes | ({"compile, reduce-overhead": "reduce-overhead"} if self.on_card else {})
-
-
-@dataclass
-class Case:
-    """One question: the same work done by each contender. The first is the baseline of the printed ratios."""
-
-    op: str
-    case: str
-    contenders: dict[str, Callable[[], Any]]
-    dtype: str = "float32"
-    bytes: int | None = None  # minimum memory traffic of the work, for GB/s
-    # The tensors to compare in a contender's return value; None where results are inherently not comparable
-    # (training steps change their weights), which the case's name must justify.
-    outputs: Callable[[Any], Any] | None = field(default=lambda result: result)
-    rtol: float = 1e-4
-    atol: float = 1e-5
-    turn: float = 0.002  # seconds per turn of a contender, at least one call
-    # Contenders whose call is also captured in a CUDA graph, on a GPU. For those that change state, the
-    # module makes the graph itself (`card.graphed`).
-    graphs: tuple[str, ...] = ()
-
-
-def those_that_work(contenders: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """The results by name. A contender that is not ours and fails (on a new GPU, say) is reported and left
-    out; if ours fails, the benchmark stops."""
-    results = {}
-    for name, build in contenders.items():
-        try:
-            results[name] = build()
-        except Exception as error:
-            if name.startswith("aigc_ext"):
-                raise
-            print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
-    return results
-
-
-def check_outputs(case: Case) -> None:
-    """Stops the benchmark unless every contender computes the same as the first."""
-    if case.outputs is None:
-        return
-    names = list(case.contenders)
-    expected = case.outputs(case.contenders[names[0]]())
-    for name in names[1:]:
-        got = case.outputs(case.contenders[name]())
-        if got is None:  # a reference point (a copy, say) that computes something else
-            continue
-        message = partial("{}, {}: {}".format, case.op, name)
-        torch.testing.assert_close(got, expected, rtol=case.rtol, atol=case.atol, msg=message)
-
-
-def time_case(case: Case, seconds: float = 0.8, min_rounds: int = 15) -> dict[str, list[float]]:
-    """Microseconds of each contender, in rounds in which every contender has a turn."""
-    loops: dict[str, int] = {}
-    for name, run in case.contenders.items():
-        for _ in range(3):
-            run()
-        start = time.perf_counter()
-        run()
-        once = time.perf_counter() - start
-        loops[name] = max(1, int(case.turn / max(once, 1e-7)))
-    samples: dict[str, list[float]] = {name: [] for name in case.contenders}
-    gc.collect()
-    gc.disable()
-    try:
-        deadline = time.perf_counter() + seconds * len(case.contenders)
-        while time.perf_counter() < deadline or len(samples[next(iter(samples))]) < min_rounds:
-            for name, run in case.contenders.items():
-                n = loops[name]
-                start = time.perf_counter()
-                for _ in range(n):
-                    run()
-                samples[name].append((time.perf_counter() - start) / n * 1e6)
-    finally:
-        gc.enable()
-    return samples
-
-
-def device_name(threads: int) -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}; {threads} thread{'s' if threads > 1 else ''}"
 
 
 def commit() -> str:
@@ -175,7 +55,11 @@ def run_module(
             check_outputs(case)
             samples = time_case(case, seconds=0.01, min_rounds=3) if setting.quick else time_case(case)
             print(f"\n{case.op}: {case.case}, {case.dtype}, {count} thread{'s' if count > 1 else ''}")
-            yield from rows_of(case, samples, device_name(count))
+            for row in rows_of(case, samples, device_name(count)):
+                if case.memory:
+                    row["peak_mb"] = f"{peak_mb(case.contenders[row['contender']]):.1f}"
+                    print(f"  {row['contender']:32}{row['peak_mb']:>12} MB", flush=True)
+                yield row
 
 
 def rows_of(case: Case, samples: dict[str, list[float]], device: str) -> Iterator[dict[str, Any]]:

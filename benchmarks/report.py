@@ -23,17 +23,21 @@ def grouped(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a table of the CPU's rows and one of the GPUs', which have more columns."""
-    parts = [[row for row in rows if ("launches" in row) == card] for card in (False, True)]
-    return "\n\n".join(part_of_table(part) for part in parts if part)
+    """Markdown: a table of the CPU's rows, one of those with a peak of memory, and one of the GPUs' rows,
+    which have more columns."""
+    parts: dict[tuple[bool, bool], list[Row]] = defaultdict(list)
+    for row in rows:
+        parts["launches" in row, "peak_mb" in row].append(row)
+    return "\n\n".join(part_of_table(parts[columns]) for columns in sorted(parts))
 
 
 def part_of_table(rows: list[Row]) -> str:
     """One line per contender; ratios are to the group's first contender. Rows where we lose are included."""
     card = "launches" in rows[0]
     header = ["op", "case", "L2" if card else "threads", "contender", "µs (p20–p80)", "GB/s", "speed"]
-    if card:
-        header += ["of a copy's GB/s", "launches", "kernels", "peak MB"]
+    more = {"copy": "of a copy's GB/s", "launches": "launches", "kernels": "kernels", "peak_mb": "peak MB"}
+    more = {key: title for key, title in more.items() if key in rows[0]}
+    header += more.values()
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for (op, case, dtype, device), group in grouped(rows).items():
         baseline = float(group[0]["median_us"])
@@ -44,8 +48,7 @@ def part_of_table(rows: list[Row]) -> str:
                 f"| {op} | {case}, {dtype} | {how} | {row['contender']} "
                 f"| {median:,.1f} ({p20:,.1f}–{p80:,.1f}) | {row['gbps']} | {baseline / median:.2f}× |"
             )
-            extra = [row[key] for key in ("copy", "launches", "kernels", "peak_mb")] if card else []
-            lines.append(line + "".join(f" {value} |" for value in extra))
+            lines.append(line + "".join(f" {row[key]} |" for key in more))
     devices = sorted(
         {
             f"{row['device'].split(';')[0]}, torch {row['torch']}" + (f", {row['date']}" if card else "")

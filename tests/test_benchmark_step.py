@@ -1,4 +1,4 @@
-"""benchmarks/step.py: the plain networks and their step compute the same as ours, and all contenders run."""
+"""aigc_ext.bench.step: the plain networks and their step compute the same as ours, and all contenders run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from aigc_ext.bench.step import Size, cases, eager, first_step, networks, ours, sizes
 from benchmarks.harness import Setting, run_module
-from benchmarks.step import Size, cases, eager, first_step, networks, ours, sizes
 
 SIZES = list(sizes(quick=True))
 CASES = [(size, penalize) for size in SIZES for penalize in {False, *size.penalties}]
@@ -45,4 +45,5 @@ def test_every_contender_runs(capsys: pytest.CaptureFixture[str]) -> None:
     rows = list(run_module(cases, Setting(quick=True), [torch.get_num_threads()]))
     assert "left out" not in capsys.readouterr().out
     assert len({row["case"] for row in rows}) == len(SIZES)
-    assert {"eager", "eager, grouped", "compile", "aigc_ext"} <= {row["contender"] for row in rows}
+    traced = {"aigc_ext", "aigc_ext, eager step", "plain networks, traced"}
+    assert {"eager", "eager, grouped", "compile", *traced} <= {row["contender"] for row in rows}

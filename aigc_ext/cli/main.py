@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from aigc_ext.cli.bench import bench
 from aigc_ext.cli.convert import convert
 from aigc_ext.cli.dataset import dataset
 from aigc_ext.cli.export import export
@@ -42,6 +43,7 @@ cli.add_command(export)
 cli.add_command(convert)
 cli.add_command(metrics)
 cli.add_command(report)
+cli.add_command(bench)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ Mode = Literal["eager", "traced", "compiled"]
 Kind = tuple[bool, bool, bool]  # as of `recipe.kind_of_step`
 
 SHORT = 120.0  # a run that takes less by eager steps is not worth measuring (seconds)
-_SECONDS = 6.0  # for measuring a mode, not counting what is done once
+_ROUNDS, _SECONDS = 5, 10.0  # at most, for measuring two modes
 _OPERATION = 0.015  # seconds to compile one, as measured (docs/lab-book.md)
 _WAIT = 0.02  # the fraction of a run that compiling may take
 
@@ -33,10 +34,11 @@ def fastest(
     Args:
         kinds: of the steps in one period.
     """
-    device, mode = inputs.z.device, step.mode
-    counts = Counter(kinds)
+    device, before, counts = inputs.z.device, step.mode, Counter(kinds)
+    samples: dict[tuple[Mode, Kind], list[float]] = defaultdict(list)
+    once: dict[Mode, float] = {}
 
-    def seconds(mode: Mode, kind: Kind) -> float:
+    def take(mode: Mode, kind: Kind) -> float:
         step.mode = mode
         penalize, train_generator, stretch = kind
         options: dict[str, Any] = {"mixing": inputs.mixing, "seed": inputs.seed, "blur_sigma": 0.0}
@@ -50,36 +52,42 @@ def fastest(
         )
         return _now(device) - began
 
-    def mean(mode: Mode, rounds: int = 4) -> tuple[float, float]:
-        """Seconds of a mean step, and of the first steps beyond those of later ones."""
-        first = {kind: seconds(mode, kind) for kind in counts}
-        best, began = {kind: seconds(mode, kind) for kind in counts}, time.perf_counter()
-        for _ in range(rounds):
-            if time.perf_counter() - began > _SECONDS:
+    def measure(*modes: Mode, rounds: int = _ROUNDS) -> None:
+        """In turns, after a first round for each mode, which records or compiles."""
+        for mode in modes:
+            if mode not in once:
+                once[mode] = sum(take(mode, kind) for kind in counts)
+        began = time.perf_counter()
+        for done in range(rounds):
+            if done and time.perf_counter() - began > _SECONDS:
                 break
-            best = {kind: min(best[kind], seconds(mode, kind)) for kind in counts}
-        once = sum(first[kind] - best[kind] for kind in counts)
-        return sum(best[kind] * count for kind, count in counts.items()) / counts.total(), max(once, 0.0)
+            for mode in modes:
+                for kind in counts:
+                    samples[mode, kind].append(take(mode, kind))
+
+    def mean(mode: Mode) -> float:
+        """Of the steps of a period."""
+        medians = {kind: statistics.median(samples[mode, kind]) for kind in counts}
+        return sum(medians[kind] * count for kind, count in counts.items()) / counts.total()
 
     try:
         with undone(step.state().tensors, device):
-            if mean("eager", rounds=0)[0] * steps < SHORT:
+            measure("eager", rounds=1)
+            if mean("eager") * steps < SHORT:
                 return None
-            traced, once = mean("traced")
-            eager, _ = mean("eager")
-            costs = {"eager": eager * steps, "traced": traced * steps + once}
-            text = f"eager {_ms(eager)}, traced {_ms(traced)}"
-            operations = step.operations
+            measure("eager", "traced")
+            text = f"eager {_ms(mean('eager'))}, traced {_ms(mean('traced'))}"
+            compiling = step.operations * _OPERATION
             if step.refusal(inputs, mode="compiled") is not None:
                 text += "; nothing here can compile"
-            elif operations * _OPERATION > _WAIT * costs["traced"]:
-                text += f"; compiling would take about {operations * _OPERATION:,.0f} s"
+            elif compiling > _WAIT * mean("traced") * steps:
+                text += f"; compiling would take about {compiling:,.0f} s"
             else:
-                compiled, once = mean("compiled")
-                costs["compiled"] = compiled * steps + once
-                text += f", compiled {_ms(compiled)} after {once:,.0f} s of compiling"
+                measure("traced", "compiled")
+                text += f", compiled {_ms(mean('compiled'))} after {once['compiled']:,.0f} s of compiling"
     finally:
-        step.mode = mode
+        step.mode = before
+    costs = {mode: mean(mode) * steps + seconds for mode, seconds in once.items()}
     chosen = _chosen(costs)
     faster = f", {costs['eager'] / costs[chosen]:.2f} times as fast as eager over the run"
     return chosen, f"{chosen}{faster if chosen != 'eager' else ''} (a step: {text})"

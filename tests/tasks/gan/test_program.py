@@ -351,6 +351,21 @@ def test_a_run_keeps_the_mode_that_was_measured(monkeypatch: Any, tmp_path: Any)
     }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_a_compiled_run_resumes_to_the_bit(tmp_path: Any) -> None:
+    options: dict[str, Any] = {"step": "compiled", "batch": 25}
+    whole = Trainer.from_config(config(**options, kimg=0.25), outdir=tmp_path / "whole").fit()
+    first = Trainer.from_config(config(**options, kimg=0.1), outdir=tmp_path / "parts").fit()
+    point = find_resume_point(str(first.run_dir), tmp_path)
+    going_on = Trainer.from_config(point.config.override("kimg", 0.25))
+    going_on.restore(point)
+    assert files_of(going_on.fit().checkpoint) == files_of(whole.checkpoint)
+    eager = Trainer.from_config(config(kimg=0.25, step="eager"), outdir=tmp_path / "eager")
+    eager.fit()
+    for one, other in zip(going_on.task.ema.parameters(), eager.task.ema.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_a_short_run_measures_nothing(tmp_path: Any) -> None:
     trainer = Trainer.from_config(config(**DCGAN), outdir=tmp_path)
     trainer.fit()

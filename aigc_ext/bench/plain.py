@@ -1,5 +1,5 @@
 """The networks of `aigc_ext.models`, without labels, in plain PyTorch as a good user writes them: what
-benchmarks/step.py compares ours with.
+`aigc_ext.bench.step` compares ours with.
 
 `plain` makes one from ours, with its weights. Its parameters and buffers have the same order and shapes, but
 not always the same names. Where there is a choice it is the faster one: filters are separable and skip the
@@ -41,6 +41,27 @@ def halvings_of(image_shape: Sequence[int]) -> int:
     while height % 2 == width % 2 == 0 and min(height, width) >= 8:
         height, width, count = height // 2, width // 2, count + 1
     return count
+
+
+# ---- MLP ---------------------------------------------------------------------------------------------------
+
+
+def mlp_layers(sizes: Sequence[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for pair in pairwise(sizes):
+        layers += [nn.Linear(*pair), nn.LeakyReLU(0.2, inplace=True)]
+    return [*layers[:-1], nn.Tanh()]
+
+
+def mlp_generator(ours: Any) -> nn.Module:
+    widths = [ours.z_dim, *(layer.weight.shape[0] for layer in ours.layers)]
+    head = nn.Linear(widths[-1], math.prod(ours.image_shape))
+    return nn.Sequential(*mlp_layers(widths), head, nn.Sigmoid(), nn.Unflatten(1, ours.image_shape))
+
+
+def mlp_discriminator(ours: Any) -> nn.Module:
+    widths = [math.prod(ours.image_shape), *(layer.weight.shape[0] for layer in ours.layers)]
+    return nn.Sequential(nn.Flatten(), *mlp_layers(widths), nn.Linear(widths[-1], 1))
 
 
 # ---- DCGAN -------------------------------------------------------------------------------------------------
@@ -350,7 +371,7 @@ def modulated(
 class ModulatedConv2d(nn.Module):
     """Of StyleGAN2, with noise and leaky ReLU except for RGB."""
 
-    grouped = True
+    grouped = False
 
     def __init__(self, inputs: int, outputs: int, kernel: int, up: bool = False, rgb: bool = False) -> None:
         super().__init__()
@@ -408,7 +429,7 @@ class StyleGenerator(nn.Module):
         self.num_ws = ours.num_ws
         self.register_buffer("w_avg", torch.zeros(ours.w_dim))
 
-    def mapping(self, z: Tensor) -> Tensor:
+    def mapping(self, z: Tensor, c: None = None) -> Tensor:
         w: Tensor = self.mapping_network(z)
         return w[:, None].expand(-1, self.num_ws, -1)
 
@@ -509,7 +530,7 @@ class FourierFeatures(nn.Module):
 class AliasFreeLayer(nn.Module):
     """Of StyleGAN3; without filters it is the RGB layer."""
 
-    grouped = True
+    grouped = False
     magnitude: Tensor
     up_filter: Tensor
     down_filter: Tensor
@@ -564,6 +585,8 @@ class StyleGAN3Generator(StyleGenerator):
 
 
 PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    models.MLPGenerator: mlp_generator,
+    models.MLPDiscriminator: mlp_discriminator,
     models.DCGANGenerator: dcgan_generator,
     models.DCGANDiscriminator: dcgan_discriminator,
     models.SNGANGenerator: SNGANGenerator,
