@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from aigc_ext.config import ConfigError
 from aigc_ext.tasks.gan.objective import StepInputs
 from aigc_ext.tasks.gan.program import undone
 from aigc_ext.tasks.gan.step import AdversarialStep
@@ -75,7 +76,10 @@ def fastest(
             measure("eager", rounds=1)
             if mean("eager") * steps < SHORT:
                 return None
-            measure("eager", "traced")
+            try:
+                measure("eager", "traced")
+            except ConfigError as error:  # such as a hook
+                return "eager", f"eager ({error})"
             text = f"eager {_ms(mean('eager'))}, traced {_ms(mean('traced'))}"
             compiling = step.operations * _OPERATION
             if step.refusal(inputs, mode="compiled") is not None:
@@ -83,8 +87,12 @@ def fastest(
             elif compiling > _WAIT * mean("traced") * steps:
                 text += f"; compiling would take about {compiling:,.0f} s"
             else:
-                measure("traced", "compiled")
-                text += f", compiled {_ms(mean('compiled'))} after {once['compiled']:,.0f} s of compiling"
+                try:
+                    measure("traced", "compiled")
+                    text += f", compiled {_ms(mean('compiled'))} after {once['compiled']:,.0f} s of compiling"
+                except Exception as error:  # whatever Inductor or the compiler stumbles over
+                    once.pop("compiled", None)
+                    text += f"; compiling failed, {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     finally:
         step.mode = before
     costs = {mode: mean(mode) * steps + seconds for mode, seconds in once.items()}

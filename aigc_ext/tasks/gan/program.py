@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aigc_ext.config import ConfigError
 from aigc_ext.optim import AdamEMA
 from aigc_ext.tasks.gan.native import RefusedError
 from aigc_ext.tasks.gan.objective import StepInputs
@@ -155,10 +154,12 @@ class Program:
     def _compile(self, arguments: list[Any]) -> Callable[..., Sequence[Tensor]]:
         threads = torch.get_num_threads()  # a constant in the code that Inductor writes
         if self._compiled is None or self._compiled[0] != threads:
+            from torch._inductor import compile as compile_graph  # slow to import
+
             check_compiler(arguments[0].device)
             graph = fx.GraphModule({}, copy.deepcopy(self._graph))  # Inductor changes it
             with torch.no_grad():
-                self._compiled = threads, torch._inductor.compile(graph, arguments)
+                self._compiled = threads, compile_graph(graph, arguments)
         return self._compiled[1]
 
 
@@ -245,12 +246,13 @@ def with_tensors(inputs: StepInputs, tensors: Sequence[Tensor]) -> StepInputs:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises ConfigError if nothing can compile for this device."""
+    """Raises RefusedError if there is nothing that compiles for this device."""
+    instead = "or set step to 'traced', which needs none"
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
         if not has_triton():
-            raise ConfigError("step is 'compiled', which needs Triton on a GPU: pip install triton")
+            raise RefusedError(f"there is no Triton, which compiles for GPUs: pip install triton, {instead}")
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -258,10 +260,8 @@ def check_compiler(device: torch.device) -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise ConfigError(
-            "step is 'compiled', which needs a C++ compiler, and there is none: install g++ or clang++, "
-            "set CXX to one, or set step to 'traced', which needs none"
-        ) from None
+        what = "install g++ or clang++, set the environment variable CXX to another one"
+        raise RefusedError(f"there is no C++ compiler: {what}, {instead}") from None
 
 
 def numbers_of(adams: Sequence[AdamEMA]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from aigc_ext.tasks.gan import (
     AdversarialStep,
     Mixing,
     Objective,
+    StepInputs,
     TrainConfig,
     Trainer,
     find_resume_point,
@@ -186,12 +188,14 @@ def test_compiling_needs_a_compiler() -> None:
     from torch._inductor import config as inductor
 
     pair = Pair(config_of("dcgan"), "compiled")
-    with (
-        inductor.patch({"cpp.cxx": ("/nowhere/g++",)}),
-        pytest.raises(ConfigError, match=r"no.* install g\+\+") as error,
-    ):
-        pair.take(0, (False, True, False))
-    assert "'traced', which needs none" in str(error.value)
+    because = r"there is no C\+\+ compiler: install g\+\+ .* or set step to 'traced', which needs none"
+    with inductor.patch({"cpp.cxx": ("/nowhere/g++",)}):
+        with pytest.raises(ConfigError, match=f"step is 'compiled', but {because}"):
+            pair.take(0, (False, True, False))
+        images = torch.zeros(BATCH, 3, SIDE, SIDE)
+        inputs = StepInputs(images, images, torch.zeros(BATCH, 6), None, False)
+        assert re.match(because, pair.steps[1].refusal(inputs, mode="compiled") or "")
+        assert pair.steps[1].refusal(inputs, mode="traced") is None
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
@@ -380,6 +384,7 @@ class Clock:
         self.times, self.once, self.now = times, dict(once), 0.0
         self.mode, self.operations = "auto", 400
         self.tensors: list[Tensor] = []
+        self.failing: dict[str, Exception] = {}
 
     def state(self) -> Clock:
         return self
@@ -388,6 +393,8 @@ class Clock:
         return None if mode in self.times else "not here"
 
     def __call__(self, *_: Any, **kind: Any) -> None:
+        if self.mode in self.failing:
+            raise self.failing[self.mode]
         self.now += self.times[self.mode] + self.once.pop(self.mode, 0.0)
 
 
@@ -415,3 +422,20 @@ def test_the_choice(times: Any, once: Any, steps: int, chosen: str | None, monke
     if found:
         assert found[1].startswith(f"{chosen}")
         assert ("compiling would take about 6 s" in found[1]) == (steps == 2000)
+
+
+def test_a_mode_that_fails_is_not_chosen(monkeypatch: Any) -> None:
+    clock: Any = Clock({"eager": 0.1, "traced": 0.05, "compiled": 0.01}, {})
+    monkeypatch.setattr(measuring, "_now", lambda device: clock.now)
+    step = own_step(PlainDiscriminator())
+    step(torch.rand(BATCH, 1, 4, 4), torch.randn(BATCH, 6))
+    assert step.inputs is not None
+    clock.failing["compiled"] = RuntimeError("no such thing\nat all")
+    found = measuring.fastest(clock, step.inputs, [(False, True, False)], 9000)
+    assert found is not None
+    assert found[0] == "traced"
+    assert found[1].endswith("compiling failed, RuntimeError: no such thing)")
+    clock.failing["traced"] = ConfigError("step is 'traced', but a Linear has a hook")
+    found = measuring.fastest(clock, step.inputs, [(False, True, False)], 9000)
+    assert found == ("eager", "eager (step is 'traced', but a Linear has a hook)")
+    assert clock.mode == "auto"
