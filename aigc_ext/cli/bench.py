@@ -29,8 +29,8 @@ _MEASURED = [name for name in PRESETS if name != "stylegan3-r"]  # whose step is
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=6.0,
-    help="Time to measure a kind of step, beside what prepares it.  [default: 6]",
+    default=3.5,
+    help="Time to measure a kind of step, beside what prepares it.  [default: 3.5]",
 )
 @click.option("--quick", is_flag=True, hidden=True, help="Tiny sizes, to test the command.")
 def bench(
