@@ -73,6 +73,9 @@ class Pair:
         torch.manual_seed(0)
         self.settings = settings
         g, d = build_generator(settings.generator), build_discriminator(settings.discriminator)
+        self.format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        for network in (g, d):
+            network.to(memory_format=self.format)  # type: ignore[call-overload]
         augment = recipe.make_augment(settings.augment, (-1.0, 1.0))
         if isinstance(augment, AdaAugment):
             augment.set_p(0.5)
@@ -95,6 +98,7 @@ class Pair:
         rng = torch.Generator().manual_seed(index)
         loss = self.settings.loss
         real = torch.rand(BATCH, 3, SIDE, SIDE, generator=rng) * 2 - 1
+        real = real.contiguous(memory_format=self.format)
         z = torch.randn(BATCH, 6, generator=rng)
         labels = torch.arange(BATCH) % LABELS if self.settings.generator.num_classes else None  # type: ignore[attr-defined]
         mixing = Mixing(z.flip(0), torch.arange(BATCH)) if loss.mixing else None
