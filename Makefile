@@ -75,11 +75,10 @@ $(VENV)/torch:
 	$(PIP) --no-deps mlxtend scikit-learn
 	@touch $@
 
-# A torch without CUDA cannot load the CUDA ops, so they are not built for it; else they are built for the cards here.
+# If the CUDA ops are built, then for the cards here.
 $(VENV)/installed: $(VENV)/torch $(NATIVE)
 	@echo "Building the native code"
 	PATH="$(abspath $(BIN)):$$PATH" \
-	AIGC_CUDA=$${AIGC_CUDA:-$$($(BIN)/python -c 'import torch; print("auto" if torch.version.cuda else "off")')} \
 	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c 'import torch; \
 	  n = torch.cuda.device_count(); \
 	  print(*sorted({"%d.%d" % torch.cuda.get_device_capability(i) for i in range(n)}) or ["9.0"])')}" \
