@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from aigc_ext import _native
+from aigc_ext._output import unread_output
 from aigc_ext.version import __version__
 
 
@@ -114,4 +115,5 @@ def _cuda_architectures(library: Path) -> tuple[str, ...]:
 
 
 def main() -> None:
-    print(info())
+    with unread_output():
+        print(info())

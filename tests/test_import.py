@@ -136,3 +136,26 @@ def test_unknown_instruction_set(copy: Path, value: str) -> None:
     error = import_error(copy, f"import os; os.environ['AIGC_EXT_ISA'] = {value!r}")
     assert f"AIGC_EXT_ISA is '{value}', but on this CPU must be one of" in error
     assert "baseline" in error
+
+
+def test_subpackages_are_there_without_an_import() -> None:
+    code = (
+        "import sys, aigc_ext; assert 'aigc_ext.training' not in sys.modules; names = dir(aigc_ext); "
+        "[getattr(aigc_ext, name) for name in names]; print(*names)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    names = set(result.stdout.split())
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"cli"}
+    assert names >= folders | {"config", "info", "decompose", "no_weight_gradients", "Info", "__version__"}
+
+
+def test_what_type_checkers_see_of_subpackages() -> None:
+    assert aigc_ext.training.Trainer is aigc_ext.tasks.gan.Trainer
+    assert aigc_ext.sampling.Sampler.__name__ == "Sampler"
+    assert aigc_ext.models.MLPGenerator().z_dim > 0
+    assert aigc_ext.metrics.METRICS
+    assert aigc_ext.data.open_dataset("digits").num_classes == 10
+    assert callable(aigc_ext.compat.stylegan.install)
+    with pytest.raises(AttributeError, match="module 'aigc_ext' has no attribute 'sampler'"):
+        aigc_ext.sampler  # type: ignore[attr-defined]  # noqa: B018

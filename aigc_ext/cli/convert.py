@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from aigc_ext.cli.errors import input_errors
-from aigc_ext.sampling.convert import convert_checkpoint
 
 
 @click.command()
@@ -34,6 +33,8 @@ def convert(source: str, dest: str, family: str | None, config: str | None, key:
     The file is read without running pickle, and rejected if it needs that or does not match the architecture
     exactly. The weights of a dcgan may have the names of PyTorch's DCGAN tutorial.
     """
+    from aigc_ext.sampling.convert import convert_checkpoint
+
     with input_errors():
         architecture = None if config is None else _read_config(config)
         made = convert_checkpoint(source, dest, config=architecture, family=family, key=key)

@@ -7,21 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from tqdm import tqdm
 
+from aigc_ext import _names
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
-from aigc_ext.data.convert import (
-    TRANSFORMS,
-    Conversion,
-    Inspection,
-    Progress,
-    convert_dataset,
-    inspect_dataset,
-)
-from aigc_ext.data.dataset import format_shape
+
+if TYPE_CHECKING:
+    from aigc_ext.data.convert import Conversion, Inspection, Progress
 
 _SHOWN_CLASSES = 20
 _SHOWN_FILES = 5
@@ -62,7 +57,7 @@ class SizeType(click.ParamType):
 )
 @click.option(
     "--transform",
-    type=click.Choice(TRANSFORMS),
+    type=click.Choice(_names.TRANSFORMS),
     help="How to treat other aspect ratios: center-crop crops the ends; center-crop-wide also adds black"
     " bars, to a square; letterbox crops nothing and adds bars.  [default: they are left out]",
 )
@@ -97,6 +92,8 @@ def dataset(
     DEST.report.json. The result is grey if all images are, has an alpha channel if all have one, and is RGB
     otherwise, with transparent images on white.
     """
+    from aigc_ext.data.convert import convert_dataset, inspect_dataset
+
     if dest is None:
         with input_errors():
             for option, given in (("resolution", resolution), ("transform", transform), ("enlarge", enlarge)):
@@ -144,6 +141,8 @@ def _bar() -> Iterator[Progress]:
 
 
 def _show_inspection(source: str, seen: Inspection) -> None:
+    from aigc_ext.data.dataset import format_shape
+
     click.echo(f"source:     {source}")
     click.echo(f"images:     {seen.images}")
     click.echo(f"shapes:     {_counts(seen.shapes, format_shape)}")
@@ -161,6 +160,8 @@ def _show_inspection(source: str, seen: Inspection) -> None:
 
 
 def _show_conversion(made: Conversion) -> None:
+    from aigc_ext.data.dataset import format_shape
+
     click.echo(f"dataset:    {made.dest}")
     click.echo(f"images:     {made.images} of {format_shape(made.image_shape)}")
     click.echo(f"classes:    {_classes(made.classes, [])}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from aigc_ext import _names
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.cli.network import network_options, open_sampler
-from aigc_ext.sampling.export import FORMATS, ExportError, export_generator
 
 
 class BatchType(click.ParamType):
@@ -27,7 +27,9 @@ class BatchType(click.ParamType):
 @click.command()
 @network_options
 @click.option("--output", required=True, metavar="FILE", help="Such as g.pt2 or g.onnx.")
-@click.option("--format", type=click.Choice(FORMATS), help="[default: by the suffix of --output]")
+@click.option(
+    "--format", type=click.Choice(_names.EXPORT_FORMATS), help="[default: by the suffix of --output]"
+)
 @click.option(
     "--decompose/--no-decompose",
     default=None,
@@ -43,6 +45,8 @@ def export(
 
     Before it is written, the program's results are compared to the generator's.
     """
+    from aigc_ext.sampling.export import ExportError, export_generator
+
     with input_errors():
         if not Path(output).parent.is_dir():
             raise ValueError(f"output is {output!r}, but there is no directory {Path(output).parent}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 from tqdm import tqdm
 
+from aigc_ext import _names
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.cli.network import (
     class_option,
@@ -20,9 +21,9 @@ from aigc_ext.cli.network import (
     style_record,
 )
 from aigc_ext.cli.sample import GridType, SeedsType
-from aigc_ext.sampling import image_grid, readable_scale, save_video
-from aigc_ext.sampling.video import check_video
-from aigc_ext.sampling.walk import CURVES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @click.command()
@@ -49,7 +50,7 @@ from aigc_ext.sampling.walk import CURVES
 )
 @click.option(
     "--curve",
-    type=click.Choice(CURVES),
+    type=click.Choice(_names.CURVES),
     help="The curve through w; in z it is a great circle.  [default: cubic]",
 )
 @click.option(
@@ -84,6 +85,11 @@ def interpolate(
 
     Small images are enlarged. The file's metadata records the model and the seeds.
     """
+    import numpy as np
+
+    from aigc_ext.sampling import image_grid, readable_scale, save_video
+    from aigc_ext.sampling.video import check_video
+
     with input_errors():
         try:
             check_video(output, fps)
@@ -120,7 +126,7 @@ def interpolate(
         "classes": sampler.resolve_classes(seeds, class_),
         **style_record(trunc, trunc_cutoff, noise_mode),
         "space": space,
-        "curve": (curve or CURVES[0]) if space == "w" else "slerp",
+        "curve": (curve or _names.CURVES[0]) if space == "w" else "slerp",
         "loop": loop,
         "frames": frames,
         "grid": grid,

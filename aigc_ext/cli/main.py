@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
 import click
 
+from aigc_ext._output import UnreadOutput, unread_output
 from aigc_ext.cli.bench import bench
 from aigc_ext.cli.convert import convert
 from aigc_ext.cli.dataset import dataset
@@ -50,10 +52,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command line (by default the process's) and returns its exit code.
 
     0 is success, 2 a wrong argument or input, 1 a failure while working, 128 + n a run stopped by signal n.
-    An error is printed as one line on stderr.
+    An error is printed as one line on stderr. If whoever reads the output has enough, as `head` has, the
+    command ends without a word, like a program that SIGPIPE ends.
     """
     try:
-        code = cli.main(args, prog_name="aigc-ext", standalone_mode=False)
+        with unread_output():
+            code = cli.main(args, prog_name="aigc-ext", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 2
@@ -63,6 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.Abort:
         click.echo("Aborted", err=True)
         return 130
+    except UnreadOutput:
+        return 128 + signal.SIGPIPE
     return code if isinstance(code, int) else 0
 
 

@@ -6,11 +6,9 @@ import json
 
 import click
 
+from aigc_ext import _names
 from aigc_ext.cli.errors import InputError, input_errors
 from aigc_ext.cli.network import network_options, open_sampler
-from aigc_ext.data import open_dataset
-from aigc_ext.metrics import METRICS, MetricError, MetricSet
-from aigc_ext.training.runtime import resolve_device
 
 
 @click.command()
@@ -23,7 +21,7 @@ from aigc_ext.training.runtime import resolve_device
     "names",
     default="fd,kid,pr",
     metavar="LIST",
-    help=f"Some of {','.join(METRICS)}.  [default: fd,kid,pr]",
+    help=f"Some of {','.join(_names.METRICS)}.  [default: fd,kid,pr]",
 )
 @click.option(
     "--num", type=int, default=5000, metavar="INT", help="How many images to generate.  [default: 5000]"
@@ -64,6 +62,10 @@ def metrics(
     fd (Fréchet distance), kid (kernel distance) and pr (precision and recall) use the features of a network
     that needs no download, fid those of Inception; coverage is the classes that the images show.
     """
+    from aigc_ext.data import open_dataset
+    from aigc_ext.metrics import MetricError, MetricSet
+    from aigc_ext.training.runtime import resolve_device
+
     with input_errors():
         sampler = open_sampler(network, allow_download, device, threads)
         measure = MetricSet(

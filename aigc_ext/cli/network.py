@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import torch
 
-from aigc_ext.sampling import Sampler
-from aigc_ext.sampling.png import DEFAULT_PRODUCER
-from aigc_ext.sampling.sampler import NOISE_MODES
-from aigc_ext.training.runtime import resolve_device
+from aigc_ext import _names
+
+if TYPE_CHECKING:
+    from aigc_ext.sampling import Sampler
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,7 +50,7 @@ style_options = _decorator(
     ),
     click.option(
         "--noise-mode",
-        type=click.Choice(NOISE_MODES),
+        type=click.Choice(_names.NOISE_MODES),
         help="The noise of a style-based network.  [default: const]",
     ),
 )
@@ -67,7 +66,7 @@ label_options = _decorator(
         help="Mark the files as AI-generated, in machine-readable form.  [default: label]",
     ),
     click.option(
-        "--producer", default=DEFAULT_PRODUCER, metavar="TEXT", help="The producer named in the label."
+        "--producer", default=_names.DEFAULT_PRODUCER, metavar="TEXT", help="The producer named in the label."
     ),
 )
 
@@ -80,6 +79,11 @@ device_options = _decorator(
 
 
 def open_sampler(network: str, allow_download: bool, device: str, threads: int | None) -> Sampler:
+    import torch
+
+    from aigc_ext.sampling import Sampler
+    from aigc_ext.training.runtime import resolve_device
+
     if threads is not None:
         torch.set_num_threads(threads)
     return Sampler.from_pretrained(network, device=resolve_device(device), allow_download=allow_download)

@@ -12,9 +12,6 @@ from tqdm import tqdm
 from aigc_ext import _files
 from aigc_ext.cli.errors import RunFailure, input_errors
 from aigc_ext.cli.network import device_options, label_options, network_options, open_sampler
-from aigc_ext.data.image_file import decode, describe_error
-from aigc_ext.sampling import fit_target, save_png
-from aigc_ext.sampling import project as project_image
 
 
 @click.command()
@@ -66,6 +63,10 @@ def project(
     Writes projected.png, the latents projected.safetensors, which `aigc-ext sample --projected` renders, and
     projection.json with the distance, the mean squared difference of the image at several sizes.
     """
+    from aigc_ext.data.image_file import decode, describe_error
+    from aigc_ext.sampling import fit_target, save_png
+    from aigc_ext.sampling import project as project_image
+
     directory = Path(outdir)
     with input_errors():
         sampler = open_sampler(network, allow_download, device, threads)

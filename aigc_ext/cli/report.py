@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from aigc_ext.cli.errors import input_errors
-from aigc_ext.reporting import write_report
 
 
 @click.command()
@@ -16,6 +15,8 @@ def report(run: str, output: str | None) -> None:
 
     The page needs no other files and no network access.
     """
+    from aigc_ext.reporting import write_report
+
     with input_errors():
         path = write_report(run, output)
     click.echo(path)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 from tqdm import tqdm
 
 from aigc_ext import _files
@@ -21,11 +20,12 @@ from aigc_ext.cli.network import (
     style_options,
     style_record,
 )
-from aigc_ext.sampling import Latents, readable_scale, save_grid, save_png
-from aigc_ext.sampling.sampler import CHUNK, MAX_SEED
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _MAX_IMAGES = 1_000_000
-_IMAGES_AT_ONCE = 16 * CHUNK
+_IMAGES_AT_ONCE = 256  # a multiple of the sampler's CHUNK
 
 
 class SeedsType(click.ParamType):
@@ -34,6 +34,8 @@ class SeedsType(click.ParamType):
     name = "seeds"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        from aigc_ext.sampling.sampler import MAX_SEED
+
         seeds: list[int] = []
         for part in value.split(","):
             match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -102,6 +104,8 @@ def sample(
     A seed means the same image whatever else is made with it. Each file says in its metadata which model,
     seed, class and truncation it came from.
     """
+    from aigc_ext.sampling import Latents, readable_scale, save_grid, save_png
+
     directory = Path(outdir)
     latents = None
     with input_errors():

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
+from aigc_ext import _names
+from aigc_ext._output import discard_output
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.config import ConfigError, parse_setting
-from aigc_ext.data import DatasetError
-from aigc_ext.metrics import MetricError
-from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer, find_resume_point
-from aigc_ext.training import NonFiniteError, ResumePoint, RunError, TrainResult
-from aigc_ext.training.cost import probe
+
+if TYPE_CHECKING:
+    from aigc_ext.tasks.gan import TrainConfig
+    from aigc_ext.training import ResumePoint, TrainResult
 
 # Option -> key of TrainConfig. If an option is not given, the value of the preset, file or run applies.
 _KEYS = {
@@ -55,7 +57,7 @@ _KEYS = {
     metavar="NAME|PATH",
     help="digits, mnist5k, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER.",
 )
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="Networks and recipe.  [default: mlp]")
+@click.option("--preset", type=click.Choice(_names.PRESETS), help="Networks and recipe.  [default: mlp]")
 @click.option("--config", metavar="FILE", help="JSON in the form of a run's config.json; may be partial.")
 @click.option(
     "--set",
@@ -138,6 +140,12 @@ def train(
     Later sources override earlier ones: the preset, --config, the options, --set. With --resume the run's own
     config replaces the preset.
     """
+    from aigc_ext.data import DatasetError
+    from aigc_ext.metrics import MetricError
+    from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer, find_resume_point
+    from aigc_ext.training import NonFiniteError, RunError
+    from aigc_ext.training.cost import probe
+
     with input_errors():
         point = find_resume_point(resume, Path(outdir)) if resume else None
         resolved = PRESETS[preset or "mlp"] if point is None else point.config
@@ -174,11 +182,18 @@ def train(
         raise RunFailure(str(error)) from error
     finally:
         logging.getLogger("aigc_ext").removeHandler(handler)
-    _report(result)
+    try:
+        _report(result)
+    except OSError:
+        if result.signal != signal.SIGHUP:
+            raise
+        discard_output()  # its terminal is closed
     return 0 if result.signal is None else 128 + result.signal
 
 
 def _set_channels(config: TrainConfig, option: str, name: str, channels: int) -> TrainConfig:
+    from aigc_ext.tasks.gan import PRESETS
+
     for network in ("generator", "discriminator"):
         family = getattr(config, network).family
         if not hasattr(getattr(config, network), name):
@@ -223,4 +238,7 @@ class _AboveProgressLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: "
-        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+        try:
+            tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+        except OSError:  # the run goes on without its terminal; log.txt has the message too
+            self.handleError(record)

@@ -17,13 +17,13 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from aigc_ext import _files
+from aigc_ext import _files, _names
 from aigc_ext.data import image_file
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset
 from aigc_ext.data.files import LABELS_FILE, ImageFiles, Tree, collect, probe
 from aigc_ext.data.open import find_files, open_dataset
 
-TRANSFORMS = ("center-crop", "center-crop-wide", "letterbox")
+TRANSFORMS = _names.TRANSFORMS
 _PER_FOLDER = 1000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _T = TypeVar("_T")

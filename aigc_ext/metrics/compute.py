@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aigc_ext import _names
 from aigc_ext.data import ImageDataset, TensorImages
 from aigc_ext.metrics.cache import Cache
 from aigc_ext.metrics.classifier import SampleClassifier, shuffled
@@ -19,7 +20,7 @@ from aigc_ext.metrics.frechet import Moments, frechet_distance
 from aigc_ext.metrics.kernel import kernel_distance
 from aigc_ext.metrics.manifold import NEIGHBOURS, precision_recall
 
-METRICS = ("fd", "kid", "pr", "fid", "coverage")
+METRICS = _names.METRICS
 """The names that `MetricSet` accepts."""
 
 MAX_REALS = 50_000

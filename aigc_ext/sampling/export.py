@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_ext import _files
+from aigc_ext import _files, _names
 from aigc_ext.ops import decompose as decomposed_ops
 from aigc_ext.version import __version__
 
-FORMATS = ("pt2", "onnx")
+FORMATS = _names.EXPORT_FORMATS
 RECORD_FILE = "aigc_ext.json"
 """Name of the record in a .pt2's extra files."""
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}

@@ -21,13 +21,13 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from aigc_ext import _files
+from aigc_ext import _files, _names
 from aigc_ext.version import __version__
 
 PROVENANCE_KEY = "aigc_ext"
 LABEL_KEY = "AIGC"
 XMP_KEY = "XML:com.adobe.xmp"
-DEFAULT_PRODUCER = "aigc_ext"
+DEFAULT_PRODUCER = _names.DEFAULT_PRODUCER
 
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">

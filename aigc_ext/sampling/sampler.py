@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from aigc_ext import _names
 from aigc_ext.data import to_uint8
 from aigc_ext.data.pixels import checked_range
 from aigc_ext.ops._apart import can_be_apart, samples_apart
@@ -25,7 +26,7 @@ from aigc_ext.sampling.walk import CURVES, curve_points, slerp_points, walk_posi
 CHUNK = 16
 """The most images per call of the generator; on a GPU always exactly this number, see `Sampler`."""
 MAX_SEED = 2**63 - 1
-NOISE_MODES = ("const", "random", "none")
+NOISE_MODES = _names.NOISE_MODES
 _STYLE_ATTRIBUTES = ("mapping", "synthesis", "num_ws", "w_dim", "w_avg")
 # Batch sizes. Few, because convolutions are tried out for each.
 _ONE_BY_ONE, _WHOLE_CHUNKS, _APART = (1,), (CHUNK,), (CHUNK, 8, 4, 2, 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CURVES = ("cubic", "linear")
+from aigc_ext import _names
+
+CURVES = _names.CURVES
 
 
 def walk_positions(keys: int, frames: int, loop: bool) -> Tensor:

@@ -94,7 +94,8 @@ class Loop:
         self._resumed = point
 
     def fit(self, *, progress: bool = False) -> TrainResult:
-        """Trains until `config.kimg`, or until SIGINT or SIGTERM, and leaves a run that can be resumed.
+        """Trains until `config.kimg`, or until SIGINT, SIGTERM or SIGHUP, and leaves a run that can be
+        resumed.
 
         Signals are handled only in the main thread; a second one interrupts at once.
 

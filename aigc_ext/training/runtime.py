@@ -78,7 +78,8 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 
 
 class StopSignals:
-    """Records SIGINT and SIGTERM instead of dying from them; the second one has its usual effect.
+    """Records SIGINT, SIGTERM and SIGHUP, a closed terminal's, instead of dying from them; the second one has
+    its usual effect. Under nohup, SIGHUP stays ignored.
 
     It does nothing outside the main thread, where Python allows no signal handlers.
     """
@@ -89,7 +90,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -1,0 +1,113 @@
+"""What the command line does before it has torch, and after its reader or terminal has gone."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aigc_ext import _names
+from aigc_ext.cli.main import cli
+from aigc_ext.tasks.gan import PRESETS
+from tests.cli.test_cli import TINY
+
+AS_SCRIPT = "import sys; sys.argv[0] = '/somewhere/bin/aigc-ext'; from aigc_ext.cli import main; "
+
+
+@pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
+def test_help_needs_no_torch(command) -> None:
+    """Importing it takes more than a second."""
+    arguments = ["--help"] if command is None else [command, "--help"]
+    code = AS_SCRIPT + (
+        f"assert main({arguments}) == 0; "
+        "late = {'torch', 'numpy', 'PIL'} & set(sys.modules); assert not late, late"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"Usage: aigc-ext{' ' + command if command else ''} ")
+
+
+def test_the_presets_in_the_help_are_the_presets() -> None:
+    assert tuple(PRESETS) == _names.PRESETS
+
+
+def test_the_command_line_does_not_change_what_a_program_sees() -> None:
+    code = (
+        AS_SCRIPT
+        + "import aigc_ext, torch; aigc_ext.ops; assert aigc_ext.info().backends; torch.ops.aigc.snake"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("module", ["aigc_ext.info", "aigc_ext.cli"])
+def test_a_reader_that_has_enough(module) -> None:
+    arguments = [] if module == "aigc_ext.info" else ["info"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert errors == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
+    """SIGHUP, and nothing can be printed any more: the run is left like after SIGTERM."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = ["-m", "aigc_ext.cli", "train", "--outdir", str(tmp_path), *TINY, "--kimg", "1e6"]
+        os.execv(sys.executable, [sys.executable, *command])
+    log = tmp_path / "00000-mlp-digits" / "log.txt"
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "00000-mlp-digits" / "stats.jsonl").exists():
+        assert time.monotonic() < deadline, os.read(terminal, 10_000)
+        time.sleep(0.1)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert "stopped by SIGHUP" in log.read_text()
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+
+
+def test_nohup(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            "nohup",
+            sys.executable,
+            "-m",
+            "aigc_ext.cli",
+            "train",
+            "--outdir",
+            str(tmp_path),
+            *TINY,
+            "--kimg",
+            "1e6",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stats = tmp_path / "00000-mlp-digits" / "stats.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not stats.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGHUP)
+        rows, deadline = len(stats.read_text()), time.monotonic() + 60
+        while len(stats.read_text()) < rows + 1000:  # it goes on
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
