@@ -2,6 +2,7 @@
 
 from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert_dataset, inspect_dataset
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files
+from aigc_ext.data.objects import as_dataset
 from aigc_ext.data.open import EMBEDDED_NAMES, open_dataset
 from aigc_ext.data.pixels import normalize, to_uint8
 from aigc_ext.data.stream import BatchStream
@@ -16,6 +17,7 @@ __all__ = [
     "ImageDataset",
     "Inspection",
     "TensorImages",
+    "as_dataset",
     "convert_dataset",
     "describe_bad_files",
     "inspect_dataset",

@@ -59,6 +59,9 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         self._order: np.ndarray = np.empty(0, np.int64)
         self._flips: np.ndarray = np.empty(0, np.bool_)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.position}: batches of {self.batch} of {self.dataset!r}>"
+
     @property
     def position(self) -> int:
         """Images returned so far, over all ranks."""

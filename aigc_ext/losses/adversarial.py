@@ -43,7 +43,12 @@ class AdversarialLoss:
         self, real_logits: Tensor, fake_logits: Tensor, weight: Tensor | None = None
     ) -> tuple[Tensor, LossStats]:
         """The loss, 0-d, and the statistics to log. ``weight`` is ``[N]`` and multiplies each sample's
-        losses."""
+        losses.
+
+        Raises:
+            ValueError: the logits of a sample have another shape in ``fake_logits`` than in ``real_logits``.
+        """
+        _check_pair(real_logits, fake_logits)
         return ops.discriminator_loss_and_stats(
             real_logits, fake_logits, self.kind, self.label_smoothing, self.l2_weight, weight
         )
@@ -57,6 +62,8 @@ class AdversarialLoss:
     ) -> Tensor:
         """The loss, 0-d. The relativistic kinds need ``real_logits``, ``l2_weight`` needs ``images`` =
         G(z)."""
+        if real_logits is not None:
+            _check_pair(real_logits, fake_logits)
         return ops.generator_loss(fake_logits, real_logits, self.kind, self.l2_weight, images, weight)
 
     def discriminator_backward(
@@ -78,6 +85,7 @@ class AdversarialLoss:
                 backward.
             inputs: the leaves that get a gradient, as for ``Tensor.backward``; None for all.
         """
+        _check_pair(real_logits, fake_logits)
         loss, stats, d_real, d_fake = ops.discriminator_loss_and_grad(
             real_logits, fake_logits, self.kind, self.label_smoothing, self.l2_weight, weight
         )
@@ -97,6 +105,8 @@ class AdversarialLoss:
         weight: Tensor | None = None,
     ) -> Tensor:
         """:meth:`generator` and its ``backward()``, like :meth:`discriminator_backward`."""
+        if real_logits is not None:
+            _check_pair(real_logits, fake_logits)
         loss, d_fake = ops.generator_loss_and_grad(fake_logits, real_logits, self.kind, weight)
         if self.l2_weight == 0:
             torch.autograd.backward(fake_logits, d_fake)
@@ -104,3 +114,15 @@ class AdversarialLoss:
         term = images_term(fake_logits, images, self.l2_weight, weight, "mean")
         torch.autograd.backward([fake_logits, term], [d_fake, torch.ones_like(term)])
         return loss + term.detach()
+
+
+def _check_pair(real_logits: Tensor, fake_logits: Tensor) -> None:
+    """One discriminator gives every sample logits of one shape; only the numbers of samples may differ."""
+    for name, logits in (("real_logits", real_logits), ("fake_logits", fake_logits)):
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"{name} is a {type(logits).__name__}, but must be a tensor")
+    if real_logits.shape[1:] != fake_logits.shape[1:] or real_logits.dim() != fake_logits.dim():
+        raise ValueError(
+            f"fake_logits have shape {list(fake_logits.shape)} and real_logits {list(real_logits.shape)},"
+            " but those of one discriminator differ at most in the number of samples"
+        )

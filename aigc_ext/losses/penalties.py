@@ -98,6 +98,7 @@ def wgan_gp(
         ValueError: as for :func:`r1_penalty`; ``real`` and ``fake`` differ in shape, dtype or device.
     """
     _check_images(real, "real")
+    _check_images(fake, "fake")
     if real.shape != fake.shape or real.dtype != fake.dtype or real.device != fake.device:
         raise ValueError(
             f"fake is {list(fake.shape)} {fake.dtype} on {fake.device}, but must be as real: "
@@ -155,6 +156,8 @@ def path_length(synthesis: Callable[[Tensor], Tensor], w: Tensor, noise: Tensor 
     Raises:
         ValueError: ``w`` has the wrong number of dimensions, or the images do not depend on it.
     """
+    if not isinstance(w, Tensor):
+        raise TypeError(f"w is a {type(w).__name__}, but must be a tensor")
     if w.dim() not in (2, 3) or not w.is_floating_point():
         raise ValueError(
             f"w is {w.dtype} of shape {list(w.shape)}, but must be floating point and [N, w_dim] or "
@@ -206,6 +209,7 @@ def _unit_slope_penalty(
 def _gradient_sqnorm(D: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``||d D(x) / d x||^2`` of each sample, [N]."""
     _check_images(x, "x")
+    _check_callable(D)
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -232,6 +236,7 @@ def _slope(
 ) -> Tensor:
     """A finite difference of D along a random direction for each sample, [N]."""
     _check_images(x, "x")
+    _check_callable(D)
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma is {sigma}, but must be finite and above 0")
     x = x.detach()
@@ -248,10 +253,20 @@ def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _check_images(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor):
+        how = ": torch.from_numpy makes one" if type(x).__name__ == "ndarray" else ""
+        raise TypeError(f"{name} is a {type(x).__name__}, but must be a tensor{how}")
     if not x.is_floating_point():
         raise ValueError(f"{name} is {x.dtype}, but must be floating point")
     if x.dim() == 0:
         raise ValueError(f"{name} has no dimensions, but must be a batch of shape [N, ...]")
+
+
+def _check_callable(D: object) -> None:
+    if not callable(D):
+        raise TypeError(
+            f"D is a {type(D).__name__}, but must be a function of images, such as a discriminator"
+        )
 
 
 def _check_logits(logits: Tensor, x: Tensor) -> None:

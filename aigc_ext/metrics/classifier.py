@@ -211,6 +211,9 @@ class SampleClassifier:
         with torch.no_grad():
             return cls(network.eval(), image_shape, num_classes, images[held_out], labels[held_out])
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.num_classes} classes, {self.accuracy:.1%} right>"
+
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities, float32 (N, num_classes), of uint8 images (N, C, H, W)."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aigc_ext import _names
-from aigc_ext.data import ImageDataset, TensorImages
+from aigc_ext._device import usable_device
+from aigc_ext.data import ImageDataset, TensorImages, as_dataset
 from aigc_ext.metrics.cache import Cache
 from aigc_ext.metrics.classifier import SampleClassifier, shuffled
 from aigc_ext.metrics.errors import MetricError
@@ -61,7 +62,7 @@ class MetricSet:
 
     Args:
         names: a selection of `METRICS`.
-        dataset: the real images.
+        dataset: the real images, in any form that `aigc_ext.data.as_dataset` takes.
         num_images: number of images to generate.
         seed: from 0 to 2**31 - 1.
         extractor: for fd, kid and pr: "classifier" (a small one, trained on the data's labels in a few
@@ -78,7 +79,7 @@ class MetricSet:
     def __init__(
         self,
         names: Sequence[str],
-        dataset: ImageDataset,
+        dataset: ImageDataset | Any,
         *,
         num_images: int = 5000,
         seed: int = 0,
@@ -87,6 +88,7 @@ class MetricSet:
         cache_dir: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        dataset = as_dataset(dataset)
         self.names = _check_names(names)
         if num_images < 2:
             raise MetricError(f"num_images is {num_images}, but must be at least 2")
@@ -100,7 +102,7 @@ class MetricSet:
         self.dataset = dataset
         self.num_images = num_images
         self.seed = seed
-        device = torch.device(device)
+        device = usable_device(device)
         cache = Cache(None if cache_dir is None else os.fspath(cache_dir))
         self._inception: _Reals | None = None
         if "fid" in self.names:
@@ -138,6 +140,10 @@ class MetricSet:
                 f"extractor is {extractor!r}, but must be 'classifier', 'random' or a function of images"
             )
         return extractor
+
+    def __repr__(self) -> str:
+        names = ",".join(self.names)
+        return f"<{type(self).__name__} {names}: {self.num_images} images against {self.dataset!r}>"
 
     def __call__(self, generated: ImageSource | ImageDataset | Tensor) -> dict[str, float]:
         """The results for `num_images` generated images, in the order of the names.
@@ -227,7 +233,7 @@ class MetricSet:
 def compute_metrics(
     names: Sequence[str],
     generated: ImageSource | ImageDataset | Tensor,
-    dataset: ImageDataset,
+    dataset: ImageDataset | Any,
     *,
     num_images: int = 5000,
     seed: int = 0,

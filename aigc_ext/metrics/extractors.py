@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aigc_ext import _files
+from aigc_ext._device import usable_device
 from aigc_ext.metrics.errors import MetricError
 
 _MAX_SIDE = 32
@@ -48,7 +49,7 @@ class RandomFeatures:
     """
 
     def __init__(self, channels: int, seed: int = 0, device: torch.device | str = "cpu") -> None:
-        self._device = torch.device(device)
+        self._device = usable_device(device)
         random = torch.Generator().manual_seed(seed)
         self._weights = []
         for outputs in _CHANNELS:
@@ -58,6 +59,9 @@ class RandomFeatures:
             channels = outputs
         where = "" if self._device.type == "cpu" else f"-{self._device.type}"
         self.name = f"random-1-{seed}{where}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ class InceptionFeatures:
     """
 
     def __init__(self, weights: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
-        path = Path(weights)
+        path, device = Path(weights), usable_device(device)
         state = _read_weights(path)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -105,10 +109,13 @@ class InceptionFeatures:
             except (RuntimeError, TypeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise MetricError(f"fid weights {path} are not those of the network: {reason}") from error
-        self._device = torch.device(device)
+        self._device = device
         self._network = network.to(self._device).eval()
         where = "" if self._device.type == "cpu" else f"-{self._device.type}"
         self.name = f"inception-v3-compat-{_files.sha256_file(path)}{where}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class Moments:
         self.mean = mean
         self.scatter = scatter
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.count} vectors of {len(self.mean)}>"
+
     @classmethod
     def of(cls, features: Tensor) -> Moments:
         """The moments of vectors (N, D), N at least 1; raises MetricError if one is not finite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import repeat
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aigc_ext import _names
+from aigc_ext._device import usable_device
 from aigc_ext.data import to_uint8
 from aigc_ext.data.pixels import checked_range
 from aigc_ext.ops._apart import can_be_apart, samples_apart
@@ -81,8 +83,20 @@ class Sampler:
     ) -> Sampler:
         """A sampler for a run's newest model, a checkpoint, a model directory, or a model on the hub (see
         `load_pretrained`)."""
+        device = usable_device(device)
         generator, digest = load_pretrained(path, allow_download=allow_download)
         return cls(generator.to(device), model_sha256=digest)
+
+    def __repr__(self) -> str:
+        shape = getattr(self.generator, "image_shape", None)
+        parts = [
+            type(self.generator).__name__,
+            *([] if shape is None else [f"images {'x'.join(map(str, shape))}"]),
+            f"z_dim {self.z_dim}",
+            *([f"{self.num_classes} classes"] if self.num_classes else []),
+            f"on {self._parameter.device}",
+        ]
+        return f"<{type(self).__name__} {', '.join(parts)}>"
 
     @overload
     def sample(
@@ -185,6 +199,8 @@ class Sampler:
             noise_mode: as for `sample`.
         """
         self._check_options(1.0, None, noise_mode)
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"latents is a {type(latents).__name__}, but must be a tensor")
         if not latents.is_floating_point() or latents.shape[1:] not in self._latent_shapes():
             shapes = " or ".join(str(["N", *shape]).replace("'", "") for shape in self._latent_shapes())
             raise ValueError(
@@ -418,16 +434,18 @@ class Sampler:
         return [(self.z_dim,), *style]
 
     def _check_options(self, truncation: float, cutoff: int | None, noise_mode: str | None) -> None:
-        if not (math.isfinite(truncation) and truncation >= 0):
-            raise ValueError(f"truncation is {truncation}, but must be a finite number of at least 0")
+        if not (_is_number(truncation, numbers.Real) and math.isfinite(truncation) and truncation >= 0):
+            raise ValueError(f"truncation is {truncation!r}, but must be a finite number of at least 0")
         for name, value in (("truncation_cutoff", cutoff), ("noise_mode", noise_mode)):
             if value is not None and not self.style_based:
                 raise ValueError(
                     f"{name} is {value!r}, but this generator is not style-based: it has no such option"
                 )
-        if cutoff is not None and not 0 <= cutoff <= self.generator.num_ws:
+        if cutoff is not None and not (
+            _is_number(cutoff, numbers.Integral) and 0 <= cutoff <= self.generator.num_ws
+        ):
             raise ValueError(
-                f"truncation_cutoff is {cutoff}, but must be an integer from 0 to {self.generator.num_ws}"
+                f"truncation_cutoff is {cutoff!r}, but must be an integer from 0 to {self.generator.num_ws}"
             )
         if noise_mode is not None and noise_mode not in NOISE_MODES:
             raise ValueError(f"noise_mode is {noise_mode!r}, but must be one of {', '.join(NOISE_MODES)}")
@@ -440,6 +458,10 @@ def attribute(module: nn.Module, name: str, given: Any = None) -> Any:
     if not hasattr(module, name):
         raise ValueError(f"{type(module).__name__} has no attribute {name}; pass {name}=...")
     return getattr(module, name)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _integers(name: str, values: Sequence[int], largest: int) -> list[int]:

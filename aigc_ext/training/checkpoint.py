@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class Checkpoint:
     """A verified checkpoint in memory, on the CPU."""
 
     path: Path  # where it was read from
-    state: dict[str, Any]  # the content of state.json
-    tensors: dict[str, dict[str, Tensor]]  # by file stem and name
+    state: dict[str, Any] = field(repr=False)  # the content of state.json
+    tensors: dict[str, dict[str, Tensor]] = field(repr=False)  # by file stem and name
 
 
 def checkpoint_name(nimg: int, batch: int) -> str:

@@ -73,6 +73,10 @@ class Loop:
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
         self._recorder: Recorder | None = None  # in the main process
 
+    def __repr__(self) -> str:
+        done = f"{self.state.nimg / 1000:g} of {self.config.kimg:g} kimg"
+        return f"<{type(self).__name__} {self.config.preset}: {done} of {self.data!r} on {self.device}>"
+
     def restore(self, point: ResumePoint) -> None:
         """Loads the state at a resume point, from which `fit` then continues.
 

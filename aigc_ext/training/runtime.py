@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from aigc_ext._device import usable_device
 from aigc_ext.config import ConfigError
 from aigc_ext.training.config import RunConfig
 
@@ -25,17 +26,13 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU per process
         name = f"cuda:{os.environ['LOCAL_RANK']}"
+    known = "'auto', 'cpu', 'cuda' or 'cuda:N'"
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}, but must be {known}")
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}, but must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device is {name!r}, but this PyTorch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    return device
+        return usable_device(name, known)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def derive_seed(seed: int, purpose: str) -> int:

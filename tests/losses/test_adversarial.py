@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -128,3 +129,26 @@ def test_what_the_generator_lacks_is_named() -> None:
             getattr(relativistic, method)(logits(0))
         with pytest.raises(ValueError, match="images is None"):
             getattr(regularised, method)(logits(0))
+
+
+@pytest.mark.parametrize("kind", ["logistic", "wgan", "relativistic", "relativistic_avg"])
+@pytest.mark.parametrize("shapes", [((4, 1), (5, 2)), ((4, 1), (4,)), ((4, 1, 3, 3), (4, 1, 2, 2))])
+def test_logits_of_two_discriminators(kind, shapes):
+    """Of one discriminator, they differ at most in the number of samples."""
+    real, fake = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    loss = AdversarialLoss(kind)
+    calls = [
+        lambda: loss.discriminator(real, fake),
+        lambda: loss.discriminator_backward(real, fake),
+        lambda: loss.generator(fake, real),
+        lambda: loss.generator_backward(fake, real),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"fake_logits have shape .* and real_logits .*, but"):
+            call()
+    AdversarialLoss("logistic").discriminator(torch.randn(4, 1), torch.randn(5, 1))
+
+
+def test_logits_that_are_no_tensors():
+    with pytest.raises(TypeError, match="fake_logits is a ndarray, but must be a tensor"):
+        AdversarialLoss().discriminator(torch.zeros(2), np.zeros(2))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -403,3 +404,21 @@ def test_path_length_refuses_what_has_none() -> None:
         path_length(lambda w: torch.zeros(2, 1, 4, 4), torch.zeros(2, 3))
     zero = path_length(lambda w: (0 * w).unflatten(1, (1, 2, 2)), torch.ones(2, 4))
     assert torch.equal(zero, torch.zeros(2)) or zero.abs().max() < 1e-18
+
+
+def test_arguments_of_other_types():
+    penalties: Any = (r1_penalty, r2_penalty, dragan)
+    x: Any = torch.randn(2, 3)
+    array: Any = x.numpy()
+    for penalty in penalties:
+        for options in ({}, {"finite_difference": True}):
+            with pytest.raises(
+                TypeError, match=r"(x|real) is a ndarray, but must be a tensor: torch.from_numpy"
+            ):
+                penalty(torch.sum, array, **options)
+            with pytest.raises(TypeError, match="D is a Tensor, but must be a function of images"):
+                penalty(x, x, **options)
+    with pytest.raises(TypeError, match="fake is a ndarray, but must be a tensor"):
+        wgan_gp(torch.sum, x, array)
+    with pytest.raises(TypeError, match="w is a ndarray, but must be a tensor"):
+        path_length(torch.sum, array)

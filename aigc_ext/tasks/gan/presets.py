@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from aigc_ext.models import (
     DCGANDiscriminatorConfig,
@@ -17,6 +18,23 @@ from aigc_ext.models import (
     StyleGAN3GeneratorConfig,
 )
 from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, EMAConfig, LossConfig, TrainConfig
+
+
+class UnknownPresetError(KeyError):
+    """A name that no preset has; the message names the nearest one."""
+
+    def __init__(self, name: str) -> None:
+        close = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        super().__init__(f"there is no preset {name!r}; {hint}there are {', '.join(PRESETS)}")
+
+    def __str__(self) -> str:  # KeyError's own is the repr of the message
+        return str(self.args[0])
+
+
+class _Presets(dict[str, TrainConfig]):
+    def __missing__(self, name: str) -> NoReturn:
+        raise UnknownPresetError(name)
 
 
 def _both(adam: AdamConfig) -> dict[str, Any]:
@@ -58,7 +76,8 @@ def _stylegan3(preset: str, generator: StyleGAN3GeneratorConfig, **augment: Any)
 # longer average of the weights make more samples recognisable (docs/reference.md has the figures). One
 # thread, because the layers are so small that every operation would have to wait for a second one: on busy
 # cores that takes five times as long.
-PRESETS: dict[str, TrainConfig] = {
+PRESETS: dict[str, TrainConfig] = _Presets()
+PRESETS |= {
     "mlp": TrainConfig(
         preset="mlp",
         loss=LossConfig(gamma=0.1, r1_interval=4),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aigc_ext import _files
 from aigc_ext.config import ConfigError
-from aigc_ext.data import ImageDataset, normalize, open_dataset
+from aigc_ext.data import ImageDataset, as_dataset, normalize, open_dataset
 from aigc_ext.data.batch import Batch
 from aigc_ext.metrics import MetricSet
 from aigc_ext.models import build_discriminator, build_generator
@@ -96,6 +96,10 @@ class GANTask(Task):
                 f"the generator makes images of {made[0]}x{made[1]} pixels with {made[2]} channels, "
                 f"but those of {data.name} have {height}x{width} with {channels}"
             )
+
+    def __repr__(self) -> str:
+        networks = f"{type(self.generator).__name__} and {type(self.discriminator).__name__}"
+        return f"<{type(self).__name__} {networks} on {self.data!r}>"
 
     def join(self, processes: Processes) -> None:
         super().join(processes)
@@ -332,7 +336,8 @@ class Trainer(Loop):
     `from_config`) and the latents.
 
     Args:
-        data: the images; see `aigc_ext.data.open_dataset`.
+        data: the images, in any form that `aigc_ext.data.as_dataset` takes: a dataset of `open_dataset`, a
+            path, a tensor, an array, a torch Dataset.
         outdir: where `fit` makes the run directory.
         desc: added to the run directory's name.
         z_dim, value_range: by default the generator's attributes of these names.
@@ -352,7 +357,7 @@ class Trainer(Loop):
         self,
         generator: nn.Module,
         discriminator: nn.Module,
-        data: ImageDataset,
+        data: ImageDataset | Any,
         config: TrainConfig,
         *,
         outdir: str | Path = "runs",
@@ -360,6 +365,7 @@ class Trainer(Loop):
         z_dim: int | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> None:
+        data = as_dataset(data)
         task = GANTask(generator, discriminator, data, config, z_dim=z_dim, value_range=value_range)
         super().__init__(task, outdir=outdir, desc=desc)
 
