@@ -11,12 +11,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_MAX_JSON_DEPTH = 100
 TEMPORARY_PREFIX = ".tmp-"
 """The prefix of files that are still being written. They are removed when their run next starts."""
 
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises ValueError whatever is wrong with it: also for bytes that are no UTF-8, and for values nested more
+    than 100 deep, on which Python's parser or a reader of the value would end with a RecursionError.
+    """
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    too_deep = ValueError(f"it is nested more than {_MAX_JSON_DEPTH} deep")
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise too_deep from error
+    level = [value]
+    for _ in range(_MAX_JSON_DEPTH + 1):
+        containers = [each for each in level if isinstance(each, (dict, list))]
+        if not containers:
+            return value
+        values = (each.values() if isinstance(each, dict) else each for each in containers)
+        level = [inner for each in values for inner in each]
+    raise too_deep
 
 
 def json_digest(content: Mapping[str, Any]) -> str:

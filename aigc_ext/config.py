@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
+from aigc_ext import _files
+
 T = TypeVar("T", bound="Config")
 
 
@@ -66,7 +68,7 @@ class Range(Rule):
         return None
 
 
-Count = Annotated[int, Range(ge=1)]
+Count = Annotated[int, Range(ge=1, lt=2**63)]
 NonNegative = Annotated[float, Range(ge=0)]
 Positive = Annotated[float, Range(gt=0)]
 Fraction = Annotated[float, Range(ge=0, lt=1)]
@@ -117,7 +119,10 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     # bool is an int to Python, but `batch=true` is a mistake.
     if not isinstance(value, kind) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{key} is {value!r}, but must be {words}")
-    value = hint(value)
+    try:
+        value = hint(value)
+    except OverflowError as error:  # an integer of more than 308 digits
+        raise ConfigError(f"{key} is {value}, but must be finite") from error
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{key} is {value}, but must be finite")
     return value
@@ -200,7 +205,7 @@ class Config:
         Raises ConfigError, naming the file, if it isn't a JSON object or has an unknown key or a wrong value.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = _files.parse_json(Path(path).read_bytes())
         except OSError as error:
             raise ConfigError(f"config {path} cannot be read: {error.strerror}") from error
         except ValueError as error:
@@ -245,6 +250,6 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     if not separator or not key:
         raise ConfigError(f"setting {setting!r} is not of the form key=value, such as g_optim.lr=0.0002")
     try:
-        return key.strip(), json.loads(text)
+        return key.strip(), _files.parse_json(text)
     except ValueError:
         return key.strip(), text

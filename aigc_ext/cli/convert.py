@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from aigc_ext import _files
 from aigc_ext.cli.errors import input_errors
 
 
@@ -47,7 +47,7 @@ def convert(source: str, dest: str, family: str | None, config: str | None, key:
 
 def _read_config(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = _files.parse_json(Path(path).read_bytes())
     except OSError as error:
         raise ValueError(f"config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

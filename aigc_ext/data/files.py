@@ -20,6 +20,7 @@ from typing import BinaryIO, Literal, NoReturn, cast
 import torch
 from torch import Tensor
 
+from aigc_ext import _files
 from aigc_ext.data import image_file
 from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError, ImageDataset, TensorImages, format_shape
 
@@ -361,7 +362,7 @@ def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
     bad: list[BadFile] = []
     content = None
     with collect(bad, LABELS_FILE):
-        content = json.loads(files.read(LABELS_FILE))
+        content = _files.parse_json(files.read(LABELS_FILE))
     if bad:
         return None, bad
     if not isinstance(content, dict) or "labels" not in content:

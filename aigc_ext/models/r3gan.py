@@ -38,6 +38,7 @@ from aigc_ext.models.settings import (
     DiscriminatorConfig,
     GeneratorConfig,
     ImageShape,
+    LayerCount,
     Network,
     OutputAct,
     takes,
@@ -59,7 +60,7 @@ class R3GANGeneratorConfig(GeneratorConfig):
     groups."""
     channel_max: Count = 768
     """The largest number of channels of a layer."""
-    blocks: Count = 2
+    blocks: LayerCount = 2
     """Residual blocks at each resolution."""
     group_size: Count = 16
     """Channels per group of a block's 3x3 convolution; fewer if the block has fewer channels."""
@@ -83,7 +84,7 @@ class R3GANDiscriminatorConfig(DiscriminatorConfig):
     groups."""
     channel_max: Count = 768
     """The largest number of channels of a layer."""
-    blocks: Count = 2
+    blocks: LayerCount = 2
     """Residual blocks at each resolution."""
     group_size: Count = 16
     """Channels per group of a block's 3x3 convolution; fewer if the block has fewer channels."""

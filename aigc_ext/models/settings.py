@@ -29,17 +29,23 @@ class _Shape(Rule):
         return None if len(value) == 3 and min(value) >= 1 else "(C, H, W), each at least 1"
 
 
-class _NotEmpty(Rule):
+_MAX_LAYERS = 256
+"""More than any network has; a million layers of a damaged or hostile config would take minutes to make."""
+
+
+class _Widths(Rule):
     def broken_rule(self, value: Sequence[int]) -> str | None:
-        return None if value else "at least one width, each at least 1"
+        good = 1 <= len(value) <= _MAX_LAYERS
+        return None if good else f"at least one width and at most {_MAX_LAYERS}, each at least 1"
 
 
 _OUTSIDE_RUN = Rule()
 OutsideRun = Annotated[V, _OUTSIDE_RUN]
 """Marks a field that is not a key of a run's config: it comes from the data, or a run uses the default."""
 ImageShape = Annotated[Sequence[int], _Shape(), _OUTSIDE_RUN]
-ClassCount = Annotated[int, Range(ge=0), _OUTSIDE_RUN]
-Widths = Annotated[Sequence[Count], _NotEmpty()]
+ClassCount = Annotated[int, Range(ge=0, lt=2**63), _OUTSIDE_RUN]
+Widths = Annotated[Sequence[Count], _Widths()]
+LayerCount = Annotated[int, Range(ge=1, le=_MAX_LAYERS)]
 # In many images most pixels are black or white (digits, drawings, masks). A linear output does not reach
 # these values exactly, so a discriminator can tell it apart by that alone; tanh does.
 OutputAct = Literal["linear", "tanh"] | None

@@ -27,6 +27,7 @@ from aigc_ext.models.settings import (
     DiscriminatorConfig,
     GeneratorConfig,
     ImageShape,
+    LayerCount,
     Network,
     OutputAct,
     OutsideRun,
@@ -53,7 +54,7 @@ class StyleGAN2GeneratorConfig(GeneratorConfig):
     """Length of the latent z."""
     w_dim: Count = 512
     """Length of w."""
-    mapping_layers: Count = 8
+    mapping_layers: LayerCount = 8
     """Layers from z to w."""
     channel_base: Count = 32768
     """A layer whose longer side is r pixels has this number divided by r channels."""
@@ -78,7 +79,7 @@ class StyleGAN2DiscriminatorConfig(DiscriminatorConfig):
     num_classes: ClassCount = 0
     cmap_dim: OutsideRun[Count | None] = None
     """Length of the mapped label; null: the number of channels of the coarsest images."""
-    mapping_layers: OutsideRun[Count] = 8
+    mapping_layers: OutsideRun[LayerCount] = 8
     """Layers that map the embedding of the label."""
 
 

@@ -27,6 +27,7 @@ from aigc_ext.models.settings import (
     ClassCount,
     GeneratorConfig,
     ImageShape,
+    LayerCount,
     OutputAct,
     OutsideRun,
     takes,
@@ -57,16 +58,16 @@ class StyleGAN3GeneratorConfig(GeneratorConfig):
     """Length of the latent z."""
     w_dim: Count = 512
     """Length of w."""
-    mapping_layers: Count = 2
+    mapping_layers: LayerCount = 2
     """Layers from z to w."""
     channel_base: Count = 32768
     """A layer with cutoff f has this number divided by 2f channels; for the finest layers 2f is the image's
     longer side."""
     channel_max: Count = 512
     """The largest number of channels of a layer."""
-    num_layers: Count = 14
+    num_layers: LayerCount = 14
     """Number of layers, not counting the RGB layer. Small images need fewer: 6 for 32x32."""
-    num_critical: OutsideRun[Count] = 2
+    num_critical: OutsideRun[LayerCount] = 2
     """Number of layers, at the end, whose cutoff is half the longer side."""
     first_cutoff: OutsideRun[float] = 2.0
     """Cutoff of the Fourier features."""

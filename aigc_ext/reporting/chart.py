@@ -18,9 +18,9 @@ def number(value: float) -> str:
     """A number formatted for people: about four digits, with thousands separators."""
     if not math.isfinite(value):
         return str(value)
-    if value == 0 or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.4g}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e15:
+        return f"{value:.1e}"
+    return f"{value:.4g}" if 0 < abs(value) < 1000 else f"{value:,.0f}"
 
 
 def line_chart(

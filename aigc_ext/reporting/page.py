@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from aigc_ext import _files
 from aigc_ext.reporting.chart import Point, line_chart, number
 from aigc_ext.training.checkpoint import STATE_FILE, list_checkpoints
-from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog
+from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog, is_number
 from aigc_ext.version import __version__
 
 _GRID = re.compile(r"fakes(\d{6,})(?:-(\d{3}))?\.png")
@@ -27,6 +27,7 @@ _MAX_GRIDS = 24
 _MAX_IMAGE_BYTES = 1 << 19
 _THUMBNAIL = 720  # pixels
 _MAX_TABLE_ROWS = 100
+_LARGEST = 1e300  # that can be drawn: the range of an axis must be finite too
 
 # Title, the columns with their names, and the minimum range of the axis.
 _TRAINING = (
@@ -112,14 +113,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises RunError, naming file and line, if a line isn't a JSON object with a number `nimg`.
     """
     try:
-        rows = StatsLog(path).rows()
-    except (UnicodeDecodeError, OSError) as error:
+        return StatsLog(path).rows()
+    except OSError as error:
         raise RunError(f"{path} cannot be read: {error}") from error
-    for line, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not _is_number(row.get("nimg")):
-            shown = json.dumps(row)[:60]
-            raise RunError(f"{path}, line {line} is {shown}, but must be an object with a number nimg")
-    return rows
 
 
 def _page(run_dir: Path) -> str:
@@ -167,17 +163,17 @@ def _training_charts(config: Mapping[str, Any]) -> list[tuple[str, dict[str, str
 
 def _progress(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     total = config.get("kimg")
-    goal = "" if total is None or not _is_number(total) else f" of {number(total)}"
+    goal = "" if total is None or not is_number(total) else f" of {number(total)}"
     if not rows:
         return f"No step has been reported yet: 0{goal} thousand images"
     row = rows[-1]
     text = f"{number(row['nimg'] / 1000)}{goal} thousand images"
-    if _is_number(row.get("step")):
+    if is_number(row.get("step")):
         text += f", {number(row['step'])} steps"
-    if _is_number(row.get("seconds")):
+    if is_number(row.get("seconds")):
         text += f", {_duration(row['seconds'])} of training"
     skipped = [row.get("skipped_d"), row.get("skipped_g")]
-    if any(_is_number(count) and count for count in skipped):
+    if any(is_number(count) and count for count in skipped):
         text += f"; skipped as not finite: {skipped[0]} discriminator and {skipped[1]} generator steps"
     return text
 
@@ -204,7 +200,7 @@ def _facts(run_dir: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str,
         facts["generator"] = "no model has been written yet"
     if metrics := read_rows(run_dir / METRICS_FILE):
         for key in ("fid", "fd", "kid"):
-            known = [row for row in metrics if _is_number(row.get(key))]
+            known = [row for row in metrics if is_number(row.get(key))]
             if known:
                 best = min(known, key=lambda row: row[key])
                 facts[f"best {key}"] = f"{number(best[key])} at {number(best['nimg'] / 1000)} kimg"
@@ -265,7 +261,7 @@ def _points(rows: Sequence[Mapping[str, Any]], column: str) -> list[Point]:
     return [
         (row["nimg"] / 1000, float(row[column]))
         for row in rows
-        if _is_number(row.get(column)) and math.isfinite(row[column])
+        if is_number(row.get(column)) and abs(row[column]) <= _LARGEST
     ]
 
 
@@ -275,7 +271,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in reversed(rows[-_MAX_TABLE_ROWS:]):
         cells = [row["nimg"] / 1000, *(row.get(column) for column in columns)]
-        shown = ("" if c is None else number(c) if _is_number(c) else str(c) for c in cells)
+        shown = ("" if c is None else number(c) if is_number(c) else str(c) for c in cells)
         lines.append("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in shown) + "</tr>")
     note = ""
     if len(rows) > _MAX_TABLE_ROWS:
@@ -323,7 +319,7 @@ def _embed(path: Path) -> str:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _files.parse_json(path.read_bytes())
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -347,7 +343,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from aigc_ext import _files
 from aigc_ext.models import build_generator
-from aigc_ext.sampling.pretrained import save_pretrained
+from aigc_ext.sampling.pretrained import meta_state, misfits, save_pretrained, shown_list
 
 KEYS = (
     *("g_ema", "G_ema", "ema_generator", "generator_ema", "netG_ema", "params_ema", "ema"),
@@ -34,7 +34,6 @@ KEYS = (
 first."""
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and AveragedModel; torch.compile
-_SHOWN = 4
 
 
 class ConvertError(ValueError):
@@ -99,12 +98,13 @@ def convert_checkpoint(
         if len(config) == 1:
             config = _dcgan_config(where, weights)
     try:
-        generator = build_generator(config)
-    except (ValueError, TypeError) as error:
-        raise ConvertError(f"the generator's config {config} is wrong: {error}") from error
-    expected = generator.state_dict()
+        expected = meta_state(config)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ConvertError(f"the generator's config {_short(config)} is wrong: {error}") from error
     _fill_in(weights, expected, config, notes)
-    _check_fit(where, weights, expected, str(config["family"]))
+    if faults := misfits(weights, expected):
+        raise ConvertError(f"{where} does not fit the {config['family']} generator: {faults}")
+    generator = build_generator(config)  # no larger than the weights
     generator.load_state_dict(
         {name: _as_stored(where, name, value, expected[name], notes) for name, value in weights.items()}
     )
@@ -186,18 +186,18 @@ def _find_state(source: Path, content: Any, key: str | None) -> tuple[Mapping[st
         if key is None:
             raise ConvertError(
                 f"{source} holds no tensors under a known key, so the key is needed: it has "
-                f"{_listed([str(name) for name in content], 12)}"
+                f"{shown_list([str(name) for name in content], 12)}"
             )
         found = content[key]
     if not _is_state(found):
         what = f"a value of type {type(found).__name__}"
         if isinstance(found, Mapping):
             others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
-            what = f"more than tensors ({_listed(others)})" if others else "nothing"
+            what = f"more than tensors ({shown_list(others)})" if others else "nothing"
         raise ConvertError(f"{source} holds {what} under {key}, but a state_dict is tensors by name")
     unnamed = [repr(name) for name in found if not isinstance(name, str)]
     if unnamed:
-        raise ConvertError(f"{source} has tensors whose names are no strings: {_listed(unnamed)}")
+        raise ConvertError(f"{source} has tensors whose names are no strings: {shown_list(unnamed)}")
     return found, key
 
 
@@ -210,7 +210,7 @@ def _descend(source: Path, content: Mapping[str, Any], key: str) -> Any:
         prefix = f"{first}."
         inner = {k.removeprefix(prefix): v for k, v in content.items() if str(k).startswith(prefix)}
     if not inner:
-        known = _listed([str(name) for name in content], 12)
+        known = shown_list([str(name) for name in content], 12)
         raise ConvertError(f"{source} has no key {first!r}, nor names that start so: it has {known}")
     if rest and not isinstance(inner, Mapping):
         raise ConvertError(
@@ -257,7 +257,7 @@ def _dcgan_config(where: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     if len(filters) < 2 or any(f.ndim != 4 for f in filters):
         raise ConvertError(
             f"{where} is no dcgan: its weights are not filters layers.0.weight, layers.2.weight, ..., but "
-            f"{_listed([f'{name} {tuple(value.shape)}' for name, value in weights.items()])}"
+            f"{shown_list([f'{name} {tuple(value.shape)}' for name, value in weights.items()])}"
         )
     first, last, halvings = filters[0], filters[-1], len(filters) - 1
     embedding = weights.get("embedding.weight")
@@ -279,12 +279,16 @@ def _fill_in(
     counters = [name for name in missing if name.endswith(".num_batches_tracked")]
     if counters:  # PyTorch has them since 0.4.1; batch norm with a momentum doesn't use them
         notes.append("num_batches_tracked is not in the file and is set to 0")
-        weights |= {name: torch.zeros_like(expected[name]) for name in counters}
+        weights |= {name: _zeros(expected[name]) for name in counters}
     if config["family"] == "dcgan":
         bias = [name for name in expected if re.fullmatch(r"layers\.\d+\.bias", name)][-1]
         if bias in missing:  # the tutorial's last convolution has none
             notes.append(f"{bias} is not in the file and is set to 0")
-            weights[bias] = torch.zeros_like(expected[bias])
+            weights[bias] = _zeros(expected[bias])
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros(like.shape, dtype=like.dtype)
 
 
 # Fit
@@ -299,23 +303,9 @@ def _check_dense(where: str, weights: Mapping[str, Tensor]) -> None:
             raise ConvertError(f"{where}: {name} is {tuple(value.shape)}, which is more than its data")
 
 
-def _check_fit(
-    where: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: str
-) -> None:
-    unknown = [name for name in weights if name not in expected]
-    missing = [name for name in expected if name not in weights]
-    wrong = [
-        f"{name} is {tuple(value.shape)}, but must be {tuple(expected[name].shape)}"
-        for name, value in weights.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
-    faults = [
-        f"{len(names)} {what}: {_listed(names)}"
-        for names, what in ((unknown, "unknown"), (missing, "missing"), (wrong, "of another shape"))
-        if names
-    ]
-    if faults:
-        raise ConvertError(f"{where} does not fit the {family} generator: {'; '.join(faults)}")
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _as_stored(where: str, name: str, value: Tensor, expected: Tensor, notes: list[str]) -> Tensor:
@@ -345,8 +335,3 @@ def _write(directory: Path, config: dict[str, Any], state: Mapping[str, Tensor])
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ConvertError(f"{directory} cannot be written: {error.strerror}") from error
-
-
-def _listed(names: Sequence[str], shown: int = _SHOWN) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -1,21 +1,30 @@
-"""A generator on disk: `config.json`, the input of `models.build_generator`, and `model.safetensors`."""
+"""A generator on disk: `config.json`, the input of `models.build_generator`, `model.safetensors`, and their
+SHA-256 in `sha256.json`.
+
+The digests detect damage; they are not a signature. A model without them, of another version or made by hand,
+loads too.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from aigc_ext import _files
 from aigc_ext.models import build_generator
 
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
+MODEL_DIGESTS = "sha256.json"
+_SHOWN = 4
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -24,10 +33,29 @@ class PretrainedError(ValueError):
 
 
 def save_pretrained(directory: Path, config: dict[str, Any], weights: bytes) -> None:
-    """Writes a generator's config and its serialised weights, each atomically."""
+    """Writes a generator's config and its serialised weights, each atomically, and their SHA-256."""
     directory.mkdir(parents=True, exist_ok=True)
-    _files.replace_file(directory / MODEL_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    _files.replace_file(directory / MODEL_WEIGHTS, weights)
+    files = {MODEL_CONFIG: (json.dumps(config, indent=2) + "\n").encode(), MODEL_WEIGHTS: weights}
+    # The digests come first, with those of the files that are still there: whatever a crash leaves, or
+    # another process reads meanwhile, has one.
+    digests = {
+        name: [_files.sha256(data), *_digest_of_replaced(directory, name)] for name, data in files.items()
+    }
+    _files.replace_file(directory / MODEL_DIGESTS, (json.dumps(digests, indent=2) + "\n").encode())
+    for name, data in files.items():
+        _files.replace_file(directory / name, data)
+
+
+def _digest_of_replaced(directory: Path, name: str) -> list[str]:
+    """Of a file that is about to be replaced, if it is whole."""
+    if not (directory / name).exists():
+        return []
+    digest = _files.sha256_file(directory / name)
+    try:
+        recorded = _recorded(directory).get(name, [digest])
+    except PretrainedError:  # the record is damaged, and is replaced too
+        recorded = []
+    return [digest] if digest in recorded else []
 
 
 def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: Any) -> tuple[nn.Module, str]:
@@ -42,29 +70,76 @@ def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: An
 
     Returns the generator on the CPU, in eval mode, and the SHA-256 of its weights file.
 
-    Raises PretrainedError, naming the path, if it is none of these, damaged, or has an architecture that is
-    not ours.
+    Raises PretrainedError, naming the path, if it is none of these, damaged, has an architecture that is not
+    ours, or weights that do not fit the config or are not finite. The generator is made only if they fit, so
+    that a config cannot ask for more memory than they have.
     """
     directory = Path(path)
     if not directory.exists() and re.fullmatch(_HUB_ID, str(path)):
         directory = _from_hub(str(path), allow_download, hub)
-    directory, config, weights, expected_hash = _locate(directory)
-    try:
-        data = (directory / weights).read_bytes()
-    except OSError as error:
-        raise PretrainedError(f"network {path}: {weights} cannot be read ({error.strerror})") from error
+    config, weights, data, digests = _locate(directory)
     digest = _files.sha256(data)
-    if expected_hash is not None and digest != expected_hash:
-        raise PretrainedError(
-            f"network {path}: {weights} was altered (its SHA-256 does not match state.json)"
-        )
+    if digests is not None and digest not in digests:
+        record = MODEL_DIGESTS if weights == MODEL_WEIGHTS else "state.json"
+        raise PretrainedError(f"network {path}: {weights} was altered (its SHA-256 does not match {record})")
     try:
-        generator = build_generator(config)
-        generator.load_state_dict(safetensors.torch.load(data))
-    except (ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        tensors = safetensors.torch.load(data)
+        generator = build_to_fit(config, tensors)
+        generator.load_state_dict(tensors)
+    except (ValueError, TypeError, RuntimeError, OverflowError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise PretrainedError(f"network {path} cannot be loaded: {reason}") from error
     return generator.eval().requires_grad_(False), digest
+
+
+def meta_state(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a config's generator on the device `meta`, where they take no memory, whatever the
+    config claims. Errors are those of `build_generator`."""
+    with torch.device("meta"):
+        return build_generator(config).state_dict()
+
+
+def build_to_fit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The generator of a config, made only if these weights fit it, and so no larger than they.
+
+    Raises ValueError if they do not, or are not finite, and what `build_generator` raises.
+    """
+    faults = misfits(tensors, meta_state(config))
+    if faults:
+        raise ValueError(f"the weights do not fit the config: {faults}")
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
+    return build_generator(config)
+
+
+def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What weights have that a network does not take, or the other way round; "" if they fit."""
+    unknown = [name for name in weights if name not in expected]
+    missing = [name for name in expected if name not in weights]
+    both = [(name, value, expected[name]) for name, value in weights.items() if name in expected]
+    wrong = [
+        f"{name} is {tuple(value.shape)}, but must be {tuple(like.shape)}"
+        for name, value, like in both
+        if value.shape != like.shape
+    ]
+    other = [
+        f"{name} is {value.dtype}, but must be {like.dtype}"
+        for name, value, like in both
+        if value.is_floating_point() != like.is_floating_point() or value.is_complex()
+    ]
+    listed = (
+        (unknown, "unknown"),
+        (missing, "missing"),
+        (wrong, "of another shape"),
+        (other, "of another kind"),
+    )
+    return "; ".join(f"{len(names)} {what}: {shown_list(names)}" for names, what in listed if names)
+
+
+def shown_list(names: Sequence[str], shown: int = _SHOWN) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
@@ -81,7 +156,7 @@ def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
                 name,
-                allow_patterns=[MODEL_CONFIG, MODEL_WEIGHTS],
+                allow_patterns=[MODEL_CONFIG, MODEL_WEIGHTS, MODEL_DIGESTS],
                 local_files_only=not allow_download,
                 **options,
             )
@@ -96,18 +171,26 @@ def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
         ) from error
 
 
-def _locate(path: Path) -> tuple[Path, dict[str, Any], str, str | None]:
-    """The directory, config, weights file and, from a checkpoint, hash of the generator at `path`."""
+def _locate(path: Path) -> tuple[dict[str, Any], str, bytes, list[str] | None]:
+    """Of the generator at `path`: the config, the name and content of the weights file and, if they were
+    recorded, the digests that it may have."""
     if not path.is_dir():
         raise PretrainedError(
             f"network {path} is no directory, but must be a run, a checkpoint or a model directory"
         )
     if (path / MODEL_WEIGHTS).is_file():
-        return path, _read_json(path / MODEL_CONFIG), MODEL_WEIGHTS, None
+        data, text = _read(path / MODEL_WEIGHTS), _read(path / MODEL_CONFIG)
+        digests = _recorded(path)  # after the files, since they are written before them
+        if MODEL_CONFIG in digests and _files.sha256(text) not in digests[MODEL_CONFIG]:
+            raise PretrainedError(
+                f"network {path}: {MODEL_CONFIG} was altered (its SHA-256 does not match {MODEL_DIGESTS}; if"
+                f" it was changed on purpose, delete {MODEL_DIGESTS})"
+            )
+        return _object(path / MODEL_CONFIG, text), MODEL_WEIGHTS, data, digests.get(MODEL_WEIGHTS)
     if (path / "model" / MODEL_WEIGHTS).is_file():
         return _locate(path / "model")
     if (path / "state.json").is_file():
-        state, weights = _read_json(path / "state.json"), "ema.safetensors"
+        state, weights = _object(path / "state.json", _read(path / "state.json")), "ema.safetensors"
         try:
             config, expected_hash = state["generator"], state["files"][weights]["sha256"]
         except (KeyError, TypeError) as error:
@@ -119,7 +202,7 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any], str, str | None]:
                 f"network {path} is a checkpoint of a generator that has no `config` to build it from; "
                 "build it yourself, load ema.safetensors into it and use Sampler(generator)"
             )
-        return path, config, weights, expected_hash
+        return config, weights, _read(path / weights), [expected_hash]
     if (path / "stats.jsonl").is_file():
         raise PretrainedError(f"network {path} is a run that has not written its first model yet")
     raise PretrainedError(
@@ -127,13 +210,29 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any], str, str | None]:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _recorded(directory: Path) -> dict[str, list[str]]:
+    """The digests that each file may have: the new one's and, until it is replaced, the old one's."""
+    path = directory / MODEL_DIGESTS
+    if not path.exists():
+        return {}
+    digests = _object(path, _read(path))
+    if not all(isinstance(each, list) for each in digests.values()):
+        raise PretrainedError(f"network {directory}: {MODEL_DIGESTS} must hold lists of digests")
+    return digests
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise PretrainedError(
             f"network {path.parent}: {path.name} cannot be read ({error.strerror})"
         ) from error
+
+
+def _object(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        content = _files.parse_json(text)
     except ValueError as error:
         raise PretrainedError(f"network {path.parent}: {path.name} is not JSON ({error})") from error
     if not isinstance(content, dict):

@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     text = _read(path, STATE_FILE)
     try:
-        content = json.loads(text)
+        content = _files.parse_json(text)
     except ValueError as error:
         raise CheckpointError(path, f"{STATE_FILE} is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -189,7 +189,7 @@ def best_checkpoint(metrics: Sequence[Mapping[str, Any]], ranked_by: Sequence[st
     """The name of the checkpoint with the lowest value of the first of these metrics that was measured; None
     if none was."""
     for name in ranked_by:
-        measured = [row for row in metrics if row.get(name) is not None]
+        measured = [row for row in metrics if isinstance(row.get(name), (int, float)) and "checkpoint" in row]
         if measured:
             return str(min(measured, key=lambda row: row[name])["checkpoint"])
     return None

@@ -55,11 +55,11 @@ class RunConfig(Config):
     gradient."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further destinations of statistics and previews; see `training.loggers`."""
-    workers: Annotated[int, Range(ge=0)] = 0
+    workers: Annotated[int, Range(ge=0, le=256)] = 0
     """Threads that prefetch images; 0 suits data that is held in memory."""
     device: str = "auto"
     """'auto' (CUDA if available), 'cpu', 'cuda' or 'cuda:N'."""
-    threads: Count | None = None
+    threads: Annotated[int, Range(ge=1, le=1024)] | None = None
     """PyTorch's number of CPU threads; null keeps PyTorch's choice. Equal numbers give bit-identical
     results."""
     deterministic: bool = False

@@ -82,6 +82,11 @@ class Processes:
             )
 
 
+def processes_of_the_run() -> int:
+    """How many processes will train, also before they have joined."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
     """Joins the process group of torchrun, or of another launcher that sets the same environment variables;
@@ -89,7 +94,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
 
     Raises ConfigError if a variable is missing, or processes share a CUDA device.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    if processes_of_the_run() == 1 or dist.is_initialized():
         yield Processes()
         return
     needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *(["LOCAL_RANK"] if device.type == "cuda" else [])]

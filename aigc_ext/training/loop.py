@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -14,14 +15,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from aigc_ext.config import ConfigError
 from aigc_ext.data.batch import Batch
 from aigc_ext.training.batches import batches
 from aigc_ext.training.checkpoint import CheckpointError, checkpoint_name
-from aigc_ext.training.distributed import Processes, process_group
+from aigc_ext.training.config import RunConfig
+from aigc_ext.training.distributed import Processes, process_group, processes_of_the_run
 from aigc_ext.training.loggers import check_loggers
 from aigc_ext.training.malloc import keep_freed_memory
 from aigc_ext.training.nonfinite import NonFiniteError, Watch
-from aigc_ext.training.progress import ProgressLine
+from aigc_ext.training.progress import ProgressLine, memory_size_gb
 from aigc_ext.training.record import Recorder, describe
 from aigc_ext.training.run import ResumePoint, Run, check_resumable, create_run, open_run, watched_run
 from aigc_ext.training.runtime import StopSignals, derive_seed, own_random_numbers, torch_settings
@@ -61,6 +64,7 @@ class Loop:
 
     def __init__(self, task: Task, *, outdir: str | Path = "runs", desc: str = "") -> None:
         check_loggers(task.config.log)
+        _check_batch(task)
         self.task = task
         self.config = task.config
         self.device = task.device
@@ -85,6 +89,8 @@ class Loop:
         """
         check_resumable(point.config, self.config)
         checkpoint = point.checkpoint
+        if checkpoint is not None:
+            _check_end(checkpoint.state["nimg"], point.config, self.config)
         if checkpoint is not None:
             data = describe(self.data)
             if checkpoint.state["data"] != data:
@@ -247,4 +253,29 @@ class Loop:
             workers=config.workers,
             rank=self.task.processes.rank,
             processes=self.task.processes.count,
+        )
+
+
+def _check_batch(task: Task) -> None:
+    """Raises ConfigError if not even the images of a step can be in memory at once. Drawing them would take
+    for ever."""
+    shape = getattr(task.data, "image_shape", None)
+    if shape is None:
+        return
+    share = task.config.batch / processes_of_the_run()
+    needed, there = share * math.prod(shape) * 4 / 1e9, memory_size_gb(task.device)
+    if needed > there:
+        raise ConfigError(
+            f"batch is {task.config.batch}, but must be smaller: its images alone, "
+            f"{'x'.join(map(str, shape))}, would take {needed:.3g} GB in float32, and there are {there:.3g}"
+        )
+
+
+def _check_end(nimg: int, before: RunConfig, now: RunConfig) -> None:
+    """Raises ConfigError if a run should end before the point that it has reached. A complete run is at its
+    end, or beyond it by less than a batch."""
+    if nimg - now.total_images >= max(before.batch, now.batch):
+        raise ConfigError(
+            f"kimg is {now.kimg:g}, but the run has learned from {nimg / 1000:g} thousand images already:"
+            " give more, or sample from it as it is"
         )

@@ -77,7 +77,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         self._last_time = time.perf_counter()
         self._last_nimg = nimg
         self._bar = tqdm(
-            initial=nimg / 1000,
+            initial=min(nimg, total) / 1000,  # a run may have gone beyond its end, by part of a batch
             total=total / 1000,
             disable=not enabled,
             dynamic_ncols=True,

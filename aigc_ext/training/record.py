@@ -159,14 +159,15 @@ class Recorder:
         _files.replace_file(run.path / CONFIG_FILE, task.config.to_json().encode())
 
         # Rows of steps that were lost with their process are written again with these steps.
-        rows = [row for row in history.rows() if row["step"] <= state.step]
+        rows = [row for row in history.rows() if row.get("step", 0) <= state.step]
         if len(rows) < state.rows:
             run.log.warning("%s has %d rows where there were %d", history.path, len(rows), state.rows)
         state.rows = len(rows)
         run.stats.restart(rows)
         measured = history.path.with_name(METRICS_FILE)
         if measured.exists():
-            run.metrics.restart([row for row in StatsLog(measured).rows() if row["step"] <= state.step])
+            rows = StatsLog(measured).rows()
+            run.metrics.restart([row for row in rows if row.get("step", 0) <= state.step])
         self._prune()  # a dead process may have missed it, and a complete run takes no more snapshots
 
         if task.data.bad_files:

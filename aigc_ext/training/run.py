@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,16 @@ _RUN_NAME = re.compile(r"(\d{5,})-.+")
 # Younger temporary files may belong to another process that is still writing.
 _STALE_SECONDS = 60
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+def is_number(value: object) -> bool:
+    """A finite number, as float64 too: JSON also has integers of any size, and Python's has infinities."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class RunError(ValueError):
@@ -146,13 +157,22 @@ class StatsLog:
         if not self.path.exists():
             return []
         # A row is complete once it has its newline.
-        *lines, _unfinished = self.path.read_text(encoding="utf-8").split("\n")
+        *lines, _unfinished = self.path.read_bytes().split(b"\n")
+        return [self._row(line, number) for number, line in enumerate(lines, 1)]
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            return [json.loads(line) for line in lines]
+            row = _files.parse_json(line)
         except ValueError as error:
             raise RunError(
-                f"{self.path} holds a line that is not JSON ({error}); repair or remove it"
+                f"{self.path}, line {number} is not JSON ({error}); repair or remove it"
             ) from error
+        if not isinstance(row, dict) or not is_number(row.get("step", 0)) or not is_number(row.get("nimg")):
+            shown = json.dumps(row)[:60]
+            raise RunError(
+                f"{self.path}, line {number} is {shown}, but must be an object with numbers step and nimg"
+            )
+        return row
 
     def restart(self, rows: list[dict[str, Any]]) -> None:
         """Replaces the content, atomically."""

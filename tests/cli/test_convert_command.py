@@ -95,7 +95,7 @@ def test_the_tutorials_dcgan_makes_the_same_images(tmp_path, capsys, zipped):
     assert "Note: layers.8.bias is not in the file and is set to 0\n" in shown.err
     assert ("Note: num_batches_tracked is not in the file and is set to 0\n" in shown.err) != zipped
     same_images(dest, lambda z: network.main(z[:, :, None, None]), 5)
-    assert sorted(path.name for path in dest.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in dest.iterdir()) == ["config.json", "model.safetensors", "sha256.json"]
     assert [path.name for path in dest.parent.iterdir()] == ["dcgan"]
     assert Sampler.from_pretrained(dest).sample([0]).shape == (1, 64, 64, 3)
 

@@ -145,11 +145,11 @@ def test_everything_is_escaped(run) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("stats.jsonl", b'{"nimg": 1}\nxx\n', "stats.jsonl holds a line that is not JSON"),
+        ("stats.jsonl", b'{"nimg": 1}\nxx\n', "stats.jsonl, line 2 is not JSON"),
         ("stats.jsonl", b'{"nimg": 1}\n[3]\n', "stats.jsonl, line 2 is [3], but must be an object with"),
-        ("stats.jsonl", b'{"step": 1}\n', 'stats.jsonl, line 1 is {"step": 1}, but must be an object with a'),
+        ("stats.jsonl", b'{"step": 1}\n', 'stats.jsonl, line 1 is {"step": 1}, but must be an object with n'),
         ("metrics.jsonl", b'{"nimg": "1"}\n', "metrics.jsonl, line 1 is"),
-        ("metrics.jsonl", b"\xff\n", "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b"\xff\n", "metrics.jsonl, line 1 is not JSON"),
         ("config.json", b"{", "config.json is not JSON"),
         ("config.json", b"[]", "config.json holds a list, but must hold a JSON object"),
         ("reals.png", b"\x89PNG\r\n", "reals.png cannot be read as a PNG"),

@@ -33,7 +33,7 @@ def test_save_and_load(hub, tmp_path):
 
     HubGenerator(generator()).save_pretrained(tmp_path / "model")
     names = sorted(path.name for path in (tmp_path / "model").iterdir())
-    assert names == ["README.md", "config.json", "model.safetensors"]
+    assert names == ["README.md", "config.json", "model.safetensors", "sha256.json"]
     assert "library_name: aigc_ext" in (tmp_path / "model" / "README.md").read_text()
     assert same_images(HubGenerator.from_pretrained(tmp_path / "model").generator, generator())
     assert same_images(load_pretrained(tmp_path / "model")[0], generator())
@@ -60,7 +60,7 @@ def test_push(hub, monkeypatch):
     monkeypatch.setattr(sys.modules[hub.ModelHubMixin.__module__], "HfApi", FakeApi)
     assert HubGenerator(generator()).push_to_hub("owner/name") == "done"
     assert json.loads(pushed["owner/name"]["config.json"]) == generator().config
-    assert pushed["owner/name"].keys() == {"README.md", "config.json", "model.safetensors"}
+    assert pushed["owner/name"].keys() == {"README.md", "config.json", "model.safetensors", "sha256.json"}
 
 
 def test_a_model_in_the_cache_is_used_without_the_network(hub, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_nothing_is_fetched_unless_asked(hub, tmp_path, monkeypatch):
         load_pretrained("owner/name", allow_download=True, revision="v2")
     assert [options["local_files_only"] for _, options in calls] == [True, False]
     assert calls[1][1]["revision"] == "v2"
-    assert set(calls[1][1]["allow_patterns"]) == {"config.json", "model.safetensors"}
+    assert set(calls[1][1]["allow_patterns"]) == {"config.json", "model.safetensors", "sha256.json"}
     # What is not a valid model name on the hub is refused, and a directory is never looked up there.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b").mkdir(parents=True)

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,14 @@ import torch
 from torch import nn
 
 from aigc_ext.models import MLPGenerator
-from aigc_ext.sampling import PretrainedError, Sampler, load_pretrained, save_pretrained
+from aigc_ext.sampling import (
+    ConvertError,
+    PretrainedError,
+    Sampler,
+    convert_checkpoint,
+    load_pretrained,
+    save_pretrained,
+)
 from aigc_ext.tasks.gan import TrainConfig, Trainer
 from aigc_ext.training.checkpoint import serialize
 
@@ -198,7 +209,11 @@ def test_round_trip(tmp_path):
     loaded, _ = load_pretrained(tmp_path / "model")
     assert loaded.config == generator.config
     assert np.array_equal(Sampler(loaded).sample(range(3)), Sampler(generator).sample(range(3)))
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "sha256.json",
+    ]
 
 
 def truncate(path):
@@ -221,7 +236,7 @@ def edit(path, **changes):
             lambda p: edit(p / "config.json", family="x"),
             "generator family is 'x', but must be one of",
         ),
-        ("model", lambda p: edit(p / "config.json", z_dim=9), "size mismatch"),
+        ("model", lambda p: edit(p / "config.json", z_dim=9), "2 of another shape: embedding.weight is"),
         ("model", lambda p: edit(p / "config.json", depth=9), "depth"),
         ("checkpoint", lambda p: truncate(p / "ema.safetensors"), "ema.safetensors was altered"),
         ("checkpoint", lambda p: (p / "ema.safetensors").unlink(), "ema.safetensors cannot be read"),
@@ -246,12 +261,137 @@ def edit(path, **changes):
 def test_what_is_damaged_is_named(run, tmp_path, source, damage, message):
     path = tmp_path / "damaged"
     shutil.copytree(getattr(run, source), path)
+    (path / "sha256.json").unlink(missing_ok=True)  # as of a model that was written without
     damage(path)
     with pytest.raises(PretrainedError) as error:
         Sampler.from_pretrained(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def model(tmp_path):
+    generator = make(3)
+    save_pretrained(tmp_path / "model", generator.config, serialize(generator.state_dict()))
+    return tmp_path / "model"
+
+
+def test_no_single_bit_flip_goes_unnoticed(model):
+    """It is refused, or it changes nothing that counts, as in a blank of the config."""
+    loaded, _ = load_pretrained(model)
+    state, rng = loaded.state_dict(), random.Random(0)
+    refused = 0
+    for name in ("config.json", "model.safetensors", "sha256.json"):
+        whole = (model / name).read_bytes()
+        for _ in range(150):
+            bit = rng.randrange(8 * len(whole))
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (model / name).write_bytes(damaged)
+            try:
+                other, _ = load_pretrained(model)
+            except PretrainedError:
+                refused += 1
+                continue
+            assert other.config == loaded.config
+            assert all(value.equal(state[key]) for key, value in other.state_dict().items())
+        (model / name).write_bytes(whole)
+    assert refused > 400
+
+
+def test_what_was_altered_is_named(model):
+    edit(model / "config.json", z_dim=7, num_classes=3)  # the same values, in another form
+    with pytest.raises(
+        PretrainedError, match=r"config.json was altered .* if it was changed on purpose, delete"
+    ):
+        load_pretrained(model)
+    (model / "sha256.json").unlink()
+    load_pretrained(model)
+    (model / "sha256.json").write_text('{"model.safetensors": ["0"]}')
+    with pytest.raises(PretrainedError, match=r"model.safetensors was altered .*match sha256.json"):
+        load_pretrained(model)
+    (model / "sha256.json").write_text('{"model.safetensors": "0"}')
+    with pytest.raises(PretrainedError, match="must hold lists of digests"):
+        load_pretrained(model)
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_a_model_can_be_read_whenever_its_writer_dies(model, monkeypatch, digests):
+    """After each of the files that a newer model replaces."""
+    if not digests:
+        (model / "sha256.json").unlink()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        generator = MLPGenerator((1, 4, 6), z_dim=7, hidden=(16, 16), num_classes=3)
+        weights = serialize(generator.state_dict())
+        for left in range(4):
+            written: list[Path] = []
+
+            def replace_file(path, data, left=left, written=written):
+                if len(written) == left:
+                    raise KeyboardInterrupt
+                written.append(path)
+                path.write_bytes(data)
+
+            with monkeypatch.context() as patch:
+                patch.setattr("aigc_ext._files.replace_file", replace_file)
+                with suppress(KeyboardInterrupt):
+                    save_pretrained(model, generator.config, weights)
+            load_pretrained(model)
+        assert load_pretrained(model)[0].state_dict()["head.weight"].equal(generator.head.weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(model, value):
+    generator = make(3)
+    state = generator.state_dict()
+    state["head.bias"][3] = value
+    save_pretrained(model, generator.config, serialize(state))
+    with pytest.raises(PretrainedError, match=r"head.bias has values that are not finite"):
+        load_pretrained(model)
+
+
+def test_weights_of_another_kind(model):
+    generator = make(3)
+    for dtype in (torch.int8, torch.complex64):
+        state = {name: value.to(dtype) for name, value in generator.state_dict().items()}
+        save_pretrained(model, generator.config, serialize(state))
+        with pytest.raises(PretrainedError, match="of another kind"):
+            load_pretrained(model)
+    state = {name: value.half() for name, value in generator.state_dict().items()}
+    save_pretrained(model, generator.config, serialize(state))
+    assert load_pretrained(model)[0].state_dict()["head.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"family": "mlp", "hidden": [200_000, 200_000]}, "of another shape"),
+        ({"family": "mlp", "hidden": [1] * 300_000}, "at most 256"),
+        ({"family": "mlp", "hidden": [10**400]}, "cannot be loaded"),
+        ({"family": "mlp", "num_classes": 10**13}, "of another shape"),
+        ({"family": "stylegan2", "mapping_layers": 10**6}, "at most 256"),
+        ({"family": "stylegan3", "num_layers": 10**6}, "at most 256"),
+        ({"family": "stylegan3", "channel_base": 2**40, "channel_max": 2**20}, "unknown"),
+        ({"family": "r3gan", "blocks": 10**6}, "at most 256"),
+        ({"family": "dcgan", "image_shape": [3, 2**30, 2**30]}, "cannot be loaded"),
+        ({"family": "sngan", "channels": 2**30}, "overflowed"),
+    ],
+)
+def test_a_config_cannot_ask_for_more_than_the_weights(model, config, message):
+    """Neither for memory nor for time: a claim of 160 GB is refused before anything of that size is made."""
+    (model / "sha256.json").unlink()
+    (model / "config.json").write_text(json.dumps(config))
+    peak, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    with pytest.raises(PretrainedError, match=message):
+        load_pretrained(model)
+    assert time.perf_counter() - begin < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KiB
+    with pytest.raises(ConvertError):
+        convert_checkpoint(model / "model.safetensors", model / "other", config=config)
+    assert time.perf_counter() - begin < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000
 
 
 def test_what_is_nothing_of_ours(tmp_path):

@@ -22,6 +22,7 @@ from aigc_ext.training.task import Progress
 # R3GAN's gamma by image side: the paper's for ImageNet at 32 pixels and FFHQ at 64 and 256.
 _R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
 _SAMPLE = 256  # images
+_LONG = 10_000  # steps
 
 
 def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
@@ -148,11 +149,11 @@ def kind_of_step(config: TrainConfig, step: int) -> tuple[bool, bool, bool]:
 
 
 def kinds_of_steps(config: TrainConfig) -> list[tuple[bool, bool, bool]]:
-    """The kinds of the steps in one period."""
+    """The kinds of the steps in one period, or at the start of a very long one."""
     loss, n_dis = config.loss, config.n_dis
     every_r1 = loss.r1_interval if loss.gamma or loss.gamma_end else 1
     every_path = loss.path_interval * n_dis if loss.path_weight else 1
-    return [kind_of_step(config, step) for step in range(math.lcm(every_r1, n_dis, every_path))]
+    return [kind_of_step(config, step) for step in range(min(_LONG, math.lcm(every_r1, n_dis, every_path)))]
 
 
 def rates(config: AdamConfig, position: float) -> dict[str, Any]:

@@ -38,6 +38,8 @@ from aigc_ext.training.parts import part_size
 from aigc_ext.training.runtime import derive_seed, resolve_device
 from aigc_ext.training.task import Learner, Piece, Progress, Task
 
+_MAX_GRID_BYTES = 1 << 30
+
 
 class GANTask(Task):
     """A pair of networks in training mode, the averaged generator in eval mode, and their optimizers; its
@@ -89,6 +91,11 @@ class GANTask(Task):
         self._classes = data.num_classes if config.data.cond else 0
         self._sampler = Sampler(self.ema, z_dim=z_dim, value_range=value_range, num_classes=self._classes)
         self._metrics: MetricSet | None = None
+        if math.prod((*config.grid, *data.image_shape)) > _MAX_GRID_BYTES:
+            raise ConfigError(
+                f"grid is {config.grid[0]}x{config.grid[1]}, but must have fewer cells: with images of "
+                f"{'x'.join(map(str, data.image_shape))} it would have more than {_MAX_GRID_BYTES:,} bytes"
+            )
         channels, height, width = data.image_shape
         made = self._sampler.sample([0]).shape[1:]
         if made != (height, width, channels):

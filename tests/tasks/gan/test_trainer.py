@@ -48,7 +48,7 @@ def test_the_run_directory(done):
     assert sorted(p.relative_to(done.run_dir).as_posix() for p in done.run_dir.rglob("*")) == sorted(
         ["config.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png"]
         + [f"fakes{name}.png" for name in ("000000-250", "000000-500", "000000-750", "000001")]
-        + ["model", "model/config.json", "model/model.safetensors", "checkpoints"]
+        + ["model", "model/config.json", "model/model.safetensors", "model/sha256.json", "checkpoints"]
         + [
             f"checkpoints/{name}{file}"
             for name in ("000000-750", "000001")
