@@ -256,19 +256,29 @@ def _route(x: Tensor, w: Tensor, geometry: _Geometry) -> Route:
     if x.dtype in HALF:
         return Route("convolution", "this CPU has instructions for products in half types")
     channels, pixels = min(w.size(0), w.size(1)), x.size(2) * x.size(3)
-    if channels < 32 or x.size(0) * pixels < 512:
+    if channels < 32 or _known(x.size(0) * pixels < 512):
         return Route("convolution", "conv3x3 pays from 32 channels and 512 pixels on")
     if not _AVX512:
         return Route("conv3x3", "there are 32 channels and 512 pixels")
     # The transformed filters of 512 channels, 16 MB, are read from beyond the caches.
-    if x.size(0) * pixels < (2 if channels < 512 else 8) * channels:
+    if _known(x.size(0) * pixels < (2 if channels < 512 else 8) * channels):
         return Route("convolution", "there are few pixels for the filters that conv3x3 transforms first")
     if is_channels_last(x):
-        if pixels < 64:
+        if _known(pixels < 64):
             return Route("convolution", "with AVX-512, conv3x3 pays from 64 pixels of an image on")
-    elif x.size(3) < 16 or channels * x.size(3) < 1024:
+    elif _known(x.size(3) < 16) or _known(channels * x.size(3) < 1024):
         return Route("convolution", "with AVX-512, conv3x3 pays from rows of 16 on, and many channels")
     return Route("conv3x3", "there are channels, pixels and rows enough for it with AVX-512")
+
+
+def _known(condition: bool | torch.SymBool) -> bool:
+    """False for a condition on a size that ``torch.export`` leaves open, such as that of the batch: a
+    decision on it would fix it."""
+    if isinstance(condition, torch.SymBool):
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(condition)
+    return condition
 
 
 def _convolve_and_act(

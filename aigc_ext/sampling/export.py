@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -145,8 +146,13 @@ def _trace(generator: Any, batch: int | None, decompose: bool) -> torch.export.E
         try:
             return torch.export.export(generator, inputs, dynamic_shapes=shapes)
         except Exception as error:  # torch's own exceptions, most of them private
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ExportError(f"torch cannot export {type(generator).__name__}: {lines[0]}") from error
+            text = str(error).strip() or type(error).__name__
+            # torch's advice, of which only the reason is for whoever reads this
+            reason = re.sub(
+                r"For more information, run with \S+|The error above occurred.*", "", text, flags=re.S
+            )
+            shown = " ".join(reason.split())[:500]
+            raise ExportError(f"torch cannot export {type(generator).__name__}: {shown}") from error
 
 
 def _check(generator: Any, program: Any, batch: int | None, what: str) -> float:
