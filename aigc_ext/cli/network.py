@@ -29,7 +29,8 @@ network_options = _decorator(
         "--network",
         required=True,
         metavar="WHAT",
-        help="A run, a checkpoint, a model directory, or owner/name of a model on the Hugging Face Hub.",
+        help="latest (the newest in runs), a run or the beginning of its name, a checkpoint, a model"
+        " directory, or owner/name of a model on the Hugging Face Hub.",
     ),
     click.option(
         "--allow-download", is_flag=True, help="Download a model from the hub if it is not on this machine."

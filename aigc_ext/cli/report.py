@@ -13,7 +13,8 @@ from aigc_ext.cli.errors import input_errors
 def report(run: str, output: str | None) -> None:
     """Write one HTML page about a run: samples over time, metrics, curves, config.
 
-    The page needs no other files and no network access.
+    RUN is a run directory, the beginning of its name, or latest for the newest in runs. The page needs no
+    other files and no network access.
     """
     from aigc_ext.reporting import write_report
 

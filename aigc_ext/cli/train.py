@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -67,7 +69,9 @@ _KEYS = {
     help="Set any config key, e.g. g_optim.beta1=0.5.",
 )
 @click.option(
-    "--resume", metavar="WHAT", help="latest, a run directory, or a checkpoint (which starts a new run)."
+    "--resume",
+    metavar="WHAT",
+    help="latest, a run or the beginning of its name, or a checkpoint (which starts a new run).",
 )
 @click.option("--cond/--no-cond", default=None, help="Train conditionally, on the data's labels.")
 @click.option("--mirror/--no-mirror", default=None, help="Flip each image horizontally with probability 1/2.")
@@ -228,9 +232,17 @@ def _report(result: TrainResult) -> None:
     click.echo(f"figures:     {result.stats}")
     run_dir = shlex.quote(str(result.run_dir))
     if result.signal is None:
-        click.echo(f"more images: aigc-ext sample --network {run_dir} --seeds 0-15")
+        click.echo(f"more images: {_command()} sample --network {run_dir} --seeds 0-15")
     else:
-        click.echo(f"to go on:    aigc-ext train --resume {run_dir}")
+        click.echo(f"to go on:    {_command()} train --resume {run_dir}")
+
+
+def _command() -> str:
+    """As it was called, if the shell would not find it by its name."""
+    path = sys.argv[0]
+    if os.path.basename(path) != "aigc-ext" or shutil.which("aigc-ext"):
+        return "aigc-ext"
+    return shlex.quote(os.path.relpath(path))
 
 
 class _AboveProgressLine(logging.Handler):

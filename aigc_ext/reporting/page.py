@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from aigc_ext import _files
+from aigc_ext._runs import find_run, known_runs
 from aigc_ext.reporting.chart import Point, line_chart, number
 from aigc_ext.training.checkpoint import STATE_FILE, list_checkpoints
 from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog, is_number
@@ -94,13 +95,14 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     report of a run that has not written anything yet says so.
 
     Args:
+        run_dir: a run, `latest` for the newest one in `runs`, or the beginning of its name.
         output: by default `report.html` in the run directory.
 
     Raises:
         RunError: it is not a run, or one of its files is damaged; the message names it.
         OSError: the output cannot be written.
     """
-    run_dir = Path(run_dir)
+    run_dir = find_run(run_dir)
     output = run_dir / "report.html" if output is None else Path(output)
     _files.replace_file(output, _page(run_dir).encode(), durable=False)
     return output
@@ -120,7 +122,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _page(run_dir: Path) -> str:
     if not (run_dir / CONFIG_FILE).is_file():
-        raise RunError(f"{run_dir} is no run: it has no {CONFIG_FILE}")
+        raise RunError(f"{run_dir} is no run: it has no {CONFIG_FILE}{known_runs(run_dir)}")
     config = _read_object(run_dir / CONFIG_FILE)
     rows = read_rows(run_dir / STATS_FILE)
     metrics = read_rows(run_dir / METRICS_FILE)

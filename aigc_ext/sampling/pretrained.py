@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import _files
+from aigc_ext._runs import find_run, known_runs, numbered_runs
 from aigc_ext.models import build_generator
 
 MODEL_CONFIG = "config.json"
@@ -61,7 +62,8 @@ def _digest_of_replaced(directory: Path, name: str) -> list[str]:
 def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: Any) -> tuple[nn.Module, str]:
     """Loads the averaged generator of a run or checkpoint, or of a directory written by `save_pretrained`.
 
-    If `path` is not a directory but has the form `owner/name`, it is a model on the Hugging Face Hub
+    `latest` is the newest run in `runs`, and the beginning of a run's name, with or without `runs/`, is that
+    run. If `path` is not a directory but has the form `owner/name`, it is a model on the Hugging Face Hub
     (`pip install aigc_ext[hub]`), read from that package's cache on this machine.
 
     Args:
@@ -74,8 +76,12 @@ def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: An
     ours, or weights that do not fit the config or are not finite. The generator is made only if they fit, so
     that a config cannot ask for more memory than they have.
     """
-    directory = Path(path)
-    if not directory.exists() and re.fullmatch(_HUB_ID, str(path)):
+    try:
+        directory = find_run(path)
+    except ValueError as error:
+        raise PretrainedError(f"network {error}") from error
+    among_runs = bool(numbered_runs(Path(path).parent))
+    if not directory.exists() and not among_runs and re.fullmatch(_HUB_ID, str(path)):
         directory = _from_hub(str(path), allow_download, hub)
     config, weights, data, digests = _locate(directory)
     digest = _files.sha256(data)
@@ -177,6 +183,7 @@ def _locate(path: Path) -> tuple[dict[str, Any], str, bytes, list[str] | None]:
     if not path.is_dir():
         raise PretrainedError(
             f"network {path} is no directory, but must be a run, a checkpoint or a model directory"
+            f"{known_runs(path)}"
         )
     if (path / MODEL_WEIGHTS).is_file():
         data, text = _read(path / MODEL_WEIGHTS), _read(path / MODEL_CONFIG)

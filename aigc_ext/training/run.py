@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aigc_ext import _files
+from aigc_ext._runs import find_run, known_runs, numbered_runs
 from aigc_ext.config import ConfigError
 from aigc_ext.training.checkpoint import (
     STATE_FILE,
@@ -29,7 +30,6 @@ from aigc_ext.training.config import RunConfig
 CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"
 METRICS_FILE = "metrics.jsonl"
-_RUN_NAME = re.compile(r"(\d{5,})-.+")
 # Younger temporary files may belong to another process that is still writing.
 _STALE_SECONDS = 60
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
@@ -61,7 +61,7 @@ class ResumePoint:
 
 def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
     """`00007-mlp-mnist5k-desc`: one above the highest number in `outdir`."""
-    numbers = [int(match[1]) for path, match in _runs(outdir)]
+    numbers = numbered_runs(outdir).values()
     parts = [_UNSAFE.sub("_", part) for part in (preset, data, desc) if part]
     return f"{max(numbers, default=-1) + 1:05d}-{'-'.join(parts)}"
 
@@ -93,18 +93,24 @@ def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePo
     """The point from which `--resume target` continues; `config` is the class of the runs' configs.
 
     - `latest`: the run with the highest number in `outdir`, in place, from its newest undamaged checkpoint;
-    - a run directory: that run, likewise;
+    - a run directory, or the beginning of its name: that run, likewise;
     - a checkpoint directory: a new run that starts from exactly this checkpoint; the old run is unchanged.
 
     Raises RunError if the target does not exist, CheckpointError if all its checkpoints are damaged.
     """
-    path = _newest_run(outdir) if target == "latest" else Path(target)
+    if target == "latest" and not numbered_runs(outdir):
+        raise RunError(f"resume is 'latest', but there is no run in {outdir}")
+    try:
+        path = find_run(target, outdir)
+    except ValueError as error:
+        raise RunError(f"resume: {error}") from error
     if (path / STATE_FILE).exists():
         checkpoint = read_checkpoint(path)
         return ResumePoint(None, checkpoint, _config_of(checkpoint, config))
     if not path.is_dir():
         raise RunError(
             f"resume is {target!r}, but that is neither 'latest' nor a run or checkpoint directory"
+            f"{known_runs(target, outdir)}"
         )
     if not (path / CONFIG_FILE).is_file():
         raise RunError(
@@ -238,19 +244,6 @@ def _locked(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _runs(outdir: Path) -> list[tuple[Path, re.Match[str]]]:
-    if not outdir.is_dir():
-        return []
-    return [(path, match) for path in outdir.iterdir() if (match := _RUN_NAME.fullmatch(path.name))]
-
-
-def _newest_run(outdir: Path) -> Path:
-    runs = _runs(outdir)
-    if not runs:
-        raise RunError(f"resume is 'latest', but there is no run in {outdir}")
-    return max(runs, key=lambda run: int(run[1][1]))[0]
 
 
 def _old(config: type[RunConfig]) -> RunConfig:
