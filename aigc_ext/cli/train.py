@@ -147,8 +147,8 @@ def train(
     from aigc_ext.data import DatasetError
     from aigc_ext.metrics import MetricError
     from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer, find_resume_point
+    from aigc_ext.tasks.gan.dry_run import estimate_cost
     from aigc_ext.training import NonFiniteError, RunError
-    from aigc_ext.training.cost import probe
 
     with input_errors():
         point = find_resume_point(resume, Path(outdir)) if resume else None
@@ -173,8 +173,13 @@ def train(
         if point is not None:
             trainer.restore(point)
     if dry_run:
-        click.echo(trainer.config.to_json(), nl=False)
-        click.echo(f"estimated from a few steps: {probe(trainer)}", err=True)
+        completed = trainer.config
+        del trainer  # whose memory the steps may need
+        click.echo(completed.to_json(), nl=False)
+        try:
+            click.echo(f"estimated from a few steps: {estimate_cost(completed)}", err=True)
+        except RuntimeError as error:
+            raise RunFailure(str(error)) from error
         return 0
     handler = _AboveProgressLine()
     logging.getLogger("aigc_ext").addHandler(handler)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -54,6 +56,52 @@ def memory_size_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def available_memory_gb(device: torch.device) -> float:
+    """Memory of the device or the machine that can be had now, in gigabytes (1e9 bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    sizes = [_meminfo_available(), *(limit - used for limit, used in _cgroup_memory())]
+    known = [size for size in sizes if size is not None]
+    return max(0, min(known)) / 1e9 if known else memory_size_gb(device)
+
+
+def _meminfo_available() -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:  # another system than Linux
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _cgroup_memory() -> Iterator[tuple[int, int]]:
+    """The limit of this process's containers, and what they use of it that cannot be taken back."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    names = {
+        "": ("memory.max", "memory.current"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    }
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        kind = "memory" if "memory" in controllers.split(",") else controllers
+        if kind not in names:
+            continue
+        root = Path("/sys/fs/cgroup", kind)
+        for folder in dict.fromkeys(
+            (root / path.lstrip("/"), root)
+        ):  # a container may see its own as the root
+            try:
+                limit, used = ((folder / name).read_text().strip() for name in names[kind])
+                stat = (folder / "memory.stat").read_text()
+            except OSError:
+                continue
+            cache = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
+            if limit.isdigit():
+                yield int(limit), int(used) - (int(cache[1]) if cache else 0)
 
 
 class ProgressLine(AbstractContextManager["ProgressLine"]):

@@ -118,6 +118,11 @@ class Task(ABC):
         """For a dry run: the kinds of the steps in one period. Steps of one kind cost the same."""
         return (None,)
 
+    def try_metrics(self, count: int) -> int:
+        """For a dry run: makes `count` samples and looks at them as `metrics` does, and returns how many
+        `metrics` looks at; 0 if there are none."""
+        return 0
+
     def with_config(self, config: RunConfig) -> Task:
         """For a dry run, which tries small batches: the same modules with another config."""
         raise NotImplementedError(f"{type(self).__name__} has no dry run")

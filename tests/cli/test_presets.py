@@ -93,18 +93,3 @@ def test_a_dry_run_prints_the_completed_recipe_and_its_cost(
     assert "s/kimg" in shown.err
     assert torch.get_num_threads() == before
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_dry_run_does_not_try_what_the_memory_cannot_hold(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Before, and in steps of 4, 8 and 16 images; the one of 8 is the first to rise above the data's.
-    peaks = iter([1.0, 1.0, 1.1, 1.5])
-    monkeypatch.setattr("aigc_ext.training.cost.peak_memory_gb", lambda device: next(peaks))
-    monkeypatch.setattr("aigc_ext.training.cost.memory_size_gb", lambda device: 2.0)
-    arguments = ["--preset", "r3gan", "--data", str(folder), "--cbase", "128", "--cmax", "8", "--batch", "32"]
-    assert main(["train", "--outdir", str(tmp_path / "runs"), *arguments, "--dry-run"]) == 0
-    shown = capsys.readouterr()
-    assert json.loads(shown.out)["batch"] == 32
-    assert "32 images at once would take about 2.3 GB, but there are 2; --batch-gpu" in shown.err
-    assert "2.30 GB" in shown.err

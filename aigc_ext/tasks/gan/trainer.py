@@ -18,7 +18,7 @@ from aigc_ext import _files
 from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset, as_dataset, normalize, open_dataset
 from aigc_ext.data.batch import Batch
-from aigc_ext.metrics import MetricSet
+from aigc_ext.metrics import MetricSet, RandomFeatures
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.optim import AdamEMA
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
@@ -250,6 +250,13 @@ class GANTask(Task):
 
     def metrics(self) -> Mapping[str, float]:
         return {} if self._metrics is None else self._metrics(self._sampler)
+
+    def try_metrics(self, count: int) -> int:
+        if not self.config.metrics:
+            return 0
+        images = torch.from_numpy(self._sampler.sample(range(count))).permute(0, 3, 1, 2)
+        RandomFeatures(self.data.image_shape[0], device=self.device)(images)
+        return self.config.metric_images
 
     def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
         """Writes the averaged generator in the form that `Sampler.from_pretrained` loads."""
