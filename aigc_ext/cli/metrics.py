@@ -7,6 +7,7 @@ import json
 import click
 
 from aigc_ext import _names
+from aigc_ext._progress import bars
 from aigc_ext.cli.errors import InputError, input_errors
 from aigc_ext.cli.network import network_options, open_sampler
 
@@ -66,7 +67,7 @@ def metrics(
     from aigc_ext.metrics import MetricError, MetricSet
     from aigc_ext.training.runtime import resolve_device
 
-    with input_errors():
+    with input_errors(), bars():
         sampler = open_sampler(network, allow_download, device, threads)
         measure = MetricSet(
             [name.strip() for name in names.split(",")],
@@ -79,7 +80,8 @@ def metrics(
             device=resolve_device(device),
         )
     try:
-        figures = measure(sampler)
+        with bars():
+            figures = measure(sampler)
     except MetricError as error:
         raise InputError(str(error)) from error
     if as_json:

@@ -232,6 +232,7 @@ def _check_used(
 
 
 def _report(result: TrainResult) -> None:
+    click.echo(f"images seen: {result.nimg:,}")
     click.echo(f"samples:     {result.grid}")
     click.echo(f"checkpoint:  {result.checkpoint}")
     click.echo(f"figures:     {result.stats}")

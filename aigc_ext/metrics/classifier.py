@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aigc_ext import _files
+from aigc_ext._progress import tracked
 from aigc_ext.data import ImageDataset
 from aigc_ext.metrics.cache import Cache
 from aigc_ext.metrics.errors import MetricError
@@ -394,7 +395,8 @@ def _fit(network: nn.Module, images: Tensor, labels: Tensor, steps: int, random:
     height, width = images.shape[2:]
     padded = F.pad(images, [_MAX_SHIFT] * 4)
     batch = min(_BATCH, len(images))
-    for indices in itertools.islice(_batches(len(images), batch, random), steps):
+    epochs = itertools.islice(_batches(len(images), batch, random), steps)
+    for indices in tracked("training a classifier", epochs, steps * batch):
         top, left = torch.randint(2 * _MAX_SHIFT + 1, (2,), generator=random).tolist()
         x = padded[indices, :, top : top + height, left : left + width]
         noise = _noise_like(x[: max(1, batch // 4)], random)

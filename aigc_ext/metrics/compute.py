@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aigc_ext import _names
 from aigc_ext._device import usable_device
+from aigc_ext._progress import tracked
 from aigc_ext.data import ImageDataset, TensorImages, as_dataset
 from aigc_ext.metrics.cache import Cache
 from aigc_ext.metrics.classifier import SampleClassifier, shuffled
@@ -162,7 +163,8 @@ class MetricSet:
         if self._inception is not None:
             spaces["inception"] = self._inception.accumulator()
         answers: list[Tensor] = []
-        for images in self._batches(generated):
+        count = min(self.num_images, len(generated)) if isinstance(generated, Sized) else self.num_images
+        for images in tracked("generated images", self._batches(generated), count):
             for space in spaces.values():
                 space.add(images)
             if "coverage" in self.names:
@@ -324,7 +326,8 @@ class _Reals:
                 moments=kind == "moments",
                 features=count if kind == "features" else 0,
             )
-            for indices in self._order[:count].split(batch_size(self._dataset.image_shape)):
+            parts = self._order[:count].split(batch_size(self._dataset.image_shape))
+            for indices in tracked("real images", parts, count):
                 accumulator.add(self._dataset.read(indices)[0])
             if kind == "features":
                 return {"features": accumulator.features()}

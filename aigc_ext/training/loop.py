@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from aigc_ext._progress import bars
 from aigc_ext.config import ConfigError
 from aigc_ext.data.batch import Batch
 from aigc_ext.training.batches import batches
@@ -125,6 +126,9 @@ class Loop:
             stack.enter_context(torch_settings(config))
             stack.enter_context(own_random_numbers(self.device))
             stop = stack.enter_context(StopSignals())
+            shown = progress and self.task.processes.main
+            if shown:
+                stack.enter_context(bars())
             if state.step == 0:
                 task.settle(run.log)
                 self.config = config = task.config
@@ -132,7 +136,6 @@ class Loop:
             if self.task.processes.main:
                 self._recorder = Recorder(run, state)
                 stack.enter_context(self._recorder.recording(point, self._saved[1] if self._saved else None))
-            shown = progress and self.task.processes.main
             with ProgressLine(
                 state.nimg, config.total_images, self.device, task.shown, enabled=shown
             ) as line:

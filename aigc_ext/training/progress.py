@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+_LINE = "{{percentage:3.0f}}%|{bar}| {{n:.1f}}/{{total:g}} kimg [{{elapsed}}<{{remaining}}{postfix}]"
+_SHORTEST_BAR, _LONGEST_BAR = 4, 20
 _SECONDS = 0.5
 _SECONDS_IN_A_FILE = 10.0
 
@@ -104,11 +107,27 @@ def _cgroup_memory() -> Iterator[tuple[int, int]]:
                 yield int(limit), int(used) - (int(cache[1]) if cache else 0)
 
 
+def fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
+    """The parts of a line that fit into `room` columns, and the width that is left for a bar, at most 20.
+    The rate, which comes first, and the first two statistics matter most, and the memory, the last part, more
+    than the others."""
+    places = range(len(parts))
+    by_weight = sorted(places, key=lambda i: (i > 2) + (i > 2 and i != places[-1]))
+    kept: list[int] = []
+    for i in by_weight:
+        needed = len(parts[i]) + 2  # with its comma
+        if room - needed < _SHORTEST_BAR:
+            break
+        kept.append(i)
+        room -= needed
+    return [parts[i] for i in sorted(kept)], min(_LONGEST_BAR, room) if room >= _SHORTEST_BAR else 0
+
+
 class ProgressLine(AbstractContextManager["ProgressLine"]):
     """One live line on stderr: kimg, time left, images per second, some statistics and memory.
 
-    It is redrawn at fixed intervals, so that a step costs nothing. If stderr is not a terminal, it prints a
-    line now and then.
+    It is redrawn at fixed intervals, so that a step costs nothing, and leaves out what a narrow terminal has
+    no room for, the last statistics first. If stderr is not a terminal, it prints a line now and then.
 
     Args:
         nimg, total: images so far, and at the end.
@@ -130,7 +149,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
             disable=not enabled,
             dynamic_ncols=True,
             leave=self._terminal,
-            bar_format="{percentage:3.0f}%|{bar:20}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}{postfix}]",
+            bar_format=_LINE.format(bar="{bar:20}", postfix="{postfix}"),
         )
 
     def __exit__(self, *error: object) -> None:
@@ -150,6 +169,15 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         figures = ((name, means[statistic]) for name, statistic in self._shown.items())
         shown = [f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in figures]
         parts = [f"{rate:.0f} img/s", *shown, f"{peak_memory_gb(self._device):.2f} GB"]
+        if self._terminal:
+            plain = {**self._bar.format_dict, "bar_format": _LINE.format(bar="", postfix=""), "postfix": ""}
+            room = (
+                shutil.get_terminal_size().columns
+                - 1
+                - len(self._bar.format_meter(**{**plain, "ncols": None}))
+            )
+            parts, width = fitting(parts, room)
+            self._bar.bar_format = _LINE.format(bar=f"{{bar:{width}}}" if width else "", postfix="{postfix}")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.refresh()
         if not self._terminal:

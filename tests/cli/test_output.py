@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,6 +81,41 @@ def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
     _, status = os.waitpid(pid, 0)
     assert "stopped by SIGHUP" in log.read_text()
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+
+
+def in_a_terminal(columns: int, *arguments: str) -> list[str]:
+    """The lines that a command shows in a terminal of that width, each redrawing as one."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.pop("COLUMNS", None)
+        os.execv(sys.executable, [sys.executable, "-m", "aigc_ext.cli", *arguments])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = b""
+    with suppress(OSError):  # its end, on Linux
+        while data := os.read(terminal, 1 << 16):
+            shown += data
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown.decode()
+    return re.split(r"[\r\n]+|\x1b\[A", shown.decode())
+
+
+def test_a_terminal_of_80_columns_shows_all_that_matters(tmp_path: Path, monkeypatch) -> None:
+    """Also while the metrics are measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no classifier yet"))
+    measured = ["--metrics", "fd", "--set", "metric_images=64"]
+    lines = in_a_terminal(80, "train", "--outdir", str(tmp_path), *TINY, *measured)
+    line = next(line for line in lines if line.startswith("100%|"))
+    assert re.fullmatch(r"100%\|█{4,20}\| 0.2/0.2 kimg \[\S+, \d+ img/s, D \S+, G \S+, \S+ GB\]", line)
+    bars = [line for line in lines if "%|" in line]
+    assert max(map(len, bars)) < 80
+    for what in ("training a classifier", "real images", "generated images"):
+        assert any(re.match(rf"{what}: +\d+%\|", line) for line in bars), what
+    run, cache = str(tmp_path / "00000-mlp-digits"), str(tmp_path / "cache")
+    options = ["--data", "digits", "--num", "64", "--cache", cache]
+    bars = [line for line in in_a_terminal(60, "metrics", "--network", run, *options) if "%|" in line]
+    assert max(map(len, bars)) < 60
+    for what in ("training a classifier", "real images", "generated images"):
+        assert any(re.match(rf"{what}: +\d+%\|", line) for line in bars), what
 
 
 def test_nohup(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from aigc_ext.training.progress import ProgressLine, RunningMeans
+from aigc_ext._progress import listening, tracked
+from aigc_ext.training.progress import ProgressLine, RunningMeans, fitting
 
 NAMES = ("loss_d", "loss_g", "d_real", "d_fake", "acc_real", "acc_fake", "r1")
 SHOWN = {"D": "loss_d", "G": "loss_g", "D(x)": "d_real", "D(G(z))": "d_fake"}
@@ -32,6 +33,30 @@ def test_the_progress_line(capsys):
     assert " img/s, D 1.250, G 0.500, D(x) 2.000, D(G(z)) -, " in shown.err
     assert " GB]" in shown.err
     assert "100%|" in shown.err
+
+
+def test_what_fits_into_a_line():
+    parts = ["3401 img/s", "D 1.395", "G 0.570", "D(x) 0.584", "D(G(z)) 0.576", "0.35 GB"]
+    assert fitting(parts, 200) == (parts, 20)
+    assert fitting(parts, 75) == (parts, 9)
+    assert fitting(parts, 65) == ([*parts[:4], parts[5]], 14)
+    assert fitting(parts, 43) == ([*parts[:3], parts[5]], 4)
+    assert fitting(parts, 42) == (parts[:3], 12)
+    assert fitting(parts, 16) == (parts[:1], 4)
+    assert fitting(parts, 10) == ([], 10)
+    assert fitting(parts, 3) == ([], 0)
+    for room in range(90):
+        kept, width = fitting(parts, room)
+        assert width + sum(len(part) + 2 for part in kept) <= max(room, 0)
+
+
+def test_long_work_reports_itself():
+    heard = []
+    with listening(lambda *report: heard.append(report)):
+        assert [len(part) for part in tracked("work", torch.zeros(5).split(2), 5)] == [2, 2, 1]
+    assert heard == [("work", done, 5) for done in (0, 2, 4, 5)]
+    assert list(tracked("work", [[1]], 1)) == [[1]]
+    assert len(heard) == 4
 
 
 def test_no_progress_line(capsys):
