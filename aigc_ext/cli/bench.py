@@ -6,14 +6,14 @@ import statistics
 
 import click
 
-from aigc_ext.tasks.gan import PRESETS
+from aigc_ext import _names
 
 _FAST = (
     *("eager", "eager, channels_last", "eager, channels_last bf16"),
     *("aigc_ext", "aigc_ext, channels_last bf16"),
 )
 _COMPILED = ("compile", "aigc_ext, compiled")
-_MEASURED = [name for name in PRESETS if name != "stylegan3-r"]  # whose step is like stylegan3-t's
+_MEASURED = [name for name in _names.PRESETS if name != "stylegan3-r"]  # whose step is like stylegan3-t's
 
 
 @click.command()
