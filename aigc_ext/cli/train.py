@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from aigc_ext import _names
 from aigc_ext._output import discard_output
+from aigc_ext.cli.bars import data_bar
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.config import ConfigError, parse_setting
 
@@ -72,6 +73,12 @@ _KEYS = {
     "--resume",
     metavar="WHAT",
     help="latest, a run or the beginning of its name, or a checkpoint (which starts a new run).",
+)
+@click.option(
+    "--data-changed",
+    is_flag=True,
+    help="With --resume: go on although images were added, removed or changed since. The result is then not"
+    " that of an uninterrupted run.",
 )
 @click.option("--cond/--no-cond", default=None, help="Train conditionally, on the data's labels.")
 @click.option("--mirror/--no-mirror", default=None, help="Flip each image horizontally with probability 1/2.")
@@ -131,6 +138,7 @@ def train(
     config: str | None,
     settings: tuple[str, ...],
     resume: str | None,
+    data_changed: bool,
     desc: str,
     dry_run: bool,
     metrics: str | None,
@@ -169,9 +177,15 @@ def train(
         for setting in settings:
             resolved = resolved.override(*parse_setting(setting))
         _check_used(resolved, point, options["p"], options["target"], desc)
-        trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc)
-        if point is not None:
-            trainer.restore(point)
+        if data_changed and point is None:
+            raise ValueError("--data-changed is for a run that goes on, and needs --resume")
+        with data_bar() as report:
+            trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc, report=report)
+            if point is not None:
+                trainer.restore(point, data_changed=data_changed)
+            elif not dry_run and os.environ.get("RANK", "0") == "0":
+                # The main process will need it. Of many images it takes a while, and here it has its bar.
+                trainer.data.content_hash()
     if dry_run:
         completed = trainer.config
         del trainer  # whose memory the steps may need

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aigc_ext.data.dataset import DatasetError, TensorImages
+from aigc_ext._cache import Cache
+from aigc_ext.data.dataset import DatasetError, Identity, TensorImages
+from aigc_ext.data.index import file_stamp
 
 _log = logging.getLogger(__name__)
 
@@ -27,23 +30,46 @@ def open_arrays(path: Path, memory_limit: int) -> TensorImages:
     """
     try:
         if path.suffix.lower() == ".npz":
-            images, labels = _read_npz(path, memory_limit)
-        else:
-            images, labels = _read_npy(path, memory_limit), None
-        return TensorImages(path.stem, images, labels)
+            return TensorImages(path.stem, *_read_npz(path, memory_limit))
+        return _read_npy(path, memory_limit)
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def _read_npy(path: Path, memory_limit: int) -> Tensor:
+class _MappedImages(TensorImages):
+    """Images in a file, which is read once to identify them, and again only after it has changed."""
+
+    def __init__(self, path: Path, images: Tensor) -> None:
+        super().__init__(path.stem, images)
+        self._path, self._stamp = path, file_stamp(path.stat())
+
+    def _identify(self) -> Identity:
+        if self._stamp is None:
+            return super()._identify()
+
+        def compute() -> dict[str, Tensor]:
+            found = super(_MappedImages, self)._identify()
+            hexadecimal = {"sha256": found.sha256, "digests": "".join(found.digests)}
+            return {
+                name: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+                for name, text in hexadecimal.items()
+            }
+
+        key: dict[str, str | int] = {"path": os.path.realpath(self._path), "stamp": str(self._stamp)}
+        kept = Cache().get("identity", key, compute)
+        digests = [row.tobytes().hex() for row in kept["digests"].numpy().reshape(len(self), -1)]
+        return Identity(kept["sha256"].numpy().tobytes().hex(), self._image_names(), digests)
+
+
+def _read_npy(path: Path, memory_limit: int) -> TensorImages:
     with _plain_errors("the file"):
         # "c" (copy on write) never changes the file; PyTorch has no read-only tensors.
         array = np.lib.format.open_memmap(path, mode="c")
     images = _as_nchw(array, "the array")
     if array.nbytes > memory_limit:
         _log.info("%s: %d bytes exceed memory_limit=%d: mapped from disk", path, array.nbytes, memory_limit)
-        return images
-    return images.clone(memory_format=torch.contiguous_format)
+        return _MappedImages(path, images)
+    return TensorImages(path.stem, images.clone(memory_format=torch.contiguous_format))
 
 
 def _read_npz(path: Path, memory_limit: int) -> tuple[Tensor, Tensor | None]:

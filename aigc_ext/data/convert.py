@@ -76,7 +76,7 @@ class _Arrays(ImageFiles):
     """Presents a dataset without files as files."""
 
     def __init__(self, source: str, data: ImageDataset) -> None:
-        super().__init__(source, data.name)
+        super().__init__(source, data.name, source)
         self._data = data
         self.images = [f"image {i:08d}" for i in range(len(data))]
 

@@ -12,7 +12,7 @@ import stat
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn, cast
@@ -22,7 +22,16 @@ from torch import Tensor
 
 from aigc_ext import _files
 from aigc_ext.data import image_file
-from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError, ImageDataset, TensorImages, format_shape
+from aigc_ext.data.dataset import (
+    MAX_CLASSES,
+    BadFile,
+    DatasetError,
+    ImageDataset,
+    Report,
+    TensorImages,
+    format_shape,
+)
+from aigc_ext.data.index import FileIndex, Stamp, file_stamp
 
 _log = logging.getLogger(__name__)
 
@@ -44,14 +53,16 @@ class ImageFiles(ABC):
     Attributes:
         source: the source as the user named it, for messages.
         name: short name for people and run directories.
+        index: what is known of them from an earlier start.
         images: their names, in the order of the dataset, which is the same on every machine.
         bad: files that can't be part of a dataset whatever their contents; images of these names are left
             out.
     """
 
-    def __init__(self, source: str, name: str) -> None:
+    def __init__(self, source: str, name: str, origin: str) -> None:
         self.source = source
         self.name = name
+        self.index = FileIndex(origin)
         self.images: list[str] = []
         self.bad: list[BadFile] = []
 
@@ -60,6 +71,11 @@ class ImageFiles(ABC):
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO: ...
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Changes whenever the file changes, and is read without opening it; None if there is no such
+        thing."""
+        return None
 
     @abstractmethod
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
@@ -75,7 +91,7 @@ class Tree(ImageFiles):
     """A folder or zip: names relative to it, with `/`."""
 
     def __init__(self, path: Path, name: str) -> None:
-        super().__init__(str(path), name)
+        super().__init__(str(path), name, os.path.realpath(path))
         self.path = path
         self.names: list[str] = []
 
@@ -93,6 +109,7 @@ class Tree(ImageFiles):
 class _Folder(Tree):
     def __init__(self, path: Path) -> None:
         super().__init__(path, path.resolve().name)
+        self._stamps: dict[str, Stamp | None] = {}
         visited: dict[str, str] = {}
         pending = [""]
         while pending:
@@ -114,26 +131,31 @@ class _Folder(Tree):
         """Adds the files of one folder, and returns its subfolders."""
         folders = []
         try:
-            children = sorted(os.listdir(self.path / folder))
+            with os.scandir(self.path / folder) as entries:
+                children = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             self.bad.append(BadFile(folder or ".", image_file.describe_error(error)))
             return []
         for child in children:
-            name = f"{folder}/{child}" if folder else child
+            name = f"{folder}/{child.name}" if folder else child.name
             if is_hidden(name):
                 continue
             try:
-                mode = (self.path / name).stat().st_mode
+                info = child.stat()
             except OSError as error:  # a broken or circular link
                 self.bad.append(BadFile(name, image_file.describe_error(error)))
                 continue
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(info.st_mode):
                 folders.append(name)
-            elif stat.S_ISREG(mode):
+            elif stat.S_ISREG(info.st_mode):
                 self.names.append(name)
+                self._stamps[name] = file_stamp(info)
             elif is_image(name):
                 self.bad.append(BadFile(name, "it is not a regular file"))
         return folders
+
+    def stamp(self, name: str) -> Stamp | None:
+        return self._stamps[name]
 
     def size(self, name: str) -> int:
         return (self.path / name).stat().st_size
@@ -146,6 +168,7 @@ class _Zip(Tree):
     def __init__(self, path: Path) -> None:
         super().__init__(path, path.stem)
         self._owner = -1
+        self._stamp = file_stamp(path.stat())
         entries = Counter(
             info.filename
             for info in self._archive().infolist()
@@ -166,6 +189,12 @@ class _Zip(Tree):
 
     def size(self, name: str) -> int:
         return self._archive().getinfo(name).file_size
+
+    def stamp(self, name: str) -> Stamp | None:
+        if self._stamp is None:
+            return None
+        info = self._archive().getinfo(name)
+        return info.file_size, info.CRC, info.header_offset, *self._stamp
 
     def open(self, name: str) -> BinaryIO:
         return cast(BinaryIO, self._archive().open(name))
@@ -196,6 +225,7 @@ class FileImages(ImageDataset):
         self._bad_files = tuple(bad_files)
         self._on_bad = on_bad
         self._damaged: dict[int, BadFile] = {}  # found while reading
+        self._digests: dict[str, bytes] = {}  # known so far
 
     @property
     def bad_files(self) -> tuple[BadFile, ...]:
@@ -212,8 +242,11 @@ class FileImages(ImageDataset):
         bad: list[BadFile] = []
         for i, name in enumerate(self._names):
             with collect(bad, name):
-                images[len(good)].copy_(self._decode(name))
+                data = self._files.read(name)
+                images[len(good)].copy_(self._decode(data))
+                self._note_digest(name, data)
                 good.append(i)
+            self._tell("reading", i + 1)
         if bad and self._on_bad == "raise":
             raise_faults(self._files, bad)
         labels = self.labels[good] if self.num_classes else None
@@ -224,7 +257,10 @@ class FileImages(ImageDataset):
         if bad:
             names = [self._names[i] for i in good]
             kept = FileImages(self._files, names, self.image_shape, labels, bad_files, self._on_bad)
-        return TensorImages(self.name, images[: len(good)], labels, kept.content_hash(), bad_files)
+            kept._digests = self._digests
+        return TensorImages(
+            self.name, images[: len(good)], labels, bad_files=bad_files, identity=kept.identity()
+        )
 
     def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
         images = torch.empty((len(index), *self.image_shape), dtype=torch.uint8)
@@ -234,7 +270,7 @@ class FileImages(ImageDataset):
         bad: list[BadFile] = []
         for row, i in zip(images, index.tolist(), strict=True):
             with collect(bad, self._names[i]):
-                row.copy_(self._decode(self._names[i]))
+                row.copy_(self._decode(self._files.read(self._names[i])))
         if bad:
             raise_faults(self._files, bad)
         return images, index
@@ -247,7 +283,7 @@ class FileImages(ImageDataset):
                 continue
             bad: list[BadFile] = []
             with collect(bad, self._names[i]):
-                row.copy_(self._decode(self._names[i]))
+                row.copy_(self._decode(self._files.read(self._names[i])))
             if not bad:
                 return i
             # Only the first thread that finds it warns.
@@ -260,8 +296,8 @@ class FileImages(ImageDataset):
             [self._damaged[i] for i in places],
         )
 
-    def _decode(self, name: str) -> Tensor:
-        image = torch.from_numpy(image_file.decode(io.BytesIO(self._files.read(name)))).permute(2, 0, 1)
+    def _decode(self, data: bytes) -> Tensor:
+        image = torch.from_numpy(image_file.decode(io.BytesIO(data))).permute(2, 0, 1)
         shape = cast(tuple[int, int, int], tuple(image.shape))
         if shape != self.image_shape:
             raise ValueError(
@@ -269,15 +305,30 @@ class FileImages(ImageDataset):
             )
         return image
 
+    def _image_names(self) -> list[str]:
+        return self._names
+
     def _content(self) -> Iterator[bytes]:
+        """The SHA-256 of each file."""
         for name in self._names:
             bad: list[BadFile] = []
-            data = b""  # a file that can't be read counts as empty, which no file of a dataset is
+            # A file that can't be read counts as empty, which no file of a dataset is.
+            digest = hashlib.sha256().digest()
             with collect(bad, name):
-                data = self._files.read(name)
+                digest = self._digest(name)
             if bad and self._on_bad == "raise":
                 raise_faults(self._files, bad)
-            yield hashlib.sha256(data).digest()
+            yield digest
+        self._files.index.save(self._files.images)
+
+    def _digest(self, name: str) -> bytes:
+        known = self._digests.get(name) or self._files.index.digest(name, self._files.stamp(name))
+        return known or self._note_digest(name, self._files.read(name))
+
+    def _note_digest(self, name: str, data: bytes) -> bytes:
+        digest = self._digests[name] = hashlib.sha256(data).digest()
+        self._files.index.note(name, self._files.stamp(name), digest=digest, size=len(data))
+        return digest
 
 
 def open_tree(path: Path) -> ImageFiles:
@@ -290,10 +341,12 @@ def open_tree(path: Path) -> ImageFiles:
         raise DatasetError(f"{path}: {image_file.describe_error(error)}") from error
 
 
-def open_images(files: ImageFiles, memory_limit: int, on_bad: OnBad) -> ImageDataset:
+def open_images(
+    files: ImageFiles, memory_limit: int, on_bad: OnBad, report: Report | None = None
+) -> ImageDataset:
     """Makes a dataset of files, as described in `open_dataset`. Checks every file, and names every bad
     one."""
-    shapes, bad = probe(files, files.images)
+    shapes, bad = probe(files, files.images, report=report)
     bad += _other_shapes(shapes)
     labels, bad_labels = files.labels()
     bad = [*files.bad, *bad, *bad_labels]
@@ -307,6 +360,7 @@ def open_images(files: ImageFiles, memory_limit: int, on_bad: OnBad) -> ImageDat
     image_shape = shapes[images[0]]
     classes = None if labels is None else torch.tensor([labels[name] for name in images], dtype=torch.int64)
     dataset = FileImages(files, images, image_shape, classes, bad, on_bad)
+    dataset.report = report
     size = len(images) * image_shape[0] * image_shape[1] * image_shape[2]
     if size <= memory_limit:
         return dataset.load()
@@ -320,19 +374,27 @@ def open_images(files: ImageFiles, memory_limit: int, on_bad: OnBad) -> ImageDat
 
 
 def probe(
-    files: ImageFiles, images: Iterable[str], limit: int | None = None
+    files: ImageFiles, images: Sequence[str], limit: int | None = None, report: Report | None = None
 ) -> tuple[dict[str, tuple[int, int, int]], list[BadFile]]:
     """The shapes of the good files, at most the first `limit`, and the bad files found so far, from the
-    headers."""
+    headers, or from what an earlier start noted of a file that has not changed since."""
     shapes: dict[str, tuple[int, int, int]] = {}
     bad: list[BadFile] = []
-    for name in images:
+    for i, name in enumerate(images):
         if len(shapes) == limit:
             break
         with collect(bad, name):
-            check_size(files, name)
-            with files.open(name) as file:
-                shapes[name] = image_file.probe(file)
+            stamp = files.stamp(name)
+            shape = files.index.shape(name, stamp)
+            if shape is None:
+                check_size(files, name)
+                with files.open(name) as file:
+                    shape = image_file.probe(file)
+                files.index.note(name, stamp, shape=shape)
+            shapes[name] = shape
+        if report is not None and i % 100 == 0:
+            report("indexing", i, len(images))
+    files.index.save(files.images)
     return shapes, bad
 
 

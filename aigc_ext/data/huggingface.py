@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, BinaryIO
 
 from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError
 from aigc_ext.data.files import ImageFiles
+from aigc_ext.data.index import Stamp, file_stamp
 
 _log = logging.getLogger(__name__)
 
@@ -19,9 +22,15 @@ class _Rows(ImageFiles):
     """The encoded images of one column, named by their rows."""
 
     def __init__(self, source: str, name: str, rows: Any, labels: list[int | None] | None) -> None:
-        super().__init__(source, name)
+        super().__init__(source, name, source)
         self._rows = rows
         self._labels = labels
+        self._outside: set[str] = set()  # rows whose images are in files of their own
+        self._stamp: int | None = None
+        stamps = [file_stamp(os.stat(file["filename"])) for file in rows.cache_files]
+        if stamps and None not in stamps:
+            digest = hashlib.sha256(f"{rows._fingerprint} {stamps}".encode()).digest()
+            self._stamp = int.from_bytes(digest[:8], "big")
         self.images = [f"row {i:08d}" for i in range(len(rows))]
 
     def _bytes(self, name: str) -> bytes:
@@ -30,10 +39,14 @@ class _Rows(ImageFiles):
             raise ValueError("the row has no image")
         if value["bytes"] is not None:
             return value["bytes"]
+        self._outside.add(name)
         path = Path(value["path"])
         if not path.is_file():
             raise ValueError(f"its image is not in the data set, but at {path}, and nothing is downloaded")
         return path.read_bytes()
+
+    def stamp(self, name: str) -> Stamp | None:
+        return None if self._stamp is None or name in self._outside else (self._stamp,)
 
     def size(self, name: str) -> int:
         return len(self._bytes(name))

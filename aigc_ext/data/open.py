@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from aigc_ext.data.arrays import open_arrays
-from aigc_ext.data.dataset import DatasetError, ImageDataset
+from aigc_ext.data.dataset import DatasetError, ImageDataset, Report
 from aigc_ext.data.embedded import NAMES as EMBEDDED_NAMES
 from aigc_ext.data.embedded import open_embedded
 from aigc_ext.data.files import ImageFiles, OnBad, open_images, open_tree
@@ -21,6 +21,7 @@ def open_dataset(
     *,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     on_bad: OnBad = "raise",
+    report: Report | None = None,
 ) -> ImageDataset:
     """Opens and checks a dataset, so that bad files are found now and not after a night of training.
 
@@ -46,6 +47,9 @@ def open_dataset(
             out too; if it is read on demand, `read` later replaces the image, with one logged warning per
             file. A `dataset.json` that can't be read at all is a bad file, and the dataset has no labels. An
             array (`.npy`, `.npz`, embedded) is accepted or rejected as a whole.
+        report: called with "indexing", "reading" or "identifying" (see `ImageDataset.identity`), the number
+            of finished images and the total, while files are looked at. Their shapes and hashes are kept in
+            the user's cache directory, until they change.
 
     Raises:
         DatasetError: the source is missing, of an unknown kind, has no good image or, with on_bad="raise",
@@ -57,10 +61,12 @@ def open_dataset(
         raise ValueError(f"on_bad is {on_bad!r}, but must be 'raise' or 'skip'")
     files = find_files(source)
     if files is not None:
-        return open_images(files, memory_limit, on_bad)
+        return open_images(files, memory_limit, on_bad, report)
     if isinstance(source, str) and source in EMBEDDED_NAMES:
         return open_embedded(source)
-    return open_arrays(Path(source), memory_limit)
+    dataset = open_arrays(Path(source), memory_limit)
+    dataset.report = report
+    return dataset
 
 
 def find_files(source: str | os.PathLike[str]) -> ImageFiles | None:
@@ -90,3 +96,24 @@ def find_files(source: str | os.PathLike[str]) -> ImageFiles | None:
         return None
     hint = f"; shards are opened as wds:{text}" if suffix == ".tar" else ""
     raise DatasetError(f"{path}: it is a file, but must be a folder, .zip, .npy or .npz{hint}")
+
+
+def absolute_source(source: str) -> str:
+    """The source with an absolute path, whose meaning doesn't depend on the working directory."""
+    if source in EMBEDDED_NAMES:
+        return source
+    kind, path = _kind_and_path(source)
+    return kind + os.path.abspath(path)
+
+
+def is_there(source: str) -> bool:
+    """Does the path of a source exist, as far as that can be told without opening it?"""
+    kind, path = _kind_and_path(source)
+    if kind == "wds:":  # a pattern
+        path = os.path.dirname(path.partition("{")[0].partition("*")[0])
+    return os.path.exists(path) or (kind == "hf:" and os.path.exists(path.rpartition("#")[0]))
+
+
+def _kind_and_path(source: str) -> tuple[str, str]:
+    kind, colon, path = source.partition(":")
+    return (kind + colon, path) if kind + colon in ("wds:", "hf:") else ("", source)

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError
 from aigc_ext.data.files import NO_IMAGE, ImageFiles, collect, is_hidden, is_image
+from aigc_ext.data.index import Stamp, file_stamp
 
 _LONGEST_CLASS = 32  # bytes of the longest valid .cls file
 
@@ -21,6 +22,7 @@ class _Member(NamedTuple):
     shard: Path
     offset: int
     size: int
+    stamp: Stamp | None  # the shard's
 
 
 class _Shards(ImageFiles):
@@ -31,7 +33,7 @@ class _Shards(ImageFiles):
     """
 
     def __init__(self, source: str, paths: list[Path]) -> None:
-        super().__init__(source, _common_name(paths))
+        super().__init__(source, _common_name(paths), "\n".join(map(os.path.realpath, paths)))
         self._members: dict[str, _Member] = {}
         self._classes: dict[str, int] = {}
         self._bad_classes: list[BadFile] = []
@@ -45,6 +47,7 @@ class _Shards(ImageFiles):
 
     def _index(self, path: Path) -> None:
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+        stamp = file_stamp(path.stat())
         with path.open("rb") as file:
             try:
                 with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -63,9 +66,11 @@ class _Shards(ImageFiles):
                 ) from error
             finally:  # samples before the damage are good
                 for sample in samples.values():
-                    self._add(path, file, sample)
+                    self._add(path, stamp, file, sample)
 
-    def _add(self, path: Path, file: BinaryIO, sample: dict[str, tarfile.TarInfo]) -> None:
+    def _add(
+        self, path: Path, stamp: Stamp | None, file: BinaryIO, sample: dict[str, tarfile.TarInfo]
+    ) -> None:
         # If there are several images, the one with a plain extension: `1.jpg` rather than `1.seg.png`.
         extensions = [extension for extension in sample if is_image(f"x.{extension}")]
         plain = [extension for extension in extensions if "." not in extension]
@@ -79,7 +84,7 @@ class _Shards(ImageFiles):
             self.bad.append(
                 BadFile(name, f"its sample has {len(extensions)} images: {', '.join(extensions)}")
             )
-        self._members[name] = _Member(path, info.offset_data, info.size)
+        self._members[name] = _Member(path, info.offset_data, info.size, stamp)
         if "cls" not in sample:
             self._unlabelled.append(name)
             return
@@ -94,6 +99,10 @@ class _Shards(ImageFiles):
 
     def size(self, name: str) -> int:
         return self._members[name].size
+
+    def stamp(self, name: str) -> Stamp | None:
+        member = self._members[name]
+        return None if member.stamp is None else (member.size, member.offset, *member.stamp)
 
     def open(self, name: str) -> BinaryIO:
         member = self._members[name]

@@ -4,7 +4,7 @@
 features of any kind.
 """
 
-from aigc_ext.metrics.cache import default_cache_dir
+from aigc_ext._cache import default_cache_dir
 from aigc_ext.metrics.classifier import ClassCoverage, SampleClassifier, class_coverage
 from aigc_ext.metrics.compute import METRICS, MetricSet, compute_metrics
 from aigc_ext.metrics.errors import MetricError

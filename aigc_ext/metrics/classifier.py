@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aigc_ext import _files
+from aigc_ext._cache import Cache
 from aigc_ext._progress import tracked
 from aigc_ext.data import ImageDataset
-from aigc_ext.metrics.cache import Cache
 from aigc_ext.metrics.errors import MetricError
 
 _MAX_SIDE = 32  # pixels: larger images are downsampled to this, which bounds the cost

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from aigc_ext import _names
+from aigc_ext._cache import Cache
 from aigc_ext._device import usable_device
 from aigc_ext._progress import tracked
 from aigc_ext.data import ImageDataset, TensorImages, as_dataset
-from aigc_ext.metrics.cache import Cache
 from aigc_ext.metrics.classifier import SampleClassifier, shuffled
 from aigc_ext.metrics.errors import MetricError
 from aigc_ext.metrics.extractors import FeatureExtractor, InceptionFeatures, RandomFeatures, extract

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -19,14 +19,15 @@ from aigc_ext._progress import bars
 from aigc_ext.config import ConfigError
 from aigc_ext.data.batch import Batch
 from aigc_ext.training.batches import batches
-from aigc_ext.training.checkpoint import CheckpointError, checkpoint_name
+from aigc_ext.training.checkpoint import checkpoint_name
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes, process_group, processes_of_the_run
+from aigc_ext.training.identity import check_data
 from aigc_ext.training.loggers import check_loggers
 from aigc_ext.training.malloc import keep_freed_memory
 from aigc_ext.training.nonfinite import NonFiniteError, Watch
 from aigc_ext.training.progress import ProgressLine, memory_size_gb
-from aigc_ext.training.record import Recorder, describe
+from aigc_ext.training.record import Recorder
 from aigc_ext.training.run import ResumePoint, Run, check_resumable, create_run, open_run, watched_run
 from aigc_ext.training.runtime import StopSignals, derive_seed, own_random_numbers, torch_settings
 from aigc_ext.training.state import State
@@ -82,22 +83,22 @@ class Loop:
         done = f"{self.state.nimg / 1000:g} of {self.config.kimg:g} kimg"
         return f"<{type(self).__name__} {self.config.preset}: {done} of {self.data!r} on {self.device}>"
 
-    def restore(self, point: ResumePoint) -> None:
+    def restore(self, point: ResumePoint, *, data_changed: bool = False) -> None:
         """Loads the state at a resume point, from which `fit` then continues.
 
+        Args:
+            data_changed: allow images that were added, removed or changed since; `fit` logs which. The result
+                is then not that of a run that was never interrupted.
+
         Raises ConfigError if this config differs from the run's in a key that cannot change, CheckpointError
-        if the checkpoint does not match the networks, the data or the device.
+        if the checkpoint does not match the networks, the content of the data or the device.
         """
         check_resumable(point.config, self.config)
         checkpoint = point.checkpoint
         if checkpoint is not None:
             _check_end(checkpoint.state["nimg"], point.config, self.config)
-        if checkpoint is not None:
-            data = describe(self.data)
-            if checkpoint.state["data"] != data:
-                raise CheckpointError(
-                    checkpoint.path, f"its data were {checkpoint.state['data']}, but are now {data}"
-                )
+            remark = check_data(checkpoint, self.data, cond=self.config.data.cond, may_change=data_changed)
+            point = replace(point, remark=remark)
             self.state.load(checkpoint)
             if point.run_dir is not None:
                 self._saved = (self.state.nimg, checkpoint.path.name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aigc_ext import _files
-from aigc_ext.data import ImageDataset, describe_bad_files
+from aigc_ext.data import describe_bad_files
 from aigc_ext.training.checkpoint import (
     best_checkpoint,
     list_checkpoints,
@@ -21,6 +21,7 @@ from aigc_ext.training.checkpoint import (
     set_aside,
     write_checkpoint,
 )
+from aigc_ext.training.identity import describe, write_images
 from aigc_ext.training.loggers import Logger, open_loggers
 from aigc_ext.training.progress import peak_memory_gb
 from aigc_ext.training.run import (
@@ -146,6 +147,8 @@ class Recorder:
                 run.log.warning("%s; it is now called %s", refusal, set_aside(refusal.path).name)
             for change in check_resumable(point.config, task.config):
                 run.log.info("changed: %s", change)
+            if point.remark is not None:
+                run.log.warning("%s", point.remark)
             if point.checkpoint is not None:
                 before, now = point.checkpoint.state["threads"], torch.get_num_threads()
                 if now != before:
@@ -157,6 +160,7 @@ class Recorder:
         if newest != next((path.name for path in list_checkpoints(run.path)), None):
             raise RunError(f"run {run.path} was continued by another process meanwhile; resume it again")
         _files.replace_file(run.path / CONFIG_FILE, task.config.to_json().encode())
+        write_images(run.path, task.data)
 
         # Rows of steps that were lost with their process are written again with these steps.
         rows = [row for row in history.rows() if row.get("step", 0) <= state.step]
@@ -186,15 +190,6 @@ class Recorder:
 
     def _facts(self) -> dict[str, Any]:
         """The content of state.json."""
-        config, data = self._task.config.to_dict(), describe(self._task.data)
-        return {**self._state.counters(), "config": config, "data": data}
-
-
-def describe(data: ImageDataset) -> dict[str, Any]:
-    """The JSON values by which a checkpoint recognises its data."""
-    return {
-        "name": data.name,
-        "images": len(data),
-        "shape": list(data.image_shape),
-        "num_classes": data.num_classes,
-    }
+        config = self._task.config
+        data = describe(self._task.data, config.data.source)
+        return {**self._state.counters(), "config": config.to_dict(), "data": data}

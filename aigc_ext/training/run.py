@@ -26,6 +26,7 @@ from aigc_ext.training.checkpoint import (
     read_checkpoint,
 )
 from aigc_ext.training.config import RunConfig
+from aigc_ext.training.identity import source_of
 
 CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"
@@ -57,6 +58,7 @@ class ResumePoint:
     checkpoint: Checkpoint | None  # None: from the beginning, for a run that died before its first
     config: Any  # the run's config
     refused: tuple[CheckpointError, ...] = ()  # newer checkpoints that are damaged
+    remark: str | None = None  # to be logged: how the data have changed since
 
 
 def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
@@ -131,6 +133,9 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     before, after = old.flat(), new.flat()
     for key in before:
         if before[key] == after[key]:
+            continue
+        if key == "data.source":  # the data may have moved: their content is compared
+            changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
             continue
         if key.split(".")[0] in new.fixed:
             raise ConfigError(
@@ -253,6 +258,7 @@ def _old(config: type[RunConfig]) -> RunConfig:
 
 def _config_of(checkpoint: Checkpoint, config: type[RunConfig]) -> RunConfig:
     try:
-        return config.from_dict(checkpoint.state["config"], base=_old(config))
+        found = config.from_dict(checkpoint.state["config"], base=_old(config))
     except ConfigError as error:
         raise CheckpointError(checkpoint.path, f"its config does not fit this version ({error})") from error
+    return found.override("data.source", source_of(checkpoint, found.data.source))

@@ -244,7 +244,11 @@ def test_resume_refuses(plain, tmp_path, capsys):
     assert_refused(
         capsys, ["train", "--resume", plain, "--seed", "5"], "seed is 5, but the run was started with 0"
     )
-    assert_refused(capsys, ["train", "--resume", plain, "--data", "mnist5k"], "data.source is 'mnist5k', but")
+    assert_refused(
+        capsys,
+        ["train", "--resume", plain, "--data", "mnist5k"],
+        "its networks are for data with images of the shape 1x8x8, but mnist5k has 1x28x28",
+    )
     assert_refused(capsys, ["train", "--resume", plain, "--preset", "dcgan"], "preset is 'dcgan', but")
     assert_refused(
         capsys, ["train", "--resume", plain, "--desc", "more"], "desc is 'more', but a run that goes on"

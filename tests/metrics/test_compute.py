@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aigc_ext._cache import Cache, default_cache_dir
 from aigc_ext.data import TensorImages
 from aigc_ext.metrics import (
     InceptionFeatures,
@@ -23,7 +24,6 @@ from aigc_ext.metrics import (
     kernel_distance,
     precision_recall,
 )
-from aigc_ext.metrics.cache import Cache, default_cache_dir
 from aigc_ext.metrics.classifier import shuffled
 from aigc_ext.sampling import Sampler
 from tests.metrics.test_classifier import make_bars

@@ -41,7 +41,7 @@ def test_a_task_of_its_own_learns_and_leaves_a_run(whole):
     assert run_dir.name == "00000-vae-noise-toy"
     snapshots = ["000000-500", "000001", "000001-500", "000002"]
     assert sorted(p.name for p in run_dir.iterdir()) == sorted(
-        ["config.json", "log.txt", "stats.jsonl", "checkpoints", "samples_init.png"]
+        ["config.json", "data.json", "log.txt", "stats.jsonl", "checkpoints", "samples_init.png"]
         + [f"samples{name}.png" for name in snapshots]
     )
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == snapshots

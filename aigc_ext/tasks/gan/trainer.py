@@ -18,6 +18,7 @@ from aigc_ext import _files
 from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset, as_dataset, normalize, open_dataset
 from aigc_ext.data.batch import Batch
+from aigc_ext.data.dataset import Report
 from aigc_ext.metrics import MetricSet, RandomFeatures
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.optim import AdamEMA
@@ -384,10 +385,22 @@ class Trainer(Loop):
         super().__init__(task, outdir=outdir, desc=desc)
 
     @classmethod
-    def from_config(cls, config: TrainConfig, *, outdir: str | Path = "runs", desc: str = "") -> Trainer:
+    def from_config(
+        cls,
+        config: TrainConfig,
+        *,
+        outdir: str | Path = "runs",
+        desc: str = "",
+        report: Report | None = None,
+    ) -> Trainer:
         """Opens the data and builds the networks that `config` describes, with weights from its seed. Files
-        that don't belong to the data are left out; `fit` reports them."""
-        data = open_dataset(config.data.source, on_bad="skip")
+        that don't belong to the data are left out; `fit` reports them.
+
+        Args:
+            outdir, desc: as for the constructor.
+            report: as for `aigc_ext.data.open_dataset`.
+        """
+        data = open_dataset(config.data.source, on_bad="skip", report=report)
         config = recipe.complete(config, data)
         shared: Any = {"image_shape": data.image_shape}
         shared["num_classes"] = data.num_classes if config.data.cond else 0

@@ -46,7 +46,7 @@ def plain_trainer(data, options, outdir, **kwargs):
 def test_the_run_directory(done):
     assert done.run_dir.name == "00000-mlp-digits-first_try"
     assert sorted(p.relative_to(done.run_dir).as_posix() for p in done.run_dir.rglob("*")) == sorted(
-        ["config.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png"]
+        ["config.json", "data.json", "log.txt", "stats.jsonl", "reals.png", "fakes_init.png"]
         + [f"fakes{name}.png" for name in ("000000-250", "000000-500", "000000-750", "000001")]
         + ["model", "model/config.json", "model/model.safetensors", "model/sha256.json", "checkpoints"]
         + [

@@ -59,6 +59,7 @@ RUNS = {
     },
 }
 CLOCK = ("seconds", "img_per_sec", "memory_gb", "sha256", "files", "torch", "aigc_ext")
+DATA = ("name", "images", "shape", "num_classes")  # what such a version wrote down of its data
 
 
 def record(run_dir: Path) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def record(run_dir: Path) -> dict[str, Any]:
             digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name == "state.json":
             content = json.loads(path.read_text())
+            content["data"] = {key: content["data"][key] for key in DATA}
             states[name] = [[key, value] for key, value in content.items() if key not in (*CLOCK, "config")]
             for stem in ("generator", "discriminator", "ema"):
                 for key, tensor in sorted(read_checkpoint(path.parent).tensors[stem].items()):

@@ -1,4 +1,4 @@
-"""A cache on disk for results computed from real data."""
+"""A cache on disk for results computed from real data: of metrics, and of the data itself."""
 
 from __future__ import annotations
 
