@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.config import ConfigError, parse_setting
 
 if TYPE_CHECKING:
+    from aigc_ext.models.transfer import Transfer
     from aigc_ext.tasks.gan import TrainConfig
     from aigc_ext.training import ResumePoint, TrainResult
 
@@ -73,6 +75,11 @@ _KEYS = {
     "--resume",
     metavar="WHAT",
     help="latest, a run or the beginning of its name, or a checkpoint (which starts a new run).",
+)
+@click.option(
+    "--init-from",
+    metavar="WHAT",
+    help="Begin a new run with the weights of a run, checkpoint or model, on any data; what fits is taken.",
 )
 @click.option(
     "--data-changed",
@@ -138,6 +145,7 @@ def train(
     config: str | None,
     settings: tuple[str, ...],
     resume: str | None,
+    init_from: str | None,
     data_changed: bool,
     desc: str,
     dry_run: bool,
@@ -150,17 +158,34 @@ def train(
     """Train a GAN on a set of images.
 
     Later sources override earlier ones: the preset, --config, the options, --set. With --resume the run's own
-    config replaces the preset.
+    config replaces the preset; with --init-from the networks' settings and, unless --data is given, the data
+    are those of the run or model.
     """
     from aigc_ext.data import DatasetError
     from aigc_ext.metrics import MetricError
-    from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer, find_resume_point
+    from aigc_ext.tasks.gan import (
+        PRESETS,
+        TrainConfig,
+        Trainer,
+        find_resume_point,
+        initial_config,
+        read_initial_weights,
+    )
     from aigc_ext.tasks.gan.dry_run import estimate_cost
+    from aigc_ext.tasks.gan.initial import describe_transfers
     from aigc_ext.training import NonFiniteError, RunError
 
     with input_errors():
+        if resume and init_from:
+            raise ValueError("--resume goes on with a run and --init-from begins a new one: give one of them")
         point = find_resume_point(resume, Path(outdir)) if resume else None
-        resolved = PRESETS[preset or "mlp"] if point is None else point.config
+        weights = read_initial_weights(init_from, outdir) if init_from else None
+        if point is not None:
+            resolved = point.config
+        elif weights is not None:
+            resolved = initial_config(weights, preset)
+        else:
+            resolved = PRESETS[preset or "mlp"]
         if preset is not None:
             resolved = resolved.override("preset", preset)  # another preset is an error in a resumed run
         if config is not None:
@@ -181,6 +206,9 @@ def train(
             raise ValueError("--data-changed is for a run that goes on, and needs --resume")
         with data_bar() as report:
             trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc, report=report)
+            transfers: Mapping[str, Transfer] = {}
+            if weights is not None:
+                transfers = trainer.init_from(weights)
             if point is not None:
                 trainer.restore(point, data_changed=data_changed)
             elif not dry_run and os.environ.get("RANK", "0") == "0":
@@ -190,6 +218,8 @@ def train(
         completed = trainer.config
         del trainer  # whose memory the steps may need
         click.echo(completed.to_json(), nl=False)
+        for line in describe_transfers(transfers) if transfers else ():
+            click.echo(line, err=True)
         try:
             click.echo(f"estimated from a few steps: {estimate_cost(completed)}", err=True)
         except RuntimeError as error:

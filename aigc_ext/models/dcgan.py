@@ -9,8 +9,9 @@ generator concatenates an embedding of the label to z, the discriminator adds a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ class DCGANGenerator(Network):
     halved.
     """
 
+    grows_before: ClassVar[Mapping[str, int]] = {"layers": 1}
     value_range = (-1.0, 1.0)
     z_dim: int
 

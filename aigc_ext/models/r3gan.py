@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,8 @@ class R3GANDiscriminator(Network):
     Raises:
         ValueError: as for `R3GANGenerator`.
     """
+
+    grows_before: ClassVar[Mapping[str, int]] = {"layers": 0}
 
     @takes(R3GANDiscriminatorConfig)
     def __init__(self, settings: R3GANDiscriminatorConfig) -> None:

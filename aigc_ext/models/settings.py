@@ -108,6 +108,9 @@ class DiscriminatorConfig(NetworkConfig, usual="mlp"):
 class Network(nn.Module):
     """A network made from its settings, which are also its attributes, under the same names."""
 
+    grows_before: ClassVar[Mapping[str, int]] = {}
+    """Lists of layers to which larger images add at the start, not the end: after how many that stay first.
+    Between networks for images of different sizes, the later ones correspond counted from the end."""
     settings: NetworkConfig
     image_shape: tuple[int, ...]
     num_classes: int

@@ -9,8 +9,9 @@ the label to z, the discriminator adds a projection.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,8 @@ class SNGANDiscriminator(Network):
     Its arguments are the fields of `SNGANDiscriminatorConfig`; it raises ValueError if the sides cannot be
     halved.
     """
+
+    grows_before: ClassVar[Mapping[str, int]] = {"blocks": 1}
 
     @takes(SNGANDiscriminatorConfig)
     def __init__(self, settings: SNGANDiscriminatorConfig) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,7 @@ class StyleGAN2Discriminator(Network):
         ValueError: the sides cannot be halved, or `channel_base` is less than the longer side.
     """
 
+    grows_before: ClassVar[Mapping[str, int]] = {"blocks": 0}
     group_size: int
     cmap_dim: int
 

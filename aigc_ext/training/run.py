@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aigc_ext import _files
 from aigc_ext._runs import find_run, known_runs, numbered_runs
@@ -33,6 +33,7 @@ STATS_FILE = "stats.jsonl"
 METRICS_FILE = "metrics.jsonl"
 # Younger temporary files may belong to another process that is still writing.
 _STALE_SECONDS = 60
+C = TypeVar("C", bound=RunConfig)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -108,7 +109,7 @@ def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePo
         raise RunError(f"resume: {error}") from error
     if (path / STATE_FILE).exists():
         checkpoint = read_checkpoint(path)
-        return ResumePoint(None, checkpoint, _config_of(checkpoint, config))
+        return ResumePoint(None, checkpoint, config_of(checkpoint, config))
     if not path.is_dir():
         raise RunError(
             f"resume is {target!r}, but that is neither 'latest' nor a run or checkpoint directory"
@@ -121,7 +122,7 @@ def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePo
     checkpoint_or_none, refused = newest_checkpoint(path)
     if checkpoint_or_none is None:
         return ResumePoint(path, None, config.from_json(path / CONFIG_FILE, base=_old(config)))
-    return ResumePoint(path, checkpoint_or_none, _config_of(checkpoint_or_none, config), tuple(refused))
+    return ResumePoint(path, checkpoint_or_none, config_of(checkpoint_or_none, config), tuple(refused))
 
 
 def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
@@ -251,12 +252,16 @@ def _locked(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _old(config: type[RunConfig]) -> RunConfig:
+def _old(config: type[C]) -> C:
     """What a run's config leaves out is that of the version that began it."""
     return config.from_dict(config.before)
 
 
-def _config_of(checkpoint: Checkpoint, config: type[RunConfig]) -> RunConfig:
+def config_of(checkpoint: Checkpoint, config: type[C]) -> C:
+    """The config of a checkpoint's run; the path of its data is that of its own working directory.
+
+    Raises CheckpointError if it does not fit this version.
+    """
     try:
         found = config.from_dict(checkpoint.state["config"], base=_old(config))
     except ConfigError as error:

@@ -6,6 +6,9 @@ from aigc_ext.tasks.gan.augment import adjusted_p as adjusted_p
 from aigc_ext.tasks.gan.config import TrainConfig as TrainConfig
 from aigc_ext.tasks.gan.dump import Replay as Replay
 from aigc_ext.tasks.gan.dump import replay as replay
+from aigc_ext.tasks.gan.initial import InitialWeights as InitialWeights
+from aigc_ext.tasks.gan.initial import initial_config as initial_config
+from aigc_ext.tasks.gan.initial import read_initial_weights as read_initial_weights
 from aigc_ext.tasks.gan.objective import Mixing as Mixing
 from aigc_ext.tasks.gan.objective import Objective as Objective
 from aigc_ext.tasks.gan.objective import StepInputs as StepInputs

@@ -21,6 +21,7 @@ from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
 from aigc_ext.metrics import MetricSet, RandomFeatures
 from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.models.transfer import Transfer, transfer_weights
 from aigc_ext.optim import AdamEMA
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
@@ -28,6 +29,13 @@ from aigc_ext.tasks.gan import recipe
 from aigc_ext.tasks.gan.augment import AdaAugment
 from aigc_ext.tasks.gan.config import AdamConfig, TrainConfig
 from aigc_ext.tasks.gan.fastest import fastest
+from aigc_ext.tasks.gan.initial import (
+    INIT_FILE,
+    InitialWeights,
+    describe_transfers,
+    list_transfers,
+    read_initial_weights,
+)
 from aigc_ext.tasks.gan.objective import Mixing, StepInputs
 from aigc_ext.tasks.gan.recipe import Schedule
 from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
@@ -97,6 +105,7 @@ class GANTask(Task):
                 f"grid is {config.grid[0]}x{config.grid[1]}, but must have fewer cells: with images of "
                 f"{'x'.join(map(str, data.image_shape))} it would have more than {_MAX_GRID_BYTES:,} bytes"
             )
+        self._initial: tuple[str, Mapping[str, Transfer]] | None = None
         channels, height, width = data.image_shape
         made = self._sampler.sample([0]).shape[1:]
         if made != (height, width, channels):
@@ -157,6 +166,21 @@ class GANTask(Task):
         if self.config.loss.mixing:
             mixing = Mixing(z.flip(0), labels + 1)
         return StepInputs(real, real, z, labels if self._classes else None, True, mixing, seed=0)
+
+    def init_from(self, weights: InitialWeights) -> Mapping[str, Transfer]:
+        """Takes over the weights that fit; see `Trainer.init_from`."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
+        done = {
+            role: transfer_weights(network, weights.networks[role])
+            for role, network in networks.items()
+            if role in weights.networks
+        }
+        state, transfer = self.generator.state_dict(), done["generator"]
+        # A bias may fit anywhere.
+        if not any(state[name].ndim > 1 for name in (*transfer.taken, *transfer.partly)):
+            raise ValueError(f"{weights.source}: none of its generator's weights fits this one")
+        self._initial = weights.source, done
+        return done
 
     def state(self) -> Mapping[str, Piece]:
         # Parameters are averaged in each step; buffers, such as batch statistics, are copied.
@@ -219,6 +243,12 @@ class GANTask(Task):
         config, data = self.config, self.data
         if data.num_classes and not self._classes:
             log.info("the labels of %s are not used, because data.cond is false", data.name)
+        if self._initial is not None and not (directory / INIT_FILE).exists():
+            source, done = self._initial
+            log.info("it begins with weights of %s (all tensors: %s)", source, INIT_FILE)
+            for line in describe_transfers(done):
+                log.info("%s", line)
+            _files.replace_file(directory / INIT_FILE, list_transfers(source, done).encode())
         if not (directory / "reals.png").exists():
             reals, _ = data.read(range(min(math.prod(config.grid), len(data))))
             self._save(reals.permute(0, 2, 3, 1).numpy(), directory / "reals.png", label=False)
@@ -409,6 +439,28 @@ class Trainer(Loop):
             generator = build_generator(replace(config.generator, **shared))
             discriminator = build_discriminator(replace(config.discriminator, **shared))
         return cls(generator, discriminator, data, config, outdir=outdir, desc=desc)
+
+    def init_from(self, source: str | Path | InitialWeights) -> Mapping[str, Transfer]:
+        """Begins a new run with the weights of another: the generator, the discriminator and the averaged
+        generator take every tensor of the same layer and shape, and keep their own initial values elsewhere.
+        The data, the number of classes and, where the networks allow it, the resolution may differ.
+        Optimizers and counters start anew.
+
+        Args:
+            source: a run (its newest checkpoint), a checkpoint, or a model (both generators begin with it);
+                see `tasks.gan.initial.read_initial_weights`.
+
+        Returns what was taken and what not, by `generator`, `discriminator` (unless the source is a model)
+        and `ema`; `fit` logs it.
+
+        Raises:
+            ValueError: nothing of the generator fits, the run has begun already, or there is no such source
+                or it is damaged.
+        """
+        if self.state.step:
+            raise ValueError(f"init_from is for a new run, but this one is at step {self.state.step}")
+        given = source if isinstance(source, InitialWeights) else read_initial_weights(source, self._outdir)
+        return self.task.init_from(given)
 
 
 def find_resume_point(target: str, outdir: Path) -> run.ResumePoint:
