@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,28 +14,59 @@ import click
 from tqdm import tqdm
 
 from aigc_ext import _names
+from aigc_ext.cli.decorator import decorator
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 
 if TYPE_CHECKING:
-    from aigc_ext.data.convert import Conversion, Inspection, Progress
+    from aigc_ext.data.convert import Conversion, Inspection
+    from aigc_ext.data.files import Progress
 
 _SHOWN_CLASSES = 20
 _SHOWN_FILES = 5
+_SHOWN_SHAPES = 6
+_BAR = 40
+_RATIOS = (
+    (2.0, "2 and more"),
+    (1.1, "1.1 to 2"),
+    (0.9, "0.9 to 1.1"),
+    (0.5, "0.5 to 0.9"),
+    (0.0, "below 0.5"),
+)
 _T = TypeVar("_T")
 
 
 class SizeType(click.ParamType):
-    """`256x256`: width x height."""
+    """`256x128`: width x height; `64` is 64x64."""
 
     name = "size"
 
     def convert(
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})", value)
+        match = re.fullmatch(r"([1-9]\d{0,9})(?:x([1-9]\d{0,9}))?", value)
         if match is None:
-            self.fail(f"{value!r} is no size of WIDTHxHEIGHT such as 256x256", param, ctx)
-        return int(match[1]), int(match[2])
+            self.fail(f"{value!r} is no size such as 64 (64x64) or 256x128, WIDTHxHEIGHT", param, ctx)
+        return int(match[1]), int(match[2] or match[1])
+
+
+fit_options = decorator(
+    click.option(
+        "--resolution",
+        type=SizeType(),
+        metavar="WxH",
+        help="Crop and scale all images to this size; 64 is 64x64.  [default: the most frequent; others are"
+        " left out]",
+    ),
+    click.option(
+        "--transform",
+        type=click.Choice(_names.TRANSFORMS),
+        help="How to treat other aspect ratios: center-crop crops the ends; center-crop-wide also adds black"
+        " bars, to a square; letterbox crops nothing and adds bars.  [default: they are left out]",
+    ),
+    click.option(
+        "--enlarge", is_flag=True, default=None, help="Also use images that are smaller than --resolution."
+    ),
+)
 
 
 @click.command()
@@ -49,19 +81,7 @@ class SizeType(click.ParamType):
     metavar="PATH",
     help="The folder or .zip to write; it must not exist yet.  [default: only inspect the source]",
 )
-@click.option(
-    "--resolution",
-    type=SizeType(),
-    metavar="WxH",
-    help="Size of the images written.  [default: the most frequent; others are left out]",
-)
-@click.option(
-    "--transform",
-    type=click.Choice(_names.TRANSFORMS),
-    help="How to treat other aspect ratios: center-crop crops the ends; center-crop-wide also adds black"
-    " bars, to a square; letterbox crops nothing and adds bars.  [default: they are left out]",
-)
-@click.option("--enlarge", is_flag=True, help="Also use images that are smaller than --resolution.")
+@fit_options
 @click.option(
     "--class-folders",
     is_flag=True,
@@ -80,7 +100,7 @@ def dataset(
     dest: str | None,
     resolution: tuple[int, int] | None,
     transform: str | None,
-    enlarge: bool,
+    enlarge: bool | None,
     class_folders: bool,
     max_images: int | None,
     workers: int,
@@ -116,7 +136,7 @@ def dataset(
                 dest,
                 resolution=resolution,
                 transform=transform,
-                enlarge=enlarge,
+                enlarge=bool(enlarge),
                 class_folders=class_folders,
                 max_images=max_images,
                 workers=workers,
@@ -145,7 +165,8 @@ def _show_inspection(source: str, seen: Inspection) -> None:
 
     click.echo(f"source:     {source}")
     click.echo(f"images:     {seen.images}")
-    click.echo(f"shapes:     {_counts(seen.shapes, format_shape)}")
+    for line in _shapes(seen.shapes):
+        click.echo(line)
     click.echo(f"stored as:  {_counts(seen.stored_as, str)}")
     click.echo(f"classes:    {_classes(seen.classes, seen.class_names)}")
     click.echo(f"bad files:  {len(seen.bad_files)}")
@@ -155,7 +176,8 @@ def _show_inspection(source: str, seen: Inspection) -> None:
         (shape, count), *_ = seen.shapes.most_common(1)
         click.echo(
             f"To train on it as it is would take {count} images of {format_shape(shape)} and leave out"
-            f" {seen.images - count} of other shapes; --dest makes all of one shape."
+            f" {seen.images - count} of other shapes; train --resolution 64 --transform center-crop makes all"
+            " 64x64, and --dest writes a set of one shape."
         )
 
 
@@ -170,6 +192,34 @@ def _show_conversion(made: Conversion) -> None:
         click.echo(f"  {bad}")
     if len(made.bad_files) > _SHOWN_FILES:
         click.echo(f"  ... and {len(made.bad_files) - _SHOWN_FILES} more")
+
+
+def _shapes(shapes: Counter[tuple[int, int, int]]) -> list[str]:
+    """A line, or for many shapes histograms of the shorter side and the aspect ratio."""
+    from aigc_ext.data.dataset import format_shape
+
+    if len(shapes) <= _SHOWN_SHAPES:
+        return [f"shapes:     {_counts(shapes, format_shape)}"]
+    channels, sides, ratios = Counter[str](), Counter[int](), Counter[str]()
+    for (depth, height, width), count in shapes.items():
+        channels[f"{depth} channel{'s' * (depth > 1)}"] += count
+        sides[min(height, width).bit_length()] += count
+        ratios[next(name for least, name in _RATIOS if width / height >= least)] += count
+    lines = [f"shapes:     {len(shapes)} different ones, of {_counts(channels, str)}"]
+    octaves = {
+        f"{1 << (bits - 1)} to {(1 << bits) - 1}": sides[bits] for bits in range(min(sides), max(sides) + 1)
+    }
+    lines += ["  shorter side, in pixels:", *_histogram(octaves)]
+    return [*lines, "  width / height:", *_histogram({name: ratios[name] for _, name in _RATIOS})]
+
+
+def _histogram(counts: Mapping[str, int]) -> list[str]:
+    width, most = max(map(len, counts)), max(counts.values())
+    longest = len(str(most))
+    return [
+        f"    {name:>{width}}  {count:>{longest}}  {'#' * math.ceil(_BAR * count / most)}".rstrip()
+        for name, count in counts.items()
+    ]
 
 
 def _counts(counts: Counter[_T], text: Callable[[_T], str]) -> str:

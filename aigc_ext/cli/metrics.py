@@ -8,6 +8,7 @@ import click
 
 from aigc_ext import _names
 from aigc_ext._progress import bars
+from aigc_ext.cli.dataset import fit_options
 from aigc_ext.cli.errors import InputError, input_errors
 from aigc_ext.cli.network import network_options, open_sampler
 
@@ -17,6 +18,7 @@ from aigc_ext.cli.network import network_options, open_sampler
 @click.option(
     "--data", required=True, metavar="NAME|PATH", help="The real images; a name or path as for train."
 )
+@fit_options
 @click.option(
     "--metrics",
     "names",
@@ -48,6 +50,9 @@ def metrics(
     network: str,
     allow_download: bool,
     data: str,
+    resolution: tuple[int, int] | None,
+    transform: str | None,
+    enlarge: bool | None,
     names: str,
     num: int,
     seed: int,
@@ -71,7 +76,7 @@ def metrics(
         sampler = open_sampler(network, allow_download, device, threads)
         measure = MetricSet(
             [name.strip() for name in names.split(",")],
-            open_dataset(data),
+            open_dataset(data, resolution=resolution, transform=transform, enlarge=bool(enlarge)),
             num_images=num,
             seed=seed,
             extractor=extractor,  # type: ignore[arg-type]

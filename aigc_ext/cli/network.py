@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aigc_ext import _names
+from aigc_ext.cli.decorator import decorator
 
 if TYPE_CHECKING:
     from aigc_ext.sampling import Sampler
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _decorator(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-network_options = _decorator(
+network_options = decorator(
     click.option(
         "--network",
         required=True,
@@ -37,7 +25,7 @@ network_options = _decorator(
     ),
 )
 
-style_options = _decorator(
+style_options = decorator(
     click.option(
         "--trunc",
         type=float,
@@ -60,7 +48,7 @@ class_option = click.option(
     "--class", "class_", type=int, metavar="INT", help="Class of all images.  [default: by the seed]"
 )
 
-label_options = _decorator(
+label_options = decorator(
     click.option(
         "--label/--no-label",
         default=True,
@@ -71,7 +59,7 @@ label_options = _decorator(
     ),
 )
 
-device_options = _decorator(
+device_options = decorator(
     click.option(
         "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]"
     ),

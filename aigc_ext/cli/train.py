@@ -18,6 +18,7 @@ from tqdm import tqdm
 from aigc_ext import _names
 from aigc_ext._output import discard_output
 from aigc_ext.cli.bars import data_bar
+from aigc_ext.cli.dataset import fit_options
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.config import ConfigError, parse_setting
 
@@ -31,6 +32,9 @@ _KEYS = {
     "data": "data.source",
     "cond": "data.cond",
     "mirror": "data.mirror",
+    "resolution": "data.resolution",
+    "transform": "data.transform",
+    "enlarge": "data.enlarge",
     "batch": "batch",
     "batch_gpu": "batch_gpu",
     "aug": "augment.kind",
@@ -62,6 +66,7 @@ _KEYS = {
     metavar="NAME|PATH",
     help="digits, mnist5k, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER.",
 )
+@fit_options
 @click.option("--preset", type=click.Choice(_names.PRESETS), help="Networks and recipe.  [default: mlp]")
 @click.option("--config", metavar="FILE", help="JSON in the form of a run's config.json; may be partial.")
 @click.option(

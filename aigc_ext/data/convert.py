@@ -8,28 +8,20 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from aigc_ext import _files, _names
+from aigc_ext import _files
 from aigc_ext.data import image_file
-from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset
-from aigc_ext.data.files import LABELS_FILE, ImageFiles, Tree, collect, probe
+from aigc_ext.data.dataset import BadFile, DatasetError
+from aigc_ext.data.files import LABELS_FILE, ImageFiles, Progress, Tree, map_files, probe
+from aigc_ext.data.fit import TRANSFORMS as TRANSFORMS
+from aigc_ext.data.fit import ArrayFiles, as_image, check_fit, fit, fitted_size, png, with_channels
 from aigc_ext.data.open import find_files, open_dataset
 
-TRANSFORMS = _names.TRANSFORMS
 _PER_FOLDER = 1000
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_T = TypeVar("_T")
-
-Progress = Callable[[int, int], object]
-"""Called with the number of finished images and the total."""
 
 
 class Inspection(NamedTuple):
@@ -72,27 +64,6 @@ class Conversion(NamedTuple):
     bad_files: list[BadFile]
 
 
-class _Arrays(ImageFiles):
-    """Presents a dataset without files as files."""
-
-    def __init__(self, source: str, data: ImageDataset) -> None:
-        super().__init__(source, data.name, source)
-        self._data = data
-        self.images = [f"image {i:08d}" for i in range(len(data))]
-
-    def size(self, name: str) -> int:
-        return 1
-
-    def open(self, name: str) -> BinaryIO:
-        pixels = self._data.read([int(name[6:])])[0][0].permute(1, 2, 0).numpy()
-        return io.BytesIO(_png(_image(pixels)))
-
-    def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
-        if not self._data.num_classes:
-            return None, []
-        return dict(zip(self.images, self._data.labels.tolist(), strict=True)), []
-
-
 class _Source(NamedTuple):
     files: ImageFiles
     images: list[str]  # those that are not known to be bad
@@ -116,11 +87,11 @@ def inspect_dataset(
     def look(name: str) -> tuple[str, tuple[int, int, int]]:
         data = files.read(name)
         height, width, channels = image_file.decode(io.BytesIO(data)).shape
-        stored_as = "array" if isinstance(files, _Arrays) else image_file.stored_as(io.BytesIO(data))
+        stored_as = "array" if isinstance(files, ArrayFiles) else image_file.stored_as(io.BytesIO(data))
         return stored_as, (channels, height, width)
 
     shapes, stored, classes = Counter[tuple[int, int, int]](), Counter[str](), Counter[int]()
-    for name, seen in _map(look, images[:max_images], bad, workers, progress):
+    for name, seen in map_files(look, images[:max_images], bad, workers, progress):
         stored[seen[0]] += 1
         shapes[seen[1]] += 1
         if labels is not None:
@@ -183,32 +154,30 @@ def convert_dataset(
     ((height, width), _), *_ = Counter(shape[1:] for shape in headers.values()).most_common(1)
 
     def make(name: str) -> bytes:
-        image = _with_channels(_image(image_file.decode(io.BytesIO(files.read(name)))), channels)
+        image = with_channels(as_image(image_file.decode(io.BytesIO(files.read(name)))), channels)
         if resolution is not None:
-            return _png(_fit(image, resolution, transform, enlarge))
+            return png(fit(image, resolution, transform, enlarge))
         if image.size != (width, height):
             raise ValueError(
                 f"it is {image.width}x{image.height}, but must be {width}x{height} as most are;"
                 " with a resolution, images of any size can be used"
             )
-        return _png(image)
+        return png(image)
 
     classes = Counter[int]()
     pairs: list[tuple[str, int]] = []
     count = 0
     dest.parent.mkdir(parents=True, exist_ok=True)
     with _new(dest) as write:
-        for name, png in _map(make, list(headers), bad, workers, progress):
+        for name, content in map_files(make, list(headers), bad, workers, progress):
             output = f"{count // _PER_FOLDER:05d}/img{count:08d}.png"
-            write(output, png)
+            write(output, content)
             count += 1
             if labels is not None:
                 pairs.append((output, labels[name]))
                 classes[labels[name]] += 1
         if resolution is not None:
-            width, height = resolution
-        if transform == "center-crop-wide":
-            height = width
+            width, height = fitted_size(resolution, transform)
         write(LABELS_FILE, _json({"labels": pairs if labels is not None else None}))
         summary = {
             "source": files.source,
@@ -224,7 +193,7 @@ def convert_dataset(
 
 
 def _open(source: str | os.PathLike[str], class_folders: bool) -> _Source:
-    files = find_files(source) or _Arrays(str(source), open_dataset(source))
+    files = find_files(source) or ArrayFiles(str(source), open_dataset(source))
     class_names: list[str] = []
     labels: dict[str, int] | None
     if not class_folders:
@@ -240,33 +209,6 @@ def _open(source: str | os.PathLike[str], class_folders: bool) -> _Source:
     left_out = {file.name for file in bad}
     images = [name for name in files.images if name not in left_out]
     return _Source(files, images, labels, class_names, bad)
-
-
-def _map(
-    function: Callable[[str], _T],
-    names: Sequence[str],
-    bad: list[BadFile],
-    workers: int,
-    progress: Progress | None,
-) -> Iterator[tuple[str, _T]]:
-    """Names and results, in order; names for which `function` raises go to `bad`."""
-
-    def attempt(name: str) -> tuple[list[_T], list[BadFile]]:
-        result: list[_T] = []
-        faults: list[BadFile] = []
-        with collect(faults, name):
-            result.append(function(name))
-        return result, faults
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="aigc-ext-data") as pool:
-        for start in range(0, len(names), 16 * workers):  # blocks limit the results held in memory
-            block = names[start : start + 16 * workers]
-            for name, (result, faults) in zip(block, pool.map(attempt, block), strict=True):
-                bad += faults
-                for value in result:
-                    yield name, value
-            if progress is not None:
-                progress(start + len(block), len(names))
 
 
 @contextmanager
@@ -301,73 +243,12 @@ def _check(dest: Path, resolution: tuple[int, int] | None, transform: str | None
     if dest.suffix.lower() in (".npy", ".npz", ".tar", ".tgz", ".gz"):
         raise DatasetError(f"{dest}: what is written must be a folder or a .zip")
     _refuse_existing(dest)
-    if transform is not None and transform not in TRANSFORMS:
-        raise ValueError(f"transform is {transform!r}, but must be one of {', '.join(TRANSFORMS)}")
-    if resolution is None:
-        if transform is not None:
-            raise ValueError(f"transform is {transform!r}, but needs a resolution")
-        return
-    width, height = resolution
-    if width < 1 or height < 1 or width * height > image_file.MAX_PIXELS:
-        raise ValueError(
-            f"resolution is {width}x{height}, but must be 1x1 at least and have at most"
-            f" {image_file.MAX_PIXELS} pixels"
-        )
-    if transform == "center-crop-wide" and width < height:
-        raise ValueError(
-            f"resolution is {width}x{height}, but for center-crop-wide must not be taller than wide"
-        )
+    check_fit(resolution, transform)
 
 
 def _refuse_existing(dest: Path) -> None:
     if os.path.lexists(dest):
         raise DatasetError(f"{dest}: it exists already, and is not overwritten")
-
-
-def _fit(image: Image.Image, size: tuple[int, int], transform: str | None, enlarge: bool) -> Image.Image:
-    """The image resized to `size`, or for center-crop-wide on a square; see `convert_dataset`."""
-    width, height = size
-    across, down = width / image.width, height / image.height
-    scale = min(across, down) if transform == "letterbox" else max(across, down)
-    whole = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    if transform is None and whole != size:
-        raise ValueError(
-            f"it is {image.width}x{image.height}, which is not of the shape of {width}x{height};"
-            " a transform would say what to cut off or to add"
-        )
-    if scale > 1 and not enlarge:
-        raise ValueError(
-            f"it is {image.width}x{image.height}, so to have {width}x{height} it must be enlarged"
-        )
-    if transform == "letterbox":
-        return _on_black(image.resize(whole, Image.Resampling.LANCZOS), size)
-    left, top = max(0.0, (image.width - width / scale) / 2), max(0.0, (image.height - height / scale) / 2)
-    box = (left, top, image.width - left, image.height - top)
-    fitted = image.resize(size, Image.Resampling.LANCZOS, box=box)
-    return _on_black(fitted, (width, width)) if transform == "center-crop-wide" else fitted
-
-
-def _on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    canvas = Image.new(image.mode, size)
-    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
-    return canvas
-
-
-def _with_channels(image: Image.Image, channels: int) -> Image.Image:
-    mode = _MODES[channels]
-    if image.mode == "RGBA" and mode != "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def _json(content: object, indent: int | None = None) -> bytes:

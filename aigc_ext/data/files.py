@@ -12,10 +12,11 @@ import stat
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NoReturn, cast
+from typing import BinaryIO, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,10 +37,15 @@ from aigc_ext.data.index import FileIndex, Stamp, file_stamp
 _log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
+WRONG_SHAPE = "its shape is"  # the beginning of such a reason
 NO_IMAGE = f"there is no image in it (by suffix: {', '.join(sorted(image_file.SUFFIXES))})"
 
 
 OnBad = Literal["raise", "skip"]
+
+Progress = Callable[[int, int], object]
+"""Called with the number of finished images and the total."""
+_T = TypeVar("_T")
 
 # The limit keeps a missing disk from causing an endless search.
 _MOST_REPLACED = 100
@@ -256,11 +262,31 @@ class FileImages(ImageDataset):
         kept = self
         if bad:
             names = [self._names[i] for i in good]
-            kept = FileImages(self._files, names, self.image_shape, labels, bad_files, self._on_bad)
-            kept._digests = self._digests
+            kept = self.part(names, labels, bad_files)
         return TensorImages(
             self.name, images[: len(good)], labels, bad_files=bad_files, identity=kept.identity()
         )
+
+    def part(self, names: list[str], labels: Tensor | None, bad_files: Sequence[BadFile]) -> FileImages:
+        """A dataset of some of the images, which shares what is known of the files."""
+        made = self._made_of(names, labels, bad_files)
+        made._digests, made.report = self._digests, self.report
+        return made
+
+    def _made_of(self, names: list[str], labels: Tensor | None, bad_files: Sequence[BadFile]) -> FileImages:
+        return FileImages(self._files, names, self.image_shape, labels, bad_files, self._on_bad)
+
+    @property
+    def source(self) -> str:
+        return self._files.source
+
+    @property
+    def names(self) -> list[str]:
+        return self._names
+
+    def decode_file(self, name: str) -> Tensor:
+        """An image, uint8 C x H x W, by the name of its file."""
+        return self._decode(self._files.read(name))
 
     def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
         images = torch.empty((len(index), *self.image_shape), dtype=torch.uint8)
@@ -270,7 +296,7 @@ class FileImages(ImageDataset):
         bad: list[BadFile] = []
         for row, i in zip(images, index.tolist(), strict=True):
             with collect(bad, self._names[i]):
-                row.copy_(self._decode(self._files.read(self._names[i])))
+                row.copy_(self.decode_file(self._names[i]))
         if bad:
             raise_faults(self._files, bad)
         return images, index
@@ -283,7 +309,7 @@ class FileImages(ImageDataset):
                 continue
             bad: list[BadFile] = []
             with collect(bad, self._names[i]):
-                row.copy_(self._decode(self._files.read(self._names[i])))
+                row.copy_(self.decode_file(self._names[i]))
             if not bad:
                 return i
             # Only the first thread that finds it warns.
@@ -301,7 +327,7 @@ class FileImages(ImageDataset):
         shape = cast(tuple[int, int, int], tuple(image.shape))
         if shape != self.image_shape:
             raise ValueError(
-                f"its shape is {format_shape(shape)}, but must be {format_shape(self.image_shape)}"
+                f"{WRONG_SHAPE} {format_shape(shape)}, but must be {format_shape(self.image_shape)}"
             )
         return image
 
@@ -341,25 +367,52 @@ def open_tree(path: Path) -> ImageFiles:
         raise DatasetError(f"{path}: {image_file.describe_error(error)}") from error
 
 
-def open_images(
-    files: ImageFiles, memory_limit: int, on_bad: OnBad, report: Report | None = None
-) -> ImageDataset:
-    """Makes a dataset of files, as described in `open_dataset`. Checks every file, and names every bad
-    one."""
+class Selection(NamedTuple):
+    """The images of a source that are good as far as their headers say.
+
+    Attributes:
+        shapes: their shapes by name, in order.
+        labels: their classes; None without labels.
+        bad: the files that are left out.
+    """
+
+    files: ImageFiles
+    shapes: dict[str, tuple[int, int, int]]
+    labels: dict[str, int] | None
+    bad: list[BadFile]
+
+    def classes(self, names: Sequence[str]) -> Tensor | None:
+        if self.labels is None:
+            return None
+        return torch.tensor([self.labels[name] for name in names], dtype=torch.int64)
+
+
+def select_images(
+    files: ImageFiles, on_bad: OnBad, *, one_shape: bool, report: Report | None = None
+) -> Selection:
+    """Checks every file, and names every bad one. With `one_shape`, images of another shape than the most
+    frequent one are bad."""
     shapes, bad = probe(files, files.images, report=report)
-    bad += _other_shapes(shapes)
+    if one_shape:
+        bad += _other_shapes(shapes)
     labels, bad_labels = files.labels()
     bad = [*files.bad, *bad, *bad_labels]
     if bad and on_bad == "raise":
         raise_faults(files, bad)
     left_out = {file.name for file in bad}
-    images = [name for name in files.images if name not in left_out]
-    if not images:
+    good = {name: shape for name, shape in shapes.items() if name not in left_out}
+    if not good:
         raise DatasetError(f"{files.source}: none of its images is good:", bad)
+    return Selection(files, good, labels, bad)
 
-    image_shape = shapes[images[0]]
-    classes = None if labels is None else torch.tensor([labels[name] for name in images], dtype=torch.int64)
-    dataset = FileImages(files, images, image_shape, classes, bad, on_bad)
+
+def open_images(
+    selection: Selection, memory_limit: int, on_bad: OnBad, report: Report | None = None
+) -> ImageDataset:
+    """Makes a dataset of images of one shape, as described in `open_dataset`."""
+    files, images = selection.files, list(selection.shapes)
+    image_shape = selection.shapes[images[0]]
+    dataset = FileImages(files, images, image_shape, selection.classes(images), selection.bad, on_bad)
     dataset.report = report
     size = len(images) * image_shape[0] * image_shape[1] * image_shape[2]
     if size <= memory_limit:
@@ -406,7 +459,7 @@ def _other_shapes(shapes: dict[str, tuple[int, int, int]]) -> list[BadFile]:
     model = next(name for name, shape in shapes.items() if shape == expected)
     wanted = f"{format_shape(expected)} as {model} ({count} of {len(shapes)} images)"
     return [
-        BadFile(name, f"its shape is {format_shape(shape)}, but must be {wanted}")
+        BadFile(name, f"{WRONG_SHAPE} {format_shape(shape)}, but must be {wanted}")
         for name, shape in shapes.items()
         if shape != expected
     ]
@@ -458,6 +511,33 @@ def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
         BadFile(name, f"{LABELS_FILE} has no label for it") for name in files.images if name not in classes
     ]
     return classes, bad
+
+
+def map_files(
+    function: Callable[[str], _T],
+    names: Sequence[str],
+    bad: list[BadFile],
+    workers: int,
+    progress: Progress | None,
+) -> Iterator[tuple[str, _T]]:
+    """Names and results, in order; names for which `function` raises go to `bad`."""
+
+    def attempt(name: str) -> tuple[list[_T], list[BadFile]]:
+        result: list[_T] = []
+        faults: list[BadFile] = []
+        with collect(faults, name):
+            result.append(function(name))
+        return result, faults
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="aigc-ext-data") as pool:
+        for start in range(0, len(names), 16 * workers):  # blocks limit the results held in memory
+            block = names[start : start + 16 * workers]
+            for name, (result, faults) in zip(block, pool.map(attempt, block), strict=True):
+                bad += faults
+                for value in result:
+                    yield name, value
+            if progress is not None:
+                progress(start + len(block), len(names))
 
 
 @contextmanager

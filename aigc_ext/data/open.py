@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from aigc_ext.data.arrays import open_arrays
-from aigc_ext.data.dataset import DatasetError, ImageDataset, Report
+from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, Report
 from aigc_ext.data.embedded import NAMES as EMBEDDED_NAMES
 from aigc_ext.data.embedded import open_embedded
-from aigc_ext.data.files import ImageFiles, OnBad, open_images, open_tree
+from aigc_ext.data.files import WRONG_SHAPE, ImageFiles, OnBad, open_images, open_tree, select_images
+from aigc_ext.data.fit import NEEDS_ENLARGING, NEEDS_TRANSFORM, ArrayFiles, check_fit
 from aigc_ext.data.huggingface import open_rows
+from aigc_ext.data.prepare import Preparation, open_prepared
 from aigc_ext.data.shards import open_shards
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
@@ -21,6 +24,10 @@ def open_dataset(
     *,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     on_bad: OnBad = "raise",
+    resolution: tuple[int, int] | None = None,
+    transform: str | None = None,
+    enlarge: bool = False,
+    max_left_out: float = 1.0,
     report: Report | None = None,
 ) -> ImageDataset:
     """Opens and checks a dataset, so that bad files are found now and not after a night of training.
@@ -47,26 +54,82 @@ def open_dataset(
             out too; if it is read on demand, `read` later replaces the image, with one logged warning per
             file. A `dataset.json` that can't be read at all is a bad file, and the dataset has no labels. An
             array (`.npy`, `.npz`, embedded) is accepted or rejected as a whole.
-        report: called with "indexing", "reading" or "identifying" (see `ImageDataset.identity`), the number
-            of finished images and the total, while files are looked at. Their shapes and hashes are kept in
-            the user's cache directory, until they change.
+        resolution: (width, height) to which all images are cropped and scaled; without it they must have one
+            shape. They are decoded once, into the user's cache directory, and again only where the content of
+            a file has changed.
+        transform, enlarge: how, as for `convert_dataset`.
+        max_left_out: the largest fraction of the images that "skip" may leave out.
+        report: called with "indexing", "reading", "preparing" or "identifying" (see `ImageDataset.identity`),
+            the number of finished images and the total, while files are looked at. Their shapes and hashes
+            are kept in the user's cache directory, until they change.
 
     Raises:
         DatasetError: the source is missing, of an unknown kind, has no good image or, with on_bad="raise",
-            has bad files, listed in `bad_files`.
+            has bad files, listed in `bad_files`, or too many of them.
+        ValueError: another argument is wrong.
     """
     if memory_limit < 0:
         raise ValueError(f"memory_limit is {memory_limit}, but must be at least 0")
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad is {on_bad!r}, but must be 'raise' or 'skip'")
+    check_fit(resolution, transform)
+    if enlarge and resolution is None:
+        raise ValueError("enlarge is true, but needs a resolution")
+    if not 0 <= max_left_out <= 1:
+        raise ValueError(f"max_left_out is {max_left_out}, but must be from 0 to 1")
     files = find_files(source)
-    if files is not None:
-        return open_images(files, memory_limit, on_bad, report)
+    if files is None:
+        dataset = _open_arrays(source, memory_limit)
+        dataset.report = report
+        if resolution is None:
+            return dataset
+        files = ArrayFiles(os.fspath(source), dataset)
+    selection = select_images(files, on_bad, one_shape=resolution is None, report=report)
+    _check_left_out(files, selection.bad, max_left_out)
+    if resolution is None:
+        dataset = open_images(selection, memory_limit, on_bad, report)
+    else:
+        preparation = Preparation(resolution, transform, enlarge)
+        dataset = open_prepared(selection, preparation, memory_limit, on_bad, report)
+    _check_left_out(files, dataset.bad_files, max_left_out)
+    return dataset
+
+
+def _check_left_out(files: ImageFiles, bad: Sequence[BadFile], most: float) -> None:
+    """Raises DatasetError if more than this fraction of the images is left out, and says how not to."""
+    images = set(files.images)
+    lost = {file.name: file for file in bad if file.name in images}
+    if len(lost) <= most * len(images):
+        return
+    reasons = [file.reason for file in lost.values()]
+    ways = [
+        f"{count} {what}"
+        for recognise, what in (
+            (
+                lambda reason: reason.startswith(WRONG_SHAPE),
+                "have another shape than most: --resolution 64 crops and scales all to 64x64",
+            ),
+            (
+                lambda reason: reason.endswith(NEEDS_TRANSFORM),
+                "have another aspect ratio: --transform center-crop cuts off what is too long, "
+                "--transform letterbox adds bars",
+            ),
+            (lambda reason: reason.endswith(NEEDS_ENLARGING), "are too small: --enlarge uses them too"),
+        )
+        if (count := sum(map(recognise, reasons)))
+    ]
+    raise DatasetError(
+        f"{files.source}: {len(lost)} of {len(images)} images would be left out, more than the fraction "
+        f"{most:g} that data.max_left_out allows{': ' if ways else ''}{'; '.join(ways)}; aigc-ext dataset "
+        "--source says what is in it:",
+        list(lost.values()),
+    )
+
+
+def _open_arrays(source: str | os.PathLike[str], memory_limit: int) -> ImageDataset:
     if isinstance(source, str) and source in EMBEDDED_NAMES:
         return open_embedded(source)
-    dataset = open_arrays(Path(source), memory_limit)
-    dataset.report = report
-    return dataset
+    return open_arrays(Path(source), memory_limit)
 
 
 def find_files(source: str | os.PathLike[str]) -> ImageFiles | None:

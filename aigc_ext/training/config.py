@@ -18,6 +18,15 @@ class DataConfig(Config):
     """Train conditionally: the networks get the class labels."""
     mirror: bool = False
     """Flip each image horizontally with probability 1/2."""
+    resolution: tuple[Count, Count] | None = None
+    """Width and height to which all images are cropped and scaled; null: they have one shape already."""
+    transform: Literal["center-crop", "center-crop-wide", "letterbox"] | None = None
+    """How to treat images of another aspect ratio than the resolution's, which are left out without it."""
+    enlarge: bool = False
+    """Also use images that are smaller than the resolution."""
+    max_left_out: Annotated[float, Range(ge=0, le=1)] = 0.1
+    """The largest fraction of the images that may be left out, because they are broken or of another shape;
+    above it a run does not begin."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class RunConfig(Config):
 
     fixed: ClassVar[tuple[str, ...]] = ("preset", "seed", "data")
     """Keys that cannot change when a run is resumed, because the old state would mean something else."""
-    before: ClassVar[Mapping[str, Any]] = {}
+    before: ClassVar[Mapping[str, Any]] = {"data": {"max_left_out": 1.0}}
     """What runs did before a key existed, if not its default; a run without the key keeps to it."""
 
     preset: str = "mlp"

@@ -34,6 +34,8 @@ METRICS_FILE = "metrics.jsonl"
 # Younger temporary files may belong to another process that is still writing.
 _STALE_SECONDS = 60
 C = TypeVar("C", bound=RunConfig)
+# Not what the data are, which is compared by content, but where, and how strictly they are looked at.
+_FREE = ("data.source", "data.max_left_out")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -135,7 +137,7 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
     for key in before:
         if before[key] == after[key]:
             continue
-        if key == "data.source":  # the data may have moved: their content is compared
+        if key in _FREE:
             changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
             continue
         if key.split(".")[0] in new.fixed:

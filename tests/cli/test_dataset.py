@@ -54,6 +54,35 @@ def test_with_dest_a_folder_or_zip_is_written_and_bad_files_are_reported(tmp_pat
     assert len(open_dataset(dest)) == 6
 
 
+def test_one_number_is_a_square(tmp_path, capsys):
+    assert run("--source", "digits", "--dest", tmp_path / "out", "--resolution", "4", "--max-images", 3) == 0
+    assert "3 of 1x4x4" in capsys.readouterr().out
+
+
+def test_many_shapes_are_a_histogram(tmp_path, capsys):
+    sizes = [(64 + i, 100, 3) for i in range(30)] + [(30, 20), (300, 290, 3)]
+    root = write(tmp_path / "set", {f"{i}.png": encoded(pixels(i, s)) for i, s in enumerate(sizes)})
+    assert run("--source", root) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("shapes:     32 different ones, of 31 of 3 channels, 1 of 1 channel")
+    assert lines[start + 1 : start + 13] == [
+        "  shorter side, in pixels:",
+        "      16 to 31   1  ##",
+        "      32 to 63   0",
+        "     64 to 127  30  ########################################",
+        "    128 to 255   0",
+        "    256 to 511   1  ##",
+        "  width / height:",
+        "    2 and more   0",
+        "      1.1 to 2  27  ########################################",
+        "    0.9 to 1.1   4  ######",
+        "    0.5 to 0.9   1  ##",
+        "     below 0.5   0",
+    ]
+    assert max(map(len, lines[:-1])) < 100
+    assert "train --resolution 64 --transform center-crop makes all 64x64" in lines[-1]
+
+
 def test_classes_are_shown(tmp_path, capsys):
     files = {
         "owl/a.png": encoded(pixels(0)),
@@ -78,7 +107,7 @@ def test_classes_are_shown(tmp_path, capsys):
         (["--source", "nowhere"], "there is no such file or folder"),
         (["--source", "digits", "--dest", "."], ".: it exists already, and is not overwritten"),
         (["--source", "digits", "--resolution", "8x8"], "--resolution needs --dest"),
-        (["--source", "digits", "--dest", "out", "--resolution", "8"], "'8' is no size of WIDTHxHEIGHT"),
+        (["--source", "digits", "--dest", "out", "--resolution", "8x"], "'8x' is no size such as 64 (64x64)"),
         (["--source", "digits", "--dest", "out", "--resolution", "0x8"], "'0x8' is no size"),
         (["--source", "digits", "--dest", "out", "--transform", "letterbox"], "needs a resolution"),
         (["--source", "digits", "--dest", "out", "--resolution", "16x16"], "none of its images is good"),

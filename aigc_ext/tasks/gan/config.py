@@ -133,7 +133,7 @@ class TrainConfig(RunConfig):
     """All settings of a GAN run."""
 
     fixed: ClassVar[tuple[str, ...]] = (*RunConfig.fixed, "generator", "discriminator")
-    before: ClassVar[Mapping[str, Any]] = {"step": None}
+    before: ClassVar[Mapping[str, Any]] = {**RunConfig.before, "step": None}
 
     generator: GeneratorConfig = field(default_factory=MLPGeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=MLPDiscriminatorConfig)

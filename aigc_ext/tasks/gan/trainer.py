@@ -430,7 +430,16 @@ class Trainer(Loop):
             outdir, desc: as for the constructor.
             report: as for `aigc_ext.data.open_dataset`.
         """
-        data = open_dataset(config.data.source, on_bad="skip", report=report)
+        settings = config.data
+        data = open_dataset(
+            settings.source,
+            on_bad="skip",
+            resolution=settings.resolution,
+            transform=settings.transform,
+            enlarge=settings.enlarge,
+            max_left_out=settings.max_left_out,
+            report=report,
+        )
         config = recipe.complete(config, data)
         shared: Any = {"image_shape": data.image_shape}
         shared["num_classes"] = data.num_classes if config.data.cond else 0

@@ -366,7 +366,9 @@ def test_the_malloc_option_is_used(tmp_path, monkeypatch):
 
 def test_a_folder_with_bad_files_trains_on_what_is_good_and_reports_the_rest(tmp_path, caplog):
     folder = mixed_folder(tmp_path / "images")
-    settings = config(data__source=str(folder), batch=4, kimg=0.02, tick=0.01, grid=[2, 2])
+    settings = config(
+        data__max_left_out=1.0, data__source=str(folder), batch=4, kimg=0.02, tick=0.01, grid=[2, 2]
+    )
     with caplog.at_level("WARNING"):
         done = Trainer.from_config(settings, outdir=tmp_path / "runs").fit()
     assert done.nimg == 20

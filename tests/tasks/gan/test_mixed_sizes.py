@@ -1,0 +1,70 @@
+"""Training on a folder of photos as people have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aigc_ext.cli import main
+from aigc_ext.tasks.gan import TrainConfig
+from tests.data.helpers import encoded, pixels, write
+from tests.tasks.gan.test_data_identity import TINY
+from tests.training.helpers import files_of
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return write(tmp_path / "photos", {f"{i:02d}.png": encoded(pixels(i, (9 + i, 20, 3))) for i in range(30)})
+
+
+def test_they_train_with_a_resolution_and_go_on(photos):
+    arguments = ["--data", "photos", "--resolution", "8", "--transform", "center-crop", *TINY]
+    assert main(["train", *arguments, "--outdir", "whole", "--kimg", "0.04"]) == 0
+    assert main(["train", *arguments]) == 0
+    run = Path("runs/00000-mlp-photos")
+    config = TrainConfig.from_json(run / "config.json")
+    assert (config.data.resolution, config.data.transform) == ((8, 8), "center-crop")
+    state = json.loads((run / "checkpoints" / "000000-020" / "state.json").read_text())
+    assert (state["data"]["images"], state["data"]["shape"]) == (30, [3, 8, 8])
+    photos.rename("moved")
+    assert main(["train", "--resume", "latest", "--kimg", "0.04", "--data", "moved"]) == 0
+    name = "checkpoints/000000-040"
+    assert files_of(run / name) == files_of(Path("whole") / run.name / name)
+
+
+def test_what_is_left_out_is_named(photos):
+    (photos / "torn.png").write_bytes(encoded(pixels(0, (9, 9, 3)))[:-60])
+    assert main(["train", "--data", "photos", "--resolution", "8", "--transform", "letterbox", *TINY]) == 0
+    assert "torn.png: image file is truncated" in Path("runs/00000-mlp-photos/bad_files.txt").read_text()
+
+
+def test_without_one_the_way_out_is_named(photos, capsys):
+    assert main(["train", "--data", "photos", *TINY]) == 2
+    shown = capsys.readouterr().err
+    assert "29 of 30 images would be left out" in shown
+    assert "--resolution 64 crops and scales all to 64x64" in shown
+    assert main(["train", "--data", "photos", *TINY, "--resolution", "8"]) == 2
+    assert "--transform center-crop cuts off what is too long" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert main(["train", "--data", "photos", *TINY, "--set", "data.max_left_out=1"]) == 0
+
+
+def test_an_older_run_goes_on_with_what_it_had(photos):
+    assert main(["train", "--data", "photos", *TINY, "--set", "data.max_left_out=1"]) == 0
+    old = {"data": {"source": "photos"}}
+    config = TrainConfig.from_dict(old, base=TrainConfig.from_dict(TrainConfig.before))
+    assert config.data.max_left_out == 1
+    assert main(["train", "--resume", "latest", "--kimg", "0.04", "--set", "data.max_left_out=0.99"]) == 0
+
+
+def test_metrics_can_fit_their_data_too(photos, capsys):
+    arguments = ["--data", "photos", "--resolution", "8", "--transform", "center-crop"]
+    assert main(["train", *arguments, *TINY]) == 0
+    capsys.readouterr()
+    measured = ["--metrics", "kid", "--num", "16", "--extractor", "random"]
+    assert main(["metrics", "--network", "runs/00000-mlp-photos", *arguments, *measured]) == 0
+    assert capsys.readouterr().out.startswith("kid ")
