@@ -6,4 +6,5 @@ METRICS = ("fd", "kid", "pr", "fid", "coverage")
 NOISE_MODES = ("const", "random", "none")
 CURVES = ("cubic", "linear")
 EXPORT_FORMATS = ("pt2", "onnx")
+WHITE = 65535  # of 16-bit grey
 DEFAULT_PRODUCER = "aigc_ext"

@@ -49,6 +49,12 @@ class SizeType(click.ParamType):
         return int(match[1]), int(match[2] or match[1])
 
 
+white_option = click.option(
+    "--white",
+    type=click.IntRange(1, _names.WHITE),
+    metavar="INT",
+    help=f"The value of 16-bit grey that is white, such as 4095 for 12 bits.  [default: {_names.WHITE}]",
+)
 fit_options = decorator(
     click.option(
         "--resolution",
@@ -66,6 +72,7 @@ fit_options = decorator(
     click.option(
         "--enlarge", is_flag=True, default=None, help="Also use images that are smaller than --resolution."
     ),
+    white_option,
 )
 
 
@@ -101,6 +108,7 @@ def dataset(
     resolution: tuple[int, int] | None,
     transform: str | None,
     enlarge: bool | None,
+    white: int | None,
     class_folders: bool,
     max_images: int | None,
     workers: int,
@@ -123,6 +131,7 @@ def dataset(
                 seen = inspect_dataset(
                     source,
                     class_folders=class_folders,
+                    white=white,
                     max_images=max_images,
                     workers=workers,
                     progress=progress,
@@ -138,6 +147,7 @@ def dataset(
                 transform=transform,
                 enlarge=bool(enlarge),
                 class_folders=class_folders,
+                white=white,
                 max_images=max_images,
                 workers=workers,
                 progress=progress,
@@ -172,6 +182,8 @@ def _show_inspection(source: str, seen: Inspection) -> None:
     click.echo(f"bad files:  {len(seen.bad_files)}")
     for bad in seen.bad_files:
         click.echo(f"  {bad}")
+    for remark in seen.remarks:
+        click.echo(f"{remark[0].upper()}{remark[1:]}.")
     if len(seen.shapes) > 1:
         (shape, count), *_ = seen.shapes.most_common(1)
         click.echo(

@@ -53,6 +53,7 @@ def metrics(
     resolution: tuple[int, int] | None,
     transform: str | None,
     enlarge: bool | None,
+    white: int | None,
     names: str,
     num: int,
     seed: int,
@@ -76,7 +77,9 @@ def metrics(
         sampler = open_sampler(network, allow_download, device, threads)
         measure = MetricSet(
             [name.strip() for name in names.split(",")],
-            open_dataset(data, resolution=resolution, transform=transform, enlarge=bool(enlarge)),
+            open_dataset(
+                data, resolution=resolution, transform=transform, enlarge=bool(enlarge), white=white
+            ),
             num_images=num,
             seed=seed,
             extractor=extractor,  # type: ignore[arg-type]

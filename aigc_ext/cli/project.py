@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from aigc_ext import _files
+from aigc_ext.cli.dataset import white_option
 from aigc_ext.cli.errors import RunFailure, input_errors
 from aigc_ext.cli.network import device_options, label_options, network_options, open_sampler
 
@@ -23,6 +24,7 @@ from aigc_ext.cli.network import device_options, label_options, network_options,
     is_flag=True,
     help="Crop, scale and convert a target of another size or mode, which is an error otherwise.",
 )
+@white_option
 @click.option("--class", "class_", type=int, metavar="INT", help="The image's class, if conditional.")
 @click.option(
     "--space",
@@ -48,6 +50,7 @@ def project(
     target: str,
     steps: int,
     fit: bool,
+    white: int | None,
     class_: int | None,
     space: str | None,
     lr: float,
@@ -63,7 +66,7 @@ def project(
     Writes projected.png, the latents projected.safetensors, which `aigc-ext sample --projected` renders, and
     projection.json with the distance, the mean squared difference of the image at several sizes.
     """
-    from aigc_ext.data.image_file import decode, describe_error
+    from aigc_ext.data.image_file import decode, describe_error, describe_peaks, peak
     from aigc_ext.sampling import fit_target, save_png
     from aigc_ext.sampling import project as project_image
 
@@ -72,9 +75,13 @@ def project(
         sampler = open_sampler(network, allow_download, device, threads)
         with open(target, "rb") as file:
             try:
-                image = decode(file)
+                image = decode(file, white)
+                file.seek(0)
+                found_peak = peak(file)
             except Exception as error:  # Pillow may raise anything for damaged input
                 raise ValueError(f"target {target}: {describe_error(error)}") from error
+        if remark := describe_peaks([found_peak] if found_peak else [], white):
+            click.echo(f"Warning: target {target}: {remark}", err=True)
         made = sampler.sample([0]).shape[1:]
         if fit:
             image = fit_target(image, made)

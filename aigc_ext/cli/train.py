@@ -35,6 +35,7 @@ _KEYS = {
     "resolution": "data.resolution",
     "transform": "data.transform",
     "enlarge": "data.enlarge",
+    "white": "data.white",
     "batch": "batch",
     "batch_gpu": "batch_gpu",
     "aug": "augment.kind",
@@ -220,9 +221,11 @@ def train(
                 # The main process will need it. Of many images it takes a while, and here it has its bar.
                 trainer.data.content_hash()
     if dry_run:
-        completed = trainer.config
+        completed, remarks = trainer.config, trainer.data.remarks
         del trainer  # whose memory the steps may need
         click.echo(completed.to_json(), nl=False)
+        for remark in remarks:
+            click.echo(f"Warning: {remark}", err=True)
         for line in describe_transfers(transfers) if transfers else ():
             click.echo(line, err=True)
         try:

@@ -34,6 +34,7 @@ class Inspection(NamedTuple):
         classes: number of images by class; empty without labels.
         class_names: names of the classes, if they come from folders.
         bad_files: files that can't be decoded, or have a bad label.
+        remarks: what else one should know of it, a sentence each.
     """
 
     images: int
@@ -42,6 +43,7 @@ class Inspection(NamedTuple):
     classes: Counter[int]
     class_names: list[str]
     bad_files: list[BadFile]
+    remarks: list[str]
 
 
 class Conversion(NamedTuple):
@@ -76,6 +78,7 @@ def inspect_dataset(
     source: str | os.PathLike[str],
     *,
     class_folders: bool = False,
+    white: int | None = None,
     max_images: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -83,11 +86,14 @@ def inspect_dataset(
     """Decodes every image of a source, so that no damage is missed. Arguments are as for
     `convert_dataset`."""
     files, images, labels, class_names, bad = _open(source, class_folders)
+    peaks: list[image_file.Peak] = []
 
     def look(name: str) -> tuple[str, tuple[int, int, int]]:
         data = files.read(name)
-        height, width, channels = image_file.decode(io.BytesIO(data)).shape
+        height, width, channels = image_file.decode(io.BytesIO(data), white).shape
         stored_as = "array" if isinstance(files, ArrayFiles) else image_file.stored_as(io.BytesIO(data))
+        if peak := image_file.peak(io.BytesIO(data)):
+            peaks.append(peak)
         return stored_as, (channels, height, width)
 
     shapes, stored, classes = Counter[tuple[int, int, int]](), Counter[str](), Counter[int]()
@@ -96,7 +102,8 @@ def inspect_dataset(
         shapes[seen[1]] += 1
         if labels is not None:
             classes[labels[name]] += 1
-    return Inspection(sum(shapes.values()), shapes, stored, classes, class_names, bad)
+    remarks = [remark for remark in (image_file.describe_peaks(peaks, white),) if remark]
+    return Inspection(sum(shapes.values()), shapes, stored, classes, class_names, bad, remarks)
 
 
 def convert_dataset(
@@ -107,6 +114,7 @@ def convert_dataset(
     transform: str | None = None,
     enlarge: bool = False,
     class_folders: bool = False,
+    white: int | None = None,
     max_images: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -131,6 +139,7 @@ def convert_dataset(
         enlarge: accept images smaller than the resolution, which are bad files without it.
         class_folders: take the classes from the source's top-level folders, in the order of their names,
             instead of from its `dataset.json`.
+        white: the value of 16-bit grey that becomes white, such as 4095 for values of 12 bits; None: 65535.
         max_images: use only the first ones with good headers.
         workers: threads that decode and encode.
 
@@ -154,7 +163,7 @@ def convert_dataset(
     ((height, width), _), *_ = Counter(shape[1:] for shape in headers.values()).most_common(1)
 
     def make(name: str) -> bytes:
-        image = with_channels(as_image(image_file.decode(io.BytesIO(files.read(name)))), channels)
+        image = with_channels(as_image(image_file.decode(io.BytesIO(files.read(name)), white)), channels)
         if resolution is not None:
             return png(fit(image, resolution, transform, enlarge))
         if image.size != (width, height):

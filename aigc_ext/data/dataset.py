@@ -75,9 +75,11 @@ class ImageDataset(ABC):
         image_shape: (C, H, W), where C is 1, 3 or 4.
         labels: int64 (N,), the class of each image; all 0 when `num_classes` is 0.
         num_classes: largest label + 1, or 0 for a dataset without labels.
+        remarks: what a user should know of it, a sentence each.
         report: told of passes over all images that may take long; None for nobody.
     """
 
+    remarks: tuple[str, ...] = ()
     report: Report | None = None
 
     def __init__(

@@ -60,6 +60,7 @@ class ImageFiles(ABC):
         source: the source as the user named it, for messages.
         name: short name for people and run directories.
         index: what is known of them from an earlier start.
+        white: the value of white in 16-bit images; see `image_file.decode`.
         images: their names, in the order of the dataset, which is the same on every machine.
         bad: files that can't be part of a dataset whatever their contents; images of these names are left
             out.
@@ -69,6 +70,7 @@ class ImageFiles(ABC):
         self.source = source
         self.name = name
         self.index = FileIndex(origin)
+        self.white: int | None = None
         self.images: list[str] = []
         self.bad: list[BadFile] = []
 
@@ -323,7 +325,7 @@ class FileImages(ImageDataset):
         )
 
     def _decode(self, data: bytes) -> Tensor:
-        image = torch.from_numpy(image_file.decode(io.BytesIO(data))).permute(2, 0, 1)
+        image = torch.from_numpy(image_file.decode(io.BytesIO(data), self._files.white)).permute(2, 0, 1)
         shape = cast(tuple[int, int, int], tuple(image.shape))
         if shape != self.image_shape:
             raise ValueError(
@@ -335,7 +337,8 @@ class FileImages(ImageDataset):
         return self._names
 
     def _content(self) -> Iterator[bytes]:
-        """The SHA-256 of each file."""
+        """The SHA-256 of each file, and the white that was chosen."""
+        suffix = b"" if self._files.white is None else f" white {self._files.white}".encode()
         for name in self._names:
             bad: list[BadFile] = []
             # A file that can't be read counts as empty, which no file of a dataset is.
@@ -344,7 +347,7 @@ class FileImages(ImageDataset):
                 digest = self._digest(name)
             if bad and self._on_bad == "raise":
                 raise_faults(self._files, bad)
-            yield digest
+            yield digest + suffix
         self._files.index.save(self._files.images)
 
     def _digest(self, name: str) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from collections.abc import Sequence
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from aigc_ext import _names
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -19,6 +22,9 @@ since Pillow's own limit is process-wide, at first only warns, and may have been
 
 MAX_FILE_BYTES = 8 * MAX_PIXELS
 """Size of the largest file that is read: an uncompressed image of MAX_PIXELS with four 16-bit channels."""
+
+WHITE = _names.WHITE
+"""The value of white in 16-bit images, unless another is chosen."""
 
 _OUTPUT_MODE = {
     "1": "L",
@@ -49,26 +55,67 @@ def stored_as(file: BinaryIO) -> str:
         return f"{image.format} {image.mode}"
 
 
-def decode(file: BinaryIO) -> np.ndarray:
+def decode(file: BinaryIO, white: int | None = None) -> np.ndarray:
     """The image as uint8, H x W x C, rotated according to its EXIF orientation.
 
     Grey and bilevel images have one channel, palette and CMYK images become RGB; an alpha channel or a
     transparent colour makes them RGBA. Of 16 bits the upper 8 are kept, as Pillow does for 16-bit RGB.
 
+    Args:
+        white: the value of 16-bit grey that is white, such as 4095 for values of 12 bits, instead of 65535.
+
     Raises:
-        ValueError: the image is too large, has several frames, or a colour mode without an 8-bit meaning.
+        ValueError: the image is too large, has several frames, or a colour mode without an 8-bit meaning, or
+            it has 16 bits per colour, of which Pillow reads 8, and `white` is given.
         Exception: anything that Pillow raises for damaged input; see `describe_error`.
     """
     with Image.open(file, formats=_FORMATS) as image:
         _checked_shape(image)
         output_mode = _output_mode(image)
         sixteen_bits = _is_sixteen_bit(image)
+        if white not in (None, WHITE) and _is_sixteen_bit_colour(image):
+            raise ValueError(f"it has 16 bits per colour, of which 8 are read: its white cannot be {white}")
         ImageOps.exif_transpose(image, in_place=True)
         if sixteen_bits:
-            pixels = (np.asarray(image) >> 8).astype(np.uint8)
+            pixels = _eight_bits(np.asarray(image), WHITE if white is None else white)
         else:
             pixels = np.array(image if image.mode == output_mode else image.convert(output_mode))
     return pixels.reshape(*pixels.shape[:2], _CHANNELS[output_mode])
+
+
+class Peak(NamedTuple):
+    """The largest value of a 16-bit image, apart from alpha. If the image has colours, or grey and alpha, the
+    lower 8 bits are not read, and taken to be set."""
+
+    value: int
+    colour: bool
+
+
+def peak(file: BinaryIO) -> Peak | None:
+    """The largest value of a 16-bit image; None for others, of which only the headers are read."""
+    with Image.open(file, formats=_FORMATS) as image:
+        _checked_shape(image)
+        if _is_sixteen_bit(image):
+            return Peak(int(np.asarray(image).max()), False)
+        if _is_sixteen_bit_colour(image):
+            return Peak(int(np.asarray(image.convert("RGB")).max()) << 8 | 255, True)
+    return None
+
+
+def describe_peaks(peaks: Sequence[Peak], white: int | None) -> str | None:
+    """A remark on 16-bit images that are almost black or cut off, if these are."""
+    if not peaks:
+        return None
+    most, full = max(peak.value for peak in peaks), WHITE if white is None else white
+    if most > full:
+        return f"its 16-bit images have values up to {most}: all above {full} becomes white"
+    if most >= full / 4:
+        return None
+    bits = most.bit_length()
+    way = f"--white {(1 << bits) - 1} reads them as values of {bits} bits"
+    if any(peak.colour for peak in peaks):
+        way = "of several colours the upper 8 bits are read, so scale the values beforehand"
+    return f"its 16-bit images have values of at most {most} of {full} and are almost black: {way}"
 
 
 def describe_error(error: Exception) -> str:
@@ -113,3 +160,15 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
     # Not TIFF: its values may have 12 bits, or white as 0, and Pillow doesn't tell. Mode I has 32 bits, of
     # which a PPM uses 16.
     return (image.format, image.mode) in (("PNG", "I;16"), ("PNG", "I"), ("PPM", "I"))
+
+
+def _is_sixteen_bit_colour(image: Image.Image) -> bool:
+    """Does the file have 16 bits per colour, or grey and alpha, in an image that Pillow reads with 8?"""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return image.format == "PNG" and not _is_sixteen_bit(image) and any("16B" in str(t[3]) for t in tiles)
+
+
+def _eight_bits(values: np.ndarray, white: int) -> np.ndarray:
+    if white == WHITE:
+        return (values >> 8).astype(np.uint8)
+    return (np.minimum(values, white).astype(np.float64) * (255 / white)).round().astype(np.uint8)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from aigc_ext.data import image_file
 from aigc_ext.data.arrays import open_arrays
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, Report
 from aigc_ext.data.embedded import NAMES as EMBEDDED_NAMES
 from aigc_ext.data.embedded import open_embedded
-from aigc_ext.data.files import WRONG_SHAPE, ImageFiles, OnBad, open_images, open_tree, select_images
+from aigc_ext.data.files import (
+    WRONG_SHAPE,
+    ImageFiles,
+    OnBad,
+    Selection,
+    collect,
+    open_images,
+    open_tree,
+    select_images,
+)
 from aigc_ext.data.fit import NEEDS_ENLARGING, NEEDS_TRANSFORM, ArrayFiles, check_fit
 from aigc_ext.data.huggingface import open_rows
 from aigc_ext.data.prepare import Preparation, open_prepared
 from aigc_ext.data.shards import open_shards
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
+_LOOKED_AT = 16  # images of which the values are looked at
+_log = logging.getLogger(__name__)
 
 
 def open_dataset(
@@ -27,6 +41,7 @@ def open_dataset(
     resolution: tuple[int, int] | None = None,
     transform: str | None = None,
     enlarge: bool = False,
+    white: int | None = None,
     max_left_out: float = 1.0,
     report: Report | None = None,
 ) -> ImageDataset:
@@ -53,11 +68,13 @@ def open_dataset(
             when an image is decoded. If the source is held in memory that is now, and these images are left
             out too; if it is read on demand, `read` later replaces the image, with one logged warning per
             file. A `dataset.json` that can't be read at all is a bad file, and the dataset has no labels. An
-            array (`.npy`, `.npz`, embedded) is accepted or rejected as a whole.
+            array (`.npy`, `.npz`, embedded) is accepted or rejected as a whole. "raise" also logs the
+            dataset's `remarks`.
         resolution: (width, height) to which all images are cropped and scaled; without it they must have one
             shape. They are decoded once, into the user's cache directory, and again only where the content of
             a file has changed.
         transform, enlarge: how, as for `convert_dataset`.
+        white: the value of 16-bit grey that is white, such as 4095 for values of 12 bits; None: 65535.
         max_left_out: the largest fraction of the images that "skip" may leave out.
         report: called with "indexing", "reading", "preparing" or "identifying" (see `ImageDataset.identity`),
             the number of finished images and the total, while files are looked at. Their shapes and hashes
@@ -84,6 +101,7 @@ def open_dataset(
         if resolution is None:
             return dataset
         files = ArrayFiles(os.fspath(source), dataset)
+    files.white = white
     selection = select_images(files, on_bad, one_shape=resolution is None, report=report)
     _check_left_out(files, selection.bad, max_left_out)
     if resolution is None:
@@ -92,7 +110,21 @@ def open_dataset(
         preparation = Preparation(resolution, transform, enlarge)
         dataset = open_prepared(selection, preparation, memory_limit, on_bad, report)
     _check_left_out(files, dataset.bad_files, max_left_out)
+    dataset.remarks = tuple(f"{files.source}: {remark}" for remark in _remarks(files, selection))
+    if on_bad == "raise":
+        for remark in dataset.remarks:
+            _log.warning("%s", remark)
     return dataset
+
+
+def _remarks(files: ImageFiles, selection: Selection) -> Iterator[str]:
+    names, peaks = list(selection.shapes), []
+    for name in names[:: max(1, len(names) // _LOOKED_AT)]:
+        with collect([], name):  # damage is reported elsewhere
+            if peak := image_file.peak(io.BytesIO(files.read(name))):
+                peaks.append(peak)
+    if remark := image_file.describe_peaks(peaks, files.white):
+        yield remark
 
 
 def _check_left_out(files: ImageFiles, bad: Sequence[BadFile], most: float) -> None:

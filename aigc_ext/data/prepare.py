@@ -61,7 +61,7 @@ class PreparedImages(FileImages):
         return PreparedImages(self.preparation, self._files, names, shape, labels, bad_files, self._on_bad)
 
     def _decode(self, data: bytes) -> Tensor:
-        image = as_image(image_file.decode(io.BytesIO(data)))
+        image = as_image(image_file.decode(io.BytesIO(data), self._files.white))
         fitted = fit(with_channels(image, self.image_shape[0]), *self.preparation)
         return torch.from_numpy(np.array(fitted)).reshape(*self.image_shape[1:], -1).permute(2, 0, 1)
 

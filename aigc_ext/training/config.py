@@ -24,6 +24,8 @@ class DataConfig(Config):
     """How to treat images of another aspect ratio than the resolution's, which are left out without it."""
     enlarge: bool = False
     """Also use images that are smaller than the resolution."""
+    white: Annotated[int, Range(ge=1, le=65535)] | None = None
+    """The value of 16-bit grey that is white, such as 4095 for values of 12 bits; null: 65535."""
     max_left_out: Annotated[float, Range(ge=0, le=1)] = 0.1
     """The largest fraction of the images that may be left out, because they are broken or of another shape;
     above it a run does not begin."""

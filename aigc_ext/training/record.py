@@ -174,6 +174,8 @@ class Recorder:
             run.metrics.restart([row for row in rows if row.get("step", 0) <= state.step])
         self._prune()  # a dead process may have missed it, and a complete run takes no more snapshots
 
+        for remark in task.data.remarks:
+            run.log.warning("%s", remark)
         if task.data.bad_files:
             report = "".join(f"{bad}\n" for bad in task.data.bad_files)
             _files.replace_file(run.path / BAD_FILES, report.encode())

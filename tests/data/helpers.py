@@ -42,16 +42,26 @@ def labelled(*pairs: Any) -> bytes:
 def bomb() -> bytes:
     """The headers of a PNG of 30,000 x 30,000 pixels."""
 
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return png_chunks(header, (b"IDAT", zlib.compress(b"")))
+
+
+def png16(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit values, H x W x C with 1 to 4 channels."""
+    height, width, channels = values.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    return png_chunks(
+        struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0), (b"IDAT", zlib.compress(lines))
+    )
+
+
+def png_chunks(header: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    parts = [(b"IHDR", header), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def mixed_folder(root: Path) -> Path:

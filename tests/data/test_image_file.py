@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aigc_ext.data.image_file import MAX_PIXELS, decode, describe_error, probe
+from tests.data.helpers import png_chunks
 
 HEIGHT, WIDTH = 5, 7
 RNG = np.random.default_rng(0)
@@ -34,13 +35,6 @@ def decoded(data: bytes) -> np.ndarray:
     assert probe(io.BytesIO(data)) == (channels, height, width)
     assert pixels.dtype == np.uint8
     return pixels
-
-
-def png_chunks(header: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for kind, body in ((b"IHDR", header), *chunks, (b"IEND", b"")):
-        parts.append(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM"])

@@ -48,13 +48,13 @@ def everything_is_kept(tmp_path, monkeypatch):
 
 
 class Reads:
-    """Counts how often headers, contents and pixels are read."""
+    """Counts how often the headers and the content of a file are read to know it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         for owner, name in (
             (image_file, "probe"),
-            (files.ImageFiles, "read"),
+            (files.FileImages, "_note_digest"),
             (ImageDataset, "_identify"),
         ):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
@@ -68,7 +68,7 @@ class Reads:
 
 
 @pytest.mark.parametrize("make", [folder, zipped, shards, array])
-def test_a_second_start_opens_no_file(tmp_path, monkeypatch, make):
+def test_a_second_start_reads_no_file_again(tmp_path, monkeypatch, make):
     source = make(tmp_path)
     first = open_dataset(source, memory_limit=0).identity()
     reads = Reads(monkeypatch)

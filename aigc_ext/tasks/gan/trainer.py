@@ -437,6 +437,7 @@ class Trainer(Loop):
             resolution=settings.resolution,
             transform=settings.transform,
             enlarge=settings.enlarge,
+            white=settings.white,
             max_left_out=settings.max_left_out,
             report=report,
         )
