@@ -195,11 +195,14 @@ def _show_inspection(source: str, seen: Inspection) -> None:
 
 def _show_conversion(made: Conversion) -> None:
     from aigc_ext.data.dataset import format_shape
+    from aigc_ext.data.files import describe_passed_over
 
     click.echo(f"dataset:    {made.dest}")
     click.echo(f"images:     {made.images} of {format_shape(made.image_shape)}")
     click.echo(f"classes:    {_classes(made.classes, [])}")
     click.echo(f"left out:   {len(made.bad_files)}, listed in {made.report}")
+    if remark := describe_passed_over(made.passed_over):
+        click.echo(f"beside it:  {remark}")
     for bad in made.bad_files[:_SHOWN_FILES]:
         click.echo(f"  {bad}")
     if len(made.bad_files) > _SHOWN_FILES:

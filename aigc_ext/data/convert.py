@@ -16,7 +16,15 @@ from typing import NamedTuple
 from aigc_ext import _files
 from aigc_ext.data import image_file
 from aigc_ext.data.dataset import BadFile, DatasetError
-from aigc_ext.data.files import LABELS_FILE, ImageFiles, Progress, Tree, map_files, probe
+from aigc_ext.data.files import (
+    LABELS_FILE,
+    ImageFiles,
+    Progress,
+    Tree,
+    describe_passed_over,
+    map_files,
+    probe,
+)
 from aigc_ext.data.fit import TRANSFORMS as TRANSFORMS
 from aigc_ext.data.fit import ArrayFiles, as_image, check_fit, fit, fitted_size, png, with_channels
 from aigc_ext.data.open import find_files, open_dataset
@@ -56,6 +64,7 @@ class Conversion(NamedTuple):
         image_shape: (channels, height, width) of all images.
         classes: number of images by class; empty without labels.
         bad_files: files that were left out.
+        passed_over: number of other files, by suffix.
     """
 
     dest: Path
@@ -64,6 +73,7 @@ class Conversion(NamedTuple):
     image_shape: tuple[int, int, int]
     classes: Counter[int]
     bad_files: list[BadFile]
+    passed_over: Counter[str]
 
 
 class _Source(NamedTuple):
@@ -102,7 +112,8 @@ def inspect_dataset(
         shapes[seen[1]] += 1
         if labels is not None:
             classes[labels[name]] += 1
-    remarks = [remark for remark in (image_file.describe_peaks(peaks, white),) if remark]
+    found = describe_passed_over(files.passed_over), image_file.describe_peaks(peaks, white)
+    remarks = [remark for remark in found if remark]
     return Inspection(sum(shapes.values()), shapes, stored, classes, class_names, bad, remarks)
 
 
@@ -194,11 +205,12 @@ def convert_dataset(
             "image_shape": [channels, height, width],
             "class_names": class_names or None,
             "bad_files": [file._asdict() for file in bad],
+            "passed_over": dict(files.passed_over),
         }
         _files.replace_file(report, _json(summary, indent=1))
         if count == 0:
             raise DatasetError(f"{files.source}: none of its images is good (see {report}):", bad)
-    return Conversion(dest, report, count, (channels, height, width), classes, bad)
+    return Conversion(dest, report, count, (channels, height, width), classes, bad, files.passed_over)
 
 
 def _open(source: str | os.PathLike[str], class_folders: bool) -> _Source:

@@ -38,8 +38,20 @@ _log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
 WRONG_SHAPE = "its shape is"  # the beginning of such a reason
-NO_IMAGE = f"there is no image in it (by suffix: {', '.join(sorted(image_file.SUFFIXES))})"
+NO_IMAGE = f"there is no image in it ({image_file.FORMATS})"
 
+
+# Suffixes of files that often lie beside images, many at a time.
+_NO_IMAGES = frozenset(
+    (".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".npy", ".npz", ".pt", ".md", ".html")
+)
+# Images that Pillow does not read, or not without risk.
+_FOREIGN = frozenset(
+    (
+        *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr"),
+        *(".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".pdf"),
+    )
+)
 
 OnBad = Literal["raise", "skip"]
 
@@ -60,6 +72,7 @@ class ImageFiles(ABC):
         source: the source as the user named it, for messages.
         name: short name for people and run directories.
         index: what is known of them from an earlier start.
+        passed_over: how many other files there are, by suffix.
         white: the value of white in 16-bit images; see `image_file.decode`.
         images: their names, in the order of the dataset, which is the same on every machine.
         bad: files that can't be part of a dataset whatever their contents; images of these names are left
@@ -70,6 +83,7 @@ class ImageFiles(ABC):
         self.source = source
         self.name = name
         self.index = FileIndex(origin)
+        self.passed_over: Counter[str] = Counter()
         self.white: int | None = None
         self.images: list[str] = []
         self.bad: list[BadFile] = []
@@ -105,10 +119,21 @@ class Tree(ImageFiles):
 
     def _finish(self) -> None:
         self.names.sort()  # by code point, so that the order is the same on every file system
-        self.images = [name for name in self.names if is_image(name)]
+        self.images = [name for name in self.names if is_image(name) or self._holds_image(name)]
+        images = set(self.images)
+        others = (name for name in self.names if name not in images and not name.endswith(LABELS_FILE))
+        self.passed_over = Counter(os.path.splitext(name)[1].lower() for name in others)
         if not self.images and not self.bad:
-            others = f", only {len(self.names)} other files such as {self.names[0]}" if self.names else ""
-            raise DatasetError(f"{self.source}: {NO_IMAGE}{others}")
+            only = f", only {len(self.names)} other files such as {self.names[0]}" if self.names else ""
+            raise DatasetError(f"{self.source}: {NO_IMAGE}{only}")
+
+    def _holds_image(self, name: str) -> bool:
+        """Is there an image in a file whose suffix does not say so?"""
+        if os.path.splitext(name)[1].lower() in _NO_IMAGES:
+            return False
+        with collect([], name), self.open(name) as file:  # what cannot be read is passed over
+            return image_file.looks_like_image(file.read(image_file.HEAD))
+        return False
 
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
         return _read_labels(self)
@@ -568,6 +593,17 @@ def check_size(files: ImageFiles, name: str) -> None:
 
 def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_file.SUFFIXES
+
+
+def describe_passed_over(counts: Counter[str]) -> str | None:
+    """A remark on files that were passed over, by suffix; None if there are none."""
+    if not counts:
+        return None
+    total = counts.total()
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], not entry[0], entry[0]))
+    shown = [f"{count} {suffix or 'without a suffix'}" for suffix, count in ordered]
+    remark = f"{total} file{'s are' if total > 1 else ' is'} passed over: {', '.join(shown)}"
+    return f"{remark}; convert images among them to PNG or JPEG" if counts.keys() & _FOREIGN else remark
 
 
 def is_hidden(name: str) -> bool:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from aigc_ext import _names
 
+# Only these decoders: neither the name of a file nor its contents may choose another parser.
+_FORMATS: tuple[str, ...] = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+    (
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".webp", ".bmp", ".dib", ".gif"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    )
 )
-# Only the decoders for SUFFIXES: the name of a file must not decide which parser reads its contents.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
+if features.check("avif"):  # since Pillow 11.3
+    _FORMATS, SUFFIXES = (*_FORMATS, "AVIF"), SUFFIXES | {".avif"}
+# What a file under any other name must begin with. No TIFF, which raw photos are too, with a small preview.
+_BEGINNINGS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP"
+    + (rb"|....ftypavi[fs]" if "AVIF" in _FORMATS else b""),
+    re.DOTALL,
+)
+FORMATS = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+HEAD = 16
+"""Bytes for `looks_like_image`."""
 
 MAX_PIXELS = 1 << 26
 """Pixels of the largest image that is decoded (8192 x 8192). It is checked here, before any pixel is decoded,
@@ -38,6 +53,11 @@ _OUTPUT_MODE = {
 }
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 _ORIENTATION_TAG = 0x0112
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Do the first bytes of a file with an unusual name belong to an image that `decode` reads?"""
+    return _BEGINNINGS.match(head) is not None
 
 
 def probe(file: BinaryIO) -> tuple[int, int, int]:
@@ -121,7 +141,7 @@ def describe_peaks(peaks: Sequence[Peak], white: int | None) -> str | None:
 def describe_error(error: Exception) -> str:
     """Why a file can't be read, for users: Pillow's and zipfile's own messages name internals or nothing."""
     if isinstance(error, UnidentifiedImageError):
-        return f"its content is not recognised as {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+        return f"its content is not recognised as {FORMATS}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if type(error) in (ValueError, OSError) and str(error):

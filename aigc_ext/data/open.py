@@ -19,6 +19,7 @@ from aigc_ext.data.files import (
     OnBad,
     Selection,
     collect,
+    describe_passed_over,
     open_images,
     open_tree,
     select_images,
@@ -51,10 +52,11 @@ def open_dataset(
         source: one of
             - `digits` (1,797 images 1x8x8) or `mnist5k` (5,000 images 1x28x28), both with 10 classes, from
               the packages of `pip install aigc_ext[data]`; a folder of that name is `./digits`;
-            - a folder, searched recursively, or a `.zip`: PNG, JPEG, WebP, BMP, GIF, TIFF and PPM images of
-              one shape, in the order of their names, with an optional `dataset.json` in the root:
-              `{"labels": [["sub/a.png", 3], ...]}` with a class for each image. Hidden files and files with
-              other suffixes are ignored. See `image_file.decode` for colour modes;
+            - a folder, searched recursively, or a `.zip`: PNG, JPEG, WebP, BMP, GIF, TIFF, PPM and (if Pillow
+              reads them) AVIF images of one shape, in the order of their names, with an optional
+              `dataset.json` in the root: `{"labels": [["sub/a.png", 3], ...]}` with a class for each image.
+              PNG, JPEG, WebP, GIF and AVIF are found by their content, whatever their suffix. Hidden files
+              are ignored, and a remark counts the others. See `image_file.decode` for colour modes;
             - a `.npy` or `.npz` of uint8 images N,H,W or N,H,W,C, in a `.npz` as the array `images` (or its
               first array) with an optional array `labels` (N,);
             - `wds:shards/train-{0000..0003}.tar`: uncompressed WebDataset shards on this machine, see
@@ -118,6 +120,8 @@ def open_dataset(
 
 
 def _remarks(files: ImageFiles, selection: Selection) -> Iterator[str]:
+    if remark := describe_passed_over(files.passed_over):
+        yield remark
     names, peaks = list(selection.shapes), []
     for name in names[:: max(1, len(names) // _LOOKED_AT)]:
         with collect([], name):  # damage is reported elsewhere

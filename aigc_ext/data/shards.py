@@ -77,6 +77,7 @@ class _Shards(ImageFiles):
         if len(extensions) > 1 and plain:
             extensions = plain
         if not extensions:
+            self.passed_over.update(f".{extension}" for extension in sample)
             return
         info = sample[extensions[0]]
         name = f"{path}/{info.name}"
