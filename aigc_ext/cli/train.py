@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _KEYS = {
     "data": "data.source",
     "cond": "data.cond",
+    "class_folders": "data.class_folders",
     "mirror": "data.mirror",
     "resolution": "data.resolution",
     "transform": "data.transform",
@@ -94,6 +95,12 @@ _KEYS = {
     " that of an uninterrupted run.",
 )
 @click.option("--cond/--no-cond", default=None, help="Train conditionally, on the data's labels.")
+@click.option(
+    "--class-folders",
+    is_flag=True,
+    default=None,
+    help="With --cond: use the data's top-level folders as classes.  [default: its dataset.json]",
+)
 @click.option("--mirror/--no-mirror", default=None, help="Flip each image horizontally with probability 1/2.")
 @click.option("--batch", type=int, metavar="INT", help="Images per step, over all processes.")
 @click.option(

@@ -30,8 +30,12 @@ def open_arrays(path: Path, memory_limit: int) -> TensorImages:
     """
     try:
         if path.suffix.lower() == ".npz":
-            return TensorImages(path.stem, *_read_npz(path, memory_limit))
-        return _read_npy(path, memory_limit)
+            dataset = TensorImages(path.stem, *_read_npz(path, memory_limit))
+            dataset.why_unlabelled = "the .npz has no array 'labels'"
+        else:
+            dataset = _read_npy(path, memory_limit)
+            dataset.why_unlabelled = "a .npy has none; a .npz can have the array 'labels'"
+        return dataset
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from error
 

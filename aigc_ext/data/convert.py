@@ -16,18 +16,11 @@ from typing import NamedTuple
 from aigc_ext import _files
 from aigc_ext.data import image_file
 from aigc_ext.data.dataset import BadFile, DatasetError
-from aigc_ext.data.files import (
-    LABELS_FILE,
-    ImageFiles,
-    Progress,
-    Tree,
-    describe_passed_over,
-    map_files,
-    probe,
-)
+from aigc_ext.data.files import ImageFiles, Progress, describe_passed_over, map_files, probe
 from aigc_ext.data.fit import TRANSFORMS as TRANSFORMS
 from aigc_ext.data.fit import ArrayFiles, as_image, check_fit, fit, fitted_size, png, with_channels
 from aigc_ext.data.open import find_files, open_dataset
+from aigc_ext.data.tree import LABELS_FILE, Tree
 
 _PER_FOLDER = 1000
 
@@ -215,17 +208,7 @@ def convert_dataset(
 
 def _open(source: str | os.PathLike[str], class_folders: bool) -> _Source:
     files = find_files(source) or ArrayFiles(str(source), open_dataset(source))
-    class_names: list[str] = []
-    labels: dict[str, int] | None
-    if not class_folders:
-        labels, bad_labels = files.labels()
-    elif isinstance(files, Tree):
-        class_names = sorted({name.split("/")[0] for name in files.images if "/" in name})
-        numbers = {name: number for number, name in enumerate(class_names)}
-        labels = {name: numbers[name.split("/")[0]] for name in files.images if "/" in name}
-        bad_labels = [BadFile(name, "it is in no class folder") for name in files.images if "/" not in name]
-    else:
-        raise DatasetError(f"{files.source}: class folders can only be those of a folder or zip")
+    labels, bad_labels, class_names = files.class_folders() if class_folders else (*files.labels(), [])
     bad = [*files.bad, *bad_labels]
     left_out = {file.name for file in bad}
     images = [name for name in files.images if name not in left_out]

@@ -75,10 +75,14 @@ class ImageDataset(ABC):
         image_shape: (C, H, W), where C is 1, 3 or 4.
         labels: int64 (N,), the class of each image; all 0 when `num_classes` is 0.
         num_classes: largest label + 1, or 0 for a dataset without labels.
+        why_unlabelled: why there are no labels, if the source says so.
+        class_names: names of the classes, if they come from folders.
         remarks: what a user should know of it, a sentence each.
         report: told of passes over all images that may take long; None for nobody.
     """
 
+    why_unlabelled: str | None = None
+    class_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     report: Report | None = None
 
@@ -178,6 +182,10 @@ class ImageDataset(ABC):
     def _tell(self, what: str, done: int) -> None:
         if self.report is not None and (done % _REPORTED_EVERY == 0 or done == len(self)):
             self.report(what, done, len(self))
+
+    def describe_unlabelled(self) -> str:
+        """That there are no labels, and why, for an error."""
+        return f"{self.name} has no labels" + (f": {self.why_unlabelled}" if self.why_unlabelled else "")
 
     @abstractmethod
     def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:

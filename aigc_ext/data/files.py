@@ -5,26 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import logging
 import os
-import stat
-import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from aigc_ext import _files
 from aigc_ext.data import image_file
 from aigc_ext.data.dataset import (
-    MAX_CLASSES,
     BadFile,
     DatasetError,
     ImageDataset,
@@ -32,19 +26,14 @@ from aigc_ext.data.dataset import (
     TensorImages,
     format_shape,
 )
-from aigc_ext.data.index import FileIndex, Stamp, file_stamp
+from aigc_ext.data.index import FileIndex, Stamp
 
 _log = logging.getLogger(__name__)
 
-LABELS_FILE = "dataset.json"
 WRONG_SHAPE = "its shape is"  # the beginning of such a reason
 NO_IMAGE = f"there is no image in it ({image_file.FORMATS})"
 
 
-# Suffixes of files that often lie beside images, many at a time.
-_NO_IMAGES = frozenset(
-    (".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".npy", ".npz", ".pt", ".md", ".html")
-)
 # Images that Pillow does not read, or not without risk.
 _FOREIGN = frozenset(
     (
@@ -73,6 +62,7 @@ class ImageFiles(ABC):
         name: short name for people and run directories.
         index: what is known of them from an earlier start.
         passed_over: how many other files there are, by suffix.
+        why_unlabelled: the reason for which `labels` found none, once it has been called.
         white: the value of white in 16-bit images; see `image_file.decode`.
         images: their names, in the order of the dataset, which is the same on every machine.
         bad: files that can't be part of a dataset whatever their contents; images of these names are left
@@ -84,6 +74,7 @@ class ImageFiles(ABC):
         self.name = name
         self.index = FileIndex(origin)
         self.passed_over: Counter[str] = Counter()
+        self.why_unlabelled: str | None = None
         self.white: int | None = None
         self.images: list[str] = []
         self.bad: list[BadFile] = []
@@ -99,6 +90,9 @@ class ImageFiles(ABC):
         thing."""
         return None
 
+    def class_folders(self) -> tuple[dict[str, int] | None, list[BadFile], list[str]]:
+        raise DatasetError(f"{self.source}: class folders can only be those of a folder or zip")
+
     @abstractmethod
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
         """The class of each image, None if there are no labels; and errors, under the images' names."""
@@ -107,130 +101,6 @@ class ImageFiles(ABC):
         check_size(self, name)
         with self.open(name) as file:
             return file.read()
-
-
-class Tree(ImageFiles):
-    """A folder or zip: names relative to it, with `/`."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        super().__init__(str(path), name, os.path.realpath(path))
-        self.path = path
-        self.names: list[str] = []
-
-    def _finish(self) -> None:
-        self.names.sort()  # by code point, so that the order is the same on every file system
-        self.images = [name for name in self.names if is_image(name) or self._holds_image(name)]
-        images = set(self.images)
-        others = (name for name in self.names if name not in images and not name.endswith(LABELS_FILE))
-        self.passed_over = Counter(os.path.splitext(name)[1].lower() for name in others)
-        if not self.images and not self.bad:
-            only = f", only {len(self.names)} other files such as {self.names[0]}" if self.names else ""
-            raise DatasetError(f"{self.source}: {NO_IMAGE}{only}")
-
-    def _holds_image(self, name: str) -> bool:
-        """Is there an image in a file whose suffix does not say so?"""
-        if os.path.splitext(name)[1].lower() in _NO_IMAGES:
-            return False
-        with collect([], name), self.open(name) as file:  # what cannot be read is passed over
-            return image_file.looks_like_image(file.read(image_file.HEAD))
-        return False
-
-    def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
-        return _read_labels(self)
-
-
-class _Folder(Tree):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, path.resolve().name)
-        self._stamps: dict[str, Stamp | None] = {}
-        visited: dict[str, str] = {}
-        pending = [""]
-        while pending:
-            folder = pending.pop()
-            # By its real path: a link to a parent would be followed forever, and images reached in two ways
-            # counted twice.
-            real = os.path.realpath(path / folder)
-            if real in visited:
-                first = visited[real] or "the dataset folder itself"
-                self.bad.append(
-                    BadFile(folder, f"it is a symbolic link to a folder that is read already: {first}")
-                )
-                continue
-            visited[real] = folder
-            pending += reversed(self._list(folder))
-        self._finish()
-
-    def _list(self, folder: str) -> list[str]:
-        """Adds the files of one folder, and returns its subfolders."""
-        folders = []
-        try:
-            with os.scandir(self.path / folder) as entries:
-                children = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            self.bad.append(BadFile(folder or ".", image_file.describe_error(error)))
-            return []
-        for child in children:
-            name = f"{folder}/{child.name}" if folder else child.name
-            if is_hidden(name):
-                continue
-            try:
-                info = child.stat()
-            except OSError as error:  # a broken or circular link
-                self.bad.append(BadFile(name, image_file.describe_error(error)))
-                continue
-            if stat.S_ISDIR(info.st_mode):
-                folders.append(name)
-            elif stat.S_ISREG(info.st_mode):
-                self.names.append(name)
-                self._stamps[name] = file_stamp(info)
-            elif is_image(name):
-                self.bad.append(BadFile(name, "it is not a regular file"))
-        return folders
-
-    def stamp(self, name: str) -> Stamp | None:
-        return self._stamps[name]
-
-    def size(self, name: str) -> int:
-        return (self.path / name).stat().st_size
-
-    def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
-
-
-class _Zip(Tree):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, path.stem)
-        self._owner = -1
-        self._stamp = file_stamp(path.stat())
-        entries = Counter(
-            info.filename
-            for info in self._archive().infolist()
-            if not info.is_dir() and not is_hidden(info.filename)
-        )
-        self.names = list(entries)
-        self.bad = [
-            BadFile(name, f"it is in the zip {times} times") for name, times in entries.items() if times > 1
-        ]
-        self._finish()
-
-    def _archive(self) -> zipfile.ZipFile:
-        # A forked process shares the file offset with its parent, so it needs its own archive.
-        if self._owner != os.getpid():
-            self._zip = zipfile.ZipFile(self.path)
-            self._owner = os.getpid()
-        return self._zip
-
-    def size(self, name: str) -> int:
-        return self._archive().getinfo(name).file_size
-
-    def stamp(self, name: str) -> Stamp | None:
-        if self._stamp is None:
-            return None
-        info = self._archive().getinfo(name)
-        return info.file_size, info.CRC, info.header_offset, *self._stamp
-
-    def open(self, name: str) -> BinaryIO:
-        return cast(BinaryIO, self._archive().open(name))
 
 
 class FileImages(ImageDataset):
@@ -385,16 +255,6 @@ class FileImages(ImageDataset):
         return digest
 
 
-def open_tree(path: Path) -> ImageFiles:
-    """The files of a folder or zip."""
-    try:
-        return _Folder(path) if path.is_dir() else _Zip(path)
-    except DatasetError:
-        raise
-    except Exception as error:  # as in collect
-        raise DatasetError(f"{path}: {image_file.describe_error(error)}") from error
-
-
 class Selection(NamedTuple):
     """The images of a source that are good as far as their headers say.
 
@@ -402,12 +262,14 @@ class Selection(NamedTuple):
         shapes: their shapes by name, in order.
         labels: their classes; None without labels.
         bad: the files that are left out.
+        class_names: names of the classes, if they come from folders.
     """
 
     files: ImageFiles
     shapes: dict[str, tuple[int, int, int]]
     labels: dict[str, int] | None
     bad: list[BadFile]
+    class_names: list[str]
 
     def classes(self, names: Sequence[str]) -> Tensor | None:
         if self.labels is None:
@@ -416,14 +278,19 @@ class Selection(NamedTuple):
 
 
 def select_images(
-    files: ImageFiles, on_bad: OnBad, *, one_shape: bool, report: Report | None = None
+    files: ImageFiles,
+    on_bad: OnBad,
+    *,
+    one_shape: bool,
+    class_folders: bool = False,
+    report: Report | None = None,
 ) -> Selection:
     """Checks every file, and names every bad one. With `one_shape`, images of another shape than the most
     frequent one are bad."""
     shapes, bad = probe(files, files.images, report=report)
     if one_shape:
         bad += _other_shapes(shapes)
-    labels, bad_labels = files.labels()
+    labels, bad_labels, class_names = files.class_folders() if class_folders else (*files.labels(), [])
     bad = [*files.bad, *bad, *bad_labels]
     if bad and on_bad == "raise":
         raise_faults(files, bad)
@@ -431,7 +298,7 @@ def select_images(
     good = {name: shape for name, shape in shapes.items() if name not in left_out}
     if not good:
         raise DatasetError(f"{files.source}: none of its images is good:", bad)
-    return Selection(files, good, labels, bad)
+    return Selection(files, good, labels, bad, class_names)
 
 
 def open_images(
@@ -491,54 +358,6 @@ def _other_shapes(shapes: dict[str, tuple[int, int, int]]) -> list[BadFile]:
         for name, shape in shapes.items()
         if shape != expected
     ]
-
-
-def _read_labels(files: Tree) -> tuple[dict[str, int] | None, list[BadFile]]:
-    """The class of each image (None without `dataset.json` or if its labels are null), and errors."""
-    if LABELS_FILE not in files.names:
-        deeper = [name for name in files.names if name.endswith("/" + LABELS_FILE)]
-        if deeper:
-            _log.warning(
-                "%s: labels in %s are ignored: they must be at the top", files.path, ", ".join(deeper)
-            )
-        return None, []
-    bad: list[BadFile] = []
-    content = None
-    with collect(bad, LABELS_FILE):
-        content = _files.parse_json(files.read(LABELS_FILE))
-    if bad:
-        return None, bad
-    if not isinstance(content, dict) or "labels" not in content:
-        return None, [BadFile(LABELS_FILE, "it has no key 'labels'")]
-    pairs = content["labels"]
-    if pairs is None:
-        return None, []
-    if not isinstance(pairs, list):
-        return None, [
-            BadFile(LABELS_FILE, f"'labels' is {_short(pairs)}, but must be a list of [file name, class]")
-        ]
-
-    # A label for an image that exists but is bad is not another error.
-    known, classes = {*files.images, *(file.name for file in files.bad)}, dict[str, int]()
-    for pair in pairs:
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            bad.append(BadFile(LABELS_FILE, f"an entry is {_short(pair)}, but must be [file name, class]"))
-            continue
-        name, label = pair[0].replace("\\", "/"), pair[1]
-        if name not in known:
-            bad.append(BadFile(name, f"{LABELS_FILE} has a label for it, but there is no such image"))
-        elif name in classes:
-            bad.append(BadFile(name, f"{LABELS_FILE} has more than one label for it"))
-        elif type(label) is not int or not 0 <= label < MAX_CLASSES:  # not isinstance: true is not a class
-            allowed = f"an integer from 0 to {MAX_CLASSES - 1}"
-            bad.append(BadFile(name, f"its label in {LABELS_FILE} is {_short(label)}, but must be {allowed}"))
-            classes[name] = 0
-        else:
-            classes[name] = label
-    bad += [
-        BadFile(name, f"{LABELS_FILE} has no label for it") for name in files.images if name not in classes
-    ]
-    return classes, bad
 
 
 def map_files(
@@ -610,8 +429,3 @@ def is_hidden(name: str) -> bool:
     # Thumbnails, notebook checkpoints, and macOS's additions to zips: `__MACOSX/._a.png` is not an image.
     parts = (part for part in name.split("/") if part != ".")
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

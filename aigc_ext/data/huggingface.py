@@ -56,6 +56,7 @@ class _Rows(ImageFiles):
 
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
         if self._labels is None:
+            self.why_unlabelled = "it has no integer column label, nor one of type ClassLabel"
             return None, []
         classes: dict[str, int] = {}
         bad: list[BadFile] = []

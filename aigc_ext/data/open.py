@@ -21,13 +21,13 @@ from aigc_ext.data.files import (
     collect,
     describe_passed_over,
     open_images,
-    open_tree,
     select_images,
 )
 from aigc_ext.data.fit import NEEDS_ENLARGING, NEEDS_TRANSFORM, ArrayFiles, check_fit
 from aigc_ext.data.huggingface import open_rows
 from aigc_ext.data.prepare import Preparation, open_prepared
 from aigc_ext.data.shards import open_shards
+from aigc_ext.data.tree import open_tree
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
 _LOOKED_AT = 16  # images of which the values are looked at
@@ -43,6 +43,7 @@ def open_dataset(
     transform: str | None = None,
     enlarge: bool = False,
     white: int | None = None,
+    class_folders: bool = False,
     max_left_out: float = 1.0,
     report: Report | None = None,
 ) -> ImageDataset:
@@ -77,6 +78,8 @@ def open_dataset(
             a file has changed.
         transform, enlarge: how, as for `convert_dataset`.
         white: the value of 16-bit grey that is white, such as 4095 for values of 12 bits; None: 65535.
+        class_folders: take the classes from the top-level folders, in the order of their names, instead of
+            from `dataset.json`.
         max_left_out: the largest fraction of the images that "skip" may leave out.
         report: called with "indexing", "reading", "preparing" or "identifying" (see `ImageDataset.identity`),
             the number of finished images and the total, while files are looked at. Their shapes and hashes
@@ -100,11 +103,13 @@ def open_dataset(
     if files is None:
         dataset = _open_arrays(source, memory_limit)
         dataset.report = report
-        if resolution is None:
+        if resolution is None and not class_folders:
             return dataset
         files = ArrayFiles(os.fspath(source), dataset)
     files.white = white
-    selection = select_images(files, on_bad, one_shape=resolution is None, report=report)
+    selection = select_images(
+        files, on_bad, one_shape=resolution is None, class_folders=class_folders, report=report
+    )
     _check_left_out(files, selection.bad, max_left_out)
     if resolution is None:
         dataset = open_images(selection, memory_limit, on_bad, report)
@@ -112,6 +117,7 @@ def open_dataset(
         preparation = Preparation(resolution, transform, enlarge)
         dataset = open_prepared(selection, preparation, memory_limit, on_bad, report)
     _check_left_out(files, dataset.bad_files, max_left_out)
+    dataset.why_unlabelled, dataset.class_names = files.why_unlabelled, tuple(selection.class_names)
     dataset.remarks = tuple(f"{files.source}: {remark}" for remark in _remarks(files, selection))
     if on_bad == "raise":
         for remark in dataset.remarks:

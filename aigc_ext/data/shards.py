@@ -112,6 +112,7 @@ class _Shards(ImageFiles):
 
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
         if not self._classes and not self._bad_classes:
+            self.why_unlabelled = "none of its samples has a .cls"
             return None, []
         missing = [BadFile(name, "it has no .cls, but others have") for name in self._unlabelled]
         return self._classes, [*self._bad_classes, *missing]

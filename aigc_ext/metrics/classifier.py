@@ -155,8 +155,9 @@ class SampleClassifier:
         """
         if not dataset.num_classes:
             raise MetricError(
-                f"{dataset.name} has no labels to train a classifier on: give an extractor of features "
-                "('random' is one that needs no labels, and says less)"
+                f"{dataset.name} has no labels to train a classifier on"
+                f"{f' ({dataset.why_unlabelled})' if dataset.why_unlabelled else ''}: give an extractor of "
+                "features ('random' is one that needs no labels, and says less)"
             )
         if seed < 0:
             raise MetricError(f"seed is {seed}, but must be at least 0")

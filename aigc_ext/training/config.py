@@ -16,6 +16,8 @@ class DataConfig(Config):
     """The name of an embedded data set, or a path; see `aigc_ext.data.open_dataset`."""
     cond: bool = False
     """Train conditionally: the networks get the class labels."""
+    class_folders: bool = False
+    """Take the classes from the data's top-level folders instead of from its `dataset.json`."""
     mirror: bool = False
     """Flip each image horizontally with probability 1/2."""
     resolution: tuple[Count, Count] | None = None

@@ -161,9 +161,11 @@ def test_null_labels_are_no_labels(tmp_path: Path) -> None:
 
 
 def test_labels_further_down_are_said_to_be_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = {"set/a.png": png(), "set/dataset.json": labels(["a.png", 1])}
-    assert open_dataset(write_zip(tmp_path, files)).num_classes == 0
+    files = {"set/a.png": png(), "b.png": png(), "set/dataset.json": labels(["a.png", 1])}
+    dataset = open_dataset(write_zip(tmp_path, files))
+    assert dataset.num_classes == 0
     assert "labels in set/dataset.json are ignored" in caplog.text
+    assert dataset.describe_unlabelled().endswith("has no labels: " + str(dataset.why_unlabelled))
 
 
 def test_links_to_other_places_are_followed(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class GANTask(Task):
         value_range: tuple[float, float] | None = None,
     ) -> None:
         if config.data.cond and not data.num_classes:
-            raise ConfigError(f"data.cond is true, but {data.name} has no labels")
+            raise ConfigError(f"data.cond is true, but {data.describe_unlabelled()}")
         self.config = config = recipe.complete(config, data)
         self.data = data
         self.device = device = resolve_device(config.device)
@@ -243,6 +243,9 @@ class GANTask(Task):
         config, data = self.config, self.data
         if data.num_classes and not self._classes:
             log.info("the labels of %s are not used, because data.cond is false", data.name)
+        if self._classes and data.class_names:
+            names = ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names))
+            log.info("the classes are: %s", names)
         if self._initial is not None and not (directory / INIT_FILE).exists():
             source, done = self._initial
             log.info("it begins with weights of %s (all tensors: %s)", source, INIT_FILE)
@@ -438,6 +441,7 @@ class Trainer(Loop):
             transform=settings.transform,
             enlarge=settings.enlarge,
             white=settings.white,
+            class_folders=settings.class_folders,
             max_left_out=settings.max_left_out,
             report=report,
         )
