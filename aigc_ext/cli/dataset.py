@@ -55,6 +55,12 @@ white_option = click.option(
     metavar="INT",
     help=f"The value of 16-bit grey that is white, such as 4095 for 12 bits.  [default: {_names.WHITE}]",
 )
+renumber_option = click.option(
+    "--renumber-classes",
+    is_flag=True,
+    default=None,
+    help="Number the classes that have images 0, 1, 2, ...  [default: labels are their numbers]",
+)
 fit_options = decorator(
     click.option(
         "--resolution",
@@ -73,6 +79,12 @@ fit_options = decorator(
         "--enlarge", is_flag=True, default=None, help="Also use images that are smaller than --resolution."
     ),
     white_option,
+    click.option(
+        "--follow-links",
+        is_flag=True,
+        default=None,
+        help="Also read what symbolic links out of a folder lead to.",
+    ),
 )
 
 
@@ -94,6 +106,7 @@ fit_options = decorator(
     is_flag=True,
     help="Use the source's top-level folders as classes.  [default: its dataset.json]",
 )
+@renumber_option
 @click.option("--max-images", type=click.IntRange(min=1), metavar="INT", help="Use only the first images.")
 @click.option(
     "--workers",
@@ -109,7 +122,9 @@ def dataset(
     transform: str | None,
     enlarge: bool | None,
     white: int | None,
+    follow_links: bool | None,
     class_folders: bool,
+    renumber_classes: bool | None,
     max_images: int | None,
     workers: int,
 ) -> None:
@@ -131,7 +146,9 @@ def dataset(
                 seen = inspect_dataset(
                     source,
                     class_folders=class_folders,
+                    renumber_classes=bool(renumber_classes),
                     white=white,
+                    follow_links=bool(follow_links),
                     max_images=max_images,
                     workers=workers,
                     progress=progress,
@@ -147,7 +164,9 @@ def dataset(
                 transform=transform,
                 enlarge=bool(enlarge),
                 class_folders=class_folders,
+                renumber_classes=bool(renumber_classes),
                 white=white,
+                follow_links=bool(follow_links),
                 max_images=max_images,
                 workers=workers,
                 progress=progress,

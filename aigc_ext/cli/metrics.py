@@ -54,6 +54,7 @@ def metrics(
     transform: str | None,
     enlarge: bool | None,
     white: int | None,
+    follow_links: bool | None,
     names: str,
     num: int,
     seed: int,
@@ -78,7 +79,12 @@ def metrics(
         measure = MetricSet(
             [name.strip() for name in names.split(",")],
             open_dataset(
-                data, resolution=resolution, transform=transform, enlarge=bool(enlarge), white=white
+                data,
+                resolution=resolution,
+                transform=transform,
+                enlarge=bool(enlarge),
+                white=white,
+                follow_links=bool(follow_links),
             ),
             num_images=num,
             seed=seed,

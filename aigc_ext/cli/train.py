@@ -18,7 +18,7 @@ from tqdm import tqdm
 from aigc_ext import _names
 from aigc_ext._output import discard_output
 from aigc_ext.cli.bars import data_bar
-from aigc_ext.cli.dataset import fit_options
+from aigc_ext.cli.dataset import fit_options, renumber_option
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.config import ConfigError, parse_setting
 
@@ -32,11 +32,13 @@ _KEYS = {
     "data": "data.source",
     "cond": "data.cond",
     "class_folders": "data.class_folders",
+    "renumber_classes": "data.renumber_classes",
     "mirror": "data.mirror",
     "resolution": "data.resolution",
     "transform": "data.transform",
     "enlarge": "data.enlarge",
     "white": "data.white",
+    "follow_links": "data.follow_links",
     "batch": "batch",
     "batch_gpu": "batch_gpu",
     "aug": "augment.kind",
@@ -101,6 +103,7 @@ _KEYS = {
     default=None,
     help="With --cond: use the data's top-level folders as classes.  [default: its dataset.json]",
 )
+@renumber_option
 @click.option("--mirror/--no-mirror", default=None, help="Flip each image horizontally with probability 1/2.")
 @click.option("--batch", type=int, metavar="INT", help="Images per step, over all processes.")
 @click.option(

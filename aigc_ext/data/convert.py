@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from aigc_ext import _files
 from aigc_ext.data import image_file
-from aigc_ext.data.dataset import BadFile, DatasetError
+from aigc_ext.data.dataset import BadFile, DatasetError, number_ranges, renumber
 from aigc_ext.data.files import ImageFiles, Progress, describe_passed_over, map_files, probe
 from aigc_ext.data.fit import TRANSFORMS as TRANSFORMS
 from aigc_ext.data.fit import ArrayFiles, as_image, check_fit, fit, fitted_size, png, with_channels
@@ -81,6 +81,8 @@ def inspect_dataset(
     source: str | os.PathLike[str],
     *,
     class_folders: bool = False,
+    renumber_classes: bool = False,
+    follow_links: bool = False,
     white: int | None = None,
     max_images: int | None = None,
     workers: int = 1,
@@ -88,7 +90,7 @@ def inspect_dataset(
 ) -> Inspection:
     """Decodes every image of a source, so that no damage is missed. Arguments are as for
     `convert_dataset`."""
-    files, images, labels, class_names, bad = _open(source, class_folders)
+    files, images, labels, class_names, bad = _open(source, class_folders, renumber_classes, follow_links)
     peaks: list[image_file.Peak] = []
 
     def look(name: str) -> tuple[str, tuple[int, int, int]]:
@@ -107,6 +109,8 @@ def inspect_dataset(
             classes[labels[name]] += 1
     found = describe_passed_over(files.passed_over), image_file.describe_peaks(peaks, white)
     remarks = [remark for remark in found if remark]
+    if empty := sorted(set(range(max(classes, default=-1) + 1)) - classes.keys()):
+        remarks.append(f"these classes have no image: {number_ranges(empty)}")
     return Inspection(sum(shapes.values()), shapes, stored, classes, class_names, bad, remarks)
 
 
@@ -118,6 +122,8 @@ def convert_dataset(
     transform: str | None = None,
     enlarge: bool = False,
     class_folders: bool = False,
+    renumber_classes: bool = False,
+    follow_links: bool = False,
     white: int | None = None,
     max_images: int | None = None,
     workers: int = 1,
@@ -143,6 +149,8 @@ def convert_dataset(
         enlarge: accept images smaller than the resolution, which are bad files without it.
         class_folders: take the classes from the source's top-level folders, in the order of their names,
             instead of from its `dataset.json`.
+        renumber_classes: number the classes that have images 0, 1, 2, ..., in their order.
+        follow_links: also use what symbolic links out of a folder lead to; they are bad files otherwise.
         white: the value of 16-bit grey that becomes white, such as 4095 for values of 12 bits; None: 65535.
         max_images: use only the first ones with good headers.
         workers: threads that decode and encode.
@@ -155,7 +163,7 @@ def convert_dataset(
     dest = Path(dest)
     _check(dest, resolution, transform)
     report = dest.with_name(f"{dest.name}.report.json")
-    files, images, labels, class_names, bad = _open(source, class_folders)
+    files, images, labels, class_names, bad = _open(source, class_folders, renumber_classes, follow_links)
     if isinstance(files, Tree) and dest.resolve().is_relative_to(files.path.resolve()):
         raise DatasetError(f"{dest}: it would be in its own source, {files.source}")
     headers, bad_headers = probe(files, images, max_images)
@@ -206,12 +214,18 @@ def convert_dataset(
     return Conversion(dest, report, count, (channels, height, width), classes, bad, files.passed_over)
 
 
-def _open(source: str | os.PathLike[str], class_folders: bool) -> _Source:
-    files = find_files(source) or ArrayFiles(str(source), open_dataset(source))
+def _open(
+    source: str | os.PathLike[str], class_folders: bool, renumber_classes: bool, follow_links: bool
+) -> _Source:
+    files = find_files(source, follow_links) or ArrayFiles(str(source), open_dataset(source))
     labels, bad_labels, class_names = files.class_folders() if class_folders else (*files.labels(), [])
     bad = [*files.bad, *bad_labels]
     left_out = {file.name for file in bad}
     images = [name for name in files.images if name not in left_out]
+    if renumber_classes and labels is not None:
+        numbers = renumber([labels[name] for name in images])
+        labels = {name: numbers[labels[name]] for name in images}
+        class_names = [class_names[old] for old in numbers] if class_names else []
     return _Source(files, images, labels, class_names, bad)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 MAX_CLASSES = 1_000_000
 _SHOWN_FILES = 5
+_SHOWN_CLASSES = 10
 _HASH_CHUNK_BYTES = 1 << 26
 _REPORTED_EVERY = 100  # images
 
@@ -117,6 +118,26 @@ class ImageDataset(ABC):
         classes = f", {self.num_classes} classes" if self.num_classes else ""
         shape = format_shape(self.image_shape)
         return f"<{type(self).__name__} {self.name}: {len(self)} images {shape}{classes}>"
+
+    @property
+    def present_classes(self) -> list[int]:
+        """The classes that have images, in order."""
+        return self.labels.unique().tolist() if self.num_classes else []
+
+    def renumber_classes(self) -> dict[int, int]:
+        """Numbers the classes that have images 0, 1, 2, ...; returns the new number by the old one."""
+        numbers = renumber(self.present_classes)
+        self.labels = torch.tensor([numbers[label] for label in self.labels.tolist()])
+        self.num_classes, self._identity = len(numbers), None
+        return numbers
+
+    def describe_empty_classes(self) -> str | None:
+        """A remark on classes without images; None if there are none."""
+        present = self.present_classes
+        if len(present) == self.num_classes:
+            return None
+        empty = sorted(set(range(self.num_classes)) - set(present))
+        return f"{len(empty)} of {self.num_classes} classes have no image: {number_ranges(empty)}"
 
     def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
         """Returns the images (uint8, K x C x H x W, contiguous) and labels (int64, K) at K indices.
@@ -244,6 +265,30 @@ class TensorImages(ImageDataset):
         for chunk in self._images.split(step):
             for image in chunk.contiguous().numpy():
                 yield image.tobytes()
+
+
+def renumber(labels: Sequence[int]) -> dict[int, int]:
+    """New numbers for the classes that occur, 0, 1, 2, ..., in their order."""
+    return {old: new for new, old in enumerate(sorted(set(labels)))}
+
+
+def describe_numbers(numbers: Mapping[int, int]) -> str:
+    """A remark on the result of `renumber`."""
+    shown = [f"{new} is {old}" for old, new in list(numbers.items())[:_SHOWN_CLASSES]]
+    more = [f"{len(numbers) - _SHOWN_CLASSES} more"] if len(numbers) > _SHOWN_CLASSES else []
+    return f"its classes are numbered anew: {', '.join([*shown, *more])}"
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """`0, 3 to 9, 12` for rising numbers; of many ranges the first few."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    shown = [str(a) if a == b else f"{a} to {b}" for a, b in ranges[:_SHOWN_CLASSES]]
+    return ", ".join([*shown, "..."] if len(ranges) > _SHOWN_CLASSES else shown)
 
 
 def format_shape(shape: tuple[int, int, int]) -> str:

@@ -24,7 +24,9 @@ from aigc_ext.data.dataset import (
     ImageDataset,
     Report,
     TensorImages,
+    describe_numbers,
     format_shape,
+    renumber,
 )
 from aigc_ext.data.index import FileIndex, Stamp
 
@@ -263,6 +265,7 @@ class Selection(NamedTuple):
         labels: their classes; None without labels.
         bad: the files that are left out.
         class_names: names of the classes, if they come from folders.
+        remarks: what a user should know of this.
     """
 
     files: ImageFiles
@@ -270,6 +273,7 @@ class Selection(NamedTuple):
     labels: dict[str, int] | None
     bad: list[BadFile]
     class_names: list[str]
+    remarks: list[str]
 
     def classes(self, names: Sequence[str]) -> Tensor | None:
         if self.labels is None:
@@ -283,11 +287,13 @@ def select_images(
     *,
     one_shape: bool,
     class_folders: bool = False,
+    renumber_classes: bool = False,
     report: Report | None = None,
 ) -> Selection:
     """Checks every file, and names every bad one. With `one_shape`, images of another shape than the most
     frequent one are bad."""
-    shapes, bad = probe(files, files.images, report=report)
+    left_out = {file.name for file in files.bad}
+    shapes, bad = probe(files, [name for name in files.images if name not in left_out], report=report)
     if one_shape:
         bad += _other_shapes(shapes)
     labels, bad_labels, class_names = files.class_folders() if class_folders else (*files.labels(), [])
@@ -298,7 +304,13 @@ def select_images(
     good = {name: shape for name, shape in shapes.items() if name not in left_out}
     if not good:
         raise DatasetError(f"{files.source}: none of its images is good:", bad)
-    return Selection(files, good, labels, bad, class_names)
+    remarks: list[str] = []
+    if renumber_classes and labels is not None:
+        numbers = renumber([labels[name] for name in good])
+        labels = {name: numbers[labels[name]] for name in good}
+        class_names = [class_names[old] for old in numbers] if class_names else []
+        remarks.append(describe_numbers(numbers))
+    return Selection(files, good, labels, bad, class_names, remarks)
 
 
 def open_images(

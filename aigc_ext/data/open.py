@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aigc_ext.data import image_file
 from aigc_ext.data.arrays import open_arrays
-from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, Report
+from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, Report, describe_numbers
 from aigc_ext.data.embedded import NAMES as EMBEDDED_NAMES
 from aigc_ext.data.embedded import open_embedded
 from aigc_ext.data.files import (
@@ -44,6 +44,8 @@ def open_dataset(
     enlarge: bool = False,
     white: int | None = None,
     class_folders: bool = False,
+    renumber_classes: bool = False,
+    follow_links: bool = False,
     max_left_out: float = 1.0,
     report: Report | None = None,
 ) -> ImageDataset:
@@ -80,6 +82,9 @@ def open_dataset(
         white: the value of 16-bit grey that is white, such as 4095 for values of 12 bits; None: 65535.
         class_folders: take the classes from the top-level folders, in the order of their names, instead of
             from `dataset.json`.
+        renumber_classes: number the classes that have images 0, 1, 2, ..., in their order. Otherwise a label
+            is the number of its class, and numbers without images are empty classes.
+        follow_links: also read what symbolic links out of a folder lead to; they are bad files otherwise.
         max_left_out: the largest fraction of the images that "skip" may leave out.
         report: called with "indexing", "reading", "preparing" or "identifying" (see `ImageDataset.identity`),
             the number of finished images and the total, while files are looked at. Their shapes and hashes
@@ -99,16 +104,24 @@ def open_dataset(
         raise ValueError("enlarge is true, but needs a resolution")
     if not 0 <= max_left_out <= 1:
         raise ValueError(f"max_left_out is {max_left_out}, but must be from 0 to 1")
-    files = find_files(source)
+    files = find_files(source, follow_links)
     if files is None:
         dataset = _open_arrays(source, memory_limit)
         dataset.report = report
         if resolution is None and not class_folders:
-            return dataset
+            if renumber_classes and dataset.num_classes:
+                numbers = dataset.renumber_classes()
+                dataset.remarks = (f"{os.fspath(source)}: {describe_numbers(numbers)}",)
+            return _remarked(dataset, on_bad)
         files = ArrayFiles(os.fspath(source), dataset)
     files.white = white
     selection = select_images(
-        files, on_bad, one_shape=resolution is None, class_folders=class_folders, report=report
+        files,
+        on_bad,
+        one_shape=resolution is None,
+        class_folders=class_folders,
+        renumber_classes=renumber_classes,
+        report=report,
     )
     _check_left_out(files, selection.bad, max_left_out)
     if resolution is None:
@@ -119,6 +132,11 @@ def open_dataset(
     _check_left_out(files, dataset.bad_files, max_left_out)
     dataset.why_unlabelled, dataset.class_names = files.why_unlabelled, tuple(selection.class_names)
     dataset.remarks = tuple(f"{files.source}: {remark}" for remark in _remarks(files, selection))
+    return _remarked(dataset, on_bad)
+
+
+def _remarked(dataset: ImageDataset, on_bad: OnBad) -> ImageDataset:
+    """The dataset, after its remarks have been logged if nobody else would report them."""
     if on_bad == "raise":
         for remark in dataset.remarks:
             _log.warning("%s", remark)
@@ -135,6 +153,7 @@ def _remarks(files: ImageFiles, selection: Selection) -> Iterator[str]:
                 peaks.append(peak)
     if remark := image_file.describe_peaks(peaks, files.white):
         yield remark
+    yield from selection.remarks
 
 
 def _check_left_out(files: ImageFiles, bad: Sequence[BadFile], most: float) -> None:
@@ -174,7 +193,7 @@ def _open_arrays(source: str | os.PathLike[str], memory_limit: int) -> ImageData
     return open_arrays(Path(source), memory_limit)
 
 
-def find_files(source: str | os.PathLike[str]) -> ImageFiles | None:
+def find_files(source: str | os.PathLike[str], follow_links: bool = False) -> ImageFiles | None:
     """The image files of a source for `open_dataset`, not decoded; None if it is an array.
 
     Raises:
@@ -196,7 +215,7 @@ def find_files(source: str | os.PathLike[str]) -> ImageFiles | None:
         )
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".zip":
-        return open_tree(path)
+        return open_tree(path, follow_links)
     if suffix in (".npy", ".npz"):
         return None
     hint = f"; shards are opened as wds:{text}" if suffix == ".tar" else ""

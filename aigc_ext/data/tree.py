@@ -23,6 +23,7 @@ from aigc_ext.data.index import Stamp, file_stamp
 _log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
+_FOLLOW = "--follow-links (data.follow_links) takes it"
 # Suffixes of files that often lie beside images, many at a time.
 _NO_IMAGES = frozenset(
     (".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".npy", ".npz", ".pt", ".md", ".html")
@@ -103,8 +104,9 @@ class Tree(ImageFiles):
 
 
 class _Folder(Tree):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, follow_links: bool) -> None:
         super().__init__(path, path.resolve().name)
+        self._inside = None if follow_links else os.path.join(os.path.realpath(path), "")
         self._stamps: dict[str, Stamp | None] = {}
         visited: dict[str, str] = {}
         pending = [""]
@@ -141,7 +143,14 @@ class _Folder(Tree):
             except OSError as error:  # a broken or circular link
                 self.bad.append(BadFile(name, image_file.describe_error(error)))
                 continue
-            if stat.S_ISDIR(info.st_mode):
+            if child.is_symlink() and (target := self._leads_out(name)):
+                image = stat.S_ISREG(info.st_mode) and is_image(name)
+                if image:
+                    self.names.append(name)  # it is one of those that are left out
+                if image or stat.S_ISDIR(info.st_mode) or child.name == LABELS_FILE:
+                    reason = f"it is a symbolic link out of the data folder, to {target}: {_FOLLOW}"
+                    self.bad.append(BadFile(name, reason))
+            elif stat.S_ISDIR(info.st_mode):
                 folders.append(name)
             elif stat.S_ISREG(info.st_mode):
                 self.names.append(name)
@@ -150,8 +159,15 @@ class _Folder(Tree):
                 self.bad.append(BadFile(name, "it is not a regular file"))
         return folders
 
+    def _leads_out(self, name: str) -> str | None:
+        """Where a link leads if that is outside of the data folder and links are not followed there."""
+        target = os.path.realpath(self.path / name)
+        if self._inside is None or os.path.join(target, "").startswith(self._inside):
+            return None
+        return target
+
     def stamp(self, name: str) -> Stamp | None:
-        return self._stamps[name]
+        return self._stamps.get(name)
 
     def size(self, name: str) -> int:
         return (self.path / name).stat().st_size
@@ -198,10 +214,10 @@ class _Zip(Tree):
         return cast(BinaryIO, self._archive().open(self._stored[name]))
 
 
-def open_tree(path: Path) -> ImageFiles:
-    """The files of a folder or zip."""
+def open_tree(path: Path, follow_links: bool) -> ImageFiles:
+    """The files of a folder or zip; symbolic links out of a folder are bad files unless they are followed."""
     try:
-        return _Folder(path) if path.is_dir() else _Zip(path)
+        return _Folder(path, follow_links) if path.is_dir() else _Zip(path)
     except DatasetError:
         raise
     except Exception as error:  # as in collect

@@ -58,4 +58,5 @@ class HubGenerator(ModelHubMixin, library_name="aigc_ext", tags=["gan", "image-g
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {name: value.contiguous() for name, value in self.generator.state_dict().items()}
-        save_pretrained(save_directory, self.generator.config, safetensors.torch.save(state))
+        trained = getattr(self.generator, "trained_classes", None)
+        save_pretrained(save_directory, self.generator.config, safetensors.torch.save(state), trained)

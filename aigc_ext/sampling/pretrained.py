@@ -26,6 +26,7 @@ MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_DIGESTS = "sha256.json"
 _SHOWN = 4
+TRAINED_CLASSES = "trained_classes.json"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -33,9 +34,16 @@ class PretrainedError(ValueError):
     """A path from which no generator can be loaded; the message names it and says why."""
 
 
-def save_pretrained(directory: Path, config: dict[str, Any], weights: bytes) -> None:
-    """Writes a generator's config and its serialised weights, each atomically, and their SHA-256."""
+def save_pretrained(
+    directory: Path, config: dict[str, Any], weights: bytes, trained_classes: Sequence[int] | None = None
+) -> None:
+    """Writes a generator's config and its serialised weights, each atomically, and their SHA-256; also the
+    classes that had images, unless all had."""
     directory.mkdir(parents=True, exist_ok=True)
+    if trained_classes is None:
+        (directory / TRAINED_CLASSES).unlink(missing_ok=True)
+    else:
+        _files.replace_file(directory / TRAINED_CLASSES, json.dumps(list(trained_classes)).encode())
     files = {MODEL_CONFIG: (json.dumps(config, indent=2) + "\n").encode(), MODEL_WEIGHTS: weights}
     # The digests come first, with those of the files that are still there: whatever a crash leaves, or
     # another process reads meanwhile, has one.
@@ -95,6 +103,9 @@ def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: An
     except (ValueError, TypeError, RuntimeError, OverflowError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise PretrainedError(f"network {path} cannot be loaded: {reason}") from error
+    trained = _trained_classes(directory)
+    if trained is not None:
+        generator.trained_classes = trained  # type: ignore[assignment]
     return generator.eval().requires_grad_(False), digest
 
 
@@ -148,6 +159,22 @@ def shown_list(names: Sequence[str], shown: int = _SHOWN) -> str:
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
+def _trained_classes(directory: Path) -> list[int] | None:
+    """The classes that had images, of a model directory or checkpoint; None for all."""
+    try:
+        if (directory / TRAINED_CLASSES).is_file():
+            found = _files.parse_json((directory / TRAINED_CLASSES).read_bytes())
+        elif (directory / "state.json").is_file():
+            found = _files.parse_json((directory / "state.json").read_bytes()).get("trained_classes")
+        else:
+            found = None
+        if found is None or (found and all(type(number) is int and number >= 0 for number in found)):
+            return found
+    except (OSError, ValueError, TypeError):
+        pass
+    raise PretrainedError(f"network {directory}: {TRAINED_CLASSES} is damaged: it must be a list of classes")
+
+
 def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
     """The local cache's directory of a model on the hub."""
     try:
@@ -162,7 +189,7 @@ def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
                 name,
-                allow_patterns=[MODEL_CONFIG, MODEL_WEIGHTS, MODEL_DIGESTS],
+                allow_patterns=[MODEL_CONFIG, MODEL_WEIGHTS, MODEL_DIGESTS, TRAINED_CLASSES],
                 local_files_only=not allow_download,
                 **options,
             )

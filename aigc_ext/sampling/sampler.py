@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from aigc_ext.ops._image_bytes import has_image_bytes, image_bytes
 from aigc_ext.sampling.png import to_pil
 from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.sampling.walk import CURVES, curve_points, slerp_points, walk_positions
+
+_log = logging.getLogger(__name__)
 
 CHUNK = 16
 """The most images per call of the generator; on a GPU always exactly this number, see `Sampler`."""
@@ -56,6 +59,8 @@ class Sampler:
         z_dim, value_range, num_classes: by default the generator's attributes of these names; no classes if
             it has no such attribute.
         model_sha256: identifies the weights; it goes into `provenance`.
+        trained_classes: the classes that had images, from which a seed chooses its own; by default the
+            generator's attribute of this name, and without one all.
 
     Attributes:
         style_based: whether the generator has a mapping network and latents w (N, num_ws, w_dim).
@@ -69,12 +74,15 @@ class Sampler:
         num_classes: int | None = None,
         value_range: tuple[float, float] | None = None,
         model_sha256: str | None = None,
+        trained_classes: Sequence[int] | None = None,
     ) -> None:
         self.generator: Any = generator
         self.z_dim: int = attribute(generator, "z_dim", z_dim)
         self.num_classes: int = getattr(generator, "num_classes", 0) if num_classes is None else num_classes
         self.value_range: tuple[float, float] = attribute(generator, "value_range", value_range)
         self.model_sha256 = model_sha256
+        trained = getattr(generator, "trained_classes", None) if trained_classes is None else trained_classes
+        self.trained_classes = list(range(self.num_classes) if trained is None else trained)
         self.style_based = all(hasattr(generator, name) for name in _STYLE_ATTRIBUTES)
 
     @classmethod
@@ -292,7 +300,10 @@ class Sampler:
             classes = [classes] * len(seeds)
         if len(classes) != len(seeds):
             raise ValueError(f"classes has {len(classes)} entries, but must have one per seed, {len(seeds)}")
-        return _integers("class", classes, self.num_classes - 1)
+        chosen = _integers("class", classes, self.num_classes - 1)
+        if untrained := sorted(set(chosen) - set(self.trained_classes)):
+            _log.warning("no image had the class %s, so that nothing is known of it", untrained[0])
+        return chosen
 
     def resolve_space(self, space: str | None = None) -> str:
         """The space "z" or "w", if the generator has it; by default "w" if there is one."""
@@ -347,7 +358,7 @@ class Sampler:
         """The next random number in the stream of a seed's latents."""
         rng = torch.Generator().manual_seed(seed)
         torch.randn(self.z_dim, generator=rng)
-        return int(torch.randint(self.num_classes, (), generator=rng))
+        return self.trained_classes[int(torch.randint(len(self.trained_classes), (), generator=rng))]
 
     def _sample_in_chunks(
         self,

@@ -18,6 +18,10 @@ class DataConfig(Config):
     """Train conditionally: the networks get the class labels."""
     class_folders: bool = False
     """Take the classes from the data's top-level folders instead of from its `dataset.json`."""
+    renumber_classes: bool = False
+    """Number the classes that have images 0, 1, 2, ...; otherwise the labels are their numbers."""
+    many_empty_classes: bool = False
+    """Accept labels with so large gaps that most classes have no image."""
     mirror: bool = False
     """Flip each image horizontally with probability 1/2."""
     resolution: tuple[Count, Count] | None = None
@@ -28,6 +32,8 @@ class DataConfig(Config):
     """Also use images that are smaller than the resolution."""
     white: Annotated[int, Range(ge=1, le=65535)] | None = None
     """The value of 16-bit grey that is white, such as 4095 for values of 12 bits; null: 65535."""
+    follow_links: bool = False
+    """Also read what symbolic links out of a data folder lead to."""
     max_left_out: Annotated[float, Range(ge=0, le=1)] = 0.1
     """The largest fraction of the images that may be left out, because they are broken or of another shape;
     above it a run does not begin."""
@@ -42,7 +48,9 @@ class RunConfig(Config):
 
     fixed: ClassVar[tuple[str, ...]] = ("preset", "seed", "data")
     """Keys that cannot change when a run is resumed, because the old state would mean something else."""
-    before: ClassVar[Mapping[str, Any]] = {"data": {"max_left_out": 1.0}}
+    before: ClassVar[Mapping[str, Any]] = {
+        "data": {"max_left_out": 1.0, "many_empty_classes": True, "follow_links": True}
+    }
     """What runs did before a key existed, if not its default; a run without the key keeps to it."""
 
     preset: str = "mlp"

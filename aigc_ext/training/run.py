@@ -35,7 +35,7 @@ METRICS_FILE = "metrics.jsonl"
 _STALE_SECONDS = 60
 C = TypeVar("C", bound=RunConfig)
 # Not what the data are, which is compared by content, but where, and how strictly they are looked at.
-_FREE = ("data.source", "data.max_left_out")
+_FREE = ("data.source", "data.max_left_out", "data.many_empty_classes", "data.follow_links")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 

@@ -168,14 +168,54 @@ def test_labels_further_down_are_said_to_be_ignored(tmp_path: Path, caplog: pyte
     assert dataset.describe_unlabelled().endswith("has no labels: " + str(dataset.why_unlabelled))
 
 
-def test_links_to_other_places_are_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_bad", ["raise", "skip"])
+def test_links_to_other_places_are_named_and_not_followed_unless_asked(tmp_path: Path, on_bad: Any) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "x.png").write_bytes(png(9))
     root = write_folder(tmp_path, {"b.png": png(1)})
     (root / "a").symlink_to(elsewhere)
     (root / "c.png").symlink_to(elsewhere / "x.png")
-    assert np.array_equal(all_images(open_dataset(root)), [pixels(9), pixels(1), pixels(9)])
+    (root / "d.png").symlink_to(root / "b.png")
+    (root / "up").symlink_to(elsewhere.parent)
+    outside = {"a": elsewhere, "c.png": elsewhere / "x.png", "up": tmp_path}
+    reasons = {
+        name: f"it is a symbolic link out of the data folder, to {os.path.realpath(target)}: --follow-links"
+        for name, target in outside.items()
+    }
+    if on_bad == "raise":
+        bad = refusal(root).bad_files
+    else:
+        dataset = open_dataset(root, on_bad="skip")
+        assert np.array_equal(all_images(dataset), [pixels(1), pixels(1)])
+        bad = dataset.bad_files
+    assert {file.name: file.reason[: len(reasons[file.name])] for file in bad} == reasons
+    (root / "up").unlink()
+    followed = open_dataset(root, follow_links=True, on_bad=on_bad)
+    assert np.array_equal(all_images(followed), [pixels(9), pixels(1), pixels(9), pixels(1)])
+
+
+def test_a_link_to_labels_elsewhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_bytes(labels(["b.png", 1]))
+    root = write_folder(tmp_path, {"b.png": png(1)})
+    (root / "dataset.json").symlink_to(tmp_path / "labels.json")
+    assert refusal(root).bad_files[0].name == "dataset.json"
+    assert open_dataset(root, follow_links=True).num_classes == 2
+
+
+def test_a_folder_of_links_says_how_to_follow_them(tmp_path: Path) -> None:
+    elsewhere = write_folder(tmp_path, {f"{i}.png": png(i) for i in range(5)})
+    root = tmp_path / "links"
+    root.mkdir()
+    for path in elsewhere.iterdir():
+        (root / path.name).symlink_to(path)
+    (root / "own.png").write_bytes(png(9))
+    error = refusal(root, on_bad="skip", max_left_out=0.1)
+    assert "5 of 6 images would be left out" in str(error)
+    assert "--follow-links (data.follow_links) takes it" in str(error)
+    assert len(open_dataset(root, follow_links=True)) == 6
+    (tmp_path / "linked").symlink_to(elsewhere)  # the data folder itself may be a link
+    assert len(open_dataset(tmp_path / "linked")) == 5
 
 
 def test_the_name_of_a_dataset_is_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

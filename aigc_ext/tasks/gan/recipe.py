@@ -23,6 +23,7 @@ from aigc_ext.training.task import Progress
 _R3GAN_GAMMA = ((32, 0.5), (64, 2.0), (256, 150.0))
 _SAMPLE = 256  # images
 _LONG = 10_000  # steps
+_MOST_EMPTY = 100  # classes, or nine times those with images
 
 
 def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
@@ -59,6 +60,23 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
         last = on_cpu and not isinstance(config.generator, MLPGeneratorConfig)
         config = config.override("channels_last", last)
     return config
+
+
+def check_classes(config: TrainConfig, data: ImageDataset) -> None:
+    """Raises ConfigError if there are no labels, or so few of the numbers up to the largest that the networks
+    would consist of classes without images."""
+    if not config.data.cond:
+        return
+    if not data.num_classes:
+        raise ConfigError(f"data.cond is true, but {data.describe_unlabelled()}")
+    present = len(data.present_classes)
+    empty = data.num_classes - present
+    if empty > max(_MOST_EMPTY, 9 * present) and not config.data.many_empty_classes:
+        raise ConfigError(
+            f"the largest label of {data.name} is {data.num_classes - 1}, but {empty} of the classes up to "
+            "it have no image: --renumber-classes numbers the others from 0 on, and "
+            "--set data.many_empty_classes=true takes the labels as they are"
+        )
 
 
 def _saturated(data: ImageDataset) -> float:

@@ -72,8 +72,7 @@ class GANTask(Task):
         z_dim: int | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> None:
-        if config.data.cond and not data.num_classes:
-            raise ConfigError(f"data.cond is true, but {data.describe_unlabelled()}")
+        recipe.check_classes(config, data)
         self.config = config = recipe.complete(config, data)
         self.data = data
         self.device = device = resolve_device(config.device)
@@ -98,7 +97,15 @@ class GANTask(Task):
         self.path_mean = torch.zeros((), device=device)
         self.publishes = _architecture(generator) is not None
         self._classes = data.num_classes if config.data.cond else 0
-        self._sampler = Sampler(self.ema, z_dim=z_dim, value_range=value_range, num_classes=self._classes)
+        present = data.present_classes if self._classes else []
+        self._trained = present if len(present) < self._classes else None
+        self._sampler = Sampler(
+            self.ema,
+            z_dim=z_dim,
+            value_range=value_range,
+            num_classes=self._classes,
+            trained_classes=self._trained,
+        )
         self._metrics: MetricSet | None = None
         if math.prod((*config.grid, *data.image_shape)) > _MAX_GRID_BYTES:
             raise ConfigError(
@@ -243,6 +250,8 @@ class GANTask(Task):
         config, data = self.config, self.data
         if data.num_classes and not self._classes:
             log.info("the labels of %s are not used, because data.cond is false", data.name)
+        if self._classes and (remark := data.describe_empty_classes()):
+            log.warning("%s: %s; they are not sampled unless asked for", data.name, remark)
         if self._classes and data.class_names:
             names = ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names))
             log.info("the classes are: %s", names)
@@ -272,7 +281,8 @@ class GANTask(Task):
     def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
         """The images of the seeds 0, 1, 2, ...; `aigc-ext sample` makes the same ones from the checkpoint."""
         seeds = range(math.prod(self.config.grid))
-        classes = [seed % self._classes for seed in seeds] if self._classes else None
+        trained = self._trained or range(self._classes)
+        classes = [trained[seed % len(trained)] for seed in seeds] if self._classes else None
         provenance = {
             "model_sha256": _files.sha256(files["ema"]),
             "nimg": nimg,
@@ -294,13 +304,14 @@ class GANTask(Task):
 
     def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
         """Writes the averaged generator in the form that `Sampler.from_pretrained` loads."""
-        save_pretrained(directory, self.facts()["generator"], files["ema"])
+        save_pretrained(directory, self.facts()["generator"], files["ema"], self._trained)
 
     def facts(self) -> Mapping[str, Any]:
         """The configs from which `aigc_ext.models` builds the networks; None for a network that is not
         ours."""
         networks = {"generator": self.generator, "discriminator": self.discriminator}
-        return {role: _architecture(network) for role, network in networks.items()}
+        facts: dict[str, Any] = {role: _architecture(network) for role, network in networks.items()}
+        return facts if self._trained is None else {**facts, "trained_classes": self._trained}
 
     def failed_step(self, schedule: Schedule) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         inputs = self._take_step.inputs
@@ -442,9 +453,12 @@ class Trainer(Loop):
             enlarge=settings.enlarge,
             white=settings.white,
             class_folders=settings.class_folders,
+            follow_links=settings.follow_links,
+            renumber_classes=settings.renumber_classes,
             max_left_out=settings.max_left_out,
             report=report,
         )
+        recipe.check_classes(config, data)
         config = recipe.complete(config, data)
         shared: Any = {"image_shape": data.image_shape}
         shared["num_classes"] = data.num_classes if config.data.cond else 0
