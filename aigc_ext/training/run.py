@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ _STALE_SECONDS = 60
 C = TypeVar("C", bound=RunConfig)
 # Not what the data are, which is compared by content, but where, and how strictly they are looked at.
 _FREE = ("data.source", "data.max_left_out", "data.many_empty_classes", "data.follow_links")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+_LONGEST_PART = 80  # bytes of a run's name; file systems allow 255 in all
 
 
 def is_number(value: object) -> bool:
@@ -67,8 +68,20 @@ class ResumePoint:
 def next_run_name(outdir: Path, preset: str, data: str, desc: str = "") -> str:
     """`00007-mlp-mnist5k-desc`: one above the highest number in `outdir`."""
     numbers = numbered_runs(outdir).values()
-    parts = [_UNSAFE.sub("_", part) for part in (preset, data, desc) if part]
+    parts = [_safe(part) for part in (preset, data, desc) if part]
     return f"{max(numbers, default=-1) + 1:05d}-{'-'.join(parts)}"
+
+
+def _safe(text: str) -> str:
+    """`text` as a part of a file name: letters and digits of any script, with their marks, and . _ + -, in
+    Unicode's composed form."""
+
+    def keeps(character: str) -> bool:
+        return character.isalnum() or character in "._+-" or unicodedata.category(character)[0] == "M"
+
+    kept = (character if keeps(character) else " " for character in unicodedata.normalize("NFC", text))
+    name = re.sub(" +", "_", "".join(kept))
+    return name.encode()[:_LONGEST_PART].decode(errors="ignore")
 
 
 def create_run(outdir: Path, config: RunConfig, data: str, desc: str = "") -> Path:

@@ -91,6 +91,25 @@ def _r3gan_gamma(side: float) -> float:
     return float(f"{a * (b / a) ** (math.log(side / low) / math.log(high / low)):.3g}")
 
 
+def spread(data: ImageDataset, count: int) -> list[int]:
+    """The positions of at most `count` images from all over the data, the classes taking turns."""
+    count = min(count, len(data))
+    if not data.num_classes:
+        return [i * len(data) // count for i in range(count)]
+    classes = data.present_classes
+    shown = min(count, len(classes))
+    classes = [classes[i * len(classes) // shown] for i in range(shown)]
+    places = [(data.labels == label).nonzero().flatten().tolist() for label in classes]
+    count = min(count, sum(map(len, places)))
+    turns = [0] * len(places)
+    while sum(turns) < count:
+        for i, own in enumerate(places):
+            if turns[i] < len(own) and sum(turns) < count:
+                turns[i] += 1
+    chosen = [[own[i * len(own) // n] for i in range(n)] for own, n in zip(places, turns, strict=True)]
+    return [own[turn] for turn in range(max(turns)) for own in chosen if turn < len(own)]
+
+
 def check_fits(config: TrainConfig, generator: nn.Module) -> None:
     """Raises ConfigError for settings that contradict each other or don't suit this generator."""
     loss = config.loss

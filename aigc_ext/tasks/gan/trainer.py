@@ -262,7 +262,7 @@ class GANTask(Task):
                 log.info("%s", line)
             _files.replace_file(directory / INIT_FILE, list_transfers(source, done).encode())
         if not (directory / "reals.png").exists():
-            reals, _ = data.read(range(min(math.prod(config.grid), len(data))))
+            reals, _ = data.read(recipe.spread(data, math.prod(config.grid)))
             self._save(reals.permute(0, 2, 3, 1).numpy(), directory / "reals.png", label=False)
         if config.metrics:
             extractor: Literal["classifier", "random"] = "classifier" if data.num_classes else "random"

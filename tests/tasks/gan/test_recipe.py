@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from aigc_ext.data import ImageDataset, open_dataset
+from aigc_ext.data import ImageDataset, TensorImages, open_dataset
 from aigc_ext.tasks.gan import PRESETS, TrainConfig, recipe
 
 
@@ -48,3 +49,24 @@ def test_channels_are_last_for_convolutions_on_the_cpu_unless_the_user_says_othe
         for preset in ("mlp", "r3gan"):
             config = PRESETS[preset].override("channels_last", given)
             assert recipe.complete(config, data).channels_last is given
+
+
+def test_a_grid_of_the_data_shows_all_of_it():
+    digits = open_dataset("digits")
+    places = recipe.spread(digits, 64)
+    labels = digits.labels[places].tolist()
+    assert labels[:20] == [*range(10), *range(10)]
+    assert sorted(set(places)) == sorted(places)
+    assert len(places) == 64
+    assert max(places) > 1500
+
+    def images(count: int, *labels: int) -> TensorImages:
+        pixels = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
+        return TensorImages("x", pixels, torch.tensor(labels) if labels else None)
+
+    assert recipe.spread(images(10), 4) == [0, 2, 5, 7]
+    assert recipe.spread(images(3), 64) == [0, 1, 2]
+    # A rare class, and one that is empty.
+    assert recipe.spread(images(6, 0, 0, 0, 0, 0, 2), 4) == [0, 5, 1, 3]
+    assert sorted(recipe.spread(images(6, 0, 0, 0, 0, 0, 2), 64)) == [0, 1, 2, 3, 4, 5]
+    assert recipe.spread(images(1000, *range(1000)), 4) == [0, 250, 500, 750]

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import nn
 
 from aigc_ext.config import ConfigError
-from aigc_ext.data import TensorImages
+from aigc_ext.data import TensorImages, open_dataset
 from aigc_ext.sampling import Sampler
 from aigc_ext.tasks.gan import STATISTICS, Trainer, find_resume_point, recipe, replay
 from aigc_ext.training import NonFiniteError, RunError, read_checkpoint
@@ -105,6 +105,13 @@ def test_the_grids_are_the_seeds_of_the_snapshot(done):
     reals = PngImageFile(done.run_dir / "reals.png")
     assert "AIGC" not in reals.text
     assert np.asarray(reals)[::8, ::8][:8, :8].shape == (8, 8)
+    scale = reals.width // (4 * 8)
+    shown = np.asarray(reals)[scale // 2 :: scale, scale // 2 :: scale]
+    digits = open_dataset("digits")
+    first = digits.read(recipe.spread(digits, 8))[0][:, 0].numpy()
+    assert np.array_equal(
+        shown, np.concatenate([np.concatenate(list(row), 1) for row in (first[:4], first[4:])])
+    )
 
 
 def test_the_model_is_the_average_of_the_checkpoint(done):
