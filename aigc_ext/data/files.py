@@ -313,26 +313,6 @@ def select_images(
     return Selection(files, good, labels, bad, class_names, remarks)
 
 
-def open_images(
-    selection: Selection, memory_limit: int, on_bad: OnBad, report: Report | None = None
-) -> ImageDataset:
-    """Makes a dataset of images of one shape, as described in `open_dataset`."""
-    files, images = selection.files, list(selection.shapes)
-    image_shape = selection.shapes[images[0]]
-    dataset = FileImages(files, images, image_shape, selection.classes(images), selection.bad, on_bad)
-    dataset.report = report
-    size = len(images) * image_shape[0] * image_shape[1] * image_shape[2]
-    if size <= memory_limit:
-        return dataset.load()
-    _log.info(
-        "%s: %d bytes of pixels exceed memory_limit=%d: files are read as needed",
-        files.source,
-        size,
-        memory_limit,
-    )
-    return dataset
-
-
 def probe(
     files: ImageFiles, images: Sequence[str], limit: int | None = None, report: Report | None = None
 ) -> tuple[dict[str, tuple[int, int, int]], list[BadFile]]:

@@ -20,12 +20,11 @@ from aigc_ext.data.files import (
     Selection,
     collect,
     describe_passed_over,
-    open_images,
     select_images,
 )
 from aigc_ext.data.fit import NEEDS_ENLARGING, NEEDS_TRANSFORM, ArrayFiles, check_fit
 from aigc_ext.data.huggingface import open_rows
-from aigc_ext.data.prepare import Preparation, open_prepared
+from aigc_ext.data.prepare import Preparation, open_images, open_prepared
 from aigc_ext.data.shards import open_shards
 from aigc_ext.data.tree import open_tree
 
@@ -77,7 +76,7 @@ def open_dataset(
             dataset's `remarks`.
         resolution: (width, height) to which all images are cropped and scaled; without it they must have one
             shape. They are decoded once, into the user's cache directory, and again only where the content of
-            a file has changed.
+            a file has changed; so are, without it, 10,000 files and more that fit into memory.
         transform, enlarge: how, as for `convert_dataset`.
         white: the value of 16-bit grey that is white, such as 4095 for values of 12 bits; None: 65535.
         class_folders: take the classes from the top-level folders, in the order of their names, instead of

@@ -1,4 +1,4 @@
-"""Files of any size as a dataset of one shape, decoded once into a cache.
+"""Files that are decoded once into a cache: images of any size made into one shape, and very many files.
 
 A cache entry is two files in the user's cache directory: `images-KEY.bin` with the pixels (N x C x H x W,
 uint8) and `images-KEY.json`, written last, with what was left out. The key is a hash of the files' contents
@@ -30,6 +30,7 @@ from aigc_ext.data.fit import as_image, fit, fitted_size, with_channels
 
 _FORMAT = "aigc_ext images 1"
 _MOST_WORKERS = 8
+_CACHED_FROM = 10_000  # files of one shape; fewer are decoded in a second or two
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +71,26 @@ class PreparedImages(FileImages):
             yield digest + f" {self.preparation}".encode()
 
 
+def open_images(
+    selection: Selection, memory_limit: int, on_bad: OnBad, report: Report | None = None
+) -> ImageDataset:
+    """Makes a dataset of images of one shape, as described in `open_dataset`."""
+    files, images = selection.files, list(selection.shapes)
+    shape = selection.shapes[images[0]]
+    dataset = FileImages(files, images, shape, selection.classes(images), selection.bad, on_bad)
+    dataset.report = report
+    size = len(images) * math.prod(shape)
+    if size > memory_limit:
+        _log.info(
+            "%s: %d bytes of pixels exceed memory_limit=%d: files are read as needed",
+            *(files.source, size, memory_limit),
+        )
+        return dataset
+    if len(images) >= _CACHED_FROM:
+        return open_cached(dataset, selection, memory_limit, on_bad, report)
+    return dataset.load()
+
+
 def open_prepared(
     selection: Selection,
     preparation: Preparation,
@@ -86,6 +107,20 @@ def open_prepared(
         *(preparation, files, images, shape, selection.classes(images), selection.bad, on_bad)
     )
     everything.report = report
+    return open_cached(everything, selection, memory_limit, on_bad, report)
+
+
+def open_cached(
+    everything: FileImages,
+    selection: Selection,
+    memory_limit: int,
+    on_bad: OnBad,
+    report: Report | None = None,
+) -> ImageDataset:
+    """The dataset of all selected images, with their pixels from the cache, where they are put if they are
+    not there yet."""
+    files, images = selection.files, list(selection.shapes)
+    size = len(images) * math.prod(everything.image_shape)
     try:
         entry = _Entry.of(everything)
         if not entry.is_there(everything):
@@ -97,7 +132,7 @@ def open_prepared(
             "%s: the cache of images in %s cannot be used (%s): they are decoded in every run",
             *(files.source, default_cache_dir(), error.strerror),
         )
-        return everything.load() if len(images) * math.prod(shape) <= memory_limit else everything
+        return everything.load() if size <= memory_limit else everything
     if left_out and on_bad == "raise":
         raise_faults(files, left_out)
     bad_files, left_out_names = [*selection.bad, *left_out], {file.name for file in left_out}
@@ -114,19 +149,19 @@ class _Entry(NamedTuple):
     facts: Path
 
     @classmethod
-    def of(cls, dataset: PreparedImages) -> _Entry:
+    def of(cls, dataset: FileImages) -> _Entry:
         identity = dataset.identity()
         key = hashlib.sha256(f"{_FORMAT} {dataset.image_shape} {identity.digests}".encode()).hexdigest()[:32]
         folder = default_cache_dir() / "data"
         return cls(folder / f"images-{key}.bin", folder / f"images-{key}.json")
 
-    def is_there(self, dataset: PreparedImages) -> bool:
+    def is_there(self, dataset: FileImages) -> bool:
         if not (self.facts.is_file() and self.pixels.is_file()):
             return False
         images: int = json.loads(self.facts.read_bytes())["images"]
         return self.pixels.stat().st_size == images * math.prod(dataset.image_shape)
 
-    def write(self, dataset: PreparedImages, report: Report | None) -> None:
+    def write(self, dataset: FileImages, report: Report | None) -> None:
         names = dataset.names
         self.pixels.parent.mkdir(parents=True, exist_ok=True)
         temporary = _files.temporary_path(self.pixels)
@@ -148,7 +183,7 @@ class _Entry(NamedTuple):
         facts = {"images": good, "bad": [[places[file.name], file.reason] for file in bad]}
         _files.replace_file(self.facts, json.dumps(facts).encode(), durable=False)
 
-    def read(self, dataset: PreparedImages, memory_limit: int) -> tuple[list[BadFile], Tensor]:
+    def read(self, dataset: FileImages, memory_limit: int) -> tuple[list[BadFile], Tensor]:
         facts: dict[str, Any] = json.loads(self.facts.read_bytes())
         bad = [BadFile(dataset.names[place], reason) for place, reason in facts["bad"]]
         shape = (facts["images"], *dataset.image_shape)

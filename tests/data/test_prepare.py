@@ -99,6 +99,26 @@ def test_files_are_decoded_once_whatever_their_place(photos, tmp_path, decoded):
         assert sorted(other.bad_files) == sorted(first.bad_files)
 
 
+def test_very_many_files_are_decoded_once_too(tmp_path, monkeypatch, decoded):
+    root = many(tmp_path / "set", *[(8, 8)] * 12)
+    (root / "005.png").write_bytes(encoded(pixels(5, (8, 8)))[:-30])
+    few = open_dataset(root, on_bad="skip")
+    assert not (default_cache_dir() / "data").exists()
+    decoded.clear()
+    monkeypatch.setattr(prepare, "_CACHED_FROM", 11)
+    for _ in range(2):
+        dataset = open_dataset(root, on_bad="skip")
+        assert torch.equal(everything(dataset)[0], everything(few)[0])
+        assert dataset.identity() == few.identity()
+        assert [bad.name for bad in dataset.bad_files] == ["005.png"]
+    assert len(decoded) == 12
+    with pytest.raises(DatasetError, match=r"005\.png"):
+        open_dataset(root)
+    open_dataset(root, on_bad="skip", resolution=(8, 8))  # has an entry of its own
+    assert len(decoded) == 24
+    assert not isinstance(open_dataset(root, on_bad="skip", memory_limit=0), TensorImages)
+
+
 def test_a_replaced_file_and_other_options_are_decoded_anew(photos, decoded):
     hashes = [open_dataset(photos, **CROPPED).content_hash()]
     (photos / "0.png").write_bytes(encoded(pixels(77, (40, 60, 3))))
