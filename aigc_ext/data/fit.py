@@ -37,6 +37,7 @@ class ArrayFiles(ImageFiles):
 
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
         if not self._data.num_classes:
+            self.why_unlabelled = self._data.why_unlabelled
             return None, []
         return dict(zip(self.images, self._data.labels.tolist(), strict=True)), []
 

@@ -140,8 +140,9 @@ def test_of_arrays_too(tmp_path, name, reason):
     np.save(tmp_path / "a.npy", array)
     np.savez(tmp_path / "a.npz", images=array)
     settings = config(data__source=str(tmp_path / name), data__cond=True)
-    with pytest.raises(ConfigError, match=f"a has no labels: .*{reason}"):
-        Trainer.from_config(settings)
+    for resolution in (None, (4, 4)):
+        with pytest.raises(ConfigError, match=f"a has no labels: .*{reason}"):
+            Trainer.from_config(settings.override("data.resolution", resolution))
 
 
 def test_of_shards_too(tmp_path):
