@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from aigc_ext.training.run import newest_run, next_run_name
+from aigc_ext._runs import newest_run
+from aigc_ext.training.run import next_run_name
 
 
 def test_run_names(tmp_path):
@@ -29,4 +30,6 @@ def test_names_keep_the_letters_of_all_scripts(tmp_path, data, name):
     assert made == f"00000-mlp-{name}"
     (tmp_path / made).mkdir()
     assert next_run_name(tmp_path, "mlp", data) == f"00001-mlp-{name}"
-    assert newest_run(tmp_path, "resume").name == made
+    run = newest_run(tmp_path)
+    assert run is not None
+    assert run.name == made
