@@ -115,14 +115,13 @@ class Program:
     ) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
 
-        self._state = state.tensors
         draws = _Draws(inputs.seed)
 
         def recorded(*tensors: Tensor) -> Sequence[Tensor]:
             with draws:
                 return step(*tensors)
 
-        with undone(self._state, numbers.device):
+        with undone(state.tensors, numbers.device):
             try:
                 graph = make_fx(recorded)(numbers, *tensors_of(inputs))
             except RuntimeError as error:
@@ -130,6 +129,7 @@ class Program:
                     raise
                 reason = "it cannot be recorded: something in it reads a number from a tensor"
                 raise RefusedError(reason) from error
+            self._last = draws.purpose()
         self._draws = draws.made
         self._held = _lift(graph)
         self._graph = graph.graph
@@ -141,11 +141,12 @@ class Program:
         """Takes a step, with Inductor's code if `compiled`, which differs by rounding."""
         random: list[Tensor] = []
         last = None
-        for purpose, draw in self._draws:
+        for purpose, draw in (*self._draws, (self._last, None)):  # the last one leaves PyTorch's generator
             if purpose != last and inputs.seed is not None:
                 with inputs.random(purpose):  # seeds
                     last = purpose
-            random.append(draw())
+            if draw is not None:
+                random.append(draw())
         arguments = [*self._held, *random, numbers, *tensors_of(inputs)]
         run = self._compile(arguments) if compiled else self._traced
         with torch.no_grad():
@@ -175,7 +176,6 @@ class _Draws(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _is_random(op):
-            purpose = torch.default_generator.initial_seed() - self._seed
             first, *others = args
             if any(isinstance(value, Tensor) for value in (*others, *kwargs.values())):
                 raise RefusedError(f"it cannot be recorded: {op} draws random numbers that depend on others")
@@ -186,8 +186,11 @@ class _Draws(TorchDispatchMode):
                 draw = partial(
                     _filled, op, torch.empty_like(first, device="meta"), first.device, *others, **kwargs
                 )
-            self.made.append((purpose, draw))
+            self.made.append((self.purpose(), draw))
         return op(*args, **kwargs)
+
+    def purpose(self) -> int:
+        return torch.default_generator.initial_seed() - self._seed
 
 
 def _filled(op: Any, like: Tensor, device: torch.device, *args: Any, **kwargs: Any) -> Tensor:

@@ -119,6 +119,7 @@ class Pair:
             inputs = step.inputs
             assert inputs is not None
             left: dict[str, Any] = {"statistics": statistics, "fake": inputs.fake, "path": step.path_mean}
+            left["random"] = torch.get_rng_state()
             for role in ("generator", "discriminator"):
                 adam = getattr(step, f"{role[0]}_optimizer")
                 left |= {f"{role}.{k}": v.clone() for k, v in getattr(step, role).state_dict().items()}
