@@ -6,14 +6,22 @@ numbers drawn inside a network, like the noise of StyleGAN's synthesis, should b
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-# A plain module global, because Dynamo guards on it; process-wide, not per thread.
-_part: tuple[int, int] | None = None
+
+class _State(threading.local):
+    """Per thread. Dynamo guards on the attribute, but only because it is the instance's, not the class's."""
+
+    def __init__(self) -> None:
+        self.part: tuple[int, int] | None = None
+
+
+_state = _State()
 
 
 @contextmanager
@@ -22,24 +30,23 @@ def split_batch(total: int, start: int) -> Iterator[None]:
 
     For the same noise, the random number generator must be in the same state before each part: equal in all
     processes, or restored by the caller before the next part. It advances as for the whole batch.
-    Process-wide; when nested, the inner one applies.
+    It holds for the calling thread; when nested, the inner one applies.
 
     Raises:
         ValueError: `start` is negative or beyond `total`.
     """
     if not 0 <= start <= total:
         raise ValueError(f"start is {start}, but must be from 0 to total, {total}")
-    global _part
-    outside, _part = _part, (total, start)
+    outside, _state.part = _state.part, (total, start)
     try:
         yield
     finally:
-        _part = outside
+        _state.part = outside
 
 
 def whole_batch(n: int) -> int:
     """The size of the whole batch that these n samples are part of; n outside :func:`split_batch`."""
-    return n if _part is None else _part[0]
+    return n if _state.part is None else _state.part[0]
 
 
 def batch_randn(
@@ -52,9 +59,9 @@ def batch_randn(
     Raises:
         ValueError: inside `split_batch`, `start + n` is more than `total`.
     """
-    if _part is None:
+    if _state.part is None:
         return torch.randn(n, *shape, device=device, dtype=dtype)
-    total, start = _part
+    total, start = _state.part
     if start + n > total:
         raise ValueError(
             f"n is {n}, but must be at most {total - start}: the batch has {total} samples, "

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from aigc_ext.nn.split_batch import batch_randn, split_batch
+from aigc_ext.nn.split_batch import batch_randn, split_batch, whole_batch
 
 
 def test_parts_are_rows_of_what_the_whole_batch_draws():
@@ -16,6 +18,18 @@ def test_parts_are_rows_of_what_the_whole_batch_draws():
             part = [batch_randn(end - start, 2, 5), batch_randn(end - start, 1)]
         assert all(torch.equal(a, b[start:end]) for a, b in zip(part, whole, strict=True))
         assert torch.equal(torch.randn(4), then)  # the random numbers go on as after the whole batch
+
+
+def test_it_does_not_reach_another_thread():
+    torch.manual_seed(3)
+    alone = batch_randn(2, 5)
+    torch.manual_seed(3)
+    with ThreadPoolExecutor(1) as pool:
+        with split_batch(6, 3):
+            in_another = pool.submit(batch_randn, 2, 5).result()
+        with split_batch(9, 2):
+            assert pool.submit(whole_batch, 2).result() == 2
+    assert torch.equal(in_another, alone)
 
 
 def test_it_ends_also_by_an_exception_and_may_be_nested():
