@@ -135,6 +135,7 @@ def test_options_reach_the_config(tmp_path, capsys):
         "device": "cpu",
         "deterministic": True,
         "malloc": "keep",
+        "channels_last": False,
     }.items():
         expected = expected.override(key, value)
     assert TrainConfig.from_dict(got) == expected
@@ -142,7 +143,8 @@ def test_options_reach_the_config(tmp_path, capsys):
 
 def test_without_options_it_is_the_preset(capsys):
     assert main(["train", "--dry-run"]) == 0
-    assert TrainConfig.from_dict(json.loads(capsys.readouterr().out)) == PRESETS["mlp"]
+    completed = PRESETS["mlp"].override("channels_last", False)
+    assert TrainConfig.from_dict(json.loads(capsys.readouterr().out)) == completed
 
 
 def test_a_dry_run_creates_nothing(tmp_path, monkeypatch, capsys):
