@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from aigc_ext.data.dataset import Report
+if TYPE_CHECKING:
+    from aigc_ext.data.dataset import Report
 
 _DELAY = 1.0  # seconds before a bar appears
 
