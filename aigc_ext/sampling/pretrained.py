@@ -132,9 +132,9 @@ def build_to_fit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn
 
 def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What weights have that a network does not take, or the other way round; "" if they fit."""
-    unknown = [name for name in weights if name not in expected]
+    unknown = sorted(name for name in weights if name not in expected)  # a file has no order
     missing = [name for name in expected if name not in weights]
-    both = [(name, value, expected[name]) for name, value in weights.items() if name in expected]
+    both = [(name, weights[name], like) for name, like in expected.items() if name in weights]
     wrong = [
         f"{name} is {tuple(value.shape)}, but must be {tuple(like.shape)}"
         for name, value, like in both
