@@ -24,7 +24,7 @@ def test_routes_and_kernels_are_logged(caplog: pytest.LogCaptureFixture) -> None
     lines = said(caplog)
     assert "conv2d_act takes convolution: conv3x3 is for 3x3 filters, stride 1 and padding to 2" in lines
     kernel = f"its cpu kernel for {torch.ops.aigc.instruction_set()}"
-    assert f"bias_act runs {kernel}: its tensors are on cpu" in lines
+    assert f"convolution_act runs {kernel}: its tensors are on cpu" in lines
     assert f"bias_act_backward runs {kernel}: its tensors are on cpu" in lines
 
 

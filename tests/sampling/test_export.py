@@ -77,7 +77,7 @@ def test_pt2(tmp_path, name, decompose):
     ours = {
         "mlp": {"fused_mlp"},
         "mlp-cond": {"fused_mlp"},
-        "dcgan": {"convolution", "batch_norm_act", "bias_act"},
+        "dcgan": {"convolution", "convolution_act", "batch_norm_act"},
         "style": set(),
         "stylegan2-cond": {"pixel_norm", "linear_act", "convolution", "bias_act", "upfirdn2d"},
     }[name]
