@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aigc_ext import _files
+from aigc_ext import _files, models
 from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset, as_dataset, normalize, open_dataset
 from aigc_ext.data.batch import Batch
@@ -148,7 +148,9 @@ class GANTask(Task):
         """Measures which mode of the step is the fastest, on the CPU and for networks of ours: others may do
         something that is not recorded."""
         inputs, step = self._example(), self._take_step
-        ours = all(map(_architecture, (self.generator, self.discriminator)))
+        ours = all(
+            type(n).__module__.startswith(models.__name__) for n in (self.generator, self.discriminator)
+        )
         if self.config.step != "auto" or self.device.type != "cpu" or not ours:
             return
         if step.refusal(inputs) is None or step.refusal(inputs, mode="traced") is not None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from aigc_ext.config import ConfigError
 from aigc_ext.data import TensorImages
 from aigc_ext.losses import AdversarialLoss
-from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.models import DCGANDiscriminator, DCGANGenerator, build_discriminator, build_generator
 from aigc_ext.optim import AdamEMA
 from aigc_ext.tasks.gan import (
     PRESETS,
@@ -444,3 +445,19 @@ def test_a_mode_that_fails_is_not_chosen(monkeypatch: Any) -> None:
     found = measuring.fastest(clock, step.inputs, [(False, True, False)], 9000)
     assert found == ("eager", "eager (step is 'traced', but a Linear has a hook)")
     assert clock.mode == "auto"
+
+
+def test_auto_measures_only_networks_of_ours(tmp_path: Path, monkeypatch: Any) -> None:
+    """A subclass may do something that is not recorded, such as fading in by a number in Python."""
+
+    class Fading(DCGANDiscriminator):
+        pass
+
+    measured: list[Any] = []
+    monkeypatch.setattr("aigc_ext.tasks.gan.trainer.fastest", lambda step, *_: measured.append(step))
+    images = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8)
+    settings = PRESETS["dcgan"].override("batch", 8).override("kimg", 0.016).override("device", "cpu")
+    for family in (Fading, DCGANDiscriminator):
+        networks = DCGANGenerator((1, 8, 8), channels=4), family((1, 8, 8), channels=4)
+        Trainer(*networks, images, settings, outdir=tmp_path).fit()
+    assert [type(step.discriminator) for step in measured] == [DCGANDiscriminator]
