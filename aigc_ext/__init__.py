@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aigc_ext.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from aigc_ext import bench as bench
     from aigc_ext import compat as compat
     from aigc_ext import config as config
     from aigc_ext import data as data
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from aigc_ext.ops import no_weight_gradients as no_weight_gradients
 else:
     # Imported when first used.
-    _LATER = ("compat", "config", "data", "metrics", "models", "reporting", "sampling", "tasks", "training")
+    _LATER = (
+        *("bench", "compat", "config", "data", "metrics", "models", "reporting", "sampling", "tasks"),
+        "training",
+    )
     # Imported at once, which loads torch and registers the ops; ops first, whose error explains a problem
     # with the native library best.
     _AT_ONCE = ("ops", "losses", "nn", "optim")

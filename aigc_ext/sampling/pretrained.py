@@ -160,7 +160,9 @@ def shown_list(names: Sequence[str], shown: int = _SHOWN) -> str:
 
 
 def _trained_classes(directory: Path) -> list[int] | None:
-    """The classes that had images, of a model directory or checkpoint; None for all."""
+    """The classes that had images, of a run, a model directory or a checkpoint; None for all."""
+    if not (directory / MODEL_WEIGHTS).is_file() and (directory / "model" / MODEL_WEIGHTS).is_file():
+        directory = directory / "model"
     try:
         if (directory / TRAINED_CLASSES).is_file():
             found = _files.parse_json((directory / TRAINED_CLASSES).read_bytes())
