@@ -36,7 +36,7 @@ _Pair = int | Sequence[int]
 _Geometry = tuple[list[int], list[int], list[int], list[int], int, bool]
 _LARGE = 1 << 30  # products of sizes below need no check
 _SURELY_RIGHT = 16  # pixels: see _dtype_route
-_AS_IT_IS = "convolution"
+_AS_IT_IS, _OTHERS = "convolution", ("conv3x3", "float32")  # see _kernel
 _NOT_3X3 = Route("convolution", "conv3x3 is for 3x3 filters, stride 1 and padding to 2")
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _ONEDNN = torch.backends.mkldnn.is_available()  # else PyTorch has none of its ops
@@ -169,10 +169,13 @@ def convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometr
     return _convolve(op, x, w, b, geometry)
 
 
-def _convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
+def _convolve(
+    op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry, kernel: str | None = None
+) -> Tensor:
+    """The same for tensors that autocast has cast; ``kernel`` is that of ``_kernel``, if it was asked."""
     if is_apart(x):
         return _convolve_apart(op, x, w, b, geometry)
-    kernel = _kernel(op, x, w, b, geometry)
+    kernel = kernel or _kernel(op, x, w, b, geometry)
     if kernel == "conv3x3":
         return _winograd(x, w, b, geometry)
     y: Tensor
@@ -186,17 +189,26 @@ def _convolve(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geomet
 
 def _kernel(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> str:
     """conv3x3; or ``convolution``, in float32 or as it is."""
-    if x.dim() == w.dim() == 4 and take(op, _route(x, w, geometry)) == "conv3x3":
-        return "conv3x3"
-    if x.dtype not in HALF:
-        return _AS_IT_IS
-    size = _check(op, x, w, b, geometry)
-    return "float32" if take(op, _dtype_route(x, w.shape[2:], size, geometry)) == "float32" else _AS_IT_IS
+    kernel = _AS_IT_IS
+    for route in _routes(op, x, w, b, geometry):
+        kernel = take(op, route)
+    return kernel if kernel in _OTHERS else _AS_IT_IS
+
+
+def _routes(op: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> list[Route]:
+    """The choices in turn; the last one decides."""
+    routes = [_route(x, w, geometry)] if x.dim() == w.dim() == 4 else []
+    if x.dtype in HALF and not (routes and routes[0].kernel == "conv3x3"):
+        size = _check(op, x, w, b, geometry)
+        routes.append(_dtype_route(x, w.shape[2:], size, geometry))
+    return routes
 
 
 def is_pytorchs(x: Tensor, w: Tensor, geometry: _Geometry) -> bool:
-    """Is this convolution PyTorch's, in x's dtype?"""
-    return _kernel("conv2d_act", x, w, None, geometry) == _AS_IT_IS
+    """Would this convolution be PyTorch's, in x's dtype or in that to which autocast casts?"""
+    if torch.is_autocast_enabled(x.device.type):
+        return _FAST_HALF.get(torch.get_autocast_dtype(x.device.type), True)
+    return all(route.kernel not in _OTHERS for route in _routes("conv2d_act", x, w, None, geometry))
 
 
 def _winograd(x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
@@ -296,7 +308,8 @@ def _convolve_and_act(
         x, w, b = cast_by_autocast([x, w, b])
     if act == "linear" and gain in (None, 1) and clamp is None:
         return _convolve(op, x, w, b, geometry)
-    if not is_apart(x) and _kernel(op, x, w, b, geometry) == _AS_IT_IS:
+    kernel = None if is_apart(x) else _kernel(op, x, w, b, geometry)
+    if kernel == _AS_IT_IS:
         activation, alpha, gain = resolve_activation(act, alpha, gain, clamp)
         save = torch.is_grad_enabled() and (
             x.requires_grad or w.requires_grad or (b is not None and b.requires_grad)
@@ -305,11 +318,11 @@ def _convolve_and_act(
         return y
     if x.dtype in HALF:
         # Storing the product in a half type rounds it; with the bias included, at least its sign is right.
-        y = _convolve(op, x, w, b, geometry)
+        y = _convolve(op, x, w, b, geometry, kernel)
         if has_corners(act):
             y = before_corners(y, b)
         return bias_act(y, None, 1, act, alpha, gain, clamp)
-    return bias_act(_convolve(op, x, w, None, geometry), b, 1, act, alpha, gain, clamp)
+    return bias_act(_convolve(op, x, w, None, geometry, kernel), b, 1, act, alpha, gain, clamp)
 
 
 def _pair(op: str, name: str, value: _Pair) -> list[int]:

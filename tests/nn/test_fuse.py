@@ -931,6 +931,33 @@ def test_without_examples_a_pair_is_one_op_where_that_was_faster(layer, shape, e
     assert y.shape == nn.Sequential(layer, nn.LeakyReLU(0.2))(torch.randn(shape)).shape
 
 
+@pytest.mark.chooses
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_without_examples_autocast_works_as_before(dtype):
+    """There the second convolution gets another dtype than its weights have."""
+    reference = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+        *(nn.ConvTranspose2d(32, 4, 3), nn.Tanh()),
+    )
+    fused, x = fused_copy(reference), torch.randn(2, 3, 16, 16)
+    with torch.autocast("cpu", dtype):
+        got, expected = fused(x), reference(x)
+    assert got.dtype is expected.dtype is dtype
+    torch.testing.assert_close(got.float(), expected.float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.chooses
+def test_a_question_about_the_route_is_not_logged_as_an_answer(caplog):
+    caplog.set_level("DEBUG", logger="aigc_ext")
+    conv, x = nn.Conv2d(32, 32, 3, padding=1), torch.randn(4, 32, 32, 32)
+    fused_copy(nn.Sequential(conv, nn.ReLU()))(x)
+    takes = [r.getMessage() for r in caplog.records if "conv2d_act takes" in r.getMessage()]
+    assert len(takes) == has_conv3x3(x)
+    caplog.clear()
+    fused_copy(nn.Sequential(nn.Conv2d(32, 32, 5), nn.ReLU()))(x)  # PyTorch's, and so not our op
+    assert not [r for r in caplog.records if "conv2d_act takes" in r.getMessage()]
+
+
 def with_gains(monkeypatch, gains):
     """`fuse_` measures these gains, by the type of the layer."""
     monkeypatch.setattr(fuse, "_measured_gain", lambda layer, *_: gains[type(layer)])
