@@ -72,19 +72,10 @@ def with_zeros(x: Tensor, *parameters: Tensor | None) -> Tensor:
     zeros as its gradient: Adam decays the moments of a parameter with such a gradient, and would skip one
     without. Zeros for activations would cost a whole backward pass, so those have None.
     """
-    needing = [p for p in parameters if p is not None and p.requires_grad]
-    if not needing or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return x
-    y: Tensor = _WithZeros.apply(x, *needing)
-    return y
+    return _marked(x, parameters, _WithZeros)
 
 
-class _BeforeCorners(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
-        return x.view_as(x)
-
+class _BeforeCorners(_WithZeros):
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
         return with_zeros(dx, *ctx.saved_tensors), *(None for _ in ctx.saved_tensors)
@@ -93,10 +84,14 @@ class _BeforeCorners(torch.autograd.Function):
 def before_corners(x: Tensor, *parameters: Tensor | None) -> Tensor:
     """x, which an activation of straight pieces follows, and in which the parameters are: ``with_zeros`` of
     its gradient."""
+    return _marked(x, parameters, _BeforeCorners)
+
+
+def _marked(x: Tensor, parameters: Sequence[Tensor | None], function: type[_WithZeros]) -> Tensor:
     needing = [p for p in parameters if p is not None and p.requires_grad]
     if not needing or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return x
-    y: Tensor = _BeforeCorners.apply(x, *needing)
+    y: Tensor = function.apply(x, *needing)
     return y
 
 
