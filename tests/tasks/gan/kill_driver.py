@@ -141,14 +141,15 @@ def main(work: Path) -> None:
         outdir, kills = work / f"chance{trial}", 0
         while True:
             child = fork(outdir)
-            # Later and later, so that slow starts cannot keep it from ever reaching a checkpoint.
-            time.sleep(rng.uniform(0.1, 0.8 + kills / 5) * seconds)
+            # Later and later: on a disk that has become slow meanwhile it must reach a checkpoint too.
+            time.sleep(rng.uniform(0.1, 1) * seconds * 1.15**kills)
             os.kill(child, signal.SIGKILL)
             if wait(child):
                 break
             kills += 1
             if kills > 40:
-                sys.exit("the run makes no progress")
+                there = sorted(str(p.relative_to(outdir)) for p in outdir.rglob("*"))
+                sys.exit(f"the run makes no progress: {seconds:.2f} s if left alone; {there}")
         by_chance += kills
         compare(expected, outdir, "by chance", different)
 
@@ -168,7 +169,7 @@ def main(work: Path) -> None:
                     read_checkpoint(checkpoint)  # whatever has its final name is complete
             number += rng.randrange(1, 6)
             if number > 300:
-                sys.exit("the run makes no progress")
+                sys.exit(f"the run makes no progress: it has died in call {number} ({only or 'any'})")
         compare(expected, outdir, f"in a write ({only or 'any'})", different)
     print(
         json.dumps(
