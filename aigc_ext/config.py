@@ -204,18 +204,24 @@ class Config:
 
         Raises ConfigError, naming the file, if it isn't a JSON object or has an unknown key or a wrong value.
         """
-        try:
-            values = _files.parse_json(Path(path).read_bytes())
-        except OSError as error:
-            raise ConfigError(f"config {path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"config {path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"config {path} holds a {type(values).__name__}, but must hold a JSON object")
+        values = read_config(path)
         try:
             return cls.from_dict(values, base=base)
         except ConfigError as error:
             raise ConfigError(f"config {path}: {error}") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The values of a config file, unchecked. Raises ConfigError if it is not a file with a JSON object."""
+    try:
+        values = _files.parse_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"config {path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path} holds a {type(values).__name__}, but must hold a JSON object")
+    return values
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,11 @@ _KEYS = {
     help="digits, mnist5k, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER.",
 )
 @fit_options
-@click.option("--preset", type=click.Choice(_names.PRESETS), help="Networks and recipe.  [default: mlp]")
+@click.option(
+    "--preset",
+    type=click.Choice(_names.PRESETS),
+    help="Networks and recipe.  [default: what --config names, or mlp]",
+)
 @click.option("--config", metavar="FILE", help="JSON in the form of a run's config.json; may be partial.")
 @click.option(
     "--set",
@@ -177,6 +181,7 @@ def train(
     config replaces the preset; with --init-from the networks' settings and, unless --data is given, the data
     are those of the run or model.
     """
+    from aigc_ext.config import read_config
     from aigc_ext.data import DatasetError
     from aigc_ext.metrics import MetricError
     from aigc_ext.tasks.gan import (
@@ -201,7 +206,8 @@ def train(
         elif weights is not None:
             resolved = initial_config(weights, preset)
         else:
-            resolved = PRESETS[preset or "mlp"]
+            named = read_config(config).get("preset") if config is not None else None
+            resolved = PRESETS[preset or (named if named in _names.PRESETS else "mlp")]
         if preset is not None:
             resolved = resolved.override("preset", preset)  # another preset is an error in a resumed run
         if config is not None:

@@ -147,6 +147,16 @@ def test_without_options_it_is_the_preset(capsys):
     assert TrainConfig.from_dict(json.loads(capsys.readouterr().out)) == completed
 
 
+def test_a_config_that_names_its_preset_needs_no_other_option(tmp_path, capsys):
+    config = str(Path(__file__).parents[2] / "examples" / "r3gan_cpu.json")
+    options = ["--data", "digits", "--dry-run"]
+    assert main(["train", "--config", config, *options, "--set", "generator.z_dim=8"]) == 0
+    completed = json.loads(capsys.readouterr().out)
+    assert (completed["preset"], completed["generator"]["family"]) == ("r3gan", "r3gan")
+    # The option's networks don't have the config's keys.
+    assert_refused(capsys, ["train", "--preset", "mlp", "--config", config, *options], "channel_base")
+
+
 def test_a_dry_run_creates_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *TINY, "-n"]) == 0
