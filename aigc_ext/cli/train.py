@@ -124,7 +124,11 @@ _KEYS = {
 @click.option("--target", type=float, metavar="FLOAT", help="Mean sign of D(real) that --aug ada aims at.")
 @click.option("--cbase", type=int, metavar="INT", help="Channels times resolution, in both networks.")
 @click.option("--cmax", type=int, metavar="INT", help="Largest number of channels in both networks.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="The networks' arithmetic.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="The networks' arithmetic; auto measures what is faster.",
+)
 @click.option("--channels-last/--no-channels-last", default=None, help="Memory format of the images.")
 @click.option("--metrics", metavar="LIST", help="Metrics at each snapshot: fd,kid,pr,coverage, or none.")
 @click.option("--log", metavar="LIST", help="Also log statistics and grids to: tensorboard,wandb, or none.")

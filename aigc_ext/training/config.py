@@ -48,6 +48,8 @@ class RunConfig(Config):
 
     fixed: ClassVar[tuple[str, ...]] = ("preset", "seed", "data")
     """Keys that cannot change when a run is resumed, because the old state would mean something else."""
+    measured: ClassVar[tuple[str, ...]] = ()
+    """Keys whose value "auto" a new run replaces by what it has measured, and which is refused on resume."""
     before: ClassVar[Mapping[str, Any]] = {
         "data": {"max_left_out": 1.0, "many_empty_classes": True, "follow_links": True}
     }

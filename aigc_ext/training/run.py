@@ -153,6 +153,8 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
         if key in _FREE:
             changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
             continue
+        if key in new.measured and after[key] == "auto":
+            raise ConfigError(f"{key} is 'auto', which is for a new run; this one has {before[key]!r}")
         if key.split(".")[0] in new.fixed:
             raise ConfigError(
                 f"{key} is {after[key]!r}, but the run was started with {before[key]!r}, "

@@ -133,6 +133,7 @@ class TrainConfig(RunConfig):
     """All settings of a GAN run."""
 
     fixed: ClassVar[tuple[str, ...]] = (*RunConfig.fixed, "generator", "discriminator")
+    measured: ClassVar[tuple[str, ...]] = ("precision",)
     before: ClassVar[Mapping[str, Any]] = {**RunConfig.before, "step": None}
 
     generator: GeneratorConfig = field(default_factory=MLPGeneratorConfig)
@@ -158,8 +159,10 @@ class TrainConfig(RunConfig):
     """Metrics computed at every snapshot except one requested by a signal; see `aigc_ext.metrics`."""
     metric_images: Annotated[int, Range(ge=2)] = 5000
     """Number of generated images for the metrics."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """The dtype of the networks' arithmetic (autocast); weights and losses are float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """The dtype of the networks' arithmetic (autocast); weights and losses are float32. auto: a new run of
+    more than two minutes, in one process, measures both and keeps bfloat16 if it is faster by a tenth; other
+    runs take float32."""
     channels_last: bool | None = None
     """Memory format of images and convolutions; null: on for convolutional networks on the CPU."""
 

@@ -1,4 +1,4 @@
-"""Which mode of the adversarial step is the fastest for a run, by measurement."""
+"""Which mode of the adversarial step, and which precision, is the fastest for a run, by measurement."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -18,29 +18,51 @@ from aigc_ext.tasks.gan.step import AdversarialStep
 Mode = Literal["eager", "traced", "compiled"]
 Kind = tuple[bool, bool, bool]  # as of `recipe.kind_of_step`
 
+
+class Way(NamedTuple):
+    """A way to take a step."""
+
+    mode: Mode
+    autocast: torch.dtype | None = None
+
+    def __str__(self) -> str:
+        return self.mode if self.autocast is None else f"{self.mode} in {str(self.autocast)[6:]}"
+
+
 SHORT = 120.0  # a run that takes less by eager steps is not worth measuring (seconds)
 _ROUNDS, _SECONDS = 5, 10.0  # at most, for measuring two modes
 _OPERATION = 0.015  # seconds to compile one, as measured (docs/lab-book.md)
 _WAIT = 0.02  # the fraction of a run that compiling may take
+_WORTH = 1.1  # how much faster bfloat16 must be, which rounds more
 
 
 def fastest(
-    step: AdversarialStep, inputs: StepInputs, kinds: Sequence[Kind], steps: int
-) -> tuple[Mode, str] | None:
-    """The fastest mode for a run of so many steps, and what was measured; None if that isn't worth while.
+    step: AdversarialStep,
+    inputs: StepInputs,
+    kinds: Sequence[Kind],
+    steps: int,
+    *,
+    modes: bool = True,
+    precisions: bool = False,
+) -> tuple[Way, str] | None:
+    """The fastest way for a run of so many steps, and what was measured; None if that isn't worth while.
 
     It takes steps of every kind on `inputs`, and undoes them. A mode must repay what it costs once, recording
     and compiling. Compiling is tried only if it should take at most a fiftieth of the run.
 
     Args:
         kinds: of the steps in one period.
+        modes: choose between eager, traced and compiled steps; False keeps the step's mode.
+        precisions: choose between the step's precision and bfloat16, which must be faster by a tenth.
     """
-    device, before, counts = inputs.z.device, step.mode, Counter(kinds)
-    samples: dict[tuple[Mode, Kind], list[float]] = defaultdict(list)
-    once: dict[Mode, float] = {}
+    device, counts = inputs.z.device, Counter(kinds)
+    before = Way(step.mode, step.objective.autocast)  # type: ignore[arg-type]
+    samples: dict[tuple[Way, Kind], list[float]] = defaultdict(list)
+    once: dict[Way, float] = {}
+    operations: dict[Way, int] = {}
 
-    def take(mode: Mode, kind: Kind) -> float:
-        step.mode = mode
+    def take(way: Way, kind: Kind) -> float:
+        step.mode, step.objective.autocast = way
         penalize, train_generator, stretch = kind
         options: dict[str, Any] = {"mixing": inputs.mixing, "seed": inputs.seed, "blur_sigma": 0.0}
         began = _now(device)
@@ -53,57 +75,74 @@ def fastest(
         )
         return _now(device) - began
 
-    def measure(*modes: Mode, rounds: int = _ROUNDS) -> None:
-        """In turns, after a first round for each mode, which records or compiles."""
-        for mode in modes:
-            if mode not in once:
-                once[mode] = sum(take(mode, kind) for kind in counts)
+    def measure(*ways: Way, rounds: int = _ROUNDS) -> None:
+        """In turns, after a first round for each way, which records or compiles."""
+        for way in ways:
+            if way not in once:
+                recorded = step.operations
+                once[way] = sum(take(way, kind) for kind in counts)
+                operations[way] = step.operations - recorded
         began = time.perf_counter()
         for done in range(rounds):
             if done and time.perf_counter() - began > _SECONDS:
                 break
-            for mode in modes:
+            for way in ways:
                 for kind in counts:
-                    samples[mode, kind].append(take(mode, kind))
+                    samples[way, kind].append(take(way, kind))
 
-    def mean(mode: Mode) -> float:
+    def mean(way: Way) -> float:
         """Of the steps of a period."""
-        medians = {kind: statistics.median(samples[mode, kind]) for kind in counts}
+        medians = {kind: statistics.median(samples[way, kind]) for kind in counts}
         return sum(medians[kind] * count for kind, count in counts.items()) / counts.total()
 
+    plain = Way("eager", before.autocast) if modes else before
+    notes: list[str] = []
     try:
         with undone(step.state().tensors, device):
-            measure("eager", rounds=1)
-            if mean("eager") * steps < SHORT:
+            measure(plain, rounds=1)
+            if mean(plain) * steps < SHORT:
                 return None
-            try:
-                measure("eager", "traced")
-            except ConfigError as error:  # such as a hook
-                return "eager", f"eager ({error})"
-            text = f"eager {_ms(mean('eager'))}, traced {_ms(mean('traced'))}"
-            compiling = step.operations * _OPERATION
-            if step.refusal(inputs, mode="compiled") is not None:
-                text += "; nothing here can compile"
-            elif compiling > _WAIT * mean("traced") * steps:
-                text += f"; compiling would take about {compiling:,.0f} s"
-            else:
+            best = plain
+            if modes:
                 try:
-                    measure("traced", "compiled")
-                    text += f", compiled {_ms(mean('compiled'))} after {once['compiled']:,.0f} s of compiling"
-                except Exception as error:  # whatever Inductor or the compiler stumbles over
-                    once.pop("compiled", None)
-                    text += f"; compiling failed, {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                    measure(plain, traced := plain._replace(mode="traced"))
+                    best = min(plain, traced, key=mean)
+                except ConfigError as error:  # such as a hook
+                    modes = False
+                    notes.append(str(error))
+            if precisions:
+                measure(best, rounded := best._replace(autocast=torch.bfloat16))
+                if mean(best) > _WORTH * mean(rounded):
+                    best = rounded
+                else:
+                    once.pop(rounded)
+                    notes.append(f"{rounded} only {_ms(mean(rounded))}")
+            if modes:
+                compiled = best._replace(mode="compiled")
+                compiling = operations[best._replace(mode="traced")] * _OPERATION
+                if step.refusal(inputs, mode="compiled") is not None:
+                    notes.append("nothing here can compile")
+                elif compiling > _WAIT * mean(best) * steps:
+                    notes.append(f"compiling would take about {compiling:,.0f} s")
+                else:
+                    try:
+                        measure(best, compiled)
+                        notes.append(f"after {once[compiled]:,.0f} s of compiling")
+                    except Exception as error:  # whatever Inductor or the compiler stumbles over
+                        once.pop(compiled, None)
+                        message = str(error).partition("\n")[0]
+                        notes.append(f"compiling failed, {type(error).__name__}: {message}")
     finally:
-        step.mode = before
-    costs = {mode: mean(mode) * steps + seconds for mode, seconds in once.items()}
+        step.mode, step.objective.autocast = before
+    costs = {way: mean(way) * steps + seconds for way, seconds in once.items()}
     chosen = _chosen(costs)
-    faster = f", {costs['eager'] / costs[chosen]:.2f} times as fast as eager over the run"
-    return chosen, f"{chosen}{faster if chosen != 'eager' else ''} (a step: {text})"
+    faster = f", {costs[plain] / costs[chosen]:.2f} times as fast as {plain} over the run"
+    text = ", ".join(f"{way} {_ms(mean(way))}" for way in once)
+    return chosen, f"{chosen}{faster if chosen != plain else ''} (a step: {'; '.join([text, *notes])})"
 
 
-def _chosen(costs: dict[Any, float]) -> Mode:
-    chosen: Mode = min(costs, key=lambda mode: costs[mode])
-    return chosen
+def _chosen(costs: dict[Way, float]) -> Way:
+    return min(costs, key=lambda way: costs[way])
 
 
 def _ms(seconds: float) -> str:

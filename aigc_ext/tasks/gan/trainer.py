@@ -146,20 +146,30 @@ class GANTask(Task):
 
     def settle(self, log: logging.Logger) -> None:
         """Measures which mode of the step is the fastest, on the CPU and for networks of ours: others may do
-        something that is not recorded."""
-        inputs, step = self._example(), self._take_step
+        something that is not recorded. And, where it was left open, in which precision."""
+        inputs, step, config = self._example(), self._take_step, self.config
         ours = all(
             type(n).__module__.startswith(models.__name__) for n in (self.generator, self.discriminator)
         )
-        if self.config.step != "auto" or self.device.type != "cpu" or not ours:
-            return
-        if step.refusal(inputs) is None or step.refusal(inputs, mode="traced") is not None:
-            return
-        steps = math.ceil(self.config.total_images / self.config.batch)
-        if found := fastest(step, inputs, self.kinds_of_steps(), steps):
-            step.mode, because = found
-            self.config = replace(self.config, step=step.mode)
-            log.info("step: %s", because)
+        native = config.step in ("auto", "native") and step.refusal(inputs) is None
+        modes = config.step == "auto" and self.device.type == "cpu" and ours and not native
+        modes = modes and step.refusal(inputs, mode="traced") is None
+        precisions = config.precision == "auto" and not native and self.processes.count == 1
+        if modes or precisions:
+            steps = math.ceil(config.total_images / config.batch)
+            kinds = self.kinds_of_steps()
+            if found := fastest(step, inputs, kinds, steps, modes=modes, precisions=precisions):
+                (mode, autocast), because = found
+                step.objective.autocast = autocast
+                if modes:
+                    step.mode = mode
+                    config = replace(config, step=mode)
+                if autocast is torch.bfloat16:
+                    config = replace(config, precision="bfloat16")
+                log.info("step: %s", because)
+        if config.precision == "auto":
+            config = replace(config, precision="float32")
+        self.config = config
 
     def _example(self) -> StepInputs:
         """Inputs of this process's share of a step."""

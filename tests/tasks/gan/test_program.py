@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -339,7 +340,7 @@ def test_a_run_that_cannot_be_recorded_is_refused(mode: str) -> None:
 def test_a_run_keeps_the_mode_that_was_measured(monkeypatch: Any, tmp_path: Any) -> None:
     eager = Trainer.from_config(config(**DCGAN, step="eager"), outdir=tmp_path / "eager").fit()
     monkeypatch.setattr(measuring, "SHORT", 0.0)
-    monkeypatch.setattr(measuring, "_chosen", lambda costs: "traced")
+    monkeypatch.setattr(measuring, "_chosen", lambda costs: TRACED)
     trainer = Trainer.from_config(config(**DCGAN), outdir=tmp_path / "auto")
     done = trainer.fit()
     assert trainer.config.step == "traced"
@@ -383,13 +384,52 @@ def test_a_short_run_measures_nothing(tmp_path: Any) -> None:
     assert not trainer.task._take_step._programs
 
 
+TRACED = measuring.Way("traced")
+
+
+def test_a_run_keeps_the_precision_that_was_measured(monkeypatch: Any, tmp_path: Any) -> None:
+    given = Trainer.from_config(
+        config(**DCGAN, step="eager", precision="bfloat16"), outdir=tmp_path / "given"
+    ).fit()
+    monkeypatch.setattr(measuring, "SHORT", 0.0)
+    monkeypatch.setattr(
+        measuring, "_chosen", lambda costs: max(costs, key=lambda way: way.autocast is not None)
+    )
+    monkeypatch.setattr(measuring, "_WORTH", 0.0)
+    trainer = Trainer.from_config(config(**DCGAN, step="eager", precision="auto"), outdir=tmp_path / "auto")
+    done = trainer.fit()
+    assert trainer.config.precision == "bfloat16"
+    assert json.loads((done.run_dir / "config.json").read_text())["precision"] == "bfloat16"
+    assert "step: eager in bfloat16, " in (done.run_dir / "log.txt").read_text()
+    assert files_of(done.checkpoint) | {"state.json": b""} == files_of(given.checkpoint) | {"state.json": b""}
+
+    point = find_resume_point(str(done.run_dir), tmp_path)
+    changed = Trainer.from_config(point.config.override("precision", "auto"))
+    with pytest.raises(
+        ConfigError, match="precision is 'auto', which is for a new run; this one has 'bfloat16'"
+    ):
+        changed.restore(point)
+
+
+@pytest.mark.parametrize("family", ["mlp", "dcgan"])
+def test_precision_is_settled_where_nothing_is_measured(family: str, tmp_path: Any) -> None:
+    """A short run, and one that the native step takes."""
+    options: dict[str, Any] = DCGAN if family == "dcgan" else {"kimg": 0.25}
+    trainer = Trainer.from_config(config(**options, precision="auto"), outdir=tmp_path)
+    done = trainer.fit()
+    assert trainer.config.precision == "float32"
+    assert json.loads((done.run_dir / "config.json").read_text())["precision"] == "float32"
+
+
 class Clock:
-    """Stands for a step: each mode takes its time, the first time more."""
+    """Stands for a step: each mode takes its time, the first time more; bfloat16 a fraction of it."""
 
     def __init__(self, times: dict[str, float], once: dict[str, float]) -> None:
         self.times, self.once, self.now = times, dict(once), 0.0
-        self.mode, self.operations = "auto", 400
+        self.mode, self.operations, self.bfloat16 = "auto", 0, 1.0
+        self.objective: Any = SimpleNamespace(autocast=None)
         self.tensors: list[Tensor] = []
+        self.recorded: list[torch.dtype | None] = []
         self.failing: dict[str, Exception] = {}
 
     def state(self) -> Clock:
@@ -401,7 +441,11 @@ class Clock:
     def __call__(self, *_: Any, **kind: Any) -> None:
         if self.mode in self.failing:
             raise self.failing[self.mode]
-        self.now += self.times[self.mode] + self.once.pop(self.mode, 0.0)
+        if self.mode == "traced" and self.objective.autocast not in self.recorded:
+            self.recorded.append(self.objective.autocast)
+            self.operations += 400
+        factor = 1.0 if self.objective.autocast is None else self.bfloat16
+        self.now += factor * self.times[self.mode] + self.once.pop(self.mode, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -423,11 +467,37 @@ def test_the_choice(times: Any, once: Any, steps: int, chosen: str | None, monke
     step(torch.rand(BATCH, 1, 4, 4), torch.randn(BATCH, 6))
     assert step.inputs is not None
     found = measuring.fastest(clock, step.inputs, [(False, True, False)], steps)
-    assert (found and found[0]) == chosen
-    assert clock.mode == "auto"
+    assert (found and found[0].mode) == chosen
+    assert (clock.mode, clock.objective.autocast) == ("auto", None)
     if found:
         assert found[1].startswith(f"{chosen}")
         assert ("compiling would take about 6 s" in found[1]) == (steps == 2000)
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "modes", "chosen"),
+    [
+        (0.5, True, "traced in bfloat16"),
+        (0.95, True, "traced"),
+        (0.5, False, "eager in bfloat16"),
+        (2.0, False, "eager"),
+    ],
+)
+def test_the_choice_of_precision(bfloat16: float, modes: bool, chosen: str, monkeypatch: Any) -> None:
+    clock: Any = Clock({"eager": 0.1, "traced": 0.05}, {})
+    clock.mode, clock.bfloat16 = "eager", bfloat16
+    monkeypatch.setattr(measuring, "_now", lambda device: clock.now)
+    step = own_step(PlainDiscriminator())
+    step(torch.rand(BATCH, 1, 4, 4), torch.randn(BATCH, 6))
+    assert step.inputs is not None
+    kinds = [(False, True, False)]
+    found = measuring.fastest(clock, step.inputs, kinds, 9000, modes=modes, precisions=True)
+    assert found is not None
+    assert str(found[0]) == chosen
+    assert found[1].startswith(chosen)
+    # What was measured and not taken is said.
+    assert ("bfloat16 only" in found[1]) == ("bfloat16" not in chosen)
+    assert (clock.mode, clock.objective.autocast) == ("eager", None)
 
 
 def test_a_mode_that_fails_is_not_chosen(monkeypatch: Any) -> None:
@@ -439,11 +509,14 @@ def test_a_mode_that_fails_is_not_chosen(monkeypatch: Any) -> None:
     clock.failing["compiled"] = RuntimeError("no such thing\nat all")
     found = measuring.fastest(clock, step.inputs, [(False, True, False)], 9000)
     assert found is not None
-    assert found[0] == "traced"
+    assert found[0] == TRACED
     assert found[1].endswith("compiling failed, RuntimeError: no such thing)")
     clock.failing["traced"] = ConfigError("step is 'traced', but a Linear has a hook")
     found = measuring.fastest(clock, step.inputs, [(False, True, False)], 9000)
-    assert found == ("eager", "eager (step is 'traced', but a Linear has a hook)")
+    assert found == (
+        measuring.Way("eager"),
+        "eager (a step: eager 100.0 ms; step is 'traced', but a Linear has a hook)",
+    )
     assert clock.mode == "auto"
 
 
@@ -454,7 +527,7 @@ def test_auto_measures_only_networks_of_ours(tmp_path: Path, monkeypatch: Any) -
         pass
 
     measured: list[Any] = []
-    monkeypatch.setattr("aigc_ext.tasks.gan.trainer.fastest", lambda step, *_: measured.append(step))
+    monkeypatch.setattr("aigc_ext.tasks.gan.trainer.fastest", lambda step, *_, **__: measured.append(step))
     images = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8)
     settings = PRESETS["dcgan"].override("batch", 8).override("kimg", 0.016).override("device", "cpu")
     for family in (Fading, DCGANDiscriminator):
