@@ -29,9 +29,10 @@ test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 	  tests/ops/test_properties.py tests/ops/test_records.py tests/ops/adam_ema \
 	  -k "not memory and not compile and not conv and not stddev and not opcheck and not threads"
 
-# The ops and layers once more as on a machine without AVX-512 and AMX: our kernels, and the libraries below PyTorch.
+# The ops and layers once more as on a machine without AVX-512 and AMX, our kernels and the libraries below PyTorch, and
+# as with another torch than the one that the library of autograd nodes was built for.
 test-avx2: $(VENV)/installed $(VENV)/test-tools
-	AIGC_EXT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
+	AIGC_EXT_AUTOGRAD=python AIGC_EXT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/ops tests/nn
 
 # The ops of both backends under AddressSanitizer and UndefinedBehaviorSanitizer: all kernels on all layouts and sizes,

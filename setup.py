@@ -147,6 +147,7 @@ def configure(build: Path) -> tuple[str, list[str]]:
     command = [
         *(cmake, "-S", str(ROOT), "-B", str(build), "-G", generator, *program),
         f"-DAIGC_TORCH_DIR={torch}",
+        *autograd_options(),
         f"-DAIGC_CUDA={os.environ.get('AIGC_CUDA', 'auto')}",
         f"-DAIGC_SANITIZE={os.environ.get('AIGC_SANITIZE', 'OFF')}",
         *("-DCMAKE_INSTALL_LIBDIR=lib", "-DCMAKE_INSTALL_INCLUDEDIR=include"),
@@ -158,6 +159,22 @@ def configure(build: Path) -> tuple[str, list[str]]:
     # Unlike ninja, make takes one process if it is not told; CMake reads this variable.
     told = generator == "Ninja" or "CMAKE_BUILD_PARALLEL_LEVEL" in os.environ
     return cmake, [] if told else ["--parallel", str(os.cpu_count() or 1)]
+
+
+def autograd_options() -> list[str]:
+    """CMake's options for the C++ autograd nodes, which need Python's headers. Without them the nodes are
+    Python's, as on every torch and Python but these."""
+    import torch
+
+    include = sysconfig.get_path("include")
+    if not (Path(include) / "Python.h").exists():
+        print(
+            f"small calls will be slower: {include} has no Python.h (apt-get install python3-dev)", flush=True
+        )
+        return ["-DAIGC_AUTOGRAD="]
+    release = torch.__version__.partition("+")[0]
+    name = f"aigc_autograd-torch{release}-{sys.implementation.cache_tag}"
+    return [f"-DAIGC_AUTOGRAD={name}", f"-DAIGC_PYTHON_INCLUDE={include}"]
 
 
 class CMakeBuild(build_ext):

@@ -19,7 +19,8 @@ from aigc_ext.version import __version__
 
 @dataclass(frozen=True)
 class Info:
-    """The result of :func:`info`. ``backends`` maps each native op to the device types that have a kernel."""
+    """The result of :func:`info`. ``backends`` maps each native op to the device types that have a kernel;
+    ``autograd`` is the library of the C++ autograd nodes, and None if they are Python's."""
 
     version: str
     python: str
@@ -29,6 +30,7 @@ class Info:
     threads: int
     build: str
     libraries: tuple[Path, ...]
+    autograd: Path | None
     instruction_set: str
     instruction_set_forced: bool
     cuda_architectures: tuple[str, ...]
@@ -45,6 +47,7 @@ class Info:
             ("threads", str(self.threads)),
             ("build", self.build),
             *(("library", str(path)) for path in self.libraries),
+            ("autograd nodes", "Python's" if self.autograd is None else str(self.autograd)),
             ("instruction set", self.instruction_set + forced),
             ("CUDA built for", ", ".join(self.cuda_architectures) or "no CUDA library in this installation"),
             ("CUDA devices", ", ".join(self.cuda_devices) or "none"),
@@ -71,6 +74,7 @@ def info() -> Info:
         threads=torch.get_num_threads(),
         build=torch.ops.aigc.build_info(),
         libraries=tuple(_native.libraries),
+        autograd=None if _native.autograd is None else Path(str(_native.autograd.__file__)),
         instruction_set=torch.ops.aigc.instruction_set(),
         instruction_set_forced=bool(os.environ.get("AIGC_EXT_ISA")),
         cuda_architectures=_cuda_architectures(_native.LIBRARY_DIR / "libaigc_ops_cuda.so"),

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import struct
+import sys
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 
 try:
     import torch
@@ -97,4 +101,29 @@ def load() -> list[Path]:
     return loaded
 
 
+def load_autograd() -> ModuleType | None:
+    """The C++ form of the ops' autograd nodes; None if it wasn't built for this torch and this Python, or
+    AIGC_EXT_AUTOGRAD is `python`. The form in Python, of ops/_op.py, does the same, slower at small sizes."""
+    chosen = os.environ.get("AIGC_EXT_AUTOGRAD", "auto")
+    if chosen not in ("auto", "native", "python"):
+        raise ImportError(f"aigc_ext: AIGC_EXT_AUTOGRAD is {chosen!r}, but must be auto, native or python")
+    # Beside the versions in the name, nothing could tell: another torch may have the same symbols.
+    name = f"aigc_autograd-torch{torch.__version__.split('+')[0]}-{sys.implementation.cache_tag}.so"
+    path = LIBRARY_DIR / name
+    if chosen == "python":
+        return None
+    if not path.exists() or _is_truncated(path):
+        if chosen == "native":
+            raise ImportError(f"aigc_ext: AIGC_EXT_AUTOGRAD is native, but {path} is missing or damaged")
+        return None
+    loader = ExtensionFileLoader("aigc_autograd", str(path))
+    try:
+        module = module_from_spec(spec_from_loader("aigc_autograd", loader))  # type: ignore[arg-type]
+        loader.exec_module(module)
+    except ImportError as error:
+        raise ImportError(f"aigc_ext: {path} does not load: {error}. {_advice(str(error))}") from error
+    return module
+
+
 libraries = load()
+autograd = load_autograd()

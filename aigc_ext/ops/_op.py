@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from aigc_ext._native import autograd
 from aigc_ext.ops._arguments import check_same_device
 from aigc_ext.ops._gradients import flattened, nested, reference_gradients, sizes_of
 from aigc_ext.ops._mode import weight_gradients
@@ -222,7 +223,8 @@ def _function(
 
     ``torch.library.register_autograd`` does the same, but its calls take twice as long at small sizes.
     Therefore everything that follows from the schema is computed here, once, and a call does only the work
-    that its op needs.
+    that its op needs. For ops without lists of tensors, csrc/autograd does the same again in C++ where its
+    library fits this torch: then this Python form serves graphs, transforms and tensor subclasses only.
     """
     overload, below, is_grad_enabled = op.overload, _BelowAutograd, torch.is_grad_enabled
     schema, tensors = run._schema, _tensors(run)
@@ -285,42 +287,48 @@ def _function(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            nonlocal Available, Needs
-            if forward_ad._current_level >= 0 and (duals := _unpacked(op.name, grads)):
-                # It is linear in the gradients, and what was saved has no tangents: with one, the op had run
-                # in its decomposed form.
-                values, tangents = (Formula.backward(ctx, *side) for side in duals)
-                return tuple(map(_dual, values, tangents))
-            if Needs is None:  # it is set last: another thread may be here too
-                Available, Needs = namedtuple("Available", available_names), namedtuple("Needs", op.wrt)
-            asked: Sequence[Any] = ctx.needs_input_grad[1:]
-            saved: Sequence[Any] = ctx.saved_tensors
-            if grads[0] is None and all(grad is None for grad in grads):
-                return (None,) * (len(asked) + 1)
-            needs, given = asked, grads
-            if has_lists:
-                sizes, saved_sizes, result_sizes = ctx.sizes
-                needs, saved = nested(asked, sizes), nested(saved, saved_sizes)
-                given = nested(grads, result_sizes)  # type: ignore[assignment]
-            if weights and not weight_gradients():
-                needs = [_none_of(n) if leave else n for n, leave in zip(needs, left_out, strict=True)]
-            if no_gradients:
-                if True in (flattened(needs[wanted:]) if has_lists else needs[wanted:]):
-                    names = ", ".join(tensors[wanted:])
-                    raise RuntimeError(f"{op.name}: there is no gradient with respect to {names}")
-                needs = needs[:wanted]
-            plain = ctx.plain
-            more = ctx.more if keeps_more else ()
-            a = named(Available, (*saved, *more, *plain, plain))
-            result = formula(a, named(Needs, needs), *given)
-            if no_gradients:
-                result = *result, *no_gradients
-            if has_lists:
-                pairs = zip(result, sizes, strict=True)
-                result = flattened(
-                    [None] * n if n and gradient is None else gradient for gradient, n in pairs
-                )
-            return None, *result
+            asked, more = ctx.needs_input_grad[1:], ctx.more if keeps_more else ()
+            sizes = ctx.sizes if has_lists else None
+            return None, *gradients_of(asked, ctx.saved_tensors, more, ctx.plain, grads, sizes)
+
+    def gradients_of(
+        asked: Sequence[Any],
+        saved: Sequence[Any],
+        more: Sequence[Any],
+        plain: tuple[Any, ...],
+        grads: Sequence[Any],
+        all_sizes: Any = None,
+    ) -> Sequence[Any]:
+        nonlocal Available, Needs
+        if forward_ad._current_level >= 0 and (duals := _unpacked(op.name, grads)):
+            # It is linear in the gradients, and what was saved has no tangents: with one, the op had run in
+            # its decomposed form.
+            values, tangents = (gradients_of(asked, saved, more, plain, side, all_sizes) for side in duals)
+            return tuple(map(_dual, values, tangents))
+        if Needs is None:  # it is set last: another thread may be here too
+            Available, Needs = namedtuple("Available", available_names), namedtuple("Needs", op.wrt)
+        if grads[0] is None and all(grad is None for grad in grads):
+            return (None,) * len(asked)
+        needs, given = asked, grads
+        if has_lists:
+            sizes, saved_sizes, result_sizes = all_sizes
+            needs, saved = nested(asked, sizes), nested(saved, saved_sizes)
+            given = nested(grads, result_sizes)
+        if weights and not weight_gradients():
+            needs = [_none_of(n) if leave else n for n, leave in zip(needs, left_out, strict=True)]
+        if no_gradients:
+            if True in (flattened(needs[wanted:]) if has_lists else needs[wanted:]):
+                names = ", ".join(tensors[wanted:])
+                raise RuntimeError(f"{op.name}: there is no gradient with respect to {names}")
+            needs = needs[:wanted]
+        a = named(Available, (*saved, *more, *plain, plain))
+        result = formula(a, named(Needs, needs), *given)
+        if no_gradients:
+            result = *result, *no_gradients
+        if has_lists:
+            pairs = zip(result, sizes, strict=True)
+            result = flattened([None] * n if n and gradient is None else gradient for gradient, n in pairs)
+        return result
 
     if simple:
         Formula.forward = staticmethod(simple_forward)  # type: ignore[method-assign, assignment]
@@ -347,25 +355,42 @@ def _function(
                 out[i] = value
         return tuple(out) if returned > 1 else out[0]
 
-    def function(asks: bool) -> Callable[..., Any]:
-        def call(*values: Any) -> Any:
-            if asks and (_is_compiling() or (autocast and _is_autocast_enabled())):
-                return overload(*values)
-            if _is_logging(_DEBUG):
-                _log_run(op, values)
-            if is_grad_enabled():
-                inputs = flattened(values[:count]) if has_lists else values[:count]
-                for t in inputs:
-                    if t is not None and t.requires_grad:
-                        return apply(values[count:], inputs) if simple else recorded(values, inputs)
-            if not asks and forward_ad._current_level >= 0:
-                _unpacked(op.name, flattened(values[:count]), refuses=True)
-            with below():
-                return overload(*values)
+    def by_python(*values: Any) -> Any:
+        if is_grad_enabled():
+            inputs = flattened(values[:count]) if has_lists else values[:count]
+            for t in inputs:
+                if t is not None and t.requires_grad:
+                    return apply(values[count:], inputs) if simple else recorded(values, inputs)
+        with below():
+            return overload(*values)
 
-        return call
+    execute = by_python
+    if autograd is not None and not has_lists:
+        execute = autograd.make(
+            op.name,
+            *("aigc::" + op.name.partition(".")[0], overload._schema.overload_name),
+            *(run._schema.name, run._schema.overload_name),
+            *(count, returned, visible, [places[name] for name in saved_names], kept_tensors),
+            *(kept, by_python, gradients_of),
+        )
 
-    return function
+    def asking(*values: Any) -> Any:
+        if _is_compiling() or (autocast and _is_autocast_enabled()):
+            return overload(*values)
+        if _is_logging(_DEBUG):
+            _log_run(op, values)
+        return execute(*values)
+
+    def dispatched(*values: Any) -> Any:
+        if _is_logging(_DEBUG):
+            _log_run(op, values)
+        if forward_ad._current_level >= 0:
+            inputs = flattened(values[:count])
+            if not (is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)):
+                _unpacked(op.name, inputs, refuses=True)
+        return by_python(*values) if _is_compiling() else execute(*values)
+
+    return lambda asks: asking if asks else dispatched
 
 
 def _unpacked(
