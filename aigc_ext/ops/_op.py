@@ -193,16 +193,14 @@ def _with_checks(fake: Callable[..., Any], overload: Any) -> Callable[..., Any]:
         for i, name in needed:
             if values[i] is None:
                 raise RuntimeError(f"{op}: {name} is None, but must be a tensor")
-        result = fake(*values)
         named: dict[str, Any] = {}
         for i, name in tensors:
             if isinstance(values[i], (list, tuple)):
                 named |= {f"{name}[{k}]": t for k, t in enumerate(values[i])}
             else:
                 named[name] = values[i]
-        if any(t is not None for t in named.values()):
-            check_same_device(op, **named)
-        return result
+        check_same_device(op, **named)
+        return fake(*values)
 
     return checked
 

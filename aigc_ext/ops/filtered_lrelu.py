@@ -258,16 +258,14 @@ def _check_filters(op: str, x: Tensor, fu: Tensor | None, fd: Tensor | None) -> 
                 f"{op}: {name} is {dtype_name(f.dtype)}, but must be {dtype_name(wide_dtype(x))} for images "
                 f"of {dtype_name(x.dtype)}"
             )
-        if f.device != x.device:
-            raise RuntimeError(f"{op}: {name} is on {f.device}, but must be on {x.device}, as x is")
     return number_of_taps(op, fu)[0], number_of_taps(op, fd)[0]
 
 
-def _check_mask(op: str, mask: Tensor, size: int, x: Tensor) -> None:
+def _check_mask(op: str, mask: Tensor, size: int) -> None:
     if mask.dtype != torch.uint8 or not mask.is_contiguous() or mask.numel() != size:
         raise RuntimeError(
             f"{op}: mask is {dtype_name(mask.dtype)} of shape {shape_of(mask)}, but must be the one that "
-            f"filtered_lrelu(..., save=True) returned for these sizes: uint8 of shape [{size}] on {x.device}"
+            f"filtered_lrelu(..., save=True) returned for these sizes: uint8 of shape [{size}]"
         )
 
 
@@ -287,7 +285,7 @@ def _fake(x, b, fu, fd, mask, *numbers) -> tuple[Tensor, Tensor]:  # type: ignor
         )
     size = _mask_size(x.size(0) * x.size(1), between_y, between_x, numbers)
     if mask is not None:
-        _check_mask(op, mask, size, x)
+        _check_mask(op, mask, size)
     saves = numbers[-1] and mask is None
     size_product(op, *x.shape[:2], height, width)
     y = new_in_format(x, [*x.shape[:2], height, width], is_channels_last(x))
@@ -313,7 +311,7 @@ def _fake_backward(  # type: ignore[no-untyped-def]
             f"{op}: dy has shape {shape_of(dy)}, but must be {[*dy.shape[:2], *out]} for images of {height} "
             f"x {width}"
         )
-    _check_mask(op, mask, _mask_size(dy.size(0) * dy.size(1), between_y, between_x, numbers), dy)
+    _check_mask(op, mask, _mask_size(dy.size(0) * dy.size(1), between_y, between_x, numbers))
     size_product(op, *dy.shape[:2], height, width)
     dx = new_in_format(dy, [*dy.shape[:2], height, width], channels_last)
     return dx, dy.new_empty(dy.size(1) if need_b else 0)

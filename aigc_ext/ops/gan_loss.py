@@ -565,8 +565,6 @@ def _fake_generator(fake: Tensor, weight: Tensor | None, kind: str, reduction: s
 def _check_fake_weight(op: str, weight: Tensor | None, **logits: Tensor) -> None:
     for name, x in logits.items() if weight is not None else ():
         assert weight is not None
-        if weight.device != x.device:
-            raise RuntimeError(f"{op}: weight is on {weight.device}, but must be on {x.device}, as {name} is")
         if weight.dtype != wide_dtype(x):
             raise RuntimeError(
                 f"{op}: weight is {dtype_name(weight.dtype)}, but must be {dtype_name(wide_dtype(x))} for "

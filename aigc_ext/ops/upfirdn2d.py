@@ -432,8 +432,6 @@ def _fake(x: Tensor, f: Tensor | None, *arguments: Any) -> Tensor:
             f"upfirdn2d: f is {dtype_name(f.dtype)}, but must be {dtype_name(wide_dtype(x))} for an x of "
             f"{dtype_name(x.dtype)}"
         )
-    if f is not None and f.device != x.device:
-        raise RuntimeError(f"upfirdn2d: f is on {f.device}, but must be on {x.device}, as x is")
     height, width = _output_size("upfirdn2d", x, *taps, *arguments[:8], gain=arguments[-1])
     size_product("upfirdn2d", *x.shape[:2], height, width)
     return new_like_images(x, [*x.shape[:2], height, width])

@@ -26,7 +26,6 @@ std::ostream& operator<<(std::ostream& out, const Name& name) { return out << te
 struct Array {
   Name name;
   ScalarType dtype;
-  int32_t device_type = 0, device_index = 0;
   Sizes sizes, strides;
   int64_t numel;
   void* data;
@@ -37,10 +36,7 @@ struct Array {
         sizes(t.sizes()),
         strides(t.strides()),
         numel(t.numel()),
-        data(t.data_ptr()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
-  }
+        data(t.data_ptr()) {}
 };
 
 // For arrays of the same shape: is each element at the same offset?
@@ -65,24 +61,17 @@ bool is_dense(const Array& a) {
   return true;
 }
 
-void check_device(const Array& a, const Array& like, const char* op) {
-  AIGC_CHECK(a.device_type == like.device_type && a.device_index == like.device_index, op, ": ", a.name,
-             " and ", like.name, " are on different devices");
-}
-
 void check_belongs(const Array& a, const Array& param, ScalarType dtype, const char* op) {
-  check_device(a, param, op);
   AIGC_CHECK(a.dtype == dtype, op, ": ", a.name, " is ", dtype_name(a.dtype), ", but must be ",
              dtype_name(dtype), " for ", param.name, ", which is ", dtype_name(param.dtype));
   AIGC_CHECK(a.sizes == param.sizes, op, ": ", a.name, " has shape ", shape(a.sizes), ", but ", param.name,
              " has shape ", shape(param.sizes));
 }
 
-AdamNumber number(const Array& a, const Array& like, const char* op) {
+AdamNumber number(const Array& a, const char* op) {
   AIGC_CHECK(a.numel == 1 && (a.dtype == ScalarType::Float || a.dtype == ScalarType::Double), op, ": ",
              a.name, " is ", dtype_name(a.dtype), " of shape ", shape(a.sizes),
              ", but must be one number, float32 or float64");
-  check_device(a, like, op);
   return {0, a.data, a.dtype == ScalarType::Double};
 }
 
@@ -142,7 +131,6 @@ void step(const AdamTensors& tensors, AdamEmaParams p, const OptionalTensor& fou
     const Array a(*found_inf, {"found_inf"});
     AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Float, op, ": found_inf is ", dtype_name(a.dtype),
                " of shape ", shape(a.sizes), ", but must be one float32 number");
-    check_device(a, Array(like, {"params", 0}), op);
     work.params.found_inf = static_cast<const float*>(a.data);
   } else if (skip_nonfinite) {
     look_for_nonfinite(work, like);
@@ -167,12 +155,11 @@ void adam_ema_tensor_(const TensorList& params, const TensorList& grads, const T
                       OptionalTensor skipped, bool skip_nonfinite) {
   constexpr const char* op = "adam_ema_";
   if (params.empty()) return;
-  const Array first(params[0], {"params", 0});
   AdamEmaParams p;
-  p.lr = number(Array(lr, {"lr"}), first, op);
-  p.beta1 = number(Array(beta1, {"beta1"}), first, op);
-  p.beta2 = number(Array(beta2, {"beta2"}), first, op);
-  p.ema_decay = number(Array(ema_decay, {"ema_decay"}), first, op);
+  p.lr = number(Array(lr, {"lr"}), op);
+  p.beta1 = number(Array(beta1, {"beta1"}), op);
+  p.beta2 = number(Array(beta2, {"beta2"}), op);
+  p.ema_decay = number(Array(ema_decay, {"ema_decay"}), op);
   p.eps = eps;
   p.weight_decay = weight_decay;
   step({params, grads, exp_avgs, exp_avg_sqs, emas, steps}, p, found_inf, skipped, skip_nonfinite, op);
@@ -181,11 +168,9 @@ void adam_ema_tensor_(const TensorList& params, const TensorList& grads, const T
 Tensor any_nonfinite(std::vector<Tensor> tensors) {
   constexpr const char* op = "any_nonfinite";
   std::vector<AdamSlot> slots(tensors.size());
-  const Array first(tensors[0], {"tensors", 0});
   int64_t elements = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Array a(tensors[i], {"tensors", static_cast<int64_t>(i)});
-    check_device(a, first, op);
     if (!is_dense(a)) tensors[i] = torch::stable::contiguous(tensors[i]);
     AdamSlot& slot = slots[i];
     slot.dtype = dtype_of(tensors[i], op, text(a.name).c_str());
@@ -237,7 +222,6 @@ AdamWork adam_work(const AdamTensors& tensors, AdamEmaParams p, const OptionalTe
 
   Memory memory(5 * count + steps.size());
   work.slots.resize(count);
-  const Array first(params[0], {"params", 0});
   for (int64_t i = 0; i < count; ++i) {
     AdamSlot& slot = work.slots[i];
     const Array param(params[i], {"params", i});
@@ -253,7 +237,6 @@ AdamWork adam_work(const AdamTensors& tensors, AdamEmaParams p, const OptionalTe
     slot.numel = param.numel;
     slot.offset = work.elements;
     work.elements += slot.numel;
-    check_device(param, first, op);
     AIGC_CHECK(is_dense(param), op, ": ", param.name, " has shape ", shape(param.sizes), " and strides ",
                shape(param.strides), ", but must be dense in memory");
     memory.add(param, true);
@@ -276,7 +259,7 @@ AdamWork adam_work(const AdamTensors& tensors, AdamEmaParams p, const OptionalTe
   work.steps.reserve(steps.size());
   for (size_t i = 0; i < steps.size(); ++i) {
     const Array a(steps[i], {"steps", static_cast<int64_t>(i)});
-    work.steps.push_back(number(a, first, op));
+    work.steps.push_back(number(a, op));
     memory.add(a, true);
   }
   memory.check(op);
@@ -284,7 +267,6 @@ AdamWork adam_work(const AdamTensors& tensors, AdamEmaParams p, const OptionalTe
     const Array a(*skipped, {"skipped"});
     AIGC_CHECK(a.numel == 1 && a.dtype == ScalarType::Long, op, ": skipped has shape ", shape(a.sizes),
                " and must be one int64 number");
-    check_device(a, first, op);
     work.params.skipped = static_cast<int64_t*>(a.data);
   }
   work.params.slot_count = count;

@@ -18,7 +18,6 @@ constexpr int64_t kChannelPart = 8192, kPart = 32768, kFewestRows = 16;
 void set_channels(OptionalTensor& t, const char* name, const Tensor& x, const void*& data, DType& dtype,
                   const char* op) {
   if (!t) return;
-  check_same_device(*t, name, x, "x", op);
   check_channels(*t, name, x, op);
   t = as_format(*t, false);
   dtype = dtype_of(*t, op, name);

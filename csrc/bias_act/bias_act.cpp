@@ -221,7 +221,7 @@ BiasActGradients bias_act_gradients(const Tensor& dy_any, BiasActInputs in, Bias
   } else if (mask_planes(p) > 0) {
     const OptionalTensor& mask = in.mask;
     AIGC_CHECK(mask && mask->scalar_type() == ScalarType::Byte && mask->is_contiguous() &&
-                   same_device(*mask, dy) && mask->numel() == mask_planes(p) * p.plane_bytes,
+                   mask->numel() == mask_planes(p) * p.plane_bytes,
                op, ": the backward of '", kActs[int(p.act)],
                "' needs the mask that bias_act(..., save=True) returned for a tensor of shape ", shape(dy),
                " in this memory format");

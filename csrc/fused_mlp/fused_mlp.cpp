@@ -146,7 +146,6 @@ void check_saved(const TensorList& saved, const Tensor& x, const std::vector<Lay
   const auto check = [&](size_t i, ScalarType dtype, Sizes sizes) {
     const Tensor& t = saved[i];
     const std::string name = "saved[" + std::to_string(i) + "]";
-    check_same_device(t, name.c_str(), x, "x", op);
     AIGC_CHECK(t.scalar_type() == dtype && t.sizes() == sizes && t.is_contiguous(), op, ": ", name, " is ",
                dtype_name(t.scalar_type()), " of shape ", shape(t), ", but must be ", dtype_name(dtype),
                " of shape ", shape(sizes), ", as fused_mlp(..., save=True) returned it");

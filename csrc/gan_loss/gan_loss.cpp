@@ -47,7 +47,6 @@ Tensor empty_like(const Tensor& dense, ScalarType type) {
 void set_weights(GanLossParams& p, const OptionalTensor& weight, const Tensor& logits, const char* name,
                  GanLossSide& side, const char* op) {
   if (!weight) return;
-  check_same_device(*weight, "weight", logits, name, op);
   AIGC_CHECK(weight->scalar_type() == acc_type(p.dtype), op, ": weight is ",
              dtype_name(weight->scalar_type()), ", but must be ", dtype_name(acc_type(p.dtype)), " for ",
              name, " of ", dtype_name(logits.scalar_type()));

@@ -6,12 +6,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 // PyTorch's reason for the last call that it refused; null before torch 2.13.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
@@ -91,6 +94,61 @@ class ArgumentNames {
   std::string_view op_, arguments_;
 };
 
+// ---- devices ----------------------------------------------------------------------------------------------
+// All tensors of a call are on one device: a kernel that is given another card's memory ends in an illegal
+// access. PyTorch's dispatcher looks at the kind of device alone, so Boxed compares kind and index.
+
+struct Device {
+  int32_t type = 0, index = 0;
+
+  explicit Device(const torch::stable::Tensor& t) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+    if (!is_cpu()) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+  }
+
+  bool is_cpu() const { return type == aoti_torch_device_type_cpu(); }
+  bool operator==(const Device&) const = default;
+};
+
+// As PyTorch writes it.
+inline std::ostream& operator<<(std::ostream& out, const Device& device) {
+  if (device.is_cpu()) return out << "cpu";
+  if (device.type == aoti_torch_device_type_cuda()) return out << "cuda:" << device.index;
+  return out << "device type " << device.type << ':' << device.index;
+}
+
+// A tensor of a call: that of an argument, or an element of one.
+struct Place {
+  size_t argument = 0;
+  int64_t element = -1;
+
+  std::string name(const ArgumentNames& names) const {
+    return element < 0 ? names[argument] : text_of(names[argument], '[', element, ']');
+  }
+};
+
+// Calls visit(tensor, place) for the tensors among the arguments, except for those that are None.
+template <class Visit, class... Arguments>
+void for_tensors(const Visit& visit, const Arguments&... arguments) {
+  using torch::stable::Tensor;
+  size_t argument = 0;
+  const auto one = [&](const Tensor& t, int64_t element) {
+    if (t.defined()) visit(t, Place{argument, element});
+  };
+  [[maybe_unused]] const auto all = [&](const auto& value) {
+    using Value = std::remove_cvref_t<decltype(value)>;
+    if constexpr (std::is_same_v<Value, Tensor>) {
+      one(value, -1);
+    } else if constexpr (std::is_same_v<Value, std::optional<Tensor>>) {
+      if (value) one(*value, -1);
+    } else if constexpr (std::is_same_v<Value, std::vector<Tensor>>) {
+      for (size_t i = 0; i < value.size(); ++i) one(value[i], static_cast<int64_t>(i));
+    }
+    ++argument;
+  };
+  (all(arguments), ...);
+}
+
 // From the text of STABLE_TORCH_ERROR_CODE_CHECK, which shows code and a path of the machine that compiled
 // it, what PyTorch was asked for; empty if it is another text.
 inline std::string refused_call(std::string_view text) {
@@ -126,16 +184,14 @@ template <class Result, class... Arguments, Result (*function)(Arguments...), Na
 struct Boxed<function, name, schemas> {
   static Result call(Arguments... arguments) {
     try {
+      check_devices(arguments...);
       return function(std::forward<Arguments>(arguments)...);
     } catch (const UnnamedError& error) {
       fail(name.of_op(), ": ", error.what());
     } catch (const std::exception& error) {
       const std::array<bool, sizeof...(Arguments)> missing{is_missing(arguments)...};
       for (size_t i = 0; i < missing.size(); ++i) {
-        if (!missing[i]) continue;
-        ArgumentNames names(name.with_overload());
-        schemas(names);
-        fail(name.of_op(), ": ", names[i], " is None, but must be a tensor");
+        if (missing[i]) fail(name.of_op(), ": ", names()[i], " is None, but must be a tensor");
       }
       const std::string refused = refused_call(error.what());
       if (refused.empty()) throw;
@@ -144,6 +200,24 @@ struct Boxed<function, name, schemas> {
   }
 
  private:
+  static ArgumentNames names() {
+    ArgumentNames names(name.with_overload());
+    schemas(names);
+    return names;
+  }
+
+  static void check_devices(const std::remove_cvref_t<Arguments>&... arguments) {
+    std::optional<std::pair<Device, Place>> first;
+    for_tensors(
+        [&](const torch::stable::Tensor& t, const Place& place) {
+          const Device device(t);
+          if (!first) first.emplace(device, place);
+          AIGC_CHECK(device == first->first, name.of_op(), ": ", place.name(names()), " is on ", device,
+                     ", but must be on ", first->first, ", as ", first->second.name(names()), " is");
+        },
+        arguments...);
+  }
+
   template <class T>
   static bool is_missing(const T& argument) {
     if constexpr (std::is_same_v<T, torch::stable::Tensor>) return !argument.defined();

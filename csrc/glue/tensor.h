@@ -87,25 +87,9 @@ inline ScalarType acc_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline std::string device_name(const Tensor& t) {
-  if (t.is_cpu()) return "the CPU";
-  return (t.is_cuda() ? "GPU " : "device ") + std::to_string(t.get_device_index());
-}
-
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index());
-}
-
-inline void check_same_device(const Tensor& t, const char* name, const Tensor& like, const char* like_name,
-                              const char* op) {
-  AIGC_CHECK(same_device(t, like), op, ": ", name, " is on ", device_name(t), ", but must be on ",
-             device_name(like), ", as ", like_name, " is");
-}
-
-// `t` must have the device and dtype of `like`.
+// `t` must have the dtype of `like`. That the devices are the same is checked for all ops, in glue/errors.h.
 inline void check_same_kind(const Tensor& t, const char* name, const Tensor& like, const char* like_name,
                             const char* op) {
-  check_same_device(t, name, like, like_name, op);
   AIGC_CHECK(t.scalar_type() == like.scalar_type(), op, ": ", name, " is ", dtype_name(t.scalar_type()),
              ", but must be ", dtype_name(like.scalar_type()), ", as ", like_name, " is");
 }

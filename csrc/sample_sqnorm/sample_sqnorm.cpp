@@ -61,7 +61,6 @@ Tensor sample_dot(const Tensor& a_any, const Tensor& b_any) {
 Tensor sample_scale(const Tensor& a_any, const Tensor& s_any) {
   constexpr const char* op = "sample_scale";
   SampleParams p = make_params(a_any, "a", op);
-  check_same_device(s_any, "s", a_any, "a", op);
   AIGC_CHECK(s_any.dim() == 1 && s_any.size(0) == p.samples && s_any.scalar_type() == acc_type(a_any), op,
              ": s is ", dtype_name(s_any.scalar_type()), " of shape ", shape(s_any), ", but must be ",
              dtype_name(acc_type(a_any)), " of shape [", p.samples, "]");
