@@ -10,12 +10,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-warn-conflicts
 SIMT := build/simt/libaigc_ops_simt.so
 SANITIZED := build/sanitize/libaigc_ops.so build/sanitize-simt/libaigc_ops_simt.so
+THREADED := build/sanitize-threads/libaigc_ops.so
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f -not -name '*.py*')
+
+# Of the wheel: the oldest glibc that it loads with (csrc/core/old_glibc.cpp), and torch for its test
+PLATFORM ?= manylinux_2_28_$(shell uname -m)
+WHEEL_TORCH ?= $(TORCH)
 
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
 
-.PHONY: demo test test-avx2 lint sanitize docs bench gpu-check clean
+.PHONY: demo test test-avx2 lint sanitize sanitize-threads docs bench wheel gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -42,6 +47,12 @@ sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
 	  tests/ops/adam_ema tests/ops/test_apart.py tests/ops/test_image_bytes.py \
 	  -k "(budget or second_order or surroundings or adam or apart or image_bytes) and not conv2d_resample \
 	  and not modulated and not stddev"
+
+# The CPU kernels' items on several threads, under ThreadSanitizer.
+sanitize-threads: $(VENV)/torch $(VENV)/test-tools $(THREADED)
+	$(BIN)/python -m tests.sanitize --threads -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
+	  tests/ops/adam_ema tests/ops/test_image_bytes.py tests/ops/mlp_gan_step \
+	  -k "a_large_call or adam or image_bytes or mlp_gan_step"
 
 # mypy reads the tests too, and types what they call only where that is installed.
 lint: $(VENV)/installed $(VENV)/lint-tools $(VENV)/test-tools
@@ -86,10 +97,11 @@ $(VENV)/installed: $(VENV)/torch $(NATIVE)
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(SIMT) $(SANITIZED): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/simt/*.cpp tests/sanitize/*.cpp)
+$(SIMT) $(SANITIZED) $(THREADED): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/*.h tests/simt/*.cpp tests/sanitize/*.cpp)
 	@echo "Building $@"
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(@D) -G Ninja -DAIGC_CUDA=off \
-	  -DAIGC_SIMT=$(if $(findstring simt,$(@D)),on,off) -DAIGC_SANITIZE=$(if $(findstring sanitize,$(@D)),on,off) \
+	  -DAIGC_SIMT=$(if $(findstring simt,$(@D)),on,off) -DAIGC_SANITIZE=$(if $(filter $@,$(SANITIZED)),on,off) \
+	  -DAIGC_TSAN=$(if $(filter $@,$(THREADED)),on,off) \
 	  -DAIGC_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" >/dev/null
 	$(BIN)/cmake --build $(@D) --target $(patsubst lib%.so,%,$(@F)) $(if $(findstring sanitize,$(@D)),aigc_planted_faults)
 	@touch $@
