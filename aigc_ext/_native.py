@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import struct
 import sys
+import warnings
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -20,6 +22,8 @@ except ImportError as error:
 
 LIBRARY_DIR = Path(__file__).parent / "lib"
 OLDEST_TORCH = (2, 10)
+# The first driver for each major version of CUDA, with which all its minor versions run.
+DRIVERS = {12: 525, 13: 580}
 
 
 def _load(path: Path) -> Path:
@@ -74,8 +78,40 @@ def _advice(message: str) -> str:
     return "Rebuild it with `pip install --no-build-isolation -e .`."
 
 
+def _cuda_of_driver(library: str = "libcuda.so.1") -> int | None:
+    """The newest CUDA that the driver here runs, as 1000 * major + 10 * minor; None without a driver."""
+    try:
+        ask = ctypes.CDLL(library).cuDriverGetVersion
+    except (OSError, AttributeError):
+        return None
+    version = ctypes.c_int()
+    return version.value if ask(ctypes.byref(version)) == 0 else None
+
+
+def _why_driver_is_too_old(library: Path, driver: int | None) -> str | None:
+    """torch may be built for an older CUDA than our library, and run where ours does not."""
+    if driver is None:
+        return None
+    built = ctypes.CDLL(str(library)).aigc_cuda_runtime_version()
+    if driver // 1000 >= built // 1000:
+        return None
+    needed = DRIVERS.get(built // 1000)
+    wanted = f"driver {needed} or newer" if needed else f"a driver for CUDA {built // 1000}"
+    return (
+        f"aigc_ext: {library} was built with CUDA {_version_of(built)}, which needs {wanted}, but the one "
+        f"here runs CUDA {_version_of(driver)} at most: its kernels will fail. Update the driver, or build "
+        f"aigc_ext with an nvcc of CUDA {driver // 1000}: "
+        "`pip install --no-build-isolation --no-binary aigc_ext aigc_ext`."
+    )
+
+
+def _version_of(cuda: int) -> str:
+    return f"{cuda // 1000}.{cuda % 1000 // 10}"
+
+
 def load() -> list[Path]:
-    """Loads libaigc_ops and, if torch is a CUDA build and it exists, libaigc_ops_cuda.
+    """Loads libaigc_ops and, if torch is a CUDA build and it exists, libaigc_ops_cuda. If the driver is too
+    old for that, a RuntimeWarning says so: the CPU's ops work, and a call with CUDA tensors raises an error.
 
     AIGC_EXT_LIBRARY names a library to load instead: one of the tests' other backends.
     """
@@ -92,6 +128,8 @@ def load() -> list[Path]:
         cuda = LIBRARY_DIR / "libaigc_ops_cuda.so"
         if torch.version.cuda is not None and cuda.exists():
             loaded.append(_load(cuda))
+            if reason := _why_driver_is_too_old(cuda, _cuda_of_driver()):
+                warnings.warn(reason, RuntimeWarning, stacklevel=2)
     try:
         torch.ops.aigc.instruction_set()
     except AttributeError as error:

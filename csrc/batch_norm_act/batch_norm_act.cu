@@ -307,20 +307,23 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- elements -------------------------------------------------------------------------------------------
 
-// blockIdx.y is the piece of the rows; `width` threads share it.
+// Blocks along y take pieces of the rows; `width` threads share a piece.
 template <class T, Act A, bool kBackward>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    runs_kernel(const BatchNormParams p, int64_t rows, int width) {
+    runs_kernel(const BatchNormParams p, int64_t rows, int64_t pieces, int width) {
   const int lane = int(threadIdx.x) % width, group = int(threadIdx.x) / width, groups = kThreads / width;
   const int64_t step = int64_t(gridDim.x) * groups, channels_step = step % p.channels;
-  const Range piece = part_of(p.inner, kPieceLength, blockIdx.y);
-  int64_t row = int64_t(blockIdx.x) * groups + group, channel = row % p.channels;  // no division in the loop
-  for (; row < rows; row += step) {
-    const Factors<acc_t<T>, 1> factors(p, channel, kBackward ? kFactors : kConstant);
-    for (int64_t i = piece.begin + lane * 8; i < piece.end; i += width * 8)
-      elements<T, A, kBackward>(p, factors, row * p.inner + i, piece.end - i);
-    channel += channels_step;
-    if (channel >= p.channels) channel -= p.channels;
+  const int64_t first = int64_t(blockIdx.x) * groups + group, first_channel = first % p.channels;
+  for (int64_t at = blockIdx.y; at < pieces; at += gridDim.y) {
+    const Range piece = part_of(p.inner, kPieceLength, at);
+    int64_t channel = first_channel;  // no division in the loop
+    for (int64_t row = first; row < rows; row += step) {
+      const Factors<acc_t<T>, 1> factors(p, channel, kBackward ? kFactors : kConstant);
+      for (int64_t i = piece.begin + lane * 8; i < piece.end; i += width * 8)
+        elements<T, A, kBackward>(p, factors, row * p.inner + i, piece.end - i);
+      channel += channels_step;
+      if (channel >= p.channels) channel -= p.channels;
+    }
   }
 }
 
@@ -348,8 +351,8 @@ void run_elements(const BatchNormParams& p, void* stream) {
       } else {
         const int64_t rows = p.outer * p.channels, pieces = piece_count(p);
         const int width = power_of_two(ceil_div(p.inner, 8), kThreads), groups = kThreads / width;
-        const dim3 grid(grid_size(ceil_div(rows, groups)), unsigned(pieces));
-        launch(runs_kernel<T, A, kBackward>, grid, kThreads, 0, stream, p, rows, width);
+        const dim3 grid(grid_size(ceil_div(rows, groups)), grid_rows(pieces));
+        launch(runs_kernel<T, A, kBackward>, grid, kThreads, 0, stream, p, rows, pieces, width);
       }
     });
   });

@@ -16,6 +16,15 @@ namespace aigc {
 // cudaDevAttrMaxSharedMemoryPerBlockOptin tells how much the current one has.
 constexpr size_t kSharedBytesWithoutAsking = 40 << 10;
 
+// Throws what the CUDA runtime says of a call that did not succeed. The runtime forgets an error that it has told,
+// so that the next launch, which may be PyTorch's, does not report it as its own.
+inline void check_cuda(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());
+  throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(status));
+}
+#define AIGC_CHECK_CUDA(function, ...) ::aigc::check_cuda(function(__VA_ARGS__), #function)
+
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
             const Args&... args) {
@@ -30,15 +39,11 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 #else
         void* pointers[] = {static_cast<void*>(&value)...};
         const auto* function = reinterpret_cast<const void*>(kernel);
-        cudaError_t status = cudaSuccess;
         if (shared_bytes > kSharedBytesWithoutAsking)
-          status =
-              cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-        if (status == cudaSuccess)
-          status = cudaLaunchKernel(function, grid, block, pointers, shared_bytes,
-                                    static_cast<cudaStream_t>(stream));
-        if (status != cudaSuccess)
-          throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(status));
+          AIGC_CHECK_CUDA(cudaFuncSetAttribute, function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                          int(shared_bytes));
+        AIGC_CHECK_CUDA(cudaLaunchKernel, function, grid, block, pointers, shared_bytes,
+                        static_cast<cudaStream_t>(stream));
 #endif
       },
       values);
@@ -47,10 +52,21 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 // Enough blocks to fill the current device, but no more than there are items.
 inline unsigned grid_size(int64_t items, int blocks_per_sm = 8) {
   int device = 0, sms = 1;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  AIGC_CHECK_CUDA(cudaGetDevice, &device);
+  AIGC_CHECK_CUDA(cudaDeviceGetAttribute, &sms, cudaDevAttrMultiProcessorCount, device);
   const int64_t full = int64_t(sms) * blocks_per_sm;
   return static_cast<unsigned>(items < full ? items : full);
+}
+
+// How many of `rows` get a row of blocks, along y, where a card takes no more than 65,535. The kernel's loop over
+// them advances by gridDim.y. Fibers take fewer, so that the tests reach the second turn of that loop.
+inline unsigned grid_rows(int64_t rows) {
+#if defined(AIGC_SIMT)
+  constexpr int64_t kMost = 2;
+#else
+  constexpr int64_t kMost = 65535;
+#endif
+  return static_cast<unsigned>(rows < kMost ? rows : kMost);
 }
 
 // The smallest power of two that is at least `count`, or `most` if that is less: how many threads share
