@@ -1,14 +1,24 @@
 """``make gpu-check``: everything that needs a GPU, in one command and under 8 minutes.
 
-Builds the native code for the GPU of this machine, runs ``pytest -m cuda``, the benchmarks, compute-sanitizer
-and csrc/check_kernels.py, and prints a short table at the end. It works in a bare checkout, with the Python
-that starts it and its packages: nothing is installed or downloaded. If a step fails or takes too long, the
-later ones still run, and the exit code is 1.
+In this order, each part with a time of its own (PARTS):
 
-Writes to OUT_DIR: summary.txt (the table), info.txt, log.txt (all output), tests.xml, benchmarks.csv,
-kernels.csv.
+- build: the native code, for the GPU of this machine. ``--no-build`` takes the libraries in aigc_ext/lib,
+  which another machine has built (CONTRIBUTING.md), and needs no nvcc, cmake or compiler.
+- smoke: every op against float64, for 20 s.
+- tests: ``pytest -m cuda`` in 4 processes, error budgets and large calls first; at the same time, since they
+  leave most cores alone, compute-sanitizer's memcheck and racecheck, and csrc/check_kernels.py.
+- shapes: benchmarks.shapes, in one process: layers from 4 to 1024 pixels, whole steps, some with
+  torch.compile.
+- counters: ncu on one call of each layer, where this user may read the GPU's counters.
 
-``--dry-run`` runs the same steps with tiny sizes on the CPU, as a test of this program, without building.
+It works in a bare checkout or a copy of one, with the Python that starts it and its packages: nothing is
+installed or downloaded. If a part fails or takes too long, the later ones still run, and the exit code is 1.
+
+Writes to OUT_DIR, as it goes: summary.txt (a line for each part, and a table), info.txt, log.txt (all
+output), tests.xml, benchmarks.csv, kernels.csv, counters.csv. What is killed leaves what it has written.
+
+``--dry-run`` runs the same parts with tiny sizes on the CPU, in the same times, as a test of this program,
+without building.
 """
 
 from __future__ import annotations
@@ -19,6 +29,7 @@ import csv
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -33,12 +44,32 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "build" / "gpu-native"
 PACKAGE = ROOT / "aigc_ext"
-BENCHMARKS = (
-    *("bias_act", "gan_loss", "adam_ema", "mlp_gan_step"),
-    *("batch_norm_act", "upfirdn2d", "filtered_lrelu", "modulated_conv2d", "r1"),
+# Without initcheck: it tracks only writes by checked kernels, and PyTorch's are not checked. Without
+# synccheck, for time: tests/simt reports what it would.
+SANITIZERS = ("memcheck", "racecheck")
+# Seconds for each part, after which it is ended. Without a build they are done in less than BUDGET; with one,
+# what is last may be cut short.
+PARTS = {
+    "configure": 60,
+    "build": 240,
+    "install": 30,
+    "smoke": 50,
+    "tests": 140,
+    "shapes": 210,
+    "counters": 45,
+}
+WITHOUT_A_BUILD = ("smoke", "tests", "shapes", "counters")
+BUDGET = 460
+SMOKE_SECONDS = 20
+TEST_WORKERS = 4
+COUNTERS = (
+    *("gpu__time_duration.sum", "dram__bytes.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed"),
+    *(
+        "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+        "sm__warps_active.avg.pct_of_peak_sustained_active",
+    ),
+    "launch__registers_per_thread",
 )
-# Without initcheck: it tracks only writes by checked kernels, and PyTorch's are not checked.
-SANITIZERS = ("memcheck", "racecheck", "synccheck")
 NEEDED = {
     "the package": ("torch", "numpy", "tqdm", "PIL", "safetensors", "click"),
     "the tests": ("pytest", "hypothesis"),
@@ -58,6 +89,9 @@ class Step:
     status: str = "not run"  # ok, failed, timed out, skipped, not run
     seconds: float = 0.0
     note: str = ""
+    # What the output says where the command cannot work on this machine, which is then no failure.
+    excuse: str | None = None
+    output: str = ""
 
     @property
     def bad(self) -> bool:
@@ -65,14 +99,16 @@ class Step:
 
 
 class GpuCheck:
-    def __init__(self, out: Path, dry: bool, budget: float) -> None:
-        self.out, self.dry = out, dry
+    def __init__(self, out: Path, dry: bool, budget: float, build: bool = True) -> None:
+        self.out, self.dry, self.builds = out, dry, build
         self.deadline = time.monotonic() + budget
         self.steps: list[Step] = []
         self.cores = len(os.sched_getaffinity(0))
         self.scratch = Path(tempfile.mkdtemp(prefix="gpu-check-"))
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("summary.txt", "info.txt", "log.txt", "tests.xml", "benchmarks.csv", "kernels.csv"):
+        for name in ("summary.txt", "info.txt", "log.txt", "tests.xml"):
+            (out / name).unlink(missing_ok=True)
+        for name in ("benchmarks.csv", "kernels.csv", "counters.csv"):
             (out / name).unlink(missing_ok=True)
         self.environment = {
             **os.environ,
@@ -113,7 +149,11 @@ class GpuCheck:
             finally:
                 end(process)
             step.seconds = time.monotonic() - started
-            self.report(step, output.read_text(errors="replace"))
+            step.output = output.read_text(errors="replace")
+            if step.status == "failed" and step.excuse and step.excuse in step.output:
+                step.status, step.note = "skipped", step.excuse
+            self.report(step, step.output)
+        self.write_summary()
         return not any(step.bad for step in together)
 
     def report(self, step: Step, output: str) -> None:
@@ -131,6 +171,10 @@ class GpuCheck:
         self.steps.append(step)
         self.report(step, "")
 
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
     def python(self, *arguments: str) -> list[str]:
         return [sys.executable, *arguments]
 
@@ -147,6 +191,13 @@ class GpuCheck:
     def build(self) -> bool:
         """Builds the native code; without a GPU, only configures it and lists what would be built."""
         import torch
+
+        if not self.builds:
+            library = PACKAGE / "lib" / "libaigc_ops_cuda.so"
+            found = self.dry or library.exists()
+            note = f"{library} {'was brought along' if library.exists() else 'is not here'}"
+            self.without_running("build", "skipped" if found else "failed", note)
+            return found
 
         cmake = shutil.which("cmake", path=self.environment["PATH"])
         needed = ("cmake",) if self.dry else ("cmake", "nvcc")
@@ -167,54 +218,61 @@ class GpuCheck:
         only = (
             {} if self.dry else {"TORCH_CUDA_ARCH_LIST": "{}.{}".format(*torch.cuda.get_device_capability())}
         )
-        if not self.run(Step("configure", configure, 60, only)):
+        if not self.run(Step("configure", configure, PARTS["configure"], only)):
             return False
         build = [cmake, "--build", str(folder), "--parallel", str(self.cores)]
         if self.dry:
             build += ["--", "-n"]
-        if not self.run(Step("build", build, 240, only)):
+        if not self.run(Step("build", build, PARTS["build"], only)):
             return False
         if self.dry:
             return True
-        return self.run(Step("install", [cmake, "--install", str(folder), "--prefix", str(PACKAGE)], 30))
+        install = [cmake, "--install", str(folder), "--prefix", str(PACKAGE)]
+        return self.run(Step("install", install, PARTS["install"]))
 
-    def tests(self) -> None:
+    def smoke(self) -> None:
+        seconds = 3 if self.dry else SMOKE_SECONDS
+        command = ["-m", "tests.cuda.smoke", "--device", self.device, "--seconds", str(seconds)]
+        self.run(Step("smoke", self.python(*command), PARTS["smoke"]))
+
+    def tests(self) -> list[Step]:
         if not all(importable(name) for name in NEEDED["the tests"]):
             self.without_running("tests", "failed", "pytest and hypothesis must be importable")
-            return
-        report = self.out / "tests.xml"
-        arguments = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-o", "junit_logging=no"]
+            return []
+        arguments = [
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={self.out / 'tests.xml'}",
+            "-o",
+            "junit_logging=no",
+        ]
         if self.dry:
             arguments += ["tests/ops/test_properties.py", "-k", "pixel_norm and decomposed"]
-        else:
-            arguments += ["-m", "cuda", "tests/cuda"]
+        else:  # tests/conftest.py puts budgets and large calls first, and one at a time keeps that order
+            arguments += ["-m", "cuda"]
             if importable("xdist"):
-                arguments += ["-p", "xdist.plugin", "-n", str(min(self.cores, 10)), "--dist", "worksteal"]
+                workers = min(self.cores, TEST_WORKERS)
+                arguments += [
+                    "-p",
+                    "xdist.plugin",
+                    "-n",
+                    str(workers),
+                    "--dist",
+                    "load",
+                    "--maxschedchunk",
+                    "1",
+                ]
         # No other installed plugins: some warn when they start, which is an error in our configuration.
         alone = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        step = Step("tests", self.python("-m", "pytest", *arguments), 170, alone)
-        self.run(step)
-        step.note = " ".join([step.note, *counts_of(report)]).strip()
+        return [Step("tests", self.python("-m", "pytest", *arguments), PARTS["tests"], alone)]
 
-    def benchmarks(self) -> None:
-        results = self.scratch / "results"
-        device = ["--device", "cpu", "--threads", "1", "--quick"] if self.dry else ["--device", "cuda"]
-        for name in BENCHMARKS:
-            command = self.python("-m", "benchmarks", name, *device, "--results", str(results), "--csv-only")
-            self.run(Step(f"benchmark {name}", command, 100))
-        rows = [row for path in sorted(results.glob("*.csv")) for row in csv.DictReader(path.open())]
-        if rows:
-            with (self.out / "benchmarks.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-
-    def sanitizers_and_kernels(self) -> None:
+    def sanitizers_and_kernels(self) -> list[Step]:
         program = self.python("-m", "tests.cuda.sanitize")
-        steps = []
+        steps, limit = [], PARTS["tests"]
         sanitizer = shutil.which("compute-sanitizer", path=self.environment["PATH"])
         if self.dry:
-            steps.append(Step("sanitized program", [*program, "--device", "cpu"], 100))
+            steps.append(Step("sanitized program", [*program, "--device", "cpu"], limit))
         elif sanitizer is None:
             self.without_running("compute-sanitizer", "skipped", "not found on PATH")
         else:
@@ -223,7 +281,8 @@ class GpuCheck:
             # Every tensor gets its own allocation, so that an access beyond it doesn't hit another tensor.
             apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             steps += [
-                Step(tool, [sanitizer, "--tool", tool, *options, *program], 100, apart) for tool in SANITIZERS
+                Step(tool, [sanitizer, "--tool", tool, *options, *program], limit, apart)
+                for tool in SANITIZERS
             ]
         library = PACKAGE / "lib" / "libaigc_ops_cuda.so"
         disassembler = shutil.which("cuobjdump", path=self.environment["PATH"])
@@ -233,9 +292,62 @@ class GpuCheck:
             self.without_running("kernels", "skipped", "cuobjdump was not found")
         else:
             command = ["csrc/check_kernels.py", str(library), "--csv", str(self.out / "kernels.csv")]
-            steps.append(Step("kernels", self.python(*command), 100))
-        if steps:
-            self.run(*steps)
+            steps.append(Step("kernels", self.python(*command), limit))
+        return steps
+
+    def together(self) -> None:
+        steps = [*self.tests(), *self.sanitizers_and_kernels()]
+        if not steps:
+            return
+        self.run(*steps)
+        for step in steps:
+            if step.name == "tests":
+                step.note = " ".join([step.note, *counts_of(self.out / "tests.xml", step.output)]).strip()
+        self.write_summary()
+
+    def shapes(self) -> None:
+        command = [
+            "-m",
+            "benchmarks.shapes",
+            "--device",
+            self.device,
+            "--csv",
+            str(self.out / "benchmarks.csv"),
+        ]
+        if self.dry:
+            command += ["--quick", "--shapes", "10", "--steps", "10", "--compile", "5"]
+        step = Step("shapes", self.python(*command), PARTS["shapes"])
+        self.run(step)
+        done = re.findall(r"^\w+: \d+ of \d+ cases in \d+ s", step.output, re.MULTILINE)
+        step.note = "; ".join([*([step.note] if step.note else []), *done])
+        self.write_summary()
+
+    def counters(self) -> None:
+        program = self.python("-m", "benchmarks.shapes", "--once", "--device", self.device)
+        profiler = shutil.which("ncu", path=self.environment["PATH"])
+        if self.dry:
+            self.run(Step("counters", [*program, "--quick"], PARTS["counters"]))
+        elif profiler is None:
+            self.without_running("counters", "skipped", "ncu was not found")
+        else:
+            only = [
+                "--kernel-name-base",
+                "mangled",
+                "--kernel-name",
+                "regex:4aigc",
+                "--metrics",
+                ",".join(COUNTERS),
+            ]
+            log = ["--csv", "--log-file", str(self.out / "counters.csv")]
+            step = Step("counters", [profiler, *only, *log, *program], PARTS["counters"])
+            step.excuse = "ERR_NVGPUCTRPERM"  # only an administrator may read the counters
+            self.run(step)
+            if step.bad and step.excuse in text_of(self.out / "counters.csv"):
+                step.status, step.note = "skipped", step.excuse
+                self.write_summary()
+
+    def write_summary(self) -> None:
+        (self.out / "summary.txt").write_text(self.summary() + "\n")
 
     def summary(self) -> str:
         lines = [f"{s.name:24} {s.status:10} {s.seconds:6.1f} s  {s.note}".rstrip() for s in self.steps]
@@ -251,15 +363,15 @@ class GpuCheck:
         self.information()
         built = self.build()
         if built or self.dry:
-            self.tests()
-            self.benchmarks()
-            self.sanitizers_and_kernels()
+            self.smoke()
+            self.together()
+            self.shapes()
+            self.counters()
         else:
-            for name in ("tests", "benchmarks", "compute-sanitizer"):
-                self.without_running(name, "not run", "the build is not ok")
-        summary = self.summary()
-        (self.out / "summary.txt").write_text(summary + "\n")
-        print(f"\n{summary}\n\nFiles: {self.out}", flush=True)
+            for name in WITHOUT_A_BUILD:
+                self.without_running(name, "not run", "the libraries are not ok")
+        self.write_summary()
+        print(f"\n{self.summary()}\n\nFiles: {self.out}", flush=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return int(any(step.bad for step in self.steps))
 
@@ -321,10 +433,20 @@ def end(process: subprocess.Popen[bytes]) -> None:
 # ---- results -----------------------------------------------------------------------------------------------
 
 
-def counts_of(report: Path, names: int = 8) -> list[str]:
-    """Counts of a junit file, and the first tests that failed."""
+def text_of(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def counts_of(report: Path, output: str, names: int = 8) -> list[str]:
+    """Counts of a junit file, and the first tests that failed; of what pytest has printed, if it was ended
+    before."""
     if not report.exists():
-        return ["no report"]
+        results = re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b.*", output)
+        return [
+            ", ".join(
+                f"{results.count(kind)} {kind.lower()}" for kind in ("PASSED", "FAILED", "ERROR", "SKIPPED")
+            )
+        ]
     cases = list(xml.etree.ElementTree.parse(report).getroot().iter("testcase"))
     failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = [c for c in cases if c.find("skipped") is not None]
@@ -333,28 +455,34 @@ def counts_of(report: Path, names: int = 8) -> list[str]:
 
 
 def short_table(rows: list[dict[str, str]]) -> Iterator[str]:
-    """One line for each question: the first contender, the best of the others, the best of ours."""
+    """One line for each question: plain PyTorch, the best of the others, ours, and ours over the floor."""
     from benchmarks.report import grouped
 
-    for (op, case, dtype, device), group in grouped(rows).items():
-        first = float(group[0]["median_us"])
-        others = [row for row in group[1:] if not row["contender"].startswith(("aigc_ext", "copy"))]
-        ours = [row for row in group if row["contender"].startswith("aigc_ext")]
-        yield f"{op}: {case}, {dtype}, {device}"
-        yield f"    {first:10.1f} us         {group[0]['contender']}"
-        for chosen in (others, ours):
-            if chosen:
-                best = min(chosen, key=lambda row: float(row["median_us"]))
-                time_us, copy = float(best["median_us"]), best.get("copy")
-                note = f" ({copy} of a copy's GB/s)" if copy else ""
-                yield f"    {time_us:10.1f} us {first / time_us:6.2f}x {best['contender']}{note}"
+    for (op, case, dtype, _), group in grouped(rows).items():
+        eager = float(group[0]["median_us"])
+        ours = min((r for r in group if r["contender"].startswith("aigc_ext")), key=median, default=None)
+        others = [r for r in group[1:] if not r["contender"].startswith("aigc_ext")]
+        line = f"{op:16} {case:44} {dtype:9} {eager:10.1f} us"
+        if ours:
+            line += f"  ours {median(ours):10.1f} us {eager / median(ours):6.2f}x"
+            line += f"  {float(ours['over_floor']):5.2f} of floor" if ours["over_floor"] else ""
+            line += f"  {ours['launches']} launches" if ours["launches"] else ""
+        if others:
+            best = min(others, key=median)
+            line += f"  ({best['contender']} {eager / median(best):.2f}x)"
+        yield line
+
+
+def median(row: dict[str, str]) -> float:
+    return float(row["median_us"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder for all files")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, without a build")
-    parser.add_argument("--budget", type=float, default=460, help="seconds for all steps together")
+    parser.add_argument("--no-build", action="store_true", help="with the libraries that aigc_ext/lib has")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all steps together")
     options = parser.parse_args()
     if not importable("torch"):
         parser.error(f"{sys.executable} cannot import torch")
@@ -364,7 +492,8 @@ def main() -> int:
         parser.error(
             f"torch {torch.__version__} sees no CUDA device; --dry-run tries this program on the CPU"
         )
-    return GpuCheck(options.out.resolve(), options.dry_run, options.budget).main()
+    check = GpuCheck(options.out.resolve(), options.dry_run, options.budget, build=not options.no_build)
+    return check.main()
 
 
 if __name__ == "__main__":

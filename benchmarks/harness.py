@@ -9,6 +9,7 @@ On a GPU (benchmarks/card.py), time is measured with CUDA events, separately for
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import statistics
 import subprocess
@@ -34,8 +35,12 @@ COLUMNS = ("op", "case", "dtype", "contender", "median_us", "p20", "p80", "gbps"
 CARD_COLUMNS = ("copy", "launches", "kernels", "peak_mb", "date")
 
 
+@functools.cache
 def commit() -> str:
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    try:
+        result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
     return result.stdout.strip() or "unknown"
 
 
