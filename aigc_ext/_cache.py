@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aigc_ext import _files
+from aigc_ext._safetensors import open_safetensors
 
 _FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Cache:
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(path)
-    with safetensors.safe_open(path, framework="pt") as file:
+    with open_safetensors(path) as file:
         metadata = file.metadata() or {}
         # Copies: the tensors must not change if the file is replaced or truncated.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

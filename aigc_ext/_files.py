@@ -1,4 +1,7 @@
-"""Atomic writing of files: a run writes all its files with these functions."""
+"""Atomic writing of files: a run writes all its files with these functions.
+
+Whatever fails, an OSError names the file, and what was begun is removed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +52,33 @@ def json_digest(content: Mapping[str, Any]) -> str:
     return sha256(json.dumps(body, sort_keys=True).encode())
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError inside names the file. Python's own errors do only where the file is opened, not where it is
+    read, written or synced, as on a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def describe_os_error(error: OSError) -> str:
+    """`No space left on device: runs/00000-mlp/stats.jsonl`."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+
+
+def read_bytes(path: Path) -> bytes:
+    with named(path):
+        return path.read_bytes()
+
+
 def sha256_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with named(path), path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -60,7 +88,8 @@ def fsync_directory(path: Path) -> None:
     """Makes the names in a directory durable: a file's own fsync does not cover its directory entry."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -72,7 +101,7 @@ def temporary_path(path: Path) -> Path:
 
 def write_durable(path: Path, data: bytes) -> None:
     """Writes a new file and returns once its content is on disk."""
-    with path.open("wb") as file:
+    with named(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -85,13 +114,27 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         durable: this also holds after a system crash, and the new content is on disk once this returns.
     """
     temporary = temporary_path(path)
-    if durable:
-        write_durable(temporary, data)
-    else:
-        temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with removed_if_it_fails(temporary):
+        if durable:
+            write_durable(temporary, data)
+        else:
+            with named(path):
+                temporary.write_bytes(data)
+        os.replace(temporary, path)
     if durable:
         fsync_directory(path.parent)
+
+
+@contextmanager
+def removed_if_it_fails(temporary: Path) -> Iterator[None]:
+    """If the block raises, what it has made of this file or folder is removed: a disk that is full needs the
+    space. A process that is killed leaves it, for `remove_temporaries`."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _remove(temporary)
+        raise
 
 
 def remove_temporaries(directory: Path, *, min_age: float = 0.0) -> list[Path]:
@@ -103,8 +146,12 @@ def remove_temporaries(directory: Path, *, min_age: float = 0.0) -> list[Path]:
     newest = time.time() - min_age
     left = [path for path in directory.glob(f"{TEMPORARY_PREFIX}*") if path.lstat().st_mtime <= newest]
     for path in left:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove(path)
     return left
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

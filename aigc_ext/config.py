@@ -82,11 +82,11 @@ _SCALARS: dict[type, tuple[type, str]] = {
 }
 
 
-def _check(key: str, value: Any, hint: Any) -> Any:
+def check_value(key: str, value: Any, hint: Any) -> Any:
     """Returns `value` converted to the type `hint`, or raises ConfigError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        value = _check(key, value, args[0])
+        value = check_value(key, value, args[0])
         for limit in args[1:]:
             if rule := limit.broken_rule(value):
                 raise ConfigError(f"{key} is {value}, but must be {rule}")
@@ -95,7 +95,7 @@ def _check(key: str, value: Any, hint: Any) -> Any:
         if value is None:
             return None
         (inner,) = (arg for arg in args if arg is not type(None))
-        return _check(key, value, inner)
+        return check_value(key, value, inner)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{key} is {value!r}, but must be one of {', '.join(map(repr, args))}")
@@ -108,7 +108,7 @@ def _check(key: str, value: Any, hint: Any) -> Any:
         if len(value) != len(args):
             raise ConfigError(f"{key} has {len(value)} entries, but must have {len(args)}")
         entries = zip(value, args, strict=True)
-        return tuple(_check(f"{key}[{i}]", entry, arg) for i, (entry, arg) in enumerate(entries))
+        return tuple(check_value(f"{key}[{i}]", entry, arg) for i, (entry, arg) in enumerate(entries))
     if issubclass(hint, Config):
         if isinstance(value, hint):
             return value
@@ -134,7 +134,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, hint in self.hints().items():
-            object.__setattr__(self, name, _check(name, getattr(self, name), hint))
+            object.__setattr__(self, name, check_value(name, getattr(self, name), hint))
 
     @classmethod
     @functools.cache
@@ -172,7 +172,7 @@ class Config:
             ):
                 checked[name] = inherited.from_dict(value, base=inherited, prefix=f"{prefix}{name}.")
             else:
-                checked[name] = _check(f"{prefix}{name}", value, hints[name])
+                checked[name] = check_value(f"{prefix}{name}", value, hints[name])
         return cls(**checked) if base is None else dataclasses.replace(base, **checked)
 
     def to_dict(self) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class Choice(Config):
     @classmethod
     def chosen(cls, key: str, values: Mapping[str, Any]) -> type[Config]:
         named = values.get("family", cls.usual)
-        if named not in cls.families:
+        if not isinstance(named, str) or named not in cls.families:
             names = sorted(cls.families, key=lambda name: (name != cls.usual, name))
             raise ConfigError(f"{key}.family is {named!r}, but must be one of {', '.join(map(repr, names))}")
         return cls.families[named]

@@ -174,7 +174,9 @@ def dataset(
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
     except OSError as error:  # not from bad files, which are only reported
-        raise RunFailure(f"{dest}: {error.strerror or error}; nothing of it is left") from error
+        left = "it is whole" if os.path.lexists(dest) else "nothing of it is left"
+        place = f" ({error.filename})" if error.strerror and error.filename else ""
+        raise RunFailure(f"{dest}: {error.strerror or error}{place}; {left}") from error
     _show_conversion(made)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+
+from aigc_ext import _files
 
 
 class InputError(click.ClickException):
@@ -29,5 +32,23 @@ def input_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise InputError(_files.describe_os_error(error)) from error
+    except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def lack_of_memory(error: Exception) -> str | None:
+    """What to say if an exception means that an allocation failed; None for another.
+
+    PyTorch raises a RuntimeError on the CPU, which only its text distinguishes.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError):
+        if not re.search("(can't|cannot) allocate memory|not enough memory|CUDA out of memory", text):
+            return None
+        # The place in PyTorch where it was noticed helps nobody.
+        text = re.sub(r"\[enforce fail at \S+\] \S+ == \S+\. ", "", text)
+    elif not isinstance(error, MemoryError):
+        return None
+    return f"there is not enough memory{f' ({text})' if text else ''}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
+import click.utils
 
-from aigc_ext._output import UnreadOutput, unread_output
+from aigc_ext import _files, _output
+from aigc_ext._output import UnreadOutput, discard_output, unread_output
 from aigc_ext.cli.bench import bench
 from aigc_ext.cli.convert import convert
 from aigc_ext.cli.dataset import dataset
+from aigc_ext.cli.errors import lack_of_memory
 from aigc_ext.cli.export import export
 from aigc_ext.cli.interpolate import interpolate
 from aigc_ext.cli.metrics import metrics
@@ -20,6 +24,9 @@ from aigc_ext.cli.report import report
 from aigc_ext.cli.sample import sample
 from aigc_ext.cli.train import train
 from aigc_ext.version import __version__
+
+# Where standard output is written; such an error has no name of a file.
+_PRINTERS = (click.utils.__file__, _output.__file__)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -69,6 +76,20 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
     except UnreadOutput:
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a disk that is full, or of which a part cannot be read
+        to_output = traceback.extract_tb(error.__traceback__)[-1].filename in _PRINTERS
+        if to_output:
+            error.filename = "standard output"
+        click.echo(f"Error: {_files.describe_os_error(error)}", err=True)
+        if to_output:
+            discard_output()
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        reason = lack_of_memory(error)
+        if reason is None:
+            raise
+        click.echo(f"Error: {reason}", err=True)
+        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from aigc_ext import _files
 from aigc_ext.cli.dataset import white_option
-from aigc_ext.cli.errors import RunFailure, input_errors
+from aigc_ext.cli.errors import input_errors
 from aigc_ext.cli.network import device_options, label_options, network_options, open_sampler
 
 
@@ -112,11 +112,8 @@ def project(
         "distance": found.distance,
     }
     metadata = {"model_sha256": str(sampler.model_sha256), **(found.latents.metadata or {})}
-    try:
-        replace(found.latents, metadata=metadata).save(directory / "projected.safetensors")
-        save_png(found.image, directory / "projected.png", provenance=record, label=label, producer=producer)
-        content = json.dumps({**record, "distances": found.distances}, indent=2) + "\n"
-        _files.replace_file(directory / "projection.json", content.encode(), durable=False)
-    except OSError as error:
-        raise RunFailure(f"{error.strerror}: {error.filename}") from error
+    replace(found.latents, metadata=metadata).save(directory / "projected.safetensors")
+    save_png(found.image, directory / "projected.png", provenance=record, label=label, producer=producer)
+    content = json.dumps({**record, "distances": found.distances}, indent=2) + "\n"
+    _files.replace_file(directory / "projection.json", content.encode(), durable=False)
     click.echo(f"distance {found.distance:.6g}: projected.png and projected.safetensors in {directory}")

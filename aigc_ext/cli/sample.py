@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from aigc_ext import _files
-from aigc_ext.cli.errors import InputError, RunFailure, input_errors
+from aigc_ext.cli.errors import InputError, input_errors
 from aigc_ext.cli.network import (
     class_option,
     device_options,
@@ -146,26 +146,23 @@ def sample(
         if belongs_to not in (None, sampler.model_sha256):
             click.echo("Warning: these latents were found with another network", err=True)
     options: dict[str, Any] = {"label": label, "producer": producer}
-    try:
-        if grid is not None:
-            path = directory / "grid.png"
-            provenance = {**source, "classes": classes, **({"seeds": seeds} if latents is None else {})}
-            scale = readable_scale(*first.shape[1:3])
-            images = render(slice(None))
-            save_grid(images, path, columns=grid[0], scale=scale, provenance=provenance, **options)
-            click.echo(path)
-            return
-        with tqdm(total=count, unit="img") as bar:
-            for start in range(0, count, _IMAGES_AT_ONCE):
-                images = render(slice(start, start + _IMAGES_AT_ONCE))
-                for i, image in enumerate(images, start):
-                    if seeds is not None:
-                        number, name = {"seed": seeds[i]}, f"seed{seeds[i]:04d}.png"
-                    else:
-                        number, name = {"index": i}, f"projected{i:04d}.png"
-                    provenance = {**source, **number, "class": classes and classes[i]}
-                    save_png(image, directory / name, provenance=provenance, **options)
-                bar.update(len(images))
-    except OSError as error:
-        raise RunFailure(f"{error.strerror}: {error.filename}") from error
+    if grid is not None:
+        path = directory / "grid.png"
+        provenance = {**source, "classes": classes, **({"seeds": seeds} if latents is None else {})}
+        scale = readable_scale(*first.shape[1:3])
+        images = render(slice(None))
+        save_grid(images, path, columns=grid[0], scale=scale, provenance=provenance, **options)
+        click.echo(path)
+        return
+    with tqdm(total=count, unit="img") as bar:
+        for start in range(0, count, _IMAGES_AT_ONCE):
+            images = render(slice(start, start + _IMAGES_AT_ONCE))
+            for i, image in enumerate(images, start):
+                if seeds is not None:
+                    number, name = {"seed": seeds[i]}, f"seed{seeds[i]:04d}.png"
+                else:
+                    number, name = {"index": i}, f"projected{i:04d}.png"
+                provenance = {**source, **number, "class": classes and classes[i]}
+                save_png(image, directory / name, provenance=provenance, **options)
+            bar.update(len(images))
     click.echo(f"{count} images in {directory}")

@@ -259,7 +259,7 @@ def train(
         result = trainer.fit(progress=True)
     except (RunError, ConfigError, MetricError) as error:
         raise InputError(str(error)) from error
-    except (NonFiniteError, DatasetError, OSError) as error:
+    except (NonFiniteError, DatasetError) as error:
         raise RunFailure(str(error)) from error
     finally:
         logging.getLogger("aigc_ext").removeHandler(handler)

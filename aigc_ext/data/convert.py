@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -238,7 +237,7 @@ def _new(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
         (temporary / name).parent.mkdir(exist_ok=True)
         (temporary / name).write_bytes(data)
 
-    try:
+    with _files.removed_if_it_fails(temporary):
         if dest.suffix.lower() == ".zip":
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
                 # A new ZipInfo has a constant date.
@@ -249,12 +248,6 @@ def _new(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
         _refuse_existing(dest)
         os.rename(temporary, dest)
         _files.fsync_directory(dest.parent)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _check(dest: Path, resolution: tuple[int, int] | None, transform: str | None) -> None:

@@ -244,6 +244,8 @@ class FileImages(ImageDataset):
                 digest = self._digest(name)
             if bad and self._on_bad == "raise":
                 raise_faults(self._files, bad)
+            if bad:
+                _log.warning("%s: a file is identified as unreadable: %s", self._files.source, bad[0])
             yield digest + suffix
         self._files.index.save(self._files.images)
 

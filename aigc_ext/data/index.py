@@ -108,7 +108,10 @@ class FileIndex:
     def _read(self) -> dict[str, list[Any]]:
         try:
             digest, _, body = self._path.read_bytes().partition(b"\n")
-        except OSError:  # mostly because there is none
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            _log.warning("cache file %s cannot be read (%s) and is made anew", self._path, error.strerror)
             return {}
         if digest.decode("ascii", "replace") != _files.sha256(body):
             _log.warning("cache file %s is damaged and made anew", self._path)

@@ -158,7 +158,11 @@ class _Entry(NamedTuple):
     def is_there(self, dataset: FileImages) -> bool:
         if not (self.facts.is_file() and self.pixels.is_file()):
             return False
-        images: int = json.loads(self.facts.read_bytes())["images"]
+        try:
+            images, _ = self._facts(dataset)
+        except ValueError as error:
+            _log.warning("cache file %s is damaged (%s) and made anew", self.facts, error)
+            return False
         return self.pixels.stat().st_size == images * math.prod(dataset.image_shape)
 
     def write(self, dataset: FileImages, report: Report | None) -> None:
@@ -167,31 +171,42 @@ class _Entry(NamedTuple):
         temporary = _files.temporary_path(self.pixels)
         bad: list[BadFile] = []
         good = 0
-        try:
-            with temporary.open("wb") as file:
+        with _files.removed_if_it_fails(temporary):
+            with _files.named(self.pixels), temporary.open("wb") as file:
                 decoded = map_files(
                     dataset.decode_file, names, bad, _workers(), _progress_of("preparing", report)
                 )
                 for _, image in decoded:
                     file.write(image.numpy().tobytes())
                     good += 1
+                file.flush()
+                os.fsync(file.fileno())  # after a crash the size alone would not tell
             os.replace(temporary, self.pixels)
-        finally:
-            temporary.unlink(missing_ok=True)
         # By position: the same contents may have other names the next time.
         places = {name: place for place, name in enumerate(names)}
         facts = {"images": good, "bad": [[places[file.name], file.reason] for file in bad]}
         _files.replace_file(self.facts, json.dumps(facts).encode(), durable=False)
 
     def read(self, dataset: FileImages, memory_limit: int) -> tuple[list[BadFile], Tensor]:
-        facts: dict[str, Any] = json.loads(self.facts.read_bytes())
-        bad = [BadFile(dataset.names[place], reason) for place, reason in facts["bad"]]
-        shape = (facts["images"], *dataset.image_shape)
-        if facts["images"] == 0:
+        images, bad = self._facts(dataset)
+        shape = (images, *dataset.image_shape)
+        if images == 0:
             return bad, torch.empty(shape, dtype=torch.uint8)
         # "c" (copy on write) never changes the file; PyTorch has no read-only tensors.
         pixels = torch.from_numpy(np.memmap(self.pixels, np.uint8, "c", shape=shape))
         return bad, pixels.clone() if pixels.numel() <= memory_limit else pixels
+
+    def _facts(self, dataset: FileImages) -> tuple[int, list[BadFile]]:
+        """The number of images, and the files that are not among them; ValueError if it is something else."""
+        found = _files.parse_json(self.facts.read_bytes())
+        try:
+            bad = [BadFile(dataset.names[place], str(reason)) for place, reason in found["bad"]]
+            images = found["images"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if type(images) is not int or images != len(dataset.names) - len(bad):
+            raise ValueError(f"it is of {images} images and {len(bad)} bad files")
+        return images, bad
 
 
 def _workers() -> int:

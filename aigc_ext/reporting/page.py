@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from aigc_ext import _files
 from aigc_ext._runs import find_run, known_runs
+from aigc_ext._safetensors import open_safetensors
 from aigc_ext.reporting.chart import Point, line_chart, number
 from aigc_ext.training.checkpoint import STATE_FILE, list_checkpoints
 from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog, is_number
@@ -104,7 +105,8 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """
     run_dir = find_run(run_dir)
     output = run_dir / "report.html" if output is None else Path(output)
-    _files.replace_file(output, _page(run_dir).encode(), durable=False)
+    # JSON may have half of a surrogate pair, which is no text.
+    _files.replace_file(output, _page(run_dir).encode(errors="backslashreplace"), durable=False)
     return output
 
 
@@ -333,7 +335,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _count_weights(weights: Path) -> int:
     try:
-        with safetensors.safe_open(weights, framework="pt") as file:
+        with open_safetensors(weights) as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise RunError(f"{weights} cannot be read: {error}") from error

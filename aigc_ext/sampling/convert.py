@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from aigc_ext import _files
+from aigc_ext._safetensors import open_safetensors
 from aigc_ext.models import build_generator
 from aigc_ext.sampling.pretrained import meta_state, misfits, save_pretrained, shown_list
 
@@ -100,7 +100,9 @@ def convert_checkpoint(
     try:
         expected = meta_state(config)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ConvertError(f"the generator's config {_short(config)} is wrong: {error}") from error
+        raise ConvertError(
+            f"{where} does not fit: the generator's config {_short(config)} is wrong: {error}"
+        ) from error
     _fill_in(weights, expected, config, notes)
     if faults := misfits(weights, expected):
         raise ConvertError(f"{where} does not fit the {config['family']} generator: {faults}")
@@ -138,7 +140,8 @@ def _read(source: Path) -> Any:
         raise ConvertError(f"{source} is no file, but must be one of torch.save or a .safetensors")
     if source.suffix == ".safetensors":
         try:
-            return safetensors.torch.load_file(source)
+            with open_safetensors(source) as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise ConvertError(f"{source} is refused: {error}") from error
     try:
@@ -328,10 +331,10 @@ def _write(directory: Path, config: dict[str, Any], state: Mapping[str, Tensor])
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         data = safetensors.torch.save({name: value.contiguous().clone() for name, value in state.items()})
-        save_pretrained(temporary, config, data)
-        _files.fsync_directory(temporary)
-        os.rename(temporary, directory)
+        with _files.removed_if_it_fails(temporary):
+            save_pretrained(temporary, config, data)
+            _files.fsync_directory(temporary)
+            os.rename(temporary, directory)
         _files.fsync_directory(directory.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise ConvertError(f"{directory} cannot be written: {error.strerror}") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from aigc_ext import _files
+from aigc_ext._safetensors import open_safetensors
 
 
 class LatentsError(ValueError):
@@ -48,7 +49,7 @@ class Latents:
     def load(cls, path: str | Path) -> Latents:
         """Reads what `save` wrote; raises LatentsError if it is anything else."""
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with open_safetensors(path) as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
         except OSError as error:

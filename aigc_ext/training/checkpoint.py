@@ -32,6 +32,7 @@ from aigc_ext import _files
 FORMAT = "aigc_ext checkpoint 1"
 STATE_FILE = "state.json"
 _NAME = re.compile(r"\d{6,}(-\d{3})?")
+_FILE = re.compile(r"[^/]+\.safetensors")  # in the folder of the checkpoint
 
 
 class CheckpointError(ValueError):
@@ -71,16 +72,17 @@ def write_checkpoint(path: Path, files: Mapping[str, bytes], state: Mapping[str,
     """Writes `files` (serialised tensors by stem) and `state` as the checkpoint `path`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _files.temporary_path(path)
-    temporary.mkdir()
-    manifest = {}
-    for stem, data in files.items():
-        _files.write_durable(temporary / f"{stem}.safetensors", data)
-        manifest[f"{stem}.safetensors"] = {"bytes": len(data), "sha256": _files.sha256(data)}
-    content = {"format": FORMAT, **state, "files": manifest}
-    content["sha256"] = _files.json_digest(content)
-    _files.write_durable(temporary / STATE_FILE, json.dumps(content, indent=2).encode())
-    _files.fsync_directory(temporary)
-    os.rename(temporary, path)
+    with _files.removed_if_it_fails(temporary):
+        temporary.mkdir()
+        manifest = {}
+        for stem, data in files.items():
+            _files.write_durable(temporary / f"{stem}.safetensors", data)
+            manifest[f"{stem}.safetensors"] = {"bytes": len(data), "sha256": _files.sha256(data)}
+        content = {"format": FORMAT, **state, "files": manifest}
+        content["sha256"] = _files.json_digest(content)
+        _files.write_durable(temporary / STATE_FILE, json.dumps(content, indent=2).encode())
+        _files.fsync_directory(temporary)
+        os.rename(temporary, path)
     _files.fsync_directory(path.parent)
 
 
@@ -101,14 +103,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if digest != _files.json_digest(content):
         raise CheckpointError(path, f"{STATE_FILE} was altered (its SHA-256 does not match)")
     tensors = {}
-    for name, expected in content.pop("files").items():
+    for name, expected in _manifest(path, content.pop("files", None)).items():
         data = _read(path, name)
         if len(data) != expected["bytes"]:
             raise CheckpointError(path, f"{name} has {len(data)} bytes instead of {expected['bytes']}")
         if _files.sha256(data) != expected["sha256"]:
             raise CheckpointError(path, f"{name} was altered (its SHA-256 does not match)")
-        tensors[Path(name).stem] = safetensors.torch.load(data)
+        try:
+            tensors[Path(name).stem] = safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(path, f"{name} is no safetensors file ({error})") from error
     return Checkpoint(path, content, tensors)
+
+
+def _manifest(path: Path, files: Any) -> dict[str, dict[str, Any]]:
+    """The names of a checkpoint's files, each with "bytes" and "sha256"."""
+    if not isinstance(files, dict) or not all(
+        _FILE.fullmatch(name) and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+        for name, entry in files.items()
+    ):
+        raise CheckpointError(path, f"{STATE_FILE} has no list of its safetensors files")
+    return files
 
 
 def load_weights(checkpoint: Checkpoint, stem: str, module: nn.Module) -> None:

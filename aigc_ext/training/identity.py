@@ -45,7 +45,7 @@ def write_images(run_dir: Path, data: ImageDataset) -> None:
     content = {"sha256": data.content_hash(), **_images(data)}
     text = json.dumps(content, separators=(",", ":"))
     path = run_dir / DATA_FILE
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or _files.read_bytes(path) != text.encode():
         _files.replace_file(path, text.encode())
 
 
@@ -104,15 +104,29 @@ def _images(data: ImageDataset) -> dict[str, Any]:
 
 def _differences(checkpoint: Checkpoint, data: ImageDataset) -> list[str]:
     """What distinguishes the data from those of a checkpoint, in phrases."""
-    try:
-        old = json.loads((checkpoint.path.resolve().parents[1] / DATA_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = {}
-    new = _images(data)
+    old, new = _recorded(checkpoint.path.resolve().parents[1] / DATA_FILE), _images(data)
     if old.get("sha256") != checkpoint.state["data"]["sha256"] or not old["digests"] or not new["digests"]:
         before, now = checkpoint.state["data"]["sha256"], data.content_hash()
         return [f"its SHA-256 was {before[:16]}..., and is {now[:16]}... now"]
     return compare_images(old, new)
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What `write_images` wrote; empty if it cannot be read, without which nothing is lost but words."""
+    try:
+        found = _files.parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    lists = [found.get(key) for key in ("names", "digests", "labels")] if isinstance(found, dict) else []
+    kinds = ((list, str), (list, str), (list, int))
+    fits = [
+        isinstance(each, kind) and all(isinstance(entry, inner) for entry in each)
+        for each, (kind, inner) in zip(lists, kinds, strict=False)
+    ]
+    whole = len(fits) == 3 and fits[0] and fits[1] and (fits[2] or lists[2] is None)
+    if not whole or len({len(each) for each in lists if each}) > 1:
+        return {}
+    return dict(found)
 
 
 def compare_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -77,6 +77,7 @@ class Loop:
         self._desc = desc
         self._resumed: ResumePoint | None = None
         self._saved: tuple[int, str] | None = None  # nimg and name of the newest checkpoint
+        self._tried = -1  # nimg of the newest snapshot; that it could not be written only one process knows
         self._recorder: Recorder | None = None  # in the main process
 
     def __repr__(self) -> str:
@@ -102,6 +103,7 @@ class Loop:
             self.state.load(checkpoint)
             if point.run_dir is not None:
                 self._saved = (self.state.nimg, checkpoint.path.name)
+                self._tried = self.state.nimg
         self.run_dir = point.run_dir
         self._resumed = point
 
@@ -204,13 +206,17 @@ class Loop:
                     state.means.reset()
                     tick_nimg, tick_seconds = state.nimg, state.seconds
                 if done or state.nimg // snapshot_images > before // snapshot_images:
-                    self._snapshot()
+                    self._snapshot(last=done)
         state.seconds = earlier + time.perf_counter() - clock
-        if self._saved is not None and self._saved[0] == state.nimg:
-            return self._saved[1]
         # After a signal the process may soon be killed, and metrics, which precede the checkpoint, can take
         # minutes.
-        return self._snapshot(measure=stop.received is None)
+        measure = stop.received is None
+        if self._tried != state.nimg:
+            self._snapshot(measure=measure, last=True)
+        elif self._saved is None or self._saved[0] != state.nimg:
+            self._write_snapshot(measure=measure, last=True)
+        assert self._saved is not None
+        return self._saved[1]
 
     def _one_step(self, *batch: Tensor) -> Tensor:
         task, state = self.task, self.state
@@ -222,14 +228,16 @@ class Loop:
         state.nimg += self.config.batch
         return statistics
 
-    def _snapshot(self, *, measure: bool = True) -> str:
-        """Writes a checkpoint and everything that belongs to it; returns its name."""
-        state, name = self.state, checkpoint_name(self.state.nimg, self.config.batch)
-        self.task.processes.check_equal(state.modules().values())
-        self._saved = (state.nimg, name)
-        if self._recorder is not None:
-            self._recorder.snapshot(name, measure=measure)
-        return name
+    def _snapshot(self, *, measure: bool = True, last: bool = False) -> None:
+        """Writes a checkpoint and everything that belongs to it."""
+        self.task.processes.check_equal(self.state.modules().values())
+        self._tried = self.state.nimg
+        self._write_snapshot(measure=measure, last=last)
+
+    def _write_snapshot(self, *, measure: bool, last: bool) -> None:
+        name = checkpoint_name(self.state.nimg, self.config.batch)
+        if self._recorder is None or self._recorder.snapshot(name, measure=measure, last=last):
+            self._saved = (self.state.nimg, name)
 
     def _break_down(self, run: Run, statistics: Tensor, streak: int) -> None:
         path = run.dump(checkpoint_name(self.state.nimg, self.config.batch))

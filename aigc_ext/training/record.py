@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from aigc_ext.training.run import (
 from aigc_ext.training.state import State
 
 BAD_FILES = "bad_files.txt"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Recorder:
@@ -53,6 +55,7 @@ class Recorder:
         self._task = state.task
         self._skipped_logged = state.skipped
         self._loggers: list[Logger] = []
+        self._rows: list[dict[str, Any]] = []  # not written yet, because the disk is full
 
     @contextmanager
     def recording(self, point: ResumePoint | None, newest: str | None) -> Iterator[None]:
@@ -71,7 +74,7 @@ class Recorder:
             yield
 
     def row(self, images_per_second: float) -> None:
-        """Writes the statistics since the last row."""
+        """Writes the statistics since the last row; on a full disk, later."""
         state, task = self._state, self._task
         skipped, learners = state.skipped, task.learners
         if skipped != self._skipped_logged:
@@ -91,13 +94,43 @@ class Recorder:
             "img_per_sec": round(images_per_second, 1),
             "memory_gb": round(peak_memory_gb(task.device), 3),
         }
-        self._run.stats.append(row)
         for logger in self._loggers:
             logger.row("stats", row)
+        self._rows.append(row)
+        with self._unless_full("the row is written later"):
+            self._write_rows()
 
-    def snapshot(self, name: str, *, measure: bool) -> None:
+    def snapshot(self, name: str, *, measure: bool, last: bool) -> bool:
         """Writes the preview, the metrics if `measure`, the model and, last, the checkpoint: if it exists, so
-        do the others."""
+        do the others.
+
+        Returns whether all is written. A full disk is an error only for the `last` snapshot of a run.
+        """
+        if last:
+            self._write_snapshot(name, measure)
+            return True
+        with self._unless_full(f"without a checkpoint of {self._state.nimg} images"):
+            self._write_snapshot(name, measure)
+            return True
+        return False
+
+    @contextmanager
+    def _unless_full(self, how: str) -> Iterator[None]:
+        """If the disk is full, the run goes on, and there may be space when it next writes. Other errors, of
+        a disk that is broken or gone, end it."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            self._run.log.warning("%s: the run goes on, %s", _files.describe_os_error(error), how)
+
+    def _write_rows(self) -> None:
+        while self._rows:
+            self._run.stats.append(self._rows[0])
+            del self._rows[0]
+
+    def _write_snapshot(self, name: str, measure: bool) -> None:
         run, state, task = self._run, self._state, self._task
         files, preview = state.files(), self._preview_path(name)
         task.preview(preview, state.nimg, files)
@@ -113,6 +146,7 @@ class Recorder:
             run.log.info("at %d images: %s", state.nimg, shown)
         if task.publishes:
             task.publish(run.model, files)
+        self._write_rows()  # which the checkpoint counts
         run.stats.sync()
         write_checkpoint(run.checkpoint(name), files, self._facts())
         self._prune()
@@ -187,7 +221,9 @@ class Recorder:
 
     def _prune(self) -> None:
         run, task = self._run, self._task
-        best = best_checkpoint(run.metrics.rows(), task.ranked_by)
+        there = {path.name for path in list_checkpoints(run.path)}  # one may be missing: the disk was full
+        measured = [row for row in run.metrics.rows() if row.get("checkpoint") in there]
+        best = best_checkpoint(measured, task.ranked_by)
         prune_checkpoints(run.path, task.config.keep, spare=best)
 
     def _facts(self) -> dict[str, Any]:

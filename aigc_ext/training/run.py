@@ -9,16 +9,19 @@ import logging
 import math
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from tqdm import tqdm
 
 from aigc_ext import _files
 from aigc_ext._runs import find_run, known_runs, numbered_runs
-from aigc_ext.config import ConfigError
+from aigc_ext.config import ConfigError, Count, NonNegative, Range, check_value
 from aigc_ext.training.checkpoint import (
     STATE_FILE,
     Checkpoint,
@@ -37,6 +40,24 @@ _STALE_SECONDS = 60
 C = TypeVar("C", bound=RunConfig)
 # Not what the data are, which is compared by content, but where, and how strictly they are looked at.
 _FREE = ("data.source", "data.max_left_out", "data.many_empty_classes", "data.follow_links")
+_Whole = Annotated[int, Range(ge=0, lt=2**63)]
+# What a checkpoint's state.json has for every task, as far as it is read before it is compared.
+_STATE = {
+    **dict.fromkeys(("step", "nimg", "rows"), _Whole),
+    "seconds": NonNegative,
+    "threads": Count,
+    "device": str,
+    "skipped": tuple[_Whole, ...],
+    "streaks": tuple[_Whole, ...] | None,
+}
+_STATE_OF_DATA = {
+    "name": str,
+    "images": Count,
+    "shape": tuple[Count, Count, Count],
+    "num_classes": _Whole,
+    "sha256": str | None,
+    "path": str | None,
+}
 _LONGEST_PART = 80  # bytes of a run's name; file systems allow 255 in all
 
 
@@ -90,17 +111,18 @@ def create_run(outdir: Path, config: RunConfig, data: str, desc: str = "") -> Pa
         outdir.mkdir(parents=True, exist_ok=True)
         _files.remove_temporaries(outdir, min_age=_STALE_SECONDS)
         temporary = _files.temporary_path(outdir / "run")
-        temporary.mkdir()
-        _files.write_durable(temporary / CONFIG_FILE, config.to_json().encode())
-        _files.fsync_directory(temporary)
-        while True:
-            run_dir = outdir / next_run_name(outdir, config.preset, data, desc)
-            try:
-                os.rename(temporary, run_dir)
-                break
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process took the name
-                    raise
+        with _files.removed_if_it_fails(temporary):
+            temporary.mkdir()
+            _files.write_durable(temporary / CONFIG_FILE, config.to_json().encode())
+            _files.fsync_directory(temporary)
+            while True:
+                run_dir = outdir / next_run_name(outdir, config.preset, data, desc)
+                try:
+                    os.rename(temporary, run_dir)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process took the name
+                        raise
         _files.fsync_directory(outdir)
     except OSError as error:
         raise RunError(f"no run directory can be made in {outdir}: {error.strerror}") from error
@@ -172,13 +194,22 @@ class StatsLog:
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Adds a row; if that fails, none of it is left, and it may be added again."""
+        # Unbuffered: a buffer would keep what could not be written and write it later.
+        with _files.named(self.path), self.path.open("ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            left = memoryview((json.dumps(row) + "\n").encode())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(size)
+                raise
 
     def sync(self) -> None:
         """Makes the rows durable; called before a checkpoint, so that no row it counts can be lost."""
         if self.path.exists():
-            with self.path.open("rb") as file:
+            with _files.named(self.path), self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
@@ -186,7 +217,7 @@ class StatsLog:
         if not self.path.exists():
             return []
         # A row is complete once it has its newline.
-        *lines, _unfinished = self.path.read_bytes().split(b"\n")
+        *lines, _unfinished = _files.read_bytes(self.path).split(b"\n")
         return [self._row(line, number) for number, line in enumerate(lines, 1)]
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
@@ -228,12 +259,40 @@ class Run:
         return self.path / f"nonfinite-{name}"
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a run can do without: where it cannot be written, a line on stderr says so, once. What was
+    not written then is, as soon as it can be."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._say(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        if self._said:
+            return
+        self._said = True
+        message = f"Warning: {self.baseFilename} cannot be written ({error.strerror}); the run goes on"
+        with suppress(OSError):
+            tqdm.write(message, file=sys.stderr)
+
+
 @contextmanager
 def open_run(path: Path) -> Iterator[Run]:
     """Locks a run directory for this process and opens its log; raises RunError if another process has it."""
     with _locked(path):
         log = logging.getLogger(f"{__package__}.{path.name}")
-        handler = logging.FileHandler(path / "log.txt", encoding="utf-8")
+        handler = _LogFile(path / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
@@ -277,10 +336,25 @@ def _old(config: type[C]) -> C:
 def config_of(checkpoint: Checkpoint, config: type[C]) -> C:
     """The config of a checkpoint's run; the path of its data is that of its own working directory.
 
-    Raises CheckpointError if it does not fit this version.
+    Raises CheckpointError if it or another part of state.json does not fit this version.
     """
+    _check_state(checkpoint)
     try:
         found = config.from_dict(checkpoint.state["config"], base=_old(config))
     except ConfigError as error:
         raise CheckpointError(checkpoint.path, f"its config does not fit this version ({error})") from error
     return found.override("data.source", source_of(checkpoint, found.data.source))
+
+
+def _check_state(checkpoint: Checkpoint) -> None:
+    """Its digest says that state.json is as it was written, but not by whom."""
+    state = checkpoint.state
+    try:
+        for key in ("config", "data"):
+            if not isinstance(state.get(key), dict):
+                raise ConfigError(f"{key} is {state.get(key)!r:.100}, but must be an object with keys")
+        for prefix, values, hints in (("", state, _STATE), ("data.", state["data"], _STATE_OF_DATA)):
+            for key, hint in hints.items():
+                check_value(f"{prefix}{key}", values.get(key), hint)
+    except ConfigError as error:
+        raise CheckpointError(checkpoint.path, f"{STATE_FILE} is not that of a run: {error}") from error

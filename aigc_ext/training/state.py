@@ -83,7 +83,7 @@ class State:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Loads a checkpoint; raises CheckpointError if it is of other networks or another kind of device."""
-        counters, shared = checkpoint.state, checkpoint.tensors["training_state"]
+        counters = checkpoint.state
         if counters["device"] != self.task.device.type:
             # Random numbers differ there, so the run would not continue the same way.
             raise CheckpointError(
@@ -92,6 +92,30 @@ class State:
             )
         for name, module in self.modules().items():
             load_weights(checkpoint, name, module)
+        if "training_state" not in checkpoint.tensors:
+            raise CheckpointError(checkpoint.path, "it has no training_state.safetensors")
+        try:
+            self._load_pieces(checkpoint.tensors["training_state"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                checkpoint.path, f"training_state.safetensors does not fit the optimizers ({reason})"
+            ) from error
+        self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
+        self.seconds = counters["seconds"]
+        learners = self.task.learners
+        # Older checkpoints have one number for all learners.
+        streaks = counters.get("streaks") or [counters.get("streak", 0)] * len(learners)
+        for what, values in (("streaks", streaks), ("skipped", counters["skipped"])):
+            if len(values) != len(learners):
+                raise CheckpointError(
+                    checkpoint.path, f"it has {len(values)} {what}, but there are {len(learners)} optimizers"
+                )
+        self.streaks = list(streaks)
+        for learner, skipped in zip(learners, counters["skipped"], strict=True):
+            learner.optimizer.skipped.fill_(skipped)
+
+    def _load_pieces(self, shared: Mapping[str, Tensor]) -> None:
         for name, piece in self.pieces().items():
             if isinstance(piece, Optimizer):
                 load_optimizer(piece, _under(name, shared))
@@ -99,13 +123,6 @@ class State:
                 piece.set_state(shared[name])
             elif isinstance(piece, Tensor) and name in shared:
                 piece.copy_(shared[name])
-        self.step, self.nimg, self.rows = counters["step"], counters["nimg"], counters["rows"]
-        self.seconds = counters["seconds"]
-        # Older checkpoints have one number for all learners.
-        one = [counters.get("streak")] * len(self.streaks)
-        self.streaks = list(counters.get("streaks", one))
-        for learner, skipped in zip(self.task.learners, counters["skipped"], strict=True):
-            learner.optimizer.skipped.fill_(skipped)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

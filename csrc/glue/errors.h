@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -188,6 +189,8 @@ struct Boxed<function, name, schemas> {
       return function(std::forward<Arguments>(arguments)...);
     } catch (const UnnamedError& error) {
       fail(name.of_op(), ": ", error.what());
+    } catch (const std::bad_alloc&) {
+      fail_for_memory();
     } catch (const std::exception& error) {
       const std::array<bool, sizeof...(Arguments)> missing{is_missing(arguments)...};
       for (size_t i = 0; i < missing.size(); ++i) {
@@ -195,7 +198,9 @@ struct Boxed<function, name, schemas> {
       }
       const std::string refused = refused_call(error.what());
       if (refused.empty()) throw;
-      fail(name.of_op(), ": ", refused, " failed: ", torch_reason());
+      const std::string reason = torch_reason();
+      if (reason == std::bad_alloc().what()) fail_for_memory();  // in one of its threads
+      fail(name.of_op(), ": ", refused, " failed: ", reason);
     }
   }
 
@@ -218,6 +223,9 @@ struct Boxed<function, name, schemas> {
         arguments...);
   }
 
+  [[noreturn]] static void fail_for_memory() {
+    fail(name.of_op(), ": there is not enough memory for its intermediate values");
+  }
   template <class T>
   static bool is_missing(const T& argument) {
     if constexpr (std::is_same_v<T, torch::stable::Tensor>) return !argument.defined();

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import safetensors
 
+from aigc_ext import _files
 from aigc_ext.cli import main
 from aigc_ext.reporting import write_report
 from aigc_ext.sampling import PretrainedError, load_pretrained
@@ -132,3 +137,116 @@ def test_a_batch_that_fits_in_parts_of_several_processes(monkeypatch) -> None:
 def test_a_dry_run_of_a_very_long_period(tmp_path, capsys) -> None:
     settings = [part for key in ("n_dis", "loss.r1_interval") for part in ("--set", f"{key}=1000003")]
     assert main(["train", *TINY, "--gamma", "1", *settings, "--dry-run", "--outdir", str(tmp_path)]) == 0
+
+
+def test_the_family_of_a_network_is_a_string(tmp_path, capsys) -> None:
+    (tmp_path / "c.json").write_text('{"generator": {"family": []}}')
+    assert_refused(capsys, ["train", "--config", tmp_path / "c.json"], "generator.family is [], but must be")
+
+
+def test_half_a_surrogate_pair_in_a_report(run) -> None:
+    """JSON can have one, and a text file cannot."""
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "preset": "\ud800"}))
+    assert "\\ud800" in write_report(run).read_text()
+
+
+ALLOCATOR = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 80 bytes. Error code 12"
+STATE = ["step", "nimg", "rows", "seconds", "threads", "device", "skipped", "config", "data", "files"]
+STATE += [f"data.{name}" for name in ("name", "images", "shape", "num_classes")]
+
+
+@pytest.mark.parametrize("key", STATE)
+@pytest.mark.parametrize("value", [None, "x", [1], -1], ids=str)
+def test_a_checkpoint_made_by_hand(run, capsys, key, value) -> None:
+    """Its digest is right, and its content is not."""
+    if (key.split(".")[-1], value) in (("skipped", [1]), ("name", "x"), ("device", "x")):
+        pytest.skip("it may be so")
+    path = max((run / "checkpoints").iterdir())
+    state = json.loads((path / "state.json").read_text())
+    *folder, name = key.split(".")
+    place = state[folder[0]] if folder else state
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+    state["sha256"] = _files.json_digest(state)
+    (path / "state.json").write_text(json.dumps(state))
+    of_run = f"state.json is not that of a run: {key}"
+    words = "has no list of its safetensors files" if key == "files" else of_run
+    assert_refused(capsys, ["train", "--resume", path, "--kimg", "0.4"], words)
+
+
+@pytest.mark.parametrize("key", ["skipped", "streaks"])
+def test_a_checkpoint_of_another_number_of_optimizers(run, capsys, key) -> None:
+    path = max((run / "checkpoints").iterdir())
+    state = json.loads((path / "state.json").read_text())
+    state[key] = [0]
+    state["sha256"] = _files.json_digest(state)
+    (path / "state.json").write_text(json.dumps(state))
+    words = f"it has 1 {key}, but there are 2 optimizers"
+    assert_refused(capsys, ["train", "--resume", path, "--kimg", "0.4"], words)
+
+
+def test_optimizers_that_do_not_fit(run, capsys) -> None:
+    path = max((run / "checkpoints").iterdir())
+    state = json.loads((path / "state.json").read_text())
+    data = (path / "ema.safetensors").read_bytes()
+    (path / "training_state.safetensors").write_bytes(data)
+    state["files"]["training_state.safetensors"] = {"bytes": len(data), "sha256": _files.sha256(data)}
+    state["sha256"] = _files.json_digest(state)
+    (path / "state.json").write_text(json.dumps(state))
+    words = "training_state.safetensors does not fit the optimizers"
+    assert_refused(capsys, ["train", "--resume", path, "--kimg", "0.4"], words)
+
+
+def test_a_weights_file_that_cannot_be_opened(run, capsys, monkeypatch) -> None:
+    """PyTorch, which opens it, raises a RuntimeError."""
+
+    def refused(path, framework):
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: Permission denied (13)")
+
+    monkeypatch.setattr(safetensors, "safe_open", refused)
+    assert_refused(capsys, ["report", run], "model.safetensors cannot be opened: unable to open file")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("std::bad_alloc"), "there is not enough memory (std::bad_alloc)"),
+        (
+            RuntimeError(f"[enforce fail at alloc_cpu.cpp:127] err == 0. {ALLOCATOR}"),
+            f"there is not enough memory ({ALLOCATOR})",
+        ),
+        (OSError(28, "No space left on device", "runs/a"), "No space left on device: runs/a"),
+    ],
+)
+def test_memory_and_disks_end_a_command_with_one_line(monkeypatch, capsys, error, words) -> None:
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("aigc_ext.reporting.write_report", fail)
+    code = main(["report", "x"])
+    assert code == (2 if isinstance(error, OSError) else 1)
+    assert capsys.readouterr().err == f"Error: {words}\n"
+
+
+def test_another_runtime_error_is_a_traceback(monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr("aigc_ext.reporting.write_report", fail)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        main(["report", "x"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_on_a_full_disk() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "aigc_ext.cli", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: No space left on device: standard output\n")

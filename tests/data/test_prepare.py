@@ -261,3 +261,15 @@ def test_facts_of_an_entry_are_json(photos):
     facts = json.loads(path.read_text())
     assert facts["images"] == 5
     assert [place for place, _ in facts["bad"]] == [5]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"images": "5", "bad": []}', '{"images": 6, "bad": [[9, "x"]]}'])
+def test_a_damaged_entry_is_made_anew(photos, caplog, text):
+    """As a crash may leave it: it is written without waiting for the disk."""
+    whole = open_dataset(photos, resolution=(8, 8), transform="center-crop", on_bad="skip")
+    (path,) = (default_cache_dir() / "data").glob("images-*.json")
+    path.write_text(text)
+    again = open_dataset(photos, resolution=(8, 8), transform="center-crop", on_bad="skip")
+    assert f"cache file {path} is damaged" in caplog.text
+    assert again.content_hash() == whole.content_hash()
+    assert len(again) == len(whole)
