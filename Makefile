@@ -20,7 +20,7 @@ WHEEL_TORCH ?= $(TORCH)
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
 
-.PHONY: demo test test-avx2 lint sanitize sanitize-threads docs bench wheel gpu-check clean
+.PHONY: demo test test-avx2 lint sanitize sanitize-threads trust docs bench wheel gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -60,6 +60,10 @@ lint: $(VENV)/installed $(VENV)/lint-tools $(VENV)/test-tools
 	$(BIN)/ruff format --check .
 	git ls-files '*.h' '*.cpp' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+
+# Faults by injection in every command, and fuzzed parsers: docs/reliability.md, whose figures this writes.
+trust: $(VENV)/installed $(VENV)/test-tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability
 
 # What the records of the ops say, where README and the exports repeat it.
 docs: $(VENV)/installed
