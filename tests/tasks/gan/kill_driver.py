@@ -1,7 +1,7 @@
 """Kills real training processes with SIGKILL, resumes them, and compares with a run that was left alone.
 
-Run as a program: it imports everything once and forks the processes that it kills, so that a kill costs
-milliseconds. Prints a JSON report.
+Run as a program, with tests/reliability/faults.cpp preloaded: it imports everything once and forks the
+processes that it kills, so that a kill costs milliseconds. Prints a JSON report.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import sys
 import time
 from pathlib import Path
 
-from aigc_ext import _files
 from aigc_ext.tasks.gan import Trainer, find_resume_point
 from aigc_ext.training import read_checkpoint
 from aigc_ext.training.checkpoint import list_checkpoints
 from aigc_ext.training.run import RunError
+from tests.reliability import faults
 from tests.tasks.gan.helpers import config
 from tests.training.helpers import files_of, rows_of
 
 CONFIG = config(batch=20, kimg=0.4, tick=0.05, snap=2, keep=1, threads=1)
-KINDS = ("write", "fsync", "rename", "replace", "unlink")
+KINDS = ("create", "write", "fsync", "rename", "mkdir", "unlink")
 
 
 def train(outdir: Path) -> None:
@@ -63,54 +63,14 @@ def wait(child: int) -> bool:
     return True
 
 
-def die_in_call(number: int, notes: Path, only: str | None = None):
+def die_in_call(number: int, outdir: Path, notes: Path, only: str | None = None):
     """Kills the process before its n-th call that changes the disk, or half-way if that is a write.
 
     Args:
         only: the kind of calls that count; all, if it is None.
     """
-    left = number
-
-    def count(kind: str, path: object, act=lambda: None) -> None:
-        nonlocal left
-        if only not in (None, kind):
-            return
-        left -= 1
-        if left == 0:
-            act()
-            notes.write_text(f"{kind} {path}")
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def patch() -> None:
-        write_durable, fsync, unlink = _files.write_durable, os.fsync, os.unlink
-        rename, replace = os.rename, os.replace
-
-        def half_written(path: Path, data: bytes) -> None:
-            count("write", path, lambda: path.write_bytes(data[: len(data) // 2]))
-            write_durable(path, data)
-
-        def counted_fsync(descriptor: int) -> None:
-            count("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
-            fsync(descriptor)
-
-        def counted_rename(old: Path, new: Path) -> None:
-            count("rename", old)
-            rename(old, new)
-
-        def counted_replace(old: Path, new: Path) -> None:
-            count("replace", old)
-            replace(old, new)
-
-        def counted_unlink(path: str, **kwargs: int) -> None:
-            count("unlink", path)
-            unlink(path, **kwargs)
-
-        _files.write_durable = half_written
-        vars(os).update(
-            fsync=counted_fsync, rename=counted_rename, replace=counted_replace, unlink=counted_unlink
-        )
-
-    return patch
+    kinds = KINDS if only is None else (only,)
+    return lambda: faults.arm(outdir, kinds, first=number, error=faults.KILL, notes=notes)
 
 
 def compare(expected: Path, outdir: Path, what: str, different: list[str]) -> None:
@@ -160,7 +120,7 @@ def main(work: Path) -> None:
     for trial, only in enumerate((None, *KINDS)):
         outdir = work / f"write{trial}"
         number = 1
-        while not wait(fork(outdir, die_in_call(number, notes, only))):
+        while not wait(fork(outdir, die_in_call(number, outdir, notes, only))):
             kind, path = notes.read_text().split(maxsplit=1)
             in_write[kind] += 1
             in_checkpoint += "checkpoints" in path

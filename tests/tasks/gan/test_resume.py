@@ -18,6 +18,7 @@ from aigc_ext.config import ConfigError
 from aigc_ext.data import TensorImages
 from aigc_ext.tasks.gan import TrainConfig, Trainer, find_resume_point
 from aigc_ext.training import CheckpointError, RunError, read_checkpoint
+from tests.reliability import faults
 from tests.tasks.gan.helpers import PlainDiscriminator, PlainGenerator, config
 from tests.training.helpers import files_of, rows_of, tiny_images
 
@@ -439,7 +440,11 @@ def test_kill_9_at_any_moment(tmp_path):
     """A run killed again and again, by chance and in every kind of write, ends in the same bits."""
     driver = Path(__file__).with_name("kill_driver.py")
     root = Path(__file__).parents[3]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    environment = os.environ | {
+        "LD_PRELOAD": str(faults.build(tmp_path)),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
+    }
     done = subprocess.run(
         [sys.executable, str(driver), str(tmp_path)],
         env=environment,
