@@ -32,12 +32,12 @@ def test_a_command_that_says_nothing_is_found(tmp_path, monkeypatch):
     base, expected, folder = (tmp_path / name for name in ("base", "expected", "here"))
     for path in (base, expected):
         path.mkdir()
-        (path / "a").write_text("whole")
+        (path / "stats").write_text("whole")
 
     def run(folder, arguments, fault=None):
         (folder / "said.txt").write_text("")
-        (folder / "a").write_text("ha")
-        return inject.Ended(code, stderr, 9, 1, f"write {folder}/a")
+        (folder / "stats").write_text("ha")
+        return inject.Ended(code, stderr, 9, 1, f"write {folder}/stats")
 
     monkeypatch.setattr(inject, "run", run)
     scenario = inject.Scenario("try", [], lambda folder: None)
@@ -46,12 +46,12 @@ def test_a_command_that_says_nothing_is_found(tmp_path, monkeypatch):
     code, stderr = 0, ""
     outcome, wrong = inject.judge(scenario, fault, base, expected, folder)
     assert outcome == "carried on"
-    assert [line.partition(" (")[0] for line in wrong] == ["a differs", "nothing is said of it"]
+    assert [line.partition(" (")[0] for line in wrong] == ["stats differs", "nothing is said of it"]
     code, stderr = 1, "Traceback (most recent call last):\nOSError: something\n"
     outcome, wrong = inject.judge(scenario, fault, base, expected, folder)
     assert outcome == "stopped"
     text = "\n".join(wrong)
-    for words in ("a traceback", "no line of what is wrong", "a is half written", "it does not go on"):
+    for words in ("a traceback", "no line of what is wrong", "stats is half written", "it does not go on"):
         assert words in text
     stderr = "Error: No space left on device"
     assert "the error does not name the file" in "\n".join(
