@@ -12,7 +12,7 @@ from aigc_ext.nn.convolutions import (
 )
 from aigc_ext.nn.fuse import FusedRun, FusionReport, SkippedRun, fuse_, unfuse_
 from aigc_ext.nn.layers import BiasAct, Linear
-from aigc_ext.nn.normalization import BatchNormAct1d, BatchNormAct2d
+from aigc_ext.nn.normalization import BatchNormAct1d, BatchNormAct2d, GroupNormAct
 
 __all__ = [
     "BatchNormAct1d",
@@ -25,6 +25,7 @@ __all__ = [
     "FilteredLReLU",
     "FusedRun",
     "FusionReport",
+    "GroupNormAct",
     "Linear",
     "MinibatchStddev",
     "ModulatedConv2d",

@@ -1,4 +1,4 @@
-"""Modules for batch normalisation with an activation, and the function that `fuse_` uses."""
+"""Modules for batch and group normalisation with an activation, and the function that `fuse_` uses."""
 
 from __future__ import annotations
 
@@ -81,3 +81,54 @@ class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
     Raises:
         ValueError: an activation option is invalid.
     """
+
+
+class GroupNormAct(nn.GroupNorm, _Activated):
+    """`torch.nn.GroupNorm`, what modulates it, a residual and an activation in one op:
+    `clamp(gain * act(group_norm(x) * scale + shift + residual), -clamp, clamp)`.
+
+    `GroupNormAct(C, C, affine=False)` is `torch.nn.InstanceNorm2d(C)` for any number of dimensions, and AdaIN
+    with a scale and shift; `GroupNormAct(1, C)` is layer normalisation over (C, H, W) with parameters for
+    each channel. Parameters and the `state_dict` keys are those of `torch.nn.GroupNorm`.
+
+    Shapes: `[N, num_channels, ...]` to the same, channels-last if the input is; `scale` and `shift`
+    `[N, num_channels]` and `residual` like the input, each optional, as `aigc_ext.ops.group_norm_act` takes
+    them.
+
+    Args:
+        num_groups, num_channels, eps, affine, device, dtype: as in `torch.nn.GroupNorm`.
+        act, alpha, gain, clamp: as in `Linear`; note the default gain, sqrt(2) for `relu`, `lrelu` and
+            `swish`.
+
+    Raises:
+        ValueError: an activation option is invalid; num_groups does not divide num_channels.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        act: str = "linear",
+        alpha: float | None = None,
+        gain: float | None = None,
+        clamp: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+        self._set_activation(act, alpha, gain, clamp)
+
+    def forward(
+        self,
+        input: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        parameters = (self.weight, self.bias, scale, shift, residual)
+        return ops.group_norm_act(input, self.num_groups, *parameters, self.eps, **self._activation())
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self._activation_repr()}"

@@ -40,6 +40,8 @@ from aigc_ext.ops.gan_loss import generator_loss_and_grad_ref as generator_loss_
 from aigc_ext.ops.gan_loss import generator_loss_ref as generator_loss_ref
 from aigc_ext.ops.gated_act import gated_act as gated_act
 from aigc_ext.ops.gated_act import gated_act_ref as gated_act_ref
+from aigc_ext.ops.group_norm_act import group_norm_act as group_norm_act
+from aigc_ext.ops.group_norm_act import group_norm_act_ref as group_norm_act_ref
 from aigc_ext.ops.linear_act import linear_act as linear_act
 from aigc_ext.ops.linear_act import linear_act_ref as linear_act_ref
 from aigc_ext.ops.minibatch_stddev import minibatch_stddev as minibatch_stddev

@@ -53,6 +53,14 @@ AIGC_HOST_DEVICE inline V activation(V x, S alpha) {
   }
 }
 
+// sigmoid(x) and sigmoid(-x), neither as a difference, by one exponential and one division.
+template <class V>
+AIGC_HOST_DEVICE inline void sigmoids(V x, V& plus, V& minus) {
+  const V e = exp(-abs(x)), large = broadcast<V>(1) / (broadcast<V>(1) + e), small = e * large;
+  plus = select(x < V{}, small, large);
+  minus = select(x < V{}, large, small);
+}
+
 // f'(x) of the smooth activations; at selu's corner the left derivative, as in PyTorch.
 template <Act A, class V>
 AIGC_HOST_DEVICE inline V activation_derivative(V x) {
@@ -72,8 +80,9 @@ AIGC_HOST_DEVICE inline V activation_derivative(V x) {
   } else if constexpr (A == Act::softplus) {
     return sigmoid(x);
   } else {
-    const V s = sigmoid(x);
-    return s + x * (s * sigmoid(-x));
+    V s, r;
+    sigmoids(x, s, r);
+    return s + x * (s * r);
   }
 }
 
@@ -86,16 +95,20 @@ AIGC_HOST_DEVICE inline V activation_second_derivative(V x) {
     const V t = tanh(x);
     return S(-2) * t * (one - t * t);
   } else if constexpr (A == Act::sigmoid) {
-    const V s = sigmoid(x), r = sigmoid(-x);
+    V s, r;
+    sigmoids(x, s, r);
     return s * r * (r - s);
   } else if constexpr (A == Act::elu) {
     return select(x <= V{}, exp(x), V{});
   } else if constexpr (A == Act::selu) {
     return select(x <= V{}, S(kSeluScale * kSeluAlpha) * exp(x), V{});
   } else if constexpr (A == Act::softplus) {
-    return sigmoid(x) * sigmoid(-x);
+    V s, r;
+    sigmoids(x, s, r);
+    return s * r;
   } else {
-    const V s = sigmoid(x), r = sigmoid(-x);
+    V s, r;
+    sigmoids(x, s, r);
     return s * r * (S(2) + x * (r - s));
   }
 }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aigc_ext import ops
-from aigc_ext.nn import BatchNormAct1d, BatchNormAct2d, fuse_
+from aigc_ext.nn import BatchNormAct1d, BatchNormAct2d, GroupNormAct, fuse_
 from tests.ops.suite import case_id
 
 IMAGES = torch.randn(6, 4, 5, 7) * 2 + 3
@@ -141,3 +141,43 @@ def call(**changes):
 def test_bad_arguments(changes, error, message):
     with pytest.raises(error, match=message):
         call(**changes)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 5, 7), (6, 4), (6, 4, 9)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"affine": False, "eps": 1e-3}], ids=str)
+def test_group_norm_is_torchs_with_an_activation(shape, options):
+    plain = nn.GroupNorm(2, 4, **options).double()
+    layer = GroupNormAct(2, 4, **options, act="tanh", gain=2.0, clamp=1.5).double()
+    if plain.affine:
+        nn.init.normal_(plain.weight), nn.init.normal_(plain.bias)
+    layer.load_state_dict(plain.state_dict())
+    x, residual = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    scale, shift = (torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def along(t: torch.Tensor) -> torch.Tensor:
+        return t.reshape(6, 4, *[1] * (len(shape) - 2))
+
+    expected = (2 * (plain(x) * along(scale) + along(shift) + residual).tanh()).clamp(-1.5, 1.5)
+    y = layer(x, scale, shift, residual)
+    torch.testing.assert_close(y, expected)
+    inputs = (x, scale, shift, residual)
+    gradients = torch.autograd.grad(y.square().sum(), (*inputs, *layer.parameters()))
+    expected_gradients = torch.autograd.grad(expected.square().sum(), (*inputs, *plain.parameters()))
+    torch.testing.assert_close(gradients, expected_gradients)
+    assert isinstance(layer, nn.GroupNorm)
+    assert "act='tanh', gain=2.0, clamp=1.5" in repr(layer)
+    torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
+
+
+def test_group_norm_is_instance_and_layer_norm_too():
+    x = IMAGES.double()
+    instance, layer = GroupNormAct(4, 4, affine=False, act="relu", gain=1.0), GroupNormAct(1, 4)
+    torch.testing.assert_close(instance(x), nn.InstanceNorm2d(4)(x).relu())
+    torch.testing.assert_close(layer.double()(x), nn.LayerNorm(x.shape[1:]).double()(x))
+
+
+def test_a_group_norm_that_is_invalid_is_refused():
+    with pytest.raises(ValueError, match="act is 'gelu'"):
+        GroupNormAct(2, 4, act="gelu")
+    with pytest.raises(ValueError, match="num_channels"):
+        GroupNormAct(3, 4)
