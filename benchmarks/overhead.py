@@ -82,6 +82,7 @@ def modules() -> Iterator[tuple[nn.Module, nn.Module | None, list[tuple[int, ...
     )
     yield own.BatchNormAct1d(8, **act), nn.Sequential(nn.BatchNorm1d(8), lrelu), [(4, 8)]
     yield own.BatchNormAct2d(4, **act), nn.Sequential(nn.BatchNorm2d(4), lrelu), images
+    yield own.GroupNormAct(2, 4, **act), nn.Sequential(nn.GroupNorm(2, 4), lrelu), images
     taps = ops.setup_filter((1, 3, 3, 1))
     more: list[nn.Module] = [
         own.BiasAct(4, **act),

@@ -121,6 +121,7 @@ struct Elements {
   const ClampedActivation<A, acc_t<T>> act;
   const T *x, *residual, *dy, *v, *v_residual;
   T *y, *grad_dy, *dresidual;
+  T* kept_dz;  // by gradient_sums for backward, where computing it costs more than memory: f' of the smooth
 
   explicit Elements(const GroupNormParams& p)
       : act(p),
@@ -131,7 +132,8 @@ struct Elements {
         v_residual(static_cast<const T*>(p.v_residual)),
         y(static_cast<T*>(p.y)),
         grad_dy(static_cast<T*>(p.grad_dy)),
-        dresidual(static_cast<T*>(p.dresidual)) {}
+        dresidual(static_cast<T*>(p.dresidual)),
+        kept_dz(dresidual ? dresidual : y) {}
 
   template <class Whole>
   static V get(const T* from, int64_t at, int64_t n, Whole whole) {
@@ -152,6 +154,8 @@ struct Elements {
     } else {
       const Element element(act, f, get(x, at, n, whole), get_any(residual, at, n, whole));
       const V slope = get(dy, at, n, whole), dz = element.dz(slope);
+      if constexpr (kStage == Stage::gradient_sums && !is_piecewise_linear(A))
+        store_lanes(kept_dz + at, dz, n, whole);
       sums[0] += dz;
       sums[1] += dz * element.centred;
       if constexpr (kStage == Stage::second_sums) {
@@ -171,10 +175,17 @@ struct Elements {
     if constexpr (kStage == Stage::forward) {
       store_lanes(y + at, element.value(), n, whole);
     } else {
-      const V slope = get(dy, at, n, whole), dz = element.dz(slope);
+      constexpr bool kIsKept = kStage == Stage::backward && !is_piecewise_linear(A);
+      V slope{}, dz;
+      if constexpr (kIsKept) {
+        dz = get(kept_dz, at, n, whole);
+      } else {
+        slope = get(dy, at, n, whole);
+        dz = element.dz(slope);
+      }
       if constexpr (kStage == Stage::backward) {
         store_lanes(y + at, element.dx(f, dz), n, whole);
-        if (dresidual) store_lanes(dresidual + at, dz, n, whole);
+        if (dresidual && !kIsKept) store_lanes(dresidual + at, dz, n, whole);
       } else {
         const V cotangent = get(v, at, n, whole);
         V of_dy, of_z;
