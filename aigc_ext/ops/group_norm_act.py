@@ -272,9 +272,12 @@ def _backward_gradients(a: Any, needs: Any, *cotangents: Tensor | None) -> tuple
         of_residual = a.residual.new_zeros(()).expand(a.residual.shape)
         wanted["residual"] = False
     v = torch.zeros_like(a.x) if v is None else v
-    inputs = (v, v_weight, v_bias, v_scale, v_shift, v_residual)
-    inputs += (a.dy, a.x, a.weight, a.bias, a.scale, a.shift, a.residual, a.mean, a.rstd)
-    gradients = _double_backward(*inputs, *a.plain[:6], *wanted.values())
+    gradients = _double_backward(
+        *(v, v_weight, v_bias, v_scale, v_shift, v_residual),
+        *(a.dy, a.x, a.weight, a.bias, a.scale, a.shift, a.residual, a.mean, a.rstd),
+        *a.plain[:6],
+        *wanted.values(),
+    )
     gradients = _asked(gradients, (True, True, *wanted.values()))
     return gradients if of_residual is None else (*gradients[:-1], of_residual)
 
@@ -304,22 +307,21 @@ def _double_backward_ref(  # type: ignore[no-untyped-def]
     *needs,
 ) -> tuple[Tensor, ...]:
     dy = leaf(dy)
-    inputs = [None if t is None else leaf(t) for t in (x, weight, bias, scale, shift, residual)]
-    x = inputs[0]
-    y = group_norm_act_ref(x, num_groups, *inputs[1:], eps, act, alpha, gain, clamp)
-    pairs = [
-        (t, cotangent)
-        for t, cotangent in zip(inputs, (v, v_weight, v_bias, v_scale, v_shift, v_residual), strict=True)
-        if t is not None and cotangent is not None
-    ]
+    x, weight, bias, scale, shift, residual = (
+        None if t is None else leaf(t) for t in (x, weight, bias, scale, shift, residual)
+    )
+    y = group_norm_act_ref(x, num_groups, weight, bias, scale, shift, residual, eps, act, alpha, gain, clamp)
+    cotangents = (v, v_weight, v_bias, v_scale, v_shift, v_residual)
+    others = (weight, bias, scale, shift, residual)
+    pairs = [(t, w) for t, w in zip((x, *others), cotangents, strict=True) if t is not None and w is not None]
     slopes = torch.autograd.grad(y, [t for t, _ in pairs], dy, create_graph=True)
-    wanted = [dy, x, *(t for t, need in zip(inputs[1:], needs, strict=True) if need)]
+    wanted = [dy, x, *(t for t, need in zip(others, needs, strict=True) if need)]
     gradients = torch.autograd.grad(
-        slopes, wanted, [cotangent for _, cotangent in pairs], create_graph=True, allow_unused=True
+        slopes, wanted, [w for _, w in pairs], create_graph=True, allow_unused=True
     )
     found = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, gradients, strict=True)]
-    of_inputs = iter(found[2:])
-    return *found[:2], *(next(of_inputs) if need else x.new_empty(0) for need in needs)
+    of_others = iter(found[2:])
+    return *found[:2], *(next(of_others) if need else x.new_empty(0) for need in needs)
 
 
 _double_backward = native(
