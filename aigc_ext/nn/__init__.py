@@ -1,5 +1,6 @@
 """Drop-in modules based on the fused ops, and `fuse_`, which makes an existing model use the ops."""
 
+from aigc_ext.nn.attention import SelfAttention2d
 from aigc_ext.nn.convolutions import (
     Conv2d,
     ConvTranspose2d,
@@ -29,6 +30,7 @@ __all__ = [
     "Linear",
     "MinibatchStddev",
     "ModulatedConv2d",
+    "SelfAttention2d",
     "SkippedRun",
     "Upsample2d",
     "fuse_",

@@ -9,6 +9,8 @@ from aigc_ext.ops.adam_ema import adam_ema_ as adam_ema_
 from aigc_ext.ops.adam_ema import adam_ema_ref as adam_ema_ref
 from aigc_ext.ops.adam_ema import any_nonfinite as any_nonfinite
 from aigc_ext.ops.adam_ema import any_nonfinite_ref as any_nonfinite_ref
+from aigc_ext.ops.attention import attention as attention
+from aigc_ext.ops.attention import attention_ref as attention_ref
 from aigc_ext.ops.batch_norm_act import batch_norm_act as batch_norm_act
 from aigc_ext.ops.batch_norm_act import batch_norm_act_ref as batch_norm_act_ref
 from aigc_ext.ops.bias_act import bias_act as bias_act
