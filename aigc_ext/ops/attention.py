@@ -9,13 +9,14 @@ length: ``o_i = sum over j of P_ij v_j`` with ``P = softmax(S)`` in each row, an
 A gradient penalty differentiates the gradient once more. PyTorch's fused forms of attention raise there, and
 its plain form keeps some dozen matrices of all pairs of a query and a key. Here forward, backward and double
 backward are kernels that recompute P from the logarithms of its rows' sums, for a block of queries at a time.
-The formulas and their derivation are the head of csrc/attention/attention.h. The third derivative is that of
-the reference.
+The formulas and their derivation are the head of csrc/attention/attention.h. On a GPU they are computed by
+PyTorch's products, for a chunk of queries at a time. The third derivative is that of the reference.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from aigc_ext.ops._arguments import (
 from aigc_ext.ops._gradients import leaf
 from aigc_ext.ops._layout import wide_dtype
 from aigc_ext.ops._mode import decomposed
-from aigc_ext.ops._op import Op, cast_by_autocast, native
+from aigc_ext.ops._op import Op, _library, cast_by_autocast, native
 from aigc_ext.ops._route import Route, take
 
 SCORES = ("dot", "l2")
@@ -72,8 +73,9 @@ def attention(
         first, the third is plain PyTorch.
 
     Under autocast, q, k and v are cast as for :func:`torch.nn.functional.scaled_dot_product_attention`. On
-    devices other than the CPU it is :func:`attention_ref`, which takes memory for all pairs of a query and a
-    key, some dozen times that in a double backward.
+    CUDA it is composed of PyTorch's own products, in float32 (float64 for float64), for chunks of queries:
+    in linear memory too, but a forward without a penalty is faster by PyTorch's function. On other devices it
+    is :func:`attention_ref`, with memory for all pairs of a query and a key.
 
     Raises:
         TypeError: an argument is not a tensor, or not a number, where one is required.
@@ -104,13 +106,15 @@ def _default_scale(q: Tensor) -> float:
 
 def _route(q: Tensor) -> Route:
     if not has_attention(q):
-        return Route("plain PyTorch", "the kernels are for the CPU only")
-    return Route("blocks of queries", "memory is linear in the length")
+        return Route("plain PyTorch", f"there is no kernel for {q.device.type}")
+    if q.device.type == "cuda":
+        return Route("PyTorch's products", "in chunks of queries, memory is linear in the length")
+    return Route("the kernel", "in blocks of queries, memory is linear in the length")
 
 
 def has_attention(q: Tensor) -> bool:
-    """Is there a kernel for q's device?"""
-    return _HAS_KERNEL and q.device.type == "cpu"
+    """Is there a form with linear memory for q's device?"""
+    return q.device.type == "cuda" or (q.device.type == "cpu" and _HAS_KERNEL)
 
 
 def attention_ref(
@@ -293,5 +297,129 @@ _attention = native(
     autocast=True,
     cuda=False,
 )
+
+# ---- on CUDA: PyTorch's products, for a chunk of queries at a time -----------------------------------------
+# The formulas and names are those of csrc/attention/attention.h.
+
+_SCORES_OF_A_CHUNK = 1 << 24  # or those of one query
+
+
+class _Chunks:
+    """The keys of all heads, and the chunks of the queries."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self, q, k, v, mask, scale, causal, distance
+    ) -> None:
+        self.q, self.mask, self.causal = q, mask, causal
+        self.k, self.v = (self.of_keys(t) for t in (k, v))
+        self.factor = 2 * scale if distance else scale
+        self.key_factor = -scale if distance else 0.0
+        self.key_scores = self.key_factor * self.k.square().sum(-1)[..., None, :] if distance else None
+        self.size = max(_SCORES_OF_A_CHUNK // max(q.size(0) * q.size(1) * k.size(2), 1), 1)
+
+    def of_keys(self, t: Tensor) -> Tensor:
+        t = t.to(wide_dtype(t))
+        return t if self.mask is None else t.masked_fill(self.mask[:, None, :, None], 0)
+
+    def __iter__(self) -> Iterator[slice]:
+        queries = self.q.size(2)
+        return (slice(i, min(i + self.size, queries)) for i in range(0, queries, self.size))
+
+    def rows(self, t: Tensor, chunk: slice) -> Tensor:
+        return t[:, :, chunk].to(wide_dtype(t))
+
+    def scores(self, q: Tensor, chunk: slice) -> Tensor:
+        """S, for the scaled queries of a chunk; -infinity where a query does not attend."""
+        scores = q @ self.k.mT
+        if self.key_scores is not None:
+            scores += self.key_scores
+        if self.mask is not None:
+            scores.masked_fill_(self.mask[:, None, None, :], -math.inf)
+        if self.causal:
+            query = torch.arange(chunk.start, chunk.stop, device=q.device)
+            key = torch.arange(self.k.size(2), device=q.device)
+            scores.masked_fill_(key > query[:, None], -math.inf)
+        return scores
+
+    def weights(self, q: Tensor, lse: Tensor, chunk: slice) -> Tensor:
+        """P"""
+        lse = lse[:, :, chunk, None]
+        return (self.scores(q, chunk) - lse.masked_fill(lse == -math.inf, 0)).exp_()
+
+    def result(self, t: Tensor, like: Tensor, op: str) -> Tensor:
+        return _empty(op, like, t.size(2), t.size(3)).copy_(t)
+
+    def gradient(self, t: Tensor, like: Tensor, op: str) -> Tensor:
+        """Of keys or values: zeros for padding."""
+        return self.result(self.of_keys(t), like, op)
+
+
+def _attention_in_chunks(q, k, v, mask, *options) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    o, lse = _fake(q, k, v, mask, *options)
+    chunks = _Chunks(q, k, v, mask, *options)
+    for chunk in chunks:
+        rows = chunks.rows(q, chunk) * chunks.factor
+        lse[:, :, chunk] = chunks.scores(rows, chunk).logsumexp(-1)
+        o[:, :, chunk] = chunks.weights(rows, lse, chunk) @ chunks.v
+    return o, lse
+
+
+def _backward_in_chunks(  # type: ignore[no-untyped-def]
+    grad_o, q, k, v, lse, mask, *options
+) -> tuple[Tensor, ...]:
+    op = "attention_backward"
+    grad_q = _fake_backward(grad_o, q, k, v, lse, mask, *options)[0]
+    chunks = _Chunks(q, k, v, mask, *options)
+    grad_k, grad_v = torch.zeros_like(chunks.k), torch.zeros_like(chunks.v)
+    for chunk in chunks:
+        rows, do = chunks.rows(q, chunk) * chunks.factor, chunks.rows(grad_o, chunk)
+        p, dp = chunks.weights(rows, lse, chunk), do @ chunks.v.mT
+        ds = p * (dp - (p * dp).sum(-1, keepdim=True))
+        grad_q[:, :, chunk] = ds @ chunks.k * chunks.factor
+        grad_k += ds.mT @ rows
+        grad_v += p.mT @ do
+        if chunks.key_factor:
+            grad_k += 2 * chunks.key_factor * ds.sum(-2)[..., None] * chunks.k
+    return grad_q, chunks.gradient(grad_k, k, op), chunks.gradient(grad_v, v, op)
+
+
+def _double_backward_in_chunks(  # type: ignore[no-untyped-def]
+    grad_grad_q, grad_grad_k, grad_grad_v, grad_o, q, k, v, lse, mask, *options
+) -> tuple[Tensor, ...]:
+    op = "attention_double_backward"
+    given = (grad_grad_q, grad_grad_k, grad_grad_v)
+    grad_grad_o, grad_q, *_ = _fake_double_backward(*given, grad_o, q, k, v, lse, mask, *options)
+    a, b, c = (torch.zeros_like(t) if g is None else g for g, t in zip(given, (q, k, v), strict=True))
+    chunks = _Chunks(q, k, v, mask, *options)
+    b, c = chunks.of_keys(b), chunks.of_keys(c)
+    grad_k, grad_v = torch.zeros_like(chunks.k), torch.zeros_like(chunks.v)
+    key_terms = 2 * chunks.key_factor * (b * chunks.k).sum(-1)[..., None, :]
+    for chunk in chunks:
+        rows, do = chunks.rows(q, chunk) * chunks.factor, chunks.rows(grad_o, chunk)
+        a_rows = chunks.rows(a, chunk) * chunks.factor
+        p = chunks.weights(rows, lse, chunk)
+        dp = do @ chunks.v.mT
+        t = a_rows @ chunks.k.mT + rows @ b.mT + key_terms
+        dp -= (p * dp).sum(-1, keepdim=True)
+        t -= (p * t).sum(-1, keepdim=True)
+        g = t * dp + do @ c.mT
+        ds, e, h = p * dp, p * t, p * (g - (p * g).sum(-1, keepdim=True))
+        grad_grad_o[:, :, chunk] = e @ chunks.v + p @ c
+        grad_v += e.mT @ do
+        grad_q[:, :, chunk] = (h @ chunks.k + ds @ b) * chunks.factor
+        grad_k += h.mT @ rows + ds.mT @ a_rows
+        if chunks.key_factor:
+            h_sums, ds_sums = (m.sum(-2)[..., None] for m in (h, ds))
+            grad_k += 2 * chunks.key_factor * (h_sums * chunks.k + ds_sums * b)
+    return grad_grad_o, grad_q, chunks.gradient(grad_k, k, op), chunks.gradient(grad_v, v, op)
+
+
+IN_CHUNKS = {
+    "attention": _attention_in_chunks,
+    "attention_backward": _backward_in_chunks,
+    "attention_double_backward": _double_backward_in_chunks,
+}
+for _name, _function in IN_CHUNKS.items():
+    _library.impl(_name, _function, "CUDA")
 
 OPS = [Op(attention, attention_ref, {"q": (2, 3, 5, 4), "k": (2, 3, 6, 4), "v": (2, 3, 6, 7)})]

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kWork = 1 << 18;  // multiplications that are enough work for a thread
 // A gradient in keys is a sum over the queries. Few heads are cut into parts, for as many threads, of at least
 // so many queries: a part adds a pass over its share.
-constexpr int64_t kItems = 16, kPartQueries = 256;
+constexpr int64_t kItems = 8, kPartQueries = 256;
 
 // ---- memory formats: [N, H, L, D], [N, L, H, D] (heads inside) or [N, H, D, L] (as in images) --------------
 

@@ -67,7 +67,6 @@ CASES = [
         small_calls=attention_calls(score, small=True),
         large_call=partial(large_call, score),
         keeps_format=False,
-        cpu_only=True,
     )
     for score in ("dot", "l2")
 ] * has_attention(torch.empty(0))

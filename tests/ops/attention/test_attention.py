@@ -15,6 +15,7 @@ from aigc_ext import ops
 from aigc_ext.ops.attention import has_attention
 from tests.ops.suite import seeded
 
+module = sys.modules["aigc_ext.ops.attention"]  # the package has the function by this name
 pytestmark = pytest.mark.skipif(not has_attention(torch.empty(0)), reason="no kernel in this library")
 
 Q, K, V = torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 6, 4), torch.zeros(2, 3, 6, 7)
@@ -160,6 +161,33 @@ def test_autocast_casts_as_for_pytorchs() -> None:
         assert o.dtype == F.scaled_dot_product_attention(q, k, v).dtype == torch.bfloat16
         assert ops.attention_ref(q, k, v).dtype == torch.bfloat16
     assert torch.equal(o, ops.attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
+
+
+@pytest.mark.parametrize("score", ["dot", "l2"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_form_for_cards_computes_the_same(
+    score: str, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By PyTorch's products, for chunks of queries: here on the CPU, in chunks of 7."""
+    monkeypatch.setattr(module, "_SCORES_OF_A_CHUNK", 2 * 3 * 11 * 7)
+    q, k, v = (seeded((2, 3, n, d), i) for i, (n, d) in enumerate([(23, 5), (11, 5), (11, 4)]))
+    a, b, c, do = (seeded(t.shape, 3 + i) for i, t in enumerate([q, k, v, v.new_empty(2, 3, 23, 4)]))
+    mask = seeded((2, 11), 9) > 0.5
+    mask[1] = True
+    for padding in (None, mask):
+        options = (0.4, causal, score == "l2")
+        lse = torch.ops.aigc.attention(q, k, v, padding, *options)[1]
+        for name, arguments in {
+            "attention": (q, k, v),
+            "attention_backward": (do, q, k, v, lse),
+            "attention_double_backward": (a, b, c, do, q, k, v, lse),
+        }.items():
+            expected = getattr(torch.ops.aigc, name)(*arguments, padding, *options)
+            torch.testing.assert_close(module.IN_CHUNKS[name](*arguments, padding, *options), expected)
+        for given in ((a, None, None), (None, b, None), (None, None, c)):
+            arguments = (*given, do, q, k, v, lse, padding, *options)
+            expected = torch.ops.aigc.attention_double_backward(*arguments)
+            torch.testing.assert_close(module.IN_CHUNKS["attention_double_backward"](*arguments), expected)
 
 
 # The kernels' own memory is not PyTorch's, so what counts is the process's.
