@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 from aigc_ext.compat._leaky_relu import FusedBiasLeakyReLU, fused_leaky_relu, upfirdn2d
+from aigc_ext.compat._recognition import Api
 from aigc_ext.compat._replacement import Replacement
 
 _fused_act = {"FusedLeakyReLU": FusedBiasLeakyReLU, "fused_leaky_relu": fused_leaky_relu}
-_replacement = Replacement(
+_apis = [
+    Api("fused_act", "fused_leaky_relu", _fused_act),
+    Api("upfirdn2d", "upfirdn2d", {"upfirdn2d": upfirdn2d}),
+]
+replacement = Replacement(
     {
-        "basicsr.ops.fused_act": _fused_act,
-        "basicsr.ops.fused_act.fused_act": _fused_act,
-        "basicsr.ops.upfirdn2d": {"upfirdn2d": upfirdn2d},
-        "basicsr.ops.upfirdn2d.upfirdn2d": {"upfirdn2d": upfirdn2d},
-    }
+        name: api.ours
+        for api in _apis
+        for name in (f"basicsr.ops.{api.tail}", f"basicsr.ops.{api.tail}.{api.tail}")
+    },
+    _apis,
 )
-install = _replacement.install
-uninstall = _replacement.uninstall
+install = replacement.install
+uninstall = replacement.uninstall

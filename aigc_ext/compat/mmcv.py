@@ -1,4 +1,9 @@
-"""For MMCV 1 and 2: their names in ``mmcv.ops``."""
+"""For MMCV 1 and 2: their names in ``mmcv.ops``.
+
+``mmcv.ops`` imports all of its ops, and with them the compiled ``mmcv._ext``. Where that is missing
+(mmcv-lite), an empty one stands in for it: the ops that are ours work, and any other raises an error when
+it is called.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from torch import Tensor
 
 from aigc_ext import ops
 from aigc_ext.compat import _gradfix, _leaky_relu
+from aigc_ext.compat._recognition import Api
 from aigc_ext.compat._replacement import Replacement
 
 
@@ -104,22 +110,44 @@ def filtered_lrelu(
     return function(input, filter_up, filter_down, bias, up, down, padding, gain, slope, clamp, flip_filter)
 
 
-_replacement = Replacement(
-    {
-        "mmcv.ops.fused_bias_leakyrelu": {
+def _not_built(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            f"mmcv's op {name} is not built: mmcv-lite has no compiled ops. aigc_ext replaces bias_act, "
+            "filtered_lrelu, fused_bias_leakyrelu, upfirdn2d and conv2d_gradfix; the others need mmcv itself"
+        )
+
+    return missing
+
+
+_apis = [
+    Api(
+        "fused_bias_leakyrelu",
+        "fused_bias_leakyrelu",
+        {
             "fused_bias_leakyrelu": fused_bias_leakyrelu,
             "FusedBiasLeakyReLU": _leaky_relu.FusedBiasLeakyReLU,
         },
-        "mmcv.ops.bias_act": {"bias_act": bias_act},
-        "mmcv.ops.upfirdn2d": {
+    ),
+    Api("bias_act", "bias_act", {"bias_act": bias_act}),
+    Api(
+        "upfirdn2d",
+        "upfirdn2d",
+        {
             "upfirdn2d": upfirdn2d,
             "filter2d": filter2d,
             "upsample2d": upsample2d,
             "downsample2d": downsample2d,
         },
-        "mmcv.ops.filtered_lrelu": {"filtered_lrelu": filtered_lrelu},
-        "mmcv.ops.conv2d_gradfix": _gradfix.MODULE,
-    }
+    ),
+    Api("filtered_lrelu", "filtered_lrelu", {"filtered_lrelu": filtered_lrelu}),
+    _gradfix.API,
+]
+replacement = Replacement(
+    {f"mmcv.ops.{api.tail}": api.ours for api in _apis}, _apis, {"mmcv._ext": {"__getattr__": _not_built}}
 )
-install = _replacement.install
-uninstall = _replacement.uninstall
+install = replacement.install
+uninstall = replacement.uninstall

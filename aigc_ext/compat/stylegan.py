@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aigc_ext import ops
 from aigc_ext.compat import _gradfix
+from aigc_ext.compat._recognition import Api
 from aigc_ext.compat._replacement import Replacement
 from aigc_ext.ops.activations import ACTIVATIONS
 
@@ -137,22 +138,30 @@ def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
     return F.grid_sample(input, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-_replacement = Replacement(
-    {
-        "torch_utils.ops.bias_act": {"bias_act": bias_act, "activation_funcs": activation_funcs},
-        "torch_utils.ops.upfirdn2d": {
+_apis = [
+    Api("bias_act", "bias_act", {"bias_act": bias_act, "activation_funcs": activation_funcs}),
+    Api(
+        "upfirdn2d",
+        "upfirdn2d",
+        {
             "upfirdn2d": upfirdn2d,
             "setup_filter": ops.setup_filter,
             "filter2d": filter2d,
             "upsample2d": upsample2d,
             "downsample2d": downsample2d,
         },
-        "torch_utils.ops.filtered_lrelu": {"filtered_lrelu": filtered_lrelu},
-        "torch_utils.ops.fma": {"fma": fma},
-        "torch_utils.ops.conv2d_gradfix": _gradfix.MODULE,
-        "torch_utils.ops.conv2d_resample": {"conv2d_resample": ops.conv2d_resample},
-        "torch_utils.ops.grid_sample_gradfix": {"grid_sample": grid_sample, "enabled": True},
-    }
-)
-install = _replacement.install
-uninstall = _replacement.uninstall
+    ),
+    Api("filtered_lrelu", "filtered_lrelu", {"filtered_lrelu": filtered_lrelu}),
+    Api("fma", "fma", {"fma": fma}, distinct=False),
+    _gradfix.API,
+    Api("conv2d_resample", "conv2d_resample", {"conv2d_resample": ops.conv2d_resample}),
+    Api(
+        "grid_sample_gradfix",
+        "grid_sample",
+        {"grid_sample": grid_sample, "enabled": True},
+        distinct=False,
+    ),
+]
+replacement = Replacement({f"torch_utils.ops.{api.tail}": api.ours for api in _apis}, _apis)
+install = replacement.install
+uninstall = replacement.uninstall
