@@ -14,7 +14,7 @@ from benchmarks import harness
 NAMES = sorted(
     module.name
     for module in pkgutil.iter_modules(benchmarks.__path__)
-    if module.name not in ("harness", "card", "report", "compare", "gpu_check", "shapes", "__main__")
+    if module.name not in ("harness", "card", "report", "compare", "gpu_check", "shapes", "zoo", "__main__")
 )
 
 

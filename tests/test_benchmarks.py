@@ -14,7 +14,7 @@ from aigc_ext import nn as own
 from aigc_ext.bench.timing import peak_mb
 from aigc_ext.cli import main
 from aigc_ext.ops._op import records
-from benchmarks import overhead, report, scaling
+from benchmarks import fuse, overhead, report, scaling, zoo
 from benchmarks.harness import Setting, run_module
 
 
@@ -58,6 +58,20 @@ def test_scaling_measures_memory_too() -> None:
     assert all(len({getattr(size, name) for size in full}) == 3 for name in ("side", "batch"))
     for size in full:
         assert size.config().batch == size.batch
+
+
+def test_fuse_measures_networks_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "NETWORKS", {name: zoo.NETWORKS[name] for name in ("SNGAN D", "DCGAN G")})
+    setting = Setting(quick=True)
+    cases = list(fuse.cases(setting))
+    assert [case.case.split(" of ")[0][:-3] for case in cases] == [
+        "SNGAN D",
+        "SNGAN D, channels last",
+        "DCGAN G",
+    ]
+    for case in cases:
+        theirs, ours = (run() for run in case.contenders.values())
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_bench_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:

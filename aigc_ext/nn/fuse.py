@@ -1,21 +1,28 @@
 """Fusing the layers of an existing model in place: `fuse_` and `unfuse_`.
 
-Only for a `torch.nn.Sequential` is it certain, without running anything, that the output of one child goes to
-the next child and nowhere else. `fuse_` therefore changes only the class of such containers, to a subclass
-whose `forward` passes a layer and the activation after it to one op. The children are not modified, so
-parameters, `state_dict`, `repr`, indexing, calling a single child, and tools that inspect the modules work as
-before. Each forward decides anew which neighbours run as one op, so hooks, parametrizations and children
-added after `fuse_` are respected.
+In a `torch.nn.Sequential` it is certain, without running anything, that the output of one child goes to the
+next child and nowhere else. There `fuse_` changes only the class of the container, to a subclass whose
+`forward` passes a layer and the activation after it to one op. The children are not modified, so parameters,
+`state_dict`, `repr`, indexing, calling a single child, and tools that inspect the modules work as before.
+Each forward decides anew which neighbours run as one op, so hooks, parametrizations and children added after
+`fuse_` are respected.
 
-On the CPU, PyTorch's own layers are often as fast, so there a pair runs as one op only where that was
-measured to be faster: by `fuse_` on example inputs, or else by the rule of `_pays`.
+A module with a `forward` of its own may do anything with a layer's result. There the class of the layer is
+changed: its result waits for the activation (`aigc_ext.nn._deferred`), or the layer alone runs as another
+kernel.
+
+On the CPU, PyTorch's own layers are often as fast, so there a layer is taken only where that was measured to
+be faster: by `fuse_` on example inputs, where the whole network is timed too, or else by the rule of `_pays`.
+
+To add a layer (an op for a norm with its activation, say): a function in `_LAYERS`, and a rule in `_RULES`
+and `_pays`.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -27,26 +34,50 @@ from torch.autograd import forward_ad
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from aigc_ext import ops
+from aigc_ext.nn._deferred import (
+    Activation,
+    Plan,
+    WithParameters,
+    deferred,
+    must_run_now,
+    planned_class,
+    unplanned,
+)
+from aigc_ext.nn._usage import (
+    Reading,
+    Usage,
+    arguments_of,
+    put_back,
+    read_forward,
+    run_on_examples,
+    tensors_in,
+)
 from aigc_ext.nn.normalization import batch_norm_act
+from aigc_ext.ops._layout import HALF
 from aigc_ext.ops.conv2d_act import is_pytorchs
 
 
 @dataclass(frozen=True)
 class FusedRun:
-    """A layer and its activation that run as one op.
+    """A layer that runs as one of our ops, alone or with the activation behind it.
 
     Attributes:
         path: name of the layer, as in `named_modules()`, e.g. `"main.0"`.
-        kind: types of the two modules, e.g. `"Conv2d+LeakyReLU"`.
+        kind: what runs as one op, e.g. `"Conv2d+LeakyReLU"`, or `"Conv2d"` if it is the layer alone.
         when: where it does, in words.
+        gain: how many times as fast it was measured, forward and, in training mode, backward; None without
+            examples.
     """
 
     path: str
     kind: str
     when: str = field(default="", compare=False)
+    gain: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -64,41 +95,59 @@ class SkippedRun:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """The result of `fuse_`: each linear, convolution or batch norm layer is in one of the two lists."""
+    """The result of `fuse_`: each linear, convolution or batch norm layer is in one of the two lists.
+
+    Attributes:
+        fused: the layers that were taken.
+        skipped: the layers that were left, and why.
+        gain: how many times as fast the whole module was measured on the examples; None without examples, 1.0
+            if nothing was taken.
+    """
 
     fused: list[FusedRun]
     skipped: list[SkippedRun]
+    gain: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} fused, {len(self.skipped)} left as they are"]
+        whole = "" if self.gain is None else f"; the module is {self.gain:.2f} times as fast"
+        lines = [f"{len(self.fused)} fused, {len(self.skipped)} left as they are{whole}"]
         lines += [f"  fused    {run.path}: {run.kind}, {run.when}" for run in self.fused]
         lines += [f"  skipped  {run.path or '(the module itself)'}: {run.reason}" for run in self.skipped]
         return "\n".join(lines)
 
 
 def fuse_(module: nn.Module, example_inputs: Tensor | Sequence[Any] | None = None) -> FusionReport:
-    """Makes linear, convolution and batch norm layers run as one op with the activation that follows them.
+    """Makes linear, convolution and batch norm layers run as one op with the activation that follows them,
+    and 3x3 convolutions by a faster algorithm, where that pays.
 
     The module's results and its derivatives of every order stay the same up to rounding, and so do its
     parameter objects: an existing optimizer keeps working. Nothing else about it changes; the top of this
-    file describes how. Calling it again changes nothing and reports the current state. To fuse only a part of
-    a model, or to bisect a difference, pass that part.
+    file describes how. Calling it again decides anew and reports the current state. To fuse only a part of a
+    model, or to bisect a difference, pass that part.
 
-    `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` and `BatchNorm1d/2d/3d`, parametrized or not, are fused
-    if they are directly followed in a `Sequential` by `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha
-    1), `SELU`, `Softplus` (beta 1, threshold >= 20) or `SiLU`, `inplace` or not. Subclasses of these are not
-    fused, since their behaviour is unknown, nor are modules with hooks, which would be bypassed. The
-    hook-based `torch.nn.utils.weight_norm` and `spectral_norm` have hooks; those of
-    `torch.nn.utils.parametrizations` don't. `Softplus` is not fused under autocast, where PyTorch may compute
-    it in float32.
+    The layers are `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` and `BatchNorm1d/2d/3d`, parametrized or
+    not; the activations `ReLU`, `LeakyReLU`, `Tanh`, `Sigmoid`, `ELU` (alpha 1), `SELU`, `Softplus` (beta 1,
+    threshold >= 20) and `SiLU`, as modules or functions, `inplace` or not. A layer and its activation are
+    found
 
-    On the CPU a pair runs as one op only where that is faster. With `example_inputs`, the pairs are timed
-    here and now, each on what it gets of them: in training mode with the gradients of input and parameters,
-    in eval mode without. A pair that does not win by more than 3 % is left as it is, and the report has the
-    figure.
+    - in a `Sequential`, as neighbours;
+    - in a module with a `forward` of its own, by running it on `example_inputs`, or without them by
+      `torch.fx`, where it can trace that `forward`. Should another call do something else with the layer's
+      result, that is what happens.
+
+    Subclasses of the layers are not taken, since their behaviour is unknown, nor are modules with hooks that
+    would be bypassed. The hook-based `torch.nn.utils.weight_norm` and `spectral_norm` run as before, with
+    their power iterations; layers that have them are taken if there are `example_inputs`. `Softplus` is not
+    fused under autocast, where PyTorch may compute it in float32.
+
+    On the CPU a layer is taken only where that is faster. With `example_inputs`, the candidates are timed
+    here and now, each on what it gets of them: in training mode with the gradients, in eval mode without.
+    What does not win by more than 3 % is left as it is, and the report has the figure. Then the whole module
+    is timed with and without what was taken; if it does not win, everything is left.
     Without them, a rule takes what won in measurements: convolutions by Winograd's algorithm (see
     `aigc_ext.ops.conv2d_act`), half types that the CPU has no instructions for, and batch norm from 131,072
-    numbers on. On a card, which is not measured yet, and in `torch.compile`, all pairs run as one op.
+    numbers on. On a card, which is not measured yet, all pairs run as one op; in `torch.compile`, those in a
+    `Sequential`.
 
     A pickled or `torch.save`d fused module can be loaded only where aigc_ext is installed, and exporters that
     do not know its ops (ONNX) cannot write it: call `unfuse_` first, or save the `state_dict`, which is the
@@ -107,47 +156,43 @@ def fuse_(module: nn.Module, example_inputs: Tensor | Sequence[Any] | None = Non
     Args:
         module: any module, of any depth; changed in place.
         example_inputs: arguments for `module`, a tensor or a sequence, as large as those to come. It runs on
-            them once, without gradients; its buffers and PyTorch's random numbers are put back.
+            them several times; its buffers and the random numbers to come are put back, and its parameters
+            get no gradients.
 
     Returns:
-        Which layers are fused and which are not, with the reasons.
+        What was taken and what was left, with the reasons.
 
     Raises:
         TypeError: `module` is not a `torch.nn.Module`.
     """
     _check_module(module)
+    _undo(module)
     report = FusionReport([], [])
-    inputs = None if example_inputs is None else _inputs_of_layers(module, example_inputs)
-    for path, parent in _containers("", module, report.skipped, seen=set()):
-        prefix = f"{path}." if path else ""
-        fused_before = len(report.fused)
-        choices = {}  # by the layer's name
-        for (name, child), (_, follower) in pairwise([*parent._modules.items(), ("", None)]):
-            if child is None or not isinstance(child, tuple(_LAYERS)):
-                continue
-            if not _runs_as_sequential(parent):
-                reason = f"{_name(parent)}, which holds it, has a forward() of its own"
-                report.skipped.append(SkippedRun(prefix + name, reason))
-            elif isinstance(fusion := _fusion(child, follower), str):
-                reason = fusion.format(layer=_name(child), follower=_describe(follower))
-                report.skipped.append(SkippedRun(prefix + name, reason))
-            else:
-                when = "on the CPU " + _RULES.get(type(child), "never")
-                if inputs is not None and (x := inputs.get(child)) is not None:
-                    assert follower is not None
-                    gain = _measured_gain(child, follower, x, fusion)
-                    choices[name] = gain > _NOISE
-                    when = f"measured {gain:.2f} times as fast"
-                    if not choices[name]:
-                        report.skipped.append(SkippedRun(prefix + name, f"as one op it is {when}"))
-                        continue
-                report.fused.append(FusedRun(prefix + name, f"{_name(child)}+{_name(follower)}", when))
-        if isinstance(parent, _Fused):
-            vars(parent)["_choices"] = choices
-        elif len(report.fused) > fused_before:
-            parent.__class__ = _fused_class(type(parent))  # type: ignore[arg-type]
-            vars(parent)["_choices"] = choices
-    return report
+    found = list(_layers(module, report.skipped))
+    usages: dict[nn.Module, Usage] = {}
+    arguments = None
+    if example_inputs is not None:
+        arguments = arguments_of(example_inputs)
+        layers = list(dict.fromkeys(place.layer for place in found))
+        usages = run_on_examples(module, layers, arguments, _is_plain, _activation_of_module)
+    readings: dict[nn.Module, Reading | str] = {}
+    decisions = _Decisions(module)
+    for place in found:
+        if place.layer in decisions.plans:  # it is in several places
+            continue
+        choice = _choose(place, usages.get(place.layer), readings)
+        if isinstance(choice, str):
+            report.skipped.append(SkippedRun(place.path, choice))
+            if place.container and usages:
+                decisions.leave(place)
+        else:
+            decisions.take(place, choice)
+    gain = None
+    if arguments is None:
+        decisions.apply()
+    else:
+        gain = _decide_as_a_whole(decisions, arguments, report.skipped)
+    return FusionReport(list(decisions.runs.values()), report.skipped, gain)
 
 
 def unfuse_(module: nn.Module) -> None:
@@ -158,16 +203,24 @@ def unfuse_(module: nn.Module) -> None:
         RuntimeError: a fused container's class has since been subclassed by something else (e.g. FSDP).
     """
     _check_module(module)
-    fused = [(path, child) for path, child in module.named_modules() if isinstance(child, _Fused)]
-    for path, child in fused:
-        if "_unfused_class" not in vars(type(child)):
+    for path, child in module.named_modules():
+        cls = type(child)
+        derived = isinstance(child, _Fused) and "_unfused_class" not in vars(cls)
+        if derived or (hasattr(child, "_unplanned_class") and _layer_type(child) not in _LAYERS):
             raise RuntimeError(
-                f"{path or 'module'} is a {type(child).__name__}, made from a fused container after fuse_(); "
+                f"{path or 'module'} is a {cls.__name__}, made from a fused module after fuse_(); "
                 "undo that first"
             )
-    for _, child in fused:
-        child.__dict__.pop("_choices", None)
-        child.__class__ = child._unfused_class  # type: ignore[assignment]
+    _undo(module)
+
+
+def _undo(module: nn.Module) -> None:
+    for child in module.modules():
+        if isinstance(child, _Fused) and "_unfused_class" in vars(type(child)):
+            vars(child).pop("_choices", None)
+            child.__class__ = child._unfused_class  # type: ignore[assignment]
+        elif vars(child).pop("_plan", None) is not None:
+            _set_class(child, unplanned(_torch_class(child)))
 
 
 class _Fused(nn.Sequential):
@@ -213,35 +266,114 @@ def _reconstruct(constructor: Callable[..., nn.Sequential], arguments: list[Any]
 def _run(container: _Fused, x: Tensor) -> Tensor:
     """Applies the children to `x` in order, in as few ops as pays."""
     names, modules = list(container._modules), list(container)
-    choices = vars(container).get(
-        "_choices", {}
-    )  # what was measured; no annotation, which TorchScript would read
+    # what was measured; no annotation, which TorchScript would read
+    choices = vars(container).get("_choices", {})
     position = 0
     while position < len(modules):
         module = modules[position]
-        follower = modules[position + 1] if position + 1 < len(modules) else None
-        fusion = _fusion(module, follower)
+        choice = choices.get(names[position])
+        # Cheap questions first: asked of every layer in every forward, they cost a small network 5 %.
         # The value passed through a Sequential may be anything, such as an fx.Proxy or a tuple.
-        if isinstance(fusion, str) or not _is_plain(x) or fusion.splits_under_autocast(x.device.type):
-            taken = False
-        elif (choice := choices.get(names[position])) is not None:
-            taken = choice
-        else:
-            taken = _pays(module, x)
-        if taken:
-            assert not isinstance(fusion, str)
-            x = fusion.layer(module, x, fusion.act, fusion.alpha)
-            position += 2
-        else:
-            x = module(x)
-            position += 1
+        if choice is not False and isinstance(x, Tensor) and (choice or _pays(module, x)):
+            follower = modules[position + 1] if position + 1 < len(modules) else None
+            fusion = _fusion(module, follower)
+            if (
+                not isinstance(fusion, str)
+                and _is_plain(x)
+                and not fusion.splits_under_autocast(x.device.type)
+            ):
+                x = fusion.layer(module, x, fusion.act, fusion.alpha)
+                position += 2
+                continue
+        x = module(x)
+        position += 1
     return x
+
+
+# ---- layers in a forward that is not ours ----------------------------------------------------------------
+
+
+def _torch_class(layer: nn.Module) -> type[nn.Module]:
+    """The layer's class without its parametrization."""
+    # The functions of torch.nn.utils.parametrize for this take longer than everything else here.
+    cls = type(layer)
+    return cls.__bases__[0] if "parametrizations" in layer._modules else cls
+
+
+def _layer_type(layer: nn.Module) -> type[nn.Module]:
+    """PyTorch's class of a layer, before `fuse_` and before its parametrization."""
+    return unplanned(_torch_class(layer))
+
+
+def _set_class(layer: nn.Module, cls: type[nn.Module]) -> None:
+    if "parametrizations" in layer._modules:  # its class is its own, made by register_parametrization
+        type(layer).__bases__ = (cls,)
+    else:
+        layer.__class__ = cls
+
+
+def _reconstruct_layer(constructor: Callable[..., nn.Module], arguments: list[Any]) -> nn.Module:
+    layer = constructor(*arguments)
+    layer.__class__ = _planned_class(type(layer))
+    return layer
+
+
+def _planned_class(base: type[nn.Module]) -> type[nn.Module]:
+    return planned_class(base, _run_planned, _reconstruct_layer)
+
+
+def _run_planned(original: Callable[..., Any], layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a layer with a plan; `original` is PyTorch's."""
+    if torch.compiler.is_compiling() or kwargs or len(args) != 1:
+        return original(layer, *args, **kwargs)
+    (x,) = args
+    plan: Plan | None = layer.__dict__.get("_plan")
+    if plan is None or not _is_plain(x) or must_run_now(x):
+        return original(layer, x)
+    if (plan.act is None or not plan.sure) and not _pays(layer, x):
+        return original(layer, x)
+    own = WithParameters(layer) if "parametrizations" in layer._modules else layer
+    if not all(p is None or _is_plain(p) for p in (own.weight, own.bias)):
+        return original(own, x)
+    run = _LAYERS[_layer_type(layer)]
+    if plan.act is None:
+        return run(own, x, "linear", None)
+    if (
+        layer._forward_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or _has_any_global_hook()
+        or any(map(_is_observed, plan.followers))
+        or (plan.act == "softplus" and torch.is_autocast_enabled(x.device.type))
+    ):
+        return original(own, x)
+    act, alpha = plan.act, plan.alpha
+
+    def apart(again: bool) -> Tensor:
+        if again and isinstance(layer, _BATCH_NORMS) and (layer.training or layer.running_mean is None):
+            # The running statistics have this batch already.
+            return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+        y: Tensor = original(own, x)
+        return y
+
+    autocast = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+
+    def together() -> Tensor:
+        same = torch.is_autocast_enabled(x.device.type) == (autocast is not None)
+        with nullcontext() if same else torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+            return run(own, x, act, alpha)
+
+    return deferred(Activation(act, alpha), apart, together, x)
 
 
 # ---- what pays -------------------------------------------------------------------------------------------
 
 _NOISE = 1.03  # a measured gain up to this may be none
-_SECONDS = 0.1  # for the measurement of a pair
+_NOISE_OF_MODULE = 1.01
+_CLEARLY = 1.1
+_SECONDS = 0.1  # for the measurement of a layer
+_SECONDS_OF_MODULE = 1.0
+_AS_A_WHOLE = "with it the whole module is not faster"
 _BATCH_NORM_PAYS = 1 << 17  # numbers
 _RULES = dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d), "where Winograd's algorithm pays")
 _RULES |= dict.fromkeys(
@@ -260,9 +392,11 @@ def _pays(layer: nn.Module, x: Tensor) -> bool:
         return True
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
         return x.numel() >= _BATCH_NORM_PAYS
-    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) or x.ndim != 4:
+    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         return False
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+    if not _may_be_ours(layer) and x.dtype not in HALF and not torch.is_autocast_enabled("cpu"):
+        return False
+    if x.ndim != 4 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return False
     transposed = isinstance(layer, nn.ConvTranspose2d)
     stride, padding, dilation, extra = (
@@ -270,58 +404,284 @@ def _pays(layer: nn.Module, x: Tensor) -> bool:
         for size in (layer.stride, layer.padding, layer.dilation, layer.output_padding)  # zeros of a Conv2d
     )
     geometry = stride, padding, dilation, extra, layer.groups, transposed
-    return not is_pytorchs(x, layer.weight, geometry)
+    if "parametrizations" in layer._modules:  # to read its weight would be a step of a spectral norm
+        channels = [layer.out_channels, layer.in_channels]
+        channels[0 if transposed else 1] //= layer.groups
+        weight = x.new_empty(1).expand(*(channels[::-1] if transposed else channels), *layer.kernel_size)
+    else:
+        weight = layer.weight
+    return not is_pytorchs(x, weight, geometry)
 
 
-def _inputs_of_layers(module: nn.Module, example_inputs: Tensor | Sequence[Any]) -> dict[nn.Module, Tensor]:
-    """What each layer gets if `module` runs on the examples; the last, if it runs more than once."""
-    arguments = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    inputs: dict[nn.Module, Tensor] = {}
-
-    def keep(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if len(arguments) == 1 and _is_plain(arguments[0]):
-            inputs[layer] = arguments[0].detach().clone()
-
-    layers = [layer for layer in module.modules() if isinstance(layer, tuple(_LAYERS))]
-    buffers = {buffer: buffer.clone() for buffer in module.buffers()}
-    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]  # so that no layer is bypassed either
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            module(*arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for buffer, before in buffers.items():
-            buffer.copy_(before)
-    return inputs
+def _may_be_ours(layer: nn.Module) -> bool:
+    """Are there inputs for which a convolution without activation runs as our own kernel?"""
+    return (
+        isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+        and layer.kernel_size == (3, 3)
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
 
 
-def _measured_gain(layer: nn.Module, follower: nn.Module, x: Tensor, fusion: _Fusion) -> float:
-    """How many times as fast the two are as one op, on copies."""
-    layer, follower = copy.deepcopy((layer, follower))
-    with_gradients = layer.training
-    x = x.detach().requires_grad_(with_gradients)
-    wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
+def _measured_gain(
+    layer: nn.Module, apart: Callable[[], Tensor], together: Callable[[], Tensor], x: Tensor
+) -> float:
+    """How many times as fast `together` is as `apart`, which are the same function of x and the layer."""
+    wanted = [t for t in (x, *layer.parameters()) if t.requires_grad]
+    with_gradients = layer.training and bool(wanted)
 
     def duration(forward: Callable[[], Tensor]) -> float:
-        start = time.perf_counter()
+        start = _now(x)
         with torch.set_grad_enabled(with_gradients):
             y = forward()
             if with_gradients:
                 torch.autograd.grad(y, wanted, ones)
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter() - start
+        return _now(x) - start
 
-    apart, together = lambda: follower(layer(x)), lambda: fusion.layer(layer, x, fusion.act, fusion.alpha)
-    with torch.random.fork_rng():
+    with put_back(layer):
         ones = torch.ones_like(apart())
-        times: tuple[list[float], list[float]] = ([], [])
-        end = time.perf_counter() + _SECONDS
-        while len(times[0]) < 4 or time.perf_counter() < end:  # the first of each warms up
-            times[0].append(duration(apart))
-            times[1].append(duration(together))
+        return _ratio(lambda: duration(apart), lambda: duration(together), _SECONDS)
+
+
+def _ratio(before: Callable[[], float], after: Callable[[], float], seconds: float, rounds: int = 4) -> float:
+    """Of two durations, measured in turn. The first of each warms up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(times[0]) < rounds or time.perf_counter() < end:
+        times[0].append(before())
+        times[1].append(after())
     return min(times[0][1:]) / min(times[1][1:])
+
+
+def _now(x: Tensor) -> float:
+    """Seconds. On one thread, those that it ran: what else a machine does then matters little."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+        return time.perf_counter()
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+# ---- what is taken ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a layer is: its full path, and its name in its parent. In a container, which runs as a
+    `Sequential`, the follower is called next. The owner is the module whose `forward` calls it."""
+
+    path: str
+    name: str
+    layer: nn.Module
+    parent: nn.Module
+    owner: nn.Module
+    container: bool
+    follower: nn.Module | None
+
+
+class _Choice(NamedTuple):
+    """How a layer runs: by a plan, or, without one, together with its neighbour in the container. It is sure
+    if it was measured."""
+
+    run: FusedRun
+    plan: Plan | None
+    sure: bool
+
+
+class _Decisions:
+    """What is taken in a module, so that it can be put into effect and taken back as a whole."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.runs: dict[_Place, FusedRun] = {}
+        self.plans: dict[nn.Module, Plan] = {}
+        self.choices: dict[nn.Module, dict[str, bool | None]] = {}  # by container and name; None is the rule
+
+    def take(self, place: _Place, choice: _Choice) -> None:
+        self.runs[place] = choice.run
+        if choice.plan is not None:
+            self.plans[place.layer] = choice.plan
+        else:
+            self.choices.setdefault(place.parent, {})[place.name] = True if choice.sure else None
+
+    def leave(self, place: _Place) -> None:
+        self.runs.pop(place, None)
+        self.plans.pop(place.layer, None)
+        if place.container:
+            self.choices.setdefault(place.parent, {})[place.name] = False
+
+    def apply(self) -> None:
+        for parent, choices in self.choices.items():
+            if any(choice is not False for choice in choices.values()):
+                parent.__class__ = _fused_class(type(parent))  # type: ignore[arg-type]
+                vars(parent)["_choices"] = {k: v for k, v in choices.items() if v is not None}
+        for layer, plan in self.plans.items():
+            vars(layer)["_plan"] = plan
+            _set_class(layer, _planned_class(_layer_type(layer)))
+
+    def take_back(self) -> None:
+        _undo(self.module)
+
+
+def _choose(
+    place: _Place,
+    usage: Usage | None,
+    readings: dict[nn.Module, Reading | str],
+) -> _Choice | str:
+    """How a layer is to run, or why as before."""
+    layer, x = place.layer, None if usage is None else usage.input
+    reason = ""
+    gains: list[tuple[float, _Choice]] = []
+    rule = "on the CPU " + _RULES.get(_layer_type(layer), "never")
+
+    def offer(kind: str, plan: Plan | None, gain: float) -> None:
+        run = FusedRun(place.path, kind, f"measured {gain:.2f} times as fast", gain)
+        gains.append((gain, _Choice(run, plan, True)))
+
+    if place.container:
+        fusion = _fusion(layer, place.follower)
+        if isinstance(fusion, str):
+            reason = fusion.format(layer=_name(layer), follower=_describe(place.follower))
+        else:
+            kind = f"{_name(layer)}+{_name(place.follower)}"
+            if x is None:
+                return _Choice(FusedRun(place.path, kind, rule), None, False)
+            offer(kind, None, _gain_of_pair(layer, place.follower, x, fusion))
+    if refusal := _refuses_plan(layer, measured=x is not None):
+        if not gains:
+            return reason or refusal
+    elif usage is not None and x is not None:
+        activation = usage.activation
+        if isinstance(activation, Activation) and not gains:
+            plan = Plan(*activation[:2], True, tuple(usage.followers))
+            offer(f"{_name(layer)}+{_ACT_NAMES[activation.act]}", plan, _gain_of_plan(layer, usage, plan))
+        elif not isinstance(activation, Activation):
+            reason = reason or activation
+        if _may_be_ours(layer) and _pays(layer, x):
+            plan = Plan(None, None, True)
+            offer(_name(layer), plan, _gain_of_plan(layer, usage, plan))
+    elif usage is not None and not place.container:
+        reason = str(usage.activation)
+    else:
+        read = None
+        if not place.container:
+            if place.owner not in readings:
+                readings[place.owner] = read_forward(place.owner, _activation_of_module)
+            reading = readings[place.owner]
+            reason = f"{_name(place.parent)}, which holds it, has a forward() of its own"
+            if isinstance(reading, str):
+                reason += f", and {reading}; give example_inputs"
+            elif (read := reading.get(layer)) is None:
+                reason += ", in which no activation alone is seen to follow; example_inputs would show it"
+        if read is not None:
+            activation, followers = read
+            kind = f"{_name(layer)}+{_ACT_NAMES[activation.act]}"
+            if _layer_type(layer) in _RULES or _off_cpu(layer):
+                return _Choice(
+                    FusedRun(place.path, kind, rule), Plan(*activation[:2], False, followers), False
+                )
+            reason = f"{kind} is taken on the CPU only if example_inputs show a gain"
+        if _may_be_ours(layer):
+            return _Choice(FusedRun(place.path, _name(layer), rule), Plan(None, None, False), False)
+    if not gains:
+        return reason
+    gain, choice = max(gains, key=lambda pair: pair[0])
+    return choice if gain > _NOISE else f"as one op it is {choice.run.when}"
+
+
+def _off_cpu(layer: nn.Module) -> bool:
+    return any(p.device.type != "cpu" for p in layer.parameters())
+
+
+def _refuses_plan(layer: nn.Module, measured: bool) -> str | None:
+    """Why a layer must keep its class, if so."""
+    if _layer_type(layer) not in _LAYERS:
+        return _no_layer(layer).format(layer=_name(layer))
+    if (
+        layer._forward_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or layer._compiled_call_impl is not None
+        or "forward" in vars(layer)
+    ):
+        return "it has hooks or a replaced forward, which would be bypassed"
+    norms = [isinstance(hook, (WeightNorm, SpectralNorm)) for hook in layer._forward_pre_hooks.values()]
+    if not all(norms) or (norms and not measured):
+        return "it has hooks, which would be bypassed"
+    if not all(_is_plain(p) for p in layer.parameters()):
+        return _NOT_PLAIN
+    return None
+
+
+def _gain_of_pair(layer: nn.Module, follower: Any, x: Tensor, fusion: _Fusion) -> float:
+    def together() -> Tensor:
+        return fusion.layer(layer, x, fusion.act, fusion.alpha)
+
+    return _measured_gain(layer, lambda: follower(layer(x)), together, x)
+
+
+def _gain_of_plan(layer: nn.Module, usage: Usage, plan: Plan) -> float:
+    x, follow = usage.input, usage.apply or (lambda y: y)
+    assert x is not None
+
+    def run(plan: Plan | None) -> Tensor:
+        vars(layer)["_plan"] = plan
+        return follow(layer(x))
+
+    _set_class(layer, _planned_class(_layer_type(layer)))
+    try:
+        return _measured_gain(layer, lambda: run(None), lambda: run(plan), x)
+    finally:
+        vars(layer)["_plan"] = plan
+        _undo(layer)
+
+
+def _decide_as_a_whole(decisions: _Decisions, arguments: Sequence[Any], skipped: list[SkippedRun]) -> float:
+    """Puts the decisions into effect if with them the module is faster as a whole, or else with those that
+    gain most."""
+    if not decisions.runs:
+        return 1.0
+    for least in (0.0, _CLEARLY):
+        for place, run in list(decisions.runs.items()):
+            if run.gain is not None and run.gain < least:
+                decisions.leave(place)
+                skipped.append(SkippedRun(place.path, f"{_AS_A_WHOLE}; by itself it is {run.when}"))
+        if not decisions.runs:
+            break
+        gain = _gain_of_module(decisions, arguments)
+        if gain > _NOISE_OF_MODULE:
+            decisions.apply()
+            return gain
+    for place, run in list(decisions.runs.items()):
+        decisions.leave(place)
+        skipped.append(SkippedRun(place.path, f"{_AS_A_WHOLE}; by itself it is {run.when}"))
+    return 1.0
+
+
+def _gain_of_module(decisions: _Decisions, arguments: Sequence[Any]) -> float:
+    module = decisions.module
+    given = [t for t in arguments if isinstance(t, Tensor)]
+    wanted = [t for t in (*given, *module.parameters()) if t.requires_grad]
+    some = next(iter((*given, *module.parameters())), torch.empty(0))
+
+    def duration() -> float:
+        start = _now(some)
+        with torch.set_grad_enabled(module.training):
+            results = [t for t in tensors_in(module(*arguments)) if t.requires_grad]
+            if results and wanted:
+                torch.autograd.grad(results, wanted, [torch.ones_like(t) for t in results], allow_unused=True)
+        return _now(some) - start
+
+    def with_decisions() -> float:
+        decisions.apply()
+        try:
+            return duration()
+        finally:
+            decisions.take_back()
+
+    with put_back(module):
+        return _ratio(duration, with_decisions, _SECONDS_OF_MODULE, rounds=7)
 
 
 # ---- the layers ------------------------------------------------------------------------------------------
@@ -419,6 +779,9 @@ _ACTS: dict[type[nn.Module], str] = {
     nn.Softplus: "softplus",
     nn.SiLU: "swish",
 }
+_ACT_NAMES = {act: cls.__name__ for cls, act in _ACTS.items()}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NOT_PLAIN = "its parameters are not plain floating-point tensors on a device that has the kernels"
 _NO_ACTIVATION = "what follows it ({follower}) is not one of " + ", ".join(act.__name__ for act in _ACTS)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _DEVICES = tuple(
@@ -436,13 +799,10 @@ def _fusion(layer: nn.Module, follower: nn.Module | None) -> _Fusion | str:
 
     It runs in every forward, also under torch.compile, so it must be cheap and the reason a constant.
     """
-    # The functions of torch.nn.utils.parametrize for this take longer than everything else here.
     parametrized = "parametrizations" in layer._modules
-    run = _LAYERS.get(type(layer).__bases__[0] if parametrized else type(layer))
+    run = _LAYERS.get(_layer_type(layer))
     if run is None:
-        if isinstance(layer, LazyModuleMixin):
-            return "{layer} gets its shape from the first input; call fuse_ again after that"
-        return "{layer} is a subclass, which may do more than its base class"
+        return _no_layer(layer)
     if follower is None:
         return "nothing follows it in its Sequential"
     act = _ACTS.get(type(follower))
@@ -462,8 +822,26 @@ def _fusion(layer: nn.Module, follower: nn.Module | None) -> _Fusion | str:
         return "{follower} behind it has hooks or a replaced forward, which would be bypassed"
     parameters = layer.parameters() if parametrized else layer._parameters.values()
     if not all(p is None or _is_plain(p) for p in parameters):
-        return "its parameters are not plain floating-point tensors on a device that has the kernels"
+        return _NOT_PLAIN
     return _Fusion(run, act, follower.negative_slope if isinstance(follower, nn.LeakyReLU) else None)
+
+
+def _no_layer(layer: nn.Module) -> str:
+    if isinstance(layer, LazyModuleMixin):
+        return "{layer} gets its shape from the first input; call fuse_ again after that"
+    return "{layer} is a subclass, which may do more than its base class"
+
+
+def _activation_of_module(follower: nn.Module) -> Activation | None:
+    act = _ACTS.get(type(follower))
+    if act is None or _is_observed(follower):
+        return None
+    if isinstance(follower, nn.ELU) and follower.alpha != 1:
+        return None
+    if isinstance(follower, nn.Softplus) and not (follower.beta == 1 and follower.threshold >= 20):
+        return None
+    alpha = follower.negative_slope if isinstance(follower, nn.LeakyReLU) else None
+    return Activation(act, alpha, getattr(follower, "inplace", False))
 
 
 def _is_observed(module: nn.Module) -> bool:
@@ -514,6 +892,26 @@ def _containers(
         for name, child in module._modules.items():
             if child is not None:
                 yield from _containers(f"{path}.{name}" if path else name, child, skipped, seen)
+
+
+def _layers(module: nn.Module, skipped: list[SkippedRun]) -> Iterator[_Place]:
+    """The layers that may be taken, in every place where they are."""
+    owners: dict[nn.Module, nn.Module] = {}  # of lists of modules, which have no forward
+    for path, parent in _containers("", module, skipped, seen=set()):
+        owner = owners.get(parent, parent)
+        owners.update((c, owner) for c in parent.children() if isinstance(c, (nn.ModuleList, nn.ModuleDict)))
+        prefix, container = f"{path}." if path else "", _runs_as_sequential(parent)
+        for (name, child), (_, follower) in pairwise([*parent._modules.items(), ("", None)]):
+            if child is not None and isinstance(child, tuple(_LAYERS)):
+                yield _Place(
+                    prefix + name,
+                    name,
+                    child,
+                    parent,
+                    owner,
+                    container,
+                    follower if container else None,
+                )
 
 
 def _runs_as_sequential(module: nn.Module) -> bool:
