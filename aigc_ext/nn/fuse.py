@@ -175,12 +175,12 @@ def fuse_(module: nn.Module, example_inputs: Tensor | Sequence[Any] | None = Non
         arguments = arguments_of(example_inputs)
         layers = list(dict.fromkeys(place.layer for place in found))
         usages = run_on_examples(module, layers, arguments, _is_plain, _activation_of_module)
-    readings: dict[nn.Module, Reading | str] = {}
+    chooser = _Chooser()
     decisions = _Decisions(module)
     for place in found:
         if place.layer in decisions.plans:  # it is in several places
             continue
-        choice = _choose(place, usages.get(place.layer), readings)
+        choice = chooser.choose(place, usages.get(place.layer))
         if isinstance(choice, str):
             report.skipped.append(SkippedRun(place.path, choice))
             if place.container and usages:
@@ -502,6 +502,8 @@ class _Decisions:
         self.runs[place] = choice.run
         if choice.plan is not None:
             self.plans[place.layer] = choice.plan
+            if place.container:
+                self.choices.setdefault(place.parent, {})[place.name] = False
         else:
             self.choices.setdefault(place.parent, {})[place.name] = True if choice.sure else None
 
@@ -524,70 +526,94 @@ class _Decisions:
         _undo(self.module)
 
 
-def _choose(
-    place: _Place,
-    usage: Usage | None,
-    readings: dict[nn.Module, Reading | str],
-) -> _Choice | str:
-    """How a layer is to run, or why as before."""
-    layer, x = place.layer, None if usage is None else usage.input
-    reason = ""
-    gains: list[tuple[float, _Choice]] = []
-    rule = "on the CPU " + _RULES.get(_layer_type(layer), "never")
+class _Chooser:
+    """Chooses for one layer after the other; equal layers with equal inputs are measured once."""
 
-    def offer(kind: str, plan: Plan | None, gain: float) -> None:
-        run = FusedRun(place.path, kind, f"measured {gain:.2f} times as fast", gain)
-        gains.append((gain, _Choice(run, plan, True)))
+    def __init__(self) -> None:
+        self._readings: dict[nn.Module, Reading | str] = {}
+        self._gains: dict[Any, float] = {}
 
-    if place.container:
-        fusion = _fusion(layer, place.follower)
-        if isinstance(fusion, str):
+    def choose(self, place: _Place, usage: Usage | None) -> _Choice | str:
+        """How a layer is to run, or why as before."""
+        if usage is not None and usage.input is not None:
+            return self._by_measurement(place, usage, usage.input)
+        return self._by_rule(place, usage)
+
+    def _by_measurement(self, place: _Place, usage: Usage, x: Tensor) -> _Choice | str:
+        layer, activation = place.layer, usage.activation
+        reason = activation if isinstance(activation, str) else ""
+        choices: list[_Choice] = []
+
+        def offer(what: str, plan: Plan | None, how: Any, measure: Callable[[], float]) -> None:
+            key = _kind_of_call(layer, x), how
+            if key not in self._gains:
+                self._gains[key] = measure()
+            gain = self._gains[key]
+            run = FusedRun(place.path, what, f"measured {gain:.2f} times as fast", gain)
+            choices.append(_Choice(run, plan, True))
+
+        if place.container:
+            fusion, follower = _fusion(layer, place.follower), place.follower
+            if isinstance(fusion, str):
+                reason = fusion.format(layer=_name(layer), follower=_describe(follower))
+            else:
+                what = f"{_name(layer)}+{_name(follower)}"
+                offer(what, None, repr(follower), lambda: _gain_of_pair(layer, follower, x, fusion))
+        refusal = _refuses_plan(layer, measured=True)
+        if refusal is None and isinstance(activation, Activation) and not choices:
+            waits = Plan(*activation[:2], True, tuple(usage.followers))
+            what = f"{_name(layer)}+{_ACT_NAMES[activation.act]}"
+            offer(what, waits, activation, lambda: _gain_of_plan(layer, usage, waits))
+        if refusal is None and _may_be_ours(layer) and _pays(layer, x):
+            alone = Plan(None, None, True)
+            offer(_name(layer), alone, (None, activation), lambda: _gain_of_plan(layer, usage, alone))
+        if not choices:
+            return reason or str(refusal)
+        best = max(choices, key=lambda choice: choice.run.gain or 0)
+        assert best.run.gain is not None
+        return best if best.run.gain > _NOISE else f"as one op it is {best.run.when}"
+
+    def _by_rule(self, place: _Place, usage: Usage | None) -> _Choice | str:
+        layer = place.layer
+        rule = "on the CPU " + _RULES.get(_layer_type(layer), "never")
+        followed: tuple[Activation, tuple[nn.Module, ...]] | None = None
+        if place.container:
+            fusion = _fusion(layer, place.follower)
+            if not isinstance(fusion, str):
+                what = f"{_name(layer)}+{_name(place.follower)}"
+                return _Choice(FusedRun(place.path, what, rule), None, False)
             reason = fusion.format(layer=_name(layer), follower=_describe(place.follower))
+        elif usage is not None:
+            return str(usage.activation)
         else:
-            kind = f"{_name(layer)}+{_name(place.follower)}"
-            if x is None:
-                return _Choice(FusedRun(place.path, kind, rule), None, False)
-            offer(kind, None, _gain_of_pair(layer, place.follower, x, fusion))
-    if refusal := _refuses_plan(layer, measured=x is not None):
-        if not gains:
-            return reason or refusal
-    elif usage is not None and x is not None:
-        activation = usage.activation
-        if isinstance(activation, Activation) and not gains:
-            plan = Plan(*activation[:2], True, tuple(usage.followers))
-            offer(f"{_name(layer)}+{_ACT_NAMES[activation.act]}", plan, _gain_of_plan(layer, usage, plan))
-        elif not isinstance(activation, Activation):
-            reason = reason or activation
-        if _may_be_ours(layer) and _pays(layer, x):
-            plan = Plan(None, None, True)
-            offer(_name(layer), plan, _gain_of_plan(layer, usage, plan))
-    elif usage is not None and not place.container:
-        reason = str(usage.activation)
-    else:
-        read = None
-        if not place.container:
-            if place.owner not in readings:
-                readings[place.owner] = read_forward(place.owner, _activation_of_module)
-            reading = readings[place.owner]
+            if place.owner not in self._readings:
+                self._readings[place.owner] = read_forward(place.owner, _activation_of_module)
+            reading = self._readings[place.owner]
             reason = f"{_name(place.parent)}, which holds it, has a forward() of its own"
             if isinstance(reading, str):
                 reason += f", and {reading}; give example_inputs"
-            elif (read := reading.get(layer)) is None:
+            elif (followed := reading.get(layer)) is None:
                 reason += ", in which no activation alone is seen to follow; example_inputs would show it"
-        if read is not None:
-            activation, followers = read
-            kind = f"{_name(layer)}+{_ACT_NAMES[activation.act]}"
+        if refusal := _refuses_plan(layer, measured=False):
+            return reason if place.container else refusal
+        if followed is not None:
+            activation, followers = followed
+            what = f"{_name(layer)}+{_ACT_NAMES[activation.act]}"
             if _layer_type(layer) in _RULES or _off_cpu(layer):
-                return _Choice(
-                    FusedRun(place.path, kind, rule), Plan(*activation[:2], False, followers), False
-                )
-            reason = f"{kind} is taken on the CPU only if example_inputs show a gain"
+                plan = Plan(*activation[:2], False, followers)
+                return _Choice(FusedRun(place.path, what, rule), plan, False)
+            reason = f"{what} is taken on the CPU only if example_inputs show a gain"
         if _may_be_ours(layer):
             return _Choice(FusedRun(place.path, _name(layer), rule), Plan(None, None, False), False)
-    if not gains:
         return reason
-    gain, choice = max(gains, key=lambda pair: pair[0])
-    return choice if gain > _NOISE else f"as one op it is {choice.run.when}"
+
+
+def _kind_of_call(layer: nn.Module, x: Tensor) -> Any:
+    """Equal for calls that take equally long."""
+    norms = repr(layer._modules.get("parametrizations")), [type(h) for h in layer._forward_pre_hooks.values()]
+    needs = tuple(p.requires_grad for p in layer.parameters()), x.requires_grad, layer.training
+    tensor = x.shape, x.stride(), x.dtype, x.device
+    return _layer_type(layer), layer.extra_repr(), str(norms), needs, tensor
 
 
 def _off_cpu(layer: nn.Module) -> bool:

@@ -494,6 +494,21 @@ def test_parametrizations_can_be_removed(op_calls):
     assert type(model.layer) is nn.Conv2d
 
 
+def test_a_parametrization_may_come_later(op_calls):
+    model, x = Fork(nn.Conv2d(4, 4, 3)), torch.randn(2, 4, 5, 5)
+    fuse_(model, x)
+    reference = Fork(copy.deepcopy(model.layer))
+    unfuse_(reference)
+    for m in (model, reference):
+        parametrizations.weight_norm(m.layer)
+    op_calls.clear()
+    torch.testing.assert_close(model(x), reference(x))
+    assert op_calls == ["conv2d_act"]
+    unfuse_(model)
+    assert type(model.layer).__bases__ == (nn.Conv2d,)
+    torch.testing.assert_close(model(x), reference(x))
+
+
 # ---- the whole -------------------------------------------------------------------------------------------
 
 
@@ -523,6 +538,42 @@ def test_of_what_does_not_pay_as_a_whole_the_clear_gains_are_kept(monkeypatch):
     assert report.fused == [FusedRun("bn", "BatchNorm2d+ReLU")]
     assert report.gain == 1.2
     assert type(model.conv) is nn.Conv2d
+
+
+def test_equal_layers_are_measured_once(monkeypatch):
+    measured = list[nn.Module]()
+
+    def gain(layer, *_):
+        measured.append(layer)
+        return 2.0
+
+    monkeypatch.setattr(fuse, "_measured_gain", gain)
+    block = [nn.Linear(3, 3), nn.Tanh()]
+    model = nn.Sequential(*copy.deepcopy(block), *copy.deepcopy(block), nn.Linear(3, 3), nn.ReLU())
+    assert len(fuse_(model, torch.randn(2, 3)).fused) == 3
+    # The first, whose input needs no gradient; the second; and the third, with another activation.
+    assert measured == [model[0], model[2], model[4]]
+    measured.clear()
+    assert len(fuse_(model, torch.randn(2, 3, requires_grad=True)).fused) == 3
+    assert measured == [model[0], model[4]]
+
+
+def test_a_layer_alone_in_a_container_is_not_a_pair(op_calls, monkeypatch):
+    """Where the layer alone gains more than with its neighbour, beside a pair that is taken."""
+    monkeypatch.setattr(fuse, "_gain_of_pair", lambda layer, *_: 1.2 if isinstance(layer, nn.Conv2d) else 3.0)
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.BatchNorm2d(2), nn.ReLU())
+    x = torch.randn(1, 2, 6, 6)
+    report = fuse_(model, x)
+    assert report.fused == [FusedRun("0", "Conv2d"), FusedRun("2", "BatchNorm2d+ReLU")]
+    acts, conv2d_act = list[str](), ops.conv2d_act
+
+    def with_act(*arguments, **options):
+        acts.append(arguments[7])
+        return conv2d_act(*arguments, **options)
+
+    monkeypatch.setattr(ops, "conv2d_act", with_act)
+    model(x)
+    assert acts == ["linear"]
 
 
 @pytest.mark.chooses
