@@ -73,7 +73,8 @@ fit_options = decorator(
         "--transform",
         type=click.Choice(_names.TRANSFORMS),
         help="How to treat other aspect ratios: center-crop crops the ends; center-crop-wide also adds black"
-        " bars, to a square; letterbox crops nothing and adds bars.  [default: they are left out]",
+        " bars, to a square; letterbox crops nothing and adds bars.  [default: center-crop; the command"
+        " dataset leaves them out]",
     ),
     click.option(
         "--enlarge", is_flag=True, default=None, help="Also use images that are smaller than --resolution."
@@ -86,6 +87,11 @@ fit_options = decorator(
         help="Also read what symbolic links out of a folder lead to.",
     ),
 )
+
+
+def usual_transform(resolution: tuple[int, int] | None, transform: str | None) -> str | None:
+    """What photos of any shape need, unless something else was asked for."""
+    return transform or ("center-crop" if resolution else None)
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 
 from aigc_ext import _names
 from aigc_ext._progress import bars
-from aigc_ext.cli.dataset import fit_options
+from aigc_ext.cli.dataset import fit_options, usual_transform
 from aigc_ext.cli.errors import InputError, input_errors
 from aigc_ext.cli.network import network_options, open_sampler
 
@@ -81,7 +81,7 @@ def metrics(
             open_dataset(
                 data,
                 resolution=resolution,
-                transform=transform,
+                transform=usual_transform(resolution, transform),
                 enlarge=bool(enlarge),
                 white=white,
                 follow_links=bool(follow_links),

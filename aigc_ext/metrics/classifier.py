@@ -42,6 +42,8 @@ _HELD_OUT_EVERY = 10
 _LEARNING_RATE = 5e-3
 _STEPS = 500
 _MAX_IMAGES = 20_000  # for training: 500 steps of 64 see each less than twice
+TRAINING_IMAGES = _STEPS * (_BATCH + _BATCH // 4)
+"""That `SampleClassifier.for_dataset` trains on, noise included."""
 _RECIPE = 1  # version of `for_dataset`; increment it when its results change
 
 
@@ -161,12 +163,7 @@ class SampleClassifier:
             )
         if seed < 0:
             raise MetricError(f"seed is {seed}, but must be at least 0")
-        order = shuffled(len(dataset), seed)[:_MAX_IMAGES]
-        _, labels = dataset.labels[order].unique(return_inverse=True)
-        try:
-            num_classes = _check_labels(labels, len(order))
-        except ValueError as error:
-            raise MetricError(f"a classifier of {dataset.name} cannot be trained: {error}") from error
+        order, labels, num_classes = _labels_for_training(dataset, seed)
         prepared = torch.cat([_prepare(dataset.read(part)[0]) for part in order.split(512)])
         stored = None
         if cache is not None:
@@ -388,6 +385,38 @@ def _build_network(channels: int, num_classes: int) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(64 * 4 * 4, num_classes),
     )
+
+
+def untrained_features(channels: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What a `SampleClassifier` does with uint8 images (N, C, H, W), with random weights: to see how long it
+    takes."""
+    with torch.random.fork_rng(devices=[]):
+        network = _build_network(channels, 2).eval().to(device)
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        return network[:-_HEAD](_prepare(images).to(device)).mean(dim=(2, 3)).cpu()
+
+    return features
+
+
+def unsuited(dataset: ImageDataset, seed: int = 0) -> str | None:
+    """Why no classifier can be trained on a dataset's labels; None if one can be."""
+    try:
+        _labels_for_training(dataset, seed)
+    except MetricError as error:
+        return str(error)
+    return None
+
+
+def _labels_for_training(dataset: ImageDataset, seed: int) -> tuple[Tensor, Tensor, int]:
+    """Positions of the images to train on, their labels without empty classes, and the number of these."""
+    order = shuffled(len(dataset), seed)[:_MAX_IMAGES]
+    _, labels = dataset.labels[order].unique(return_inverse=True)
+    try:
+        return order, labels, _check_labels(labels, len(order))
+    except ValueError as error:
+        raise MetricError(f"a classifier of {dataset.name} cannot be trained: {error}") from error
 
 
 def _fit(network: nn.Module, images: Tensor, labels: Tensor, steps: int, random: torch.Generator) -> None:

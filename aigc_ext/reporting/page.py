@@ -36,6 +36,7 @@ _TRAINING = (
     ("Losses", {"loss_d": "discriminator", "loss_g": "generator"}, None),
     ("The discriminator's scores", {"d_real": "D(x)", "d_fake": "D(G(z))"}, None),
     ("Share it judges right", {"acc_real": "real", "acc_fake": "generated"}, (0.0, 1.0)),
+    ("Variety of its samples", {"variety": "relative to the data's"}, (0.0, 1.0)),
     ("Gradient penalties", {"r1": "R1", "r2": "R2"}, None),
     ("Path length", {"path_length": "path length"}, None),
     ("Probability of augmentation", {"augment_p": "p"}, (0.0, 1.0)),
@@ -49,7 +50,18 @@ _METRICS = (
     ("Kernel distance", {"kid": "kid"}, None),
     ("Precision and recall", {"precision": "precision", "recall": "recall"}, (0.0, 1.0)),
 )
-_NO_CURVE = {"step", "nimg", "epoch", "seconds", "skipped_d", "skipped_g", "ema_decay", "gamma", "lr_g"}
+_NO_CURVE = {
+    "warnings",
+    "step",
+    "nimg",
+    "epoch",
+    "seconds",
+    "skipped_d",
+    "skipped_g",
+    "ema_decay",
+    "gamma",
+    "lr_g",
+}
 
 _STYLE = """
 :root{color-scheme:light}
@@ -133,6 +145,7 @@ def _page(run_dir: Path) -> str:
         f"<h1>{escape(name)}</h1>",
         f"<p class='note'>{escape(_progress(config, rows))}</p>",
         _facts(run_dir, config, rows),
+        _warnings(rows),
         "<h2>Samples</h2>",
         _strip(run_dir),
     ]
@@ -214,6 +227,17 @@ def _facts(run_dir: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str,
         if value is not None
     )
     return f'<dl class="facts">{"".join(shown)}</dl>'
+
+
+def _warnings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the run warned of, if anything."""
+    items = (
+        f"<li>At {number(row['nimg'] / 1000)} kimg: {escape(text)}</li>"
+        for row in rows
+        for text in row.get("warnings", {}).values()
+    )
+    found = "".join(items)
+    return f'<h2>Warnings</h2><ul class="warnings">{found}</ul>' if found else ""
 
 
 def _strip(run_dir: Path) -> str:

@@ -27,7 +27,8 @@ class DataConfig(Config):
     resolution: tuple[Count, Count] | None = None
     """Width and height to which all images are cropped and scaled; null: they have one shape already."""
     transform: Literal["center-crop", "center-crop-wide", "letterbox"] | None = None
-    """How to treat images of another aspect ratio than the resolution's, which are left out without it."""
+    """How to treat images of another aspect ratio than the resolution's, which are left out without it. The
+    option --resolution sets center-crop too."""
     enlarge: bool = False
     """Also use images that are smaller than the resolution."""
     white: Annotated[int, Range(ge=1, le=65535)] | None = None
@@ -94,6 +95,11 @@ class RunConfig(Config):
     @property
     def total_images(self) -> int:
         return _images(self.kimg)
+
+    @property
+    def snapshots(self) -> int:
+        """How many the run has, at its end at least."""
+        return max(1, math.ceil(self.total_images / (self.tick_images * self.snap)))
 
     @property
     def tick_images(self) -> int:

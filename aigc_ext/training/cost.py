@@ -33,7 +33,7 @@ _SECONDS = 40.0  # for all steps together
 _ROUNDS = 3  # of the whole steps
 _TRIAL = 4  # images of the first step
 _LARGE = 160 * 160  # pixels of an image of which the first step has only one
-_METRIC_IMAGES = 16
+_METRIC_SHARE = 0.1  # of the training's time that metrics may take by default
 _PATIENCE = 8.0  # seconds by which a step may exceed its time
 _OPENING = 120.0  # seconds in which another process must have opened the data
 _SHARE = 0.95  # of the free memory that another process may take
@@ -87,7 +87,6 @@ class Trials:
     images: int  # that a process computes at once
     batch: int
     kimg: float
-    snapshots: float  # of the whole run
     available_gb: float
     before_gb: float  # the peak before the first step
     # Of each size, in images: the seconds of its kinds of steps that were measured, and the peak afterwards.
@@ -95,8 +94,8 @@ class Trials:
     memory_gb: dict[int, float] = field(default_factory=dict)
     trying: int = 0  # the size, in images at once, of the step that was begun last
     failed: bool = False  # did it want more memory than there is?
-    metric_images: int = 0
-    seconds_per_metric_image: float = 0.0
+    metric_seconds: float = 0.0  # of the whole run
+    metrics_by_default: bool = False  # only where they take little of it
 
     def predicted_gb(self, images: int) -> float:
         """The peak of steps of so many images: on the line through the two largest sizes."""
@@ -139,16 +138,24 @@ class Trials:
                 f"--batch-gpu computes a batch in parts. The time is that of {size} images"
             )
             remark = None
-        metric_hours = self.metric_images * self.seconds_per_metric_image * self.snapshots / 3600
+        training = mean * self.kimg * 1000
+        metrics = self.metric_seconds
+        if self.metrics_by_default and not affordable(metrics, training):
+            metrics = 0.0
         return Cost(
             self.parameters,
             memory_gb=memory,
             seconds_per_kimg=mean * 1000,
-            hours=mean * 1000 * self.kimg / 3600 + metric_hours,
+            hours=(training + metrics) / 3600,
             too_large=too_large,
-            metric_hours=metric_hours,
+            metric_hours=metrics / 3600,
             remark=remark,
         )
+
+
+def affordable(metrics: float, training: float) -> bool:
+    """Are metrics that take so many seconds on by default in a run whose training takes so many?"""
+    return metrics < _METRIC_SHARE * training
 
 
 def probe(loop: Loop, *, seconds: float = _SECONDS) -> Cost:
@@ -181,7 +188,6 @@ def trying(loop: Loop, *, seconds: float, available_gb: float = 0.0) -> Iterator
         images=images,
         batch=config.batch,
         kimg=config.kimg,
-        snapshots=max(1.0, config.total_images / (config.tick_images * config.snap)),
         available_gb=available_gb or available_memory_gb(loop.device) + peak_memory_gb(loop.device),
         before_gb=peak_memory_gb(loop.device),
     )
@@ -200,11 +206,8 @@ def trying(loop: Loop, *, seconds: float, available_gb: float = 0.0) -> Iterator
         size *= 2
     else:
         yield from _measure(trials, loop, images, first, _ROUNDS, end)
-    if not trials.failed and (count := loop.task.try_metrics(_METRIC_IMAGES)):
-        begin = time.perf_counter()
-        loop.task.try_metrics(_METRIC_IMAGES)
-        trials.metric_images = count
-        trials.seconds_per_metric_image = (time.perf_counter() - begin) / _METRIC_IMAGES
+    if not trials.failed and (metrics := loop.task.metric_seconds()):
+        trials.metric_seconds, trials.metrics_by_default = metrics, loop.task.metrics_by_default
         yield trials
 
 

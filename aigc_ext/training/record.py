@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from aigc_ext.training.state import State
 
 BAD_FILES = "bad_files.txt"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NEWEST_ROWS = 500  # that are searched for symptoms
 
 
 class Recorder:
@@ -56,6 +58,8 @@ class Recorder:
         self._skipped_logged = state.skipped
         self._loggers: list[Logger] = []
         self._rows: list[dict[str, Any]] = []  # not written yet, because the disk is full
+        self._newest: deque[Mapping[str, Any]] = deque(maxlen=_NEWEST_ROWS)
+        self._warned: set[str] = set()  # the symptoms that the run has had
 
     @contextmanager
     def recording(self, point: ResumePoint | None, newest: str | None) -> Iterator[None]:
@@ -83,7 +87,7 @@ class Recorder:
                 "step %d: so far %s steps were not finite and were skipped", state.step, " and ".join(counts)
             )
             self._skipped_logged = skipped
-        row = {
+        row: dict[str, Any] = {
             "step": state.step,
             "nimg": state.nimg,
             "epoch": state.nimg / len(task.data),
@@ -94,6 +98,13 @@ class Recorder:
             "img_per_sec": round(images_per_second, 1),
             "memory_gb": round(peak_memory_gb(task.device), 3),
         }
+        self._newest.append(row)
+        found = task.symptoms(list(self._newest))
+        if new := {name: text for name, text in found.items() if name not in self._warned}:
+            row["warnings"] = new
+            self._warned |= new.keys()
+            for text in new.values():
+                self._run.log.warning("%s", text)
         for logger in self._loggers:
             logger.row("stats", row)
         self._rows.append(row)
@@ -202,6 +213,8 @@ class Recorder:
             run.log.warning("%s has %d rows where there were %d", history.path, len(rows), state.rows)
         state.rows = len(rows)
         run.stats.restart(rows)
+        self._newest.extend(rows)
+        self._warned = {name for row in rows for name in row.get("warnings", {})}
         measured = history.path.with_name(METRICS_FILE)
         if measured.exists():
             rows = StatsLog(measured).rows()

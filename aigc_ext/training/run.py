@@ -187,8 +187,8 @@ def check_resumable(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 class StatsLog:
-    """`stats.jsonl`: one JSON object per tick, each with the `step` at which it was written; or
-    `metrics.jsonl`, one per snapshot."""
+    """`stats.jsonl`: one JSON object per tick, each with the `step` at which it was written and, if any, the
+    `warnings` given then; or `metrics.jsonl`, one per snapshot."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -232,6 +232,9 @@ class StatsLog:
             raise RunError(
                 f"{self.path}, line {number} is {shown}, but must be an object with numbers step and nimg"
             )
+        warnings = row.get("warnings", {})
+        if not isinstance(warnings, dict) or not all(isinstance(text, str) for text in warnings.values()):
+            raise RunError(f"{self.path}, line {number}: warnings must be an object of strings")
         return row
 
     def restart(self, rows: list[dict[str, Any]]) -> None:

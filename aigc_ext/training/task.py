@@ -84,7 +84,12 @@ class Task(ABC):
         return at
 
     def figures(self, schedule: Any) -> Mapping[str, float | None]:
-        """The entries of a row of statistics that come from the last step's schedule."""
+        """The entries of a row of statistics that come from the last step, other than its `statistics`."""
+        return {}
+
+    def symptoms(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+        """What the newest of these rows of statistics show to be wrong with the run, and what to try:
+        messages by the symptom's name. The run warns of each symptom once."""
         return {}
 
     def join(self, processes: Processes) -> None:
@@ -118,10 +123,14 @@ class Task(ABC):
         """For a dry run: the kinds of the steps in one period. Steps of one kind cost the same."""
         return (None,)
 
-    def try_metrics(self, count: int) -> int:
-        """For a dry run: makes `count` samples and looks at them as `metrics` does, and returns how many
-        `metrics` looks at; 0 if there are none."""
-        return 0
+    @property
+    def metrics_by_default(self) -> bool:
+        """Are there metrics only if they take little of the run's time?"""
+        return False
+
+    def metric_seconds(self) -> float:
+        """For a dry run: how long the metrics of the whole run will take; 0 if there are none."""
+        return 0.0
 
     def with_config(self, config: RunConfig) -> Task:
         """For a dry run, which tries small batches: the same modules with another config."""

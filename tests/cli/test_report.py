@@ -86,7 +86,8 @@ def test_a_run_on_one_page(run, capsys) -> None:
     assert [png_of(url) for url in page.images] == [(run / f"{name}.png").read_bytes() for name in names]
     assert page.charts == [
         *("Fréchet distance", "Precision and recall", "ppl"),
-        *("Losses", "The discriminator's belief", "Share it judges right", "Gradient penalties"),
+        *("Losses", "The discriminator's belief", "Share it judges right"),
+        *("Variety of its samples", "Gradient penalties"),
         *("Speed", "Memory", "ada_p"),
     ]
     # Nothing is fetched, and nothing runs.

@@ -35,7 +35,6 @@ def trials(**changes) -> Trials:
         images=32,
         batch=64,
         kimg=25_000,
-        snapshots=125,
         available_gb=20,
         before_gb=1,
         seconds={4: {0: 0.4, 1: 0.8}, 8: {0: 0.8, 1: 1.6}},
@@ -92,10 +91,19 @@ def test_what_time_allowed() -> None:
 
 
 def test_metrics_are_counted_in() -> None:
-    made = trials(metric_images=5000, seconds_per_metric_image=0.02).cost()
-    assert made.metric_hours == pytest.approx(5000 * 0.02 * 125 / 3600)
+    made = trials(metric_seconds=12_500.0).cost()
+    assert made.metric_hours == pytest.approx(12_500 / 3600)
     assert made.hours == pytest.approx(125 * 25_000 / 3600 + made.metric_hours)
     assert "36.3 days in all, 3.47 h of it for metrics" in str(made)
+
+
+def test_metrics_by_default_are_counted_where_the_run_will_have_them() -> None:
+    """Where they take less than a tenth of the training's time, here 125 * 25,000 seconds."""
+    assert trials(metric_seconds=3e5, metrics_by_default=True).cost().metric_hours == pytest.approx(
+        3e5 / 3600
+    )
+    assert trials(metric_seconds=4e5, metrics_by_default=True).cost().metric_hours == 0
+    assert trials(metric_seconds=4e5).cost().metric_hours > 0
 
 
 @pytest.mark.parametrize(

@@ -63,17 +63,7 @@ def fastest(
 
     def take(way: Way, kind: Kind) -> float:
         step.mode, step.objective.autocast = way
-        penalize, train_generator, stretch = kind
-        options: dict[str, Any] = {"mixing": inputs.mixing, "seed": inputs.seed, "blur_sigma": 0.0}
-        began = _now(device)
-        step(
-            *(inputs.real, inputs.z, inputs.labels),
-            **options,
-            penalize=penalize,
-            train_generator=train_generator,
-            stretch=stretch,
-        )
-        return _now(device) - began
+        return _seconds(step, inputs, kind)
 
     def measure(*ways: Way, rounds: int = _ROUNDS) -> None:
         """In turns, after a first round for each way, which records or compiles."""
@@ -139,6 +129,32 @@ def fastest(
     faster = f", {costs[plain] / costs[chosen]:.2f} times as fast as {plain} over the run"
     text = ", ".join(f"{way} {_ms(mean(way))}" for way in once)
     return chosen, f"{chosen}{faster if chosen != plain else ''} (a step: {'; '.join([text, *notes])})"
+
+
+def seconds_per_step(step: AdversarialStep, inputs: StepInputs, kinds: Sequence[Kind]) -> float:
+    """The mean over the steps of a period, in the step's own mode: of the second step of each kind. They are
+    undone. Of processes that share a batch, each has to call it."""
+    counts, device = Counter(kinds), inputs.z.device
+    with undone(step.state().tensors, device):
+        for kind in counts:
+            _seconds(step, inputs, kind)
+        total = sum(_seconds(step, inputs, kind) * count for kind, count in counts.items())
+    return total / counts.total()
+
+
+def _seconds(step: AdversarialStep, inputs: StepInputs, kind: Kind) -> float:
+    """How long a step takes."""
+    penalize, train_generator, stretch = kind
+    options: dict[str, Any] = {"mixing": inputs.mixing, "seed": inputs.seed, "blur_sigma": 0.0}
+    began = _now(inputs.z.device)
+    step(
+        *(inputs.real, inputs.z, inputs.labels),
+        **options,
+        penalize=penalize,
+        train_generator=train_generator,
+        stretch=stretch,
+    )
+    return _now(inputs.z.device) - began
 
 
 def _chosen(costs: dict[Way, float]) -> Way:

@@ -129,6 +129,16 @@ class AdversarialStep:
                 return part
         return self._parts_done[-1] if self._parts_done else None
 
+    def images(self, count: int) -> tuple[Tensor, Tensor]:
+        """At most `count` real images of the last call and as many generated ones, as G made them: not yet
+        augmented. Those of a single part, if they are enough."""
+        if self._native_done is not None:
+            share, fake = self._native_done
+            return share.real[:count], fake.view(share.real.shape)[:count]
+        real = [part.real for part in self._parts_done]
+        fakes = [part.fake for part in self._parts_done]
+        return _first(real, count), _first(fakes, count)
+
     def __call__(
         self,
         real: Tensor,
@@ -370,3 +380,8 @@ class AdversarialStep:
         if share.seed is None:
             raise ValueError("seed is None, but must be given: the batch is computed in parts")
         return [share.part(part) for part in parts]
+
+
+def _first(parts: Sequence[Tensor], count: int) -> Tensor:
+    """The first rows of the parts, put together if one has not enough."""
+    return parts[0][:count] if len(parts[0]) >= count else torch.cat(list(parts))[:count]

@@ -19,16 +19,18 @@ from aigc_ext.config import ConfigError
 from aigc_ext.data import ImageDataset, as_dataset, normalize, open_dataset
 from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
-from aigc_ext.metrics import MetricSet, RandomFeatures
+from aigc_ext.metrics import MetricSet
+from aigc_ext.metrics.classifier import unsuited
+from aigc_ext.metrics.cost import estimate_seconds
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.models.transfer import Transfer, transfer_weights
 from aigc_ext.optim import AdamEMA
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
-from aigc_ext.tasks.gan import recipe
+from aigc_ext.tasks.gan import recipe, symptoms
 from aigc_ext.tasks.gan.augment import AdaAugment
 from aigc_ext.tasks.gan.config import AdamConfig, TrainConfig
-from aigc_ext.tasks.gan.fastest import fastest
+from aigc_ext.tasks.gan.fastest import fastest, seconds_per_step
 from aigc_ext.tasks.gan.initial import (
     INIT_FILE,
     InitialWeights,
@@ -41,6 +43,7 @@ from aigc_ext.tasks.gan.recipe import Schedule
 from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
 from aigc_ext.training import run
 from aigc_ext.training.config import RunConfig
+from aigc_ext.training.cost import affordable, duration
 from aigc_ext.training.distributed import Processes
 from aigc_ext.training.loop import Loop
 from aigc_ext.training.parts import part_size
@@ -145,14 +148,22 @@ class GANTask(Task):
                 raise ConfigError(f"step is {config.step!r}, but {because}")
 
     def settle(self, log: logging.Logger) -> None:
-        """Measures which mode of the step is the fastest, on the CPU and for networks of ours: others may do
-        something that is not recorded. And, where it was left open, in which precision."""
+        """Measures which mode of the step is the fastest, on the CPU and for networks of ours, in which precision
+        where that was left open, and what the metrics would cost."""
+        self._settle_step(log)
+        if self.config.metrics is None:
+            self._settle_metrics(log)
+
+    @property
+    def _ours(self) -> bool:
+        """Other networks may do something that is not recorded, nor undone."""
+        networks = self.generator, self.discriminator
+        return all(type(network).__module__.startswith(models.__name__) for network in networks)
+
+    def _settle_step(self, log: logging.Logger) -> None:
         inputs, step, config = self._example(), self._take_step, self.config
-        ours = all(
-            type(n).__module__.startswith(models.__name__) for n in (self.generator, self.discriminator)
-        )
         native = config.step in ("auto", "native") and step.refusal(inputs) is None
-        modes = config.step == "auto" and self.device.type == "cpu" and ours and not native
+        modes = config.step == "auto" and self.device.type == "cpu" and self._ours and not native
         modes = modes and step.refusal(inputs, mode="traced") is None
         precisions = config.precision == "auto" and not native and self.processes.count == 1
         if modes or precisions:
@@ -256,10 +267,18 @@ class GANTask(Task):
             "lr_g": schedule.g_rates["lr"],
             "blur_sigma": schedule.blur_sigma if self.config.augment.blur_sigma else None,
             "augment_p": self.augment.p.item() if isinstance(self.augment, AdaAugment) else None,
+            "variety": symptoms.variety(*self._take_step.images(symptoms.COMPARED)),
         }
+
+    def symptoms(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+        return symptoms.symptoms(rows, self.config)
 
     def begin(self, directory: Path, log: logging.Logger) -> None:
         config, data = self.config, self.data
+        if config.data.transform == "center-crop" and config.data.resolution:
+            wanted = "x".join(map(str, config.data.resolution))
+            text = "images of another shape than %s lose their ends; --transform letterbox adds bars instead"
+            log.info(f"%s: {text}", data.name, wanted)
         if data.num_classes and not self._classes:
             log.info("the labels of %s are not used, because data.cond is false", data.name)
         if self._classes and (remark := data.describe_empty_classes()):
@@ -307,12 +326,47 @@ class GANTask(Task):
     def metrics(self) -> Mapping[str, float]:
         return {} if self._metrics is None else self._metrics(self._sampler)
 
-    def try_metrics(self, count: int) -> int:
-        if not self.config.metrics:
-            return 0
-        images = torch.from_numpy(self._sampler.sample(range(count))).permute(0, 3, 1, 2)
-        RandomFeatures(self.data.image_shape[0], device=self.device)(images)
-        return self.config.metric_images
+    @property
+    def metrics_by_default(self) -> bool:
+        return self.config.metrics is None
+
+    def metric_seconds(self) -> float:
+        config = self.config
+        if config.metrics == () or (config.metrics is None and self._no_metrics()):
+            return 0.0
+        seconds = estimate_seconds(self.data, self._sampler, config.metric_images, self.device)
+        return seconds.total(config.snapshots)
+
+    def _no_metrics(self) -> str | None:
+        """Why there are no metrics by default, as far as it is known without measuring."""
+        config = self.config
+        if config.metric_images * config.snapshots >= config.total_images:
+            return "the run is short"
+        return unsuited(self.data) if self.data.num_classes else None
+
+    def _settle_metrics(self, log: logging.Logger) -> None:
+        """Metrics by default: a new run has them where they cost little of its time."""
+        names = ("fd", "coverage") if self.data.num_classes else ("fd",)
+        found, because = self._worth_while(names)
+        # Processes that measure differently must agree.
+        agreed = self.processes.broadcast_text(",".join(found))
+        self.config = self.config.override("metrics", agreed.split(",") if agreed else [])
+        log.info("metrics: %s", because)
+
+    def _worth_while(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+        config, wanted = self.config, ",".join(names)
+        way_on = f"--metrics {wanted} takes them all the same"
+        if because := self._no_metrics():
+            return (), f"none, since {because}; {way_on}"
+        if not self._ours:
+            return (), f"none, since networks of your own are not tried before they train; {way_on}"
+        step = seconds_per_step(self._take_step, self._example(), self.kinds_of_steps())
+        training = step * math.ceil(config.total_images / config.batch)
+        total = self.metric_seconds()
+        cost = f"about {duration(total)} of {duration(training + total)}"
+        if affordable(total, training):
+            return names, f"{wanted} at each snapshot ({cost}; --metrics none turns them off)"
+        return (), f"none, since {wanted} would take {cost}; {way_on}"
 
     def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
         """Writes the averaged generator in the form that `Sampler.from_pretrained` loads."""

@@ -36,6 +36,22 @@ def test_they_train_with_a_resolution_and_go_on(photos):
     assert files_of(run / name) == files_of(Path("whole") / run.name / name)
 
 
+def test_a_resolution_is_enough(photos, capsys):
+    """The ends of photos of another shape are cut off, unless another transform is named."""
+    assert main(["train", "--data", "photos", "--resolution", "8", *TINY]) == 0
+    config = TrainConfig.from_json(Path("runs/00000-mlp-photos/config.json"))
+    assert (config.data.resolution, config.data.transform) == ((8, 8), "center-crop")
+    said = "photos: images of another shape than 8x8 lose their ends; --transform letterbox adds bars instead"
+    assert capsys.readouterr().err.count(said) == 1
+    measured = ["--metrics", "kid", "--num", "16", "--extractor", "random"]
+    arguments = ["--data", "photos", "--resolution", "8", *measured]
+    assert main(["metrics", "--network", "runs/00000-mlp-photos", *arguments]) == 0
+    letterbox = ["--resolution", "8", "--transform", "letterbox"]
+    assert main(["train", "--data", "photos", *letterbox, *TINY]) == 0
+    config = TrainConfig.from_json(Path("runs/00001-mlp-photos/config.json"))
+    assert config.data.transform == "letterbox"
+
+
 def test_what_is_left_out_is_named(photos):
     (photos / "torn.png").write_bytes(encoded(pixels(0, (9, 9, 3)))[:-60])
     assert main(["train", "--data", "photos", "--resolution", "8", "--transform", "letterbox", *TINY]) == 0
@@ -47,7 +63,8 @@ def test_without_one_the_way_out_is_named(photos, capsys):
     shown = capsys.readouterr().err
     assert "29 of 30 images would be left out" in shown
     assert "--resolution 64 crops and scales all to 64x64" in shown
-    assert main(["train", "--data", "photos", *TINY, "--resolution", "8"]) == 2
+    uncropped = ["--set", "data.resolution=[8,8]"]
+    assert main(["train", "--data", "photos", *TINY, *uncropped]) == 2
     assert "--transform center-crop cuts off what is too long" in capsys.readouterr().err
     assert not Path("runs").exists()
     assert main(["train", "--data", "photos", *TINY, "--set", "data.max_left_out=1"]) == 0
