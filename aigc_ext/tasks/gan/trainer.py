@@ -148,8 +148,8 @@ class GANTask(Task):
                 raise ConfigError(f"step is {config.step!r}, but {because}")
 
     def settle(self, log: logging.Logger) -> None:
-        """Measures which mode of the step is the fastest, on the CPU and for networks of ours, in which precision
-        where that was left open, and what the metrics would cost."""
+        """Measures which mode of the step is the fastest, on the CPU and for networks of ours, in which
+        precision where that was left open, and what the metrics would cost."""
         self._settle_step(log)
         if self.config.metrics is None:
             self._settle_metrics(log)
