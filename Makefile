@@ -65,7 +65,7 @@ lint: $(VENV)/installed $(VENV)/lint-tools $(VENV)/test-tools
 trust: $(VENV)/installed $(VENV)/test-tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability
 
-# What the records of the ops say, where README and the exports repeat it.
+# What the records of the ops say, where docs/ops.md and the exports repeat it.
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
 

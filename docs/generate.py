@@ -1,13 +1,14 @@
 """`make docs`: generates the parts of files that follow from the records of the ops.
 
 - `aigc_ext/ops/__init__.py`: the exports;
-- `README.md`: the list of ops.
+- `docs/ops.md`: the list of ops.
 
 tests/ops/test_records.py fails if a file is out of date.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from aigc_ext.ops._op import Op, records
 
 ROOT = Path(__file__).parents[1]
 EXPORTS = ROOT / "aigc_ext" / "ops" / "__init__.py"
-README = ROOT / "README.md"
+OPS_PAGE = ROOT / "docs" / "ops.md"
 
 
 def exported(ops: list[Op]) -> dict[str, list[str]]:
@@ -37,14 +38,25 @@ def exports(text: str, ops: list[Op]) -> str:
     return head + "".join(lines)
 
 
-def readme(text: str, ops: list[Op]) -> str:
-    """The text with its list of ops, between two comments, regenerated."""
-    names = ", ".join(f"`{op.name}`" for op in ops)
-    return re.sub(r"(<!-- ops -->).*?(<!-- /ops -->)", rf"\1{names}\2", text, flags=re.DOTALL)
+def summary(op: Op) -> str:
+    """The first sentence of the docstring, in Markdown."""
+    text = " ".join((inspect.getdoc(op.public) or "").partition("\n\n")[0].split())
+    text = re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
+    text = re.sub(r":\w+:`([^`]+)`", r"`\1`", text).replace("``", "`")
+    return text.replace("|", r"\|")
+
+
+def page(text: str, ops: list[Op]) -> str:
+    """The text with its table of ops, between two comments, regenerated."""
+    lines = ["| op | |", "|---|---|", *(f"| `{op.name}` | {summary(op)} |" for op in ops)]
+    table = "\n".join(lines)
+    return re.sub(
+        r"(<!-- ops -->).*?(<!-- /ops -->)", lambda m: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL
+    )
 
 
 def main() -> None:
-    for path, write in ((EXPORTS, exports), (README, readme)):
+    for path, write in ((EXPORTS, exports), (OPS_PAGE, page)):
         text = path.read_text(encoding="utf-8")
         path.write_text(write(text, records()), encoding="utf-8")
 

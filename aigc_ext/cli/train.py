@@ -237,6 +237,8 @@ def train(
         _check_used(resolved, point, options["p"], options["target"], desc)
         if data_changed and point is None:
             raise ValueError("--data-changed is for a run that goes on, and needs --resume")
+        if point is not None and options["data"] is None:
+            _check_moved(resolved.data.source)
         with data_bar() as report:
             trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc, report=report)
             transfers: Mapping[str, Transfer] = {}
@@ -310,16 +312,30 @@ def _check_used(
         )
 
 
+def _check_moved(source: str) -> None:
+    """Raises ValueError if a run's folder or file is no longer where it was."""
+    from aigc_ext.data import EMBEDDED_NAMES
+
+    if ":" not in source and source not in EMBEDDED_NAMES and not os.path.exists(source):
+        raise ValueError(
+            f"the run's data are no longer at {source!r}: if they have moved, --data PATH goes on with them, "
+            "since it knows them by their content"
+        )
+
+
 def _report(result: TrainResult) -> None:
     click.echo(f"images seen: {result.nimg:,}")
     click.echo(f"samples:     {result.grid}")
     click.echo(f"checkpoint:  {result.checkpoint}")
     click.echo(f"figures:     {result.stats}")
-    run_dir = shlex.quote(str(result.run_dir))
-    if result.signal is None:
-        click.echo(f"more images: {_command()} sample --network {run_dir} --seeds 0-15")
-    else:
-        click.echo(f"to go on:    {_command()} train --resume {run_dir}")
+    run_dir, command = shlex.quote(str(result.run_dir)), _command()
+    longer = "" if result.signal else f" --kimg {2 * result.nimg / 1000:g}"
+    click.echo(f"to go on:    {command} train --resume {run_dir}{longer}")
+    if result.model is not None:
+        output = shlex.quote(str(result.run_dir / "model.pt2"))
+        click.echo(f"more images: {command} sample --network {run_dir} --seeds 0-15")
+        click.echo(f"one file:    {command} export --network {run_dir} --output {output}")
+    click.echo(f"on one page: {command} report {run_dir}")
 
 
 def _command() -> str:

@@ -1,4 +1,4 @@
-"""The records of the ops are complete, and agree with README and the exports."""
+"""The records of the ops are complete, and agree with docs/ops.md and the exports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_what_repeats_the_records_is_up_to_date() -> None:
     assert spec.loader is not None
     generate: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    for path, write in ((generate.EXPORTS, generate.exports), (generate.README, generate.readme)):
+    for path, write in ((generate.EXPORTS, generate.exports), (generate.OPS_PAGE, generate.page)):
         text = path.read_text(encoding="utf-8")
         assert write(text, OPS) == text, f"{path.name} is not up to date: run `make docs`"
 

@@ -131,12 +131,15 @@ def fastest(
     return chosen, f"{chosen}{faster if chosen != plain else ''} (a step: {'; '.join([text, *notes])})"
 
 
-def seconds_per_step(step: AdversarialStep, inputs: StepInputs, kinds: Sequence[Kind]) -> float:
-    """The mean over the steps of a period, in the step's own mode: of the second step of each kind. They are
-    undone. Of processes that share a batch, each has to call it."""
+def seconds_per_step(
+    step: AdversarialStep, inputs: StepInputs, kinds: Sequence[Kind], *, warm: bool = False
+) -> float:
+    """The mean over the steps of a period, in the step's own mode: of one step of each kind, after another
+    one unless `fastest` has taken some (`warm`). They are undone. Of processes that share a batch, each has
+    to call it."""
     counts, device = Counter(kinds), inputs.z.device
     with undone(step.state().tensors, device):
-        for kind in counts:
+        for kind in () if warm else counts:
             _seconds(step, inputs, kind)
         total = sum(_seconds(step, inputs, kind) * count for kind, count in counts.items())
     return total / counts.total()

@@ -150,9 +150,9 @@ class GANTask(Task):
     def settle(self, log: logging.Logger) -> None:
         """Measures which mode of the step is the fastest, on the CPU and for networks of ours, in which
         precision where that was left open, and what the metrics would cost."""
-        self._settle_step(log)
+        tried = self._settle_step(log)
         if self.config.metrics is None:
-            self._settle_metrics(log)
+            self._settle_metrics(log, tried)
 
     @property
     def _ours(self) -> bool:
@@ -160,7 +160,8 @@ class GANTask(Task):
         networks = self.generator, self.discriminator
         return all(type(network).__module__.startswith(models.__name__) for network in networks)
 
-    def _settle_step(self, log: logging.Logger) -> None:
+    def _settle_step(self, log: logging.Logger) -> bool:
+        """Have steps been taken for it?"""
         inputs, step, config = self._example(), self._take_step, self.config
         native = config.step in ("auto", "native") and step.refusal(inputs) is None
         modes = config.step == "auto" and self.device.type == "cpu" and self._ours and not native
@@ -169,6 +170,7 @@ class GANTask(Task):
         if modes or precisions:
             steps = math.ceil(config.total_images / config.batch)
             kinds = self.kinds_of_steps()
+            log.info("trying a few steps, which may take a minute or, where a compiler is, some more")
             if found := fastest(step, inputs, kinds, steps, modes=modes, precisions=precisions):
                 (mode, autocast), because = found
                 step.objective.autocast = autocast
@@ -181,6 +183,7 @@ class GANTask(Task):
         if config.precision == "auto":
             config = replace(config, precision="float32")
         self.config = config
+        return modes or precisions
 
     def _example(self) -> StepInputs:
         """Inputs of this process's share of a step."""
@@ -344,23 +347,23 @@ class GANTask(Task):
             return "the run is short"
         return unsuited(self.data) if self.data.num_classes else None
 
-    def _settle_metrics(self, log: logging.Logger) -> None:
+    def _settle_metrics(self, log: logging.Logger, tried: bool) -> None:
         """Metrics by default: a new run has them where they cost little of its time."""
         names = ("fd", "coverage") if self.data.num_classes else ("fd",)
-        found, because = self._worth_while(names)
+        found, because = self._worth_while(names, tried)
         # Processes that measure differently must agree.
         agreed = self.processes.broadcast_text(",".join(found))
         self.config = self.config.override("metrics", agreed.split(",") if agreed else [])
         log.info("metrics: %s", because)
 
-    def _worth_while(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    def _worth_while(self, names: tuple[str, ...], tried: bool) -> tuple[tuple[str, ...], str]:
         config, wanted = self.config, ",".join(names)
         way_on = f"--metrics {wanted} takes them all the same"
         if because := self._no_metrics():
             return (), f"none, since {because}; {way_on}"
         if not self._ours:
             return (), f"none, since networks of your own are not tried before they train; {way_on}"
-        step = seconds_per_step(self._take_step, self._example(), self.kinds_of_steps())
+        step = seconds_per_step(self._take_step, self._example(), self.kinds_of_steps(), warm=tried)
         training = step * math.ceil(config.total_images / config.batch)
         total = self.metric_seconds()
         cost = f"about {duration(total)} of {duration(training + total)}"

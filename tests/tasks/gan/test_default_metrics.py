@@ -30,7 +30,7 @@ def measured(monkeypatch):
     """Sets the seconds of a step, of which there are 20, and of the metrics of a run."""
 
     def set_seconds(step: float, metrics: float) -> None:
-        monkeypatch.setattr(training, "seconds_per_step", lambda *_: step)
+        monkeypatch.setattr(training, "seconds_per_step", lambda *_, **__: step)
         monkeypatch.setattr(training, "estimate_seconds", lambda *_: MetricSeconds(metrics, 0.0))
 
     return set_seconds
@@ -133,8 +133,8 @@ def test_measuring_leaves_no_trace_in_the_run(tmp_path, monkeypatch, preset) -> 
     measured = training.seconds_per_step
     taken: list[float] = []
 
-    def measure(*arguments: Any) -> float:
-        taken.append(measured(*arguments))
+    def measure(*arguments: Any, **options: Any) -> float:
+        taken.append(measured(*arguments, **options))
         return 1e9
 
     monkeypatch.setattr(training, "seconds_per_step", measure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,42 @@ def test_a_resolution_is_enough(photos, capsys):
     assert main(["train", "--data", "photos", *letterbox, *TINY]) == 0
     config = TrainConfig.from_json(Path("runs/00001-mlp-photos/config.json"))
     assert config.data.transform == "letterbox"
+
+
+def test_a_stranger_types_what_each_step_printed(photos, capsys):
+    """Trains, moves the folder, goes on, samples, exports, and looks at the report."""
+
+    def type_in(command: str) -> tuple[int, str, str]:
+        name, *arguments = shlex.split(command)
+        assert name == "aigc-ext"
+        code = main(arguments)
+        return (code, *capsys.readouterr())
+
+    def printed(out: str) -> dict[str, str]:
+        return {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in out.splitlines())}
+
+    code, out, _ = type_in(shlex.join(["aigc-ext", "train", "--data", "photos", "--resolution", "8", *TINY]))
+    assert code == 0
+    photos.rename("elsewhere")
+    code, _, err = type_in(printed(out)["to go on"])
+    assert code == 2
+    assert err == (
+        "Error: the run's data are no longer at 'photos': if they have moved, --data PATH goes on with them, "
+        "since it knows them by their content\n"
+    )
+    code, out, _ = type_in(printed(out)["to go on"] + " --data elsewhere")
+    assert code == 0
+    assert printed(out)["images seen"] == "40"  # twice as many
+    code, *_ = type_in(printed(out)["to go on"])
+    assert code == 0
+    for key, found in (
+        ("more images", "out/seed0000.png"),
+        ("one file", "runs/00000-mlp-photos/model.pt2"),
+        ("on one page", "runs/00000-mlp-photos/report.html"),
+    ):
+        code, *_ = type_in(printed(out)[key])
+        assert code == 0
+        assert Path(found).is_file(), sorted(Path().glob("out/*"))
 
 
 def test_what_is_left_out_is_named(photos):
