@@ -240,7 +240,7 @@ def _fake_double_backward(  # type: ignore[no-untyped-def]
     cotangents = {"v_weight": v_weight, "v_bias": v_bias, "v_scale": v_scale, "v_shift": v_shift}
     elements = {"residual": residual, "dy": dy, "v": v, "v_residual": v_residual}
     options = (num_groups, eps, act, alpha, gain, clamp)
-    _check(op, x, *options, (mean, rstd), elements, **numbers, **cotangents)
+    _check(op, x, *options, (mean, rstd), elements, **numbers, **cotangents)  # type: ignore[misc]
     of_inputs = _empty_gradients(op, x, needs, **numbers, residual=residual)
     return empty_dense_like(x), empty_dense_like(x), *of_inputs
 

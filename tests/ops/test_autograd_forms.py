@@ -84,8 +84,8 @@ def test_both_forms_have_the_same_bits(tmp_path: Path) -> None:
 
 
 def layer(**options: Any) -> tuple[list[Tensor], Tensor]:
-    given = [torch.randn(size, requires_grad=True) for size in ((4, 8), (6, 8), (6,))]
-    return given, ops.linear_act(*given, act="lrelu", **options)
+    x, w, b = (torch.randn(size, requires_grad=True) for size in ((4, 8), (6, 8), (6,)))
+    return [x, w, b], ops.linear_act(x, w, b, act="lrelu", **options)
 
 
 def test_it_is_the_one_in_use() -> None:
@@ -106,7 +106,8 @@ def test_nodes_are_freed() -> None:
     gone = []
     for y in results:
         assert y.grad_fn is not None
-        y.grad_fn.metadata["mark"] = mark = Mark()
+        mark = Mark()
+        y.grad_fn.metadata["mark"] = mark  # type: ignore[index]
         gone.append(weakref.ref(mark))
     del results, y, mark
     gc.collect()
@@ -137,7 +138,7 @@ def test_saved_tensors_hooks_and_checkpoints() -> None:
     assert any(t is given[0] or torch.equal(t, given[0]) for t in packed)
     expected = torch.autograd.grad(y.sum(), given)
     again = torch.utils.checkpoint.checkpoint(
-        lambda *given: ops.linear_act(*given, act="lrelu"), *given, use_reentrant=False
+        lambda x, w, b: ops.linear_act(x, w, b, act="lrelu"), *given, use_reentrant=False
     )
     for one, other in zip(torch.autograd.grad(again.sum(), given), expected, strict=True):
         assert torch.equal(one, other)

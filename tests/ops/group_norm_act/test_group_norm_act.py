@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,9 +45,10 @@ def test_half_images_beside_float32_parameters(dtype):
     y = ops.group_norm_act(**given, num_groups=2, act="swish")
     assert y.dtype == dtype
     gradients = torch.autograd.grad(y.float().square().sum(), leaves, create_graph=True)
-    second = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), leaves)
+    second = torch.autograd.grad(torch.stack([g.float().square().sum() for g in gradients]).sum(), leaves)
     assert [g.dtype for g in gradients] == [g.dtype for g in second] == [t.dtype for t in leaves]
-    wide = ops.group_norm_act(**{k: t.float() for k, t in given.items()}, num_groups=2, act="swish")
+    float32: Any = {k: t.float() for k, t in given.items()}
+    wide = ops.group_norm_act(**float32, num_groups=2, act="swish")
     torch.testing.assert_close(y.float(), wide, rtol=1e-2, atol=1e-2)
     assert ops.group_norm_act(IMAGES.to(dtype), 2, residual=IMAGES.float()).dtype == torch.float32
 
@@ -72,14 +75,14 @@ def test_a_large_mean_costs_no_digits_of_the_variance():
 @pytest.mark.parametrize("shape", [(3, 70, 33, 30), (2, 64, 40, 40)], ids=str)
 def test_units_at_once_and_stage_by_stage_have_the_same_bits(layout, shape):
     """Which of the two it is depends on the number of threads."""
-    given = {k: with_layout(v.float(), layout) for k, v in inputs(shape, 1, OPTIONAL).items()}
+    given: Any = {k: with_layout(v.float(), layout) for k, v in inputs(shape, 1, OPTIONAL).items()}
     leaves = [t.requires_grad_() for t in given.values()]
     before = torch.get_num_threads()
 
     def results():
         y = ops.group_norm_act(**given, num_groups=2, act="swish")
         gradients = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+        second = torch.autograd.grad(torch.stack([g.square().sum() for g in gradients]).sum(), leaves)
         return [y.detach(), *gradients, *second]
 
     try:
