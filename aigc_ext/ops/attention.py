@@ -24,7 +24,6 @@ from torch import Tensor
 
 from aigc_ext.ops._arguments import (
     check_finite,
-    check_same_device,
     check_same_kind,
     check_same_shape,
     dtype_name,
@@ -179,7 +178,6 @@ def _check(  # type: ignore[no-untyped-def]
         )
     check_finite(op, scale=scale)
     if mask is not None:
-        check_same_device(op, q=q, key_padding_mask=mask)
         if mask.dtype != torch.bool:
             raise RuntimeError(f"{op}: key_padding_mask is {dtype_name(mask.dtype)}, but must be bool")
         if tuple(mask.shape) != (n, keys):
@@ -195,7 +193,6 @@ def _check(  # type: ignore[no-untyped-def]
                 f"{v.size(3)}]"
             )
     if lse is not None:
-        check_same_device(op, q=q, lse=lse)
         if lse.dtype != wide_dtype(q) or tuple(lse.shape) != (n, heads, queries):
             raise RuntimeError(
                 f"{op}: lse is {dtype_name(lse.dtype)} of shape {shape_of(lse)}, but must be "

@@ -280,7 +280,7 @@ void look_for_nonfinite(AdamWork& work, const Tensor& like) {
   work.params.found_inf = find_nonfinite(*work.found, work.slots, work.elements);
 }
 
-void take_step(AdamWork& work, const Tensor& like) {
+void take_step(AdamWork& work, [[maybe_unused]] const Tensor& like) {
   AdamEmaParams& p = work.params;
   p.slots = work.slots.data();
   p.steps = work.steps.data();

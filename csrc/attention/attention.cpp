@@ -66,7 +66,6 @@ void set_params(AttentionParams& p, const Tensor& q, const Tensor& k, const Tens
              ", value_width] for a k of shape ", shape(k));
   AIGC_CHECK(std::isfinite(scale), op, ": scale is ", scale, ", but must be finite");
   if (mask) {
-    check_same_device(*mask, "key_padding_mask", q, "q", op);
     AIGC_CHECK(mask->scalar_type() == ScalarType::Bool, op, ": key_padding_mask is ",
                dtype_name(mask->scalar_type()), ", but must be bool");
     AIGC_CHECK(mask->dim() == 2 && mask->size(0) == k.size(0) && mask->size(1) == k.size(2), op,
@@ -119,7 +118,6 @@ void set_backward(AttentionBackwardParams& p, const Tensor& grad_o, const Tensor
                  grad_o.size(2) == q.size(2) && grad_o.size(3) == v.size(3),
              op, ": grad_o has shape ", shape(grad_o), ", but must be [", q.size(0), ", ", q.size(1), ", ",
              q.size(2), ", ", v.size(3), "]");
-  check_same_device(lse, "lse", q, "q", op);
   AIGC_CHECK(lse.scalar_type() == acc_type(p.dtype) && lse.dim() == 3 && lse.size(0) == q.size(0) &&
                  lse.size(1) == q.size(1) && lse.size(2) == q.size(2),
              op, ": lse is ", dtype_name(lse.scalar_type()), " of shape ", shape(lse), ", but must be ",
