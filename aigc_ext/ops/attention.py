@@ -192,12 +192,11 @@ def _check(  # type: ignore[no-untyped-def]
                 f"{op}: grad_o has shape {shape_of(grad_o)}, but must be [{n}, {heads}, {queries}, "
                 f"{v.size(3)}]"
             )
-    if lse is not None:
-        if lse.dtype != wide_dtype(q) or tuple(lse.shape) != (n, heads, queries):
-            raise RuntimeError(
-                f"{op}: lse is {dtype_name(lse.dtype)} of shape {shape_of(lse)}, but must be "
-                f"{dtype_name(wide_dtype(q))} of shape [{n}, {heads}, {queries}]"
-            )
+    if lse is not None and (lse.dtype != wide_dtype(q) or tuple(lse.shape) != (n, heads, queries)):
+        raise RuntimeError(
+            f"{op}: lse is {dtype_name(lse.dtype)} of shape {shape_of(lse)}, but must be "
+            f"{dtype_name(wide_dtype(q))} of shape [{n}, {heads}, {queries}]"
+        )
 
 
 # The orders of dimensions in memory that results keep: contiguous, heads inside, positions inside.

@@ -68,7 +68,7 @@ CASES = [
     )
     for kind, shape, groups in (
         ("group", (7, 70, 15, 17), 10),
-        ("instance", (2, 5, 130, 131), 5),
+        ("instance", (2, 66, 37, 31), 66),
         ("layer", (3, 70, 15, 33), 1),
     )
 ]
