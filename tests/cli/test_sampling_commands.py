@@ -179,7 +179,7 @@ def test_project_and_sample_refuse(networks, tmp_path, monkeypatch, capsys):
     Path("bad.png").write_text("no image")
     search = ["project", "--network", mlp, "--target"]
     refused(capsys, "target bad.png: its content is not recognised as PNG", *search, "bad.png")
-    refused(capsys, "No such file or directory: 'none.png'", *search, "none.png")
+    refused(capsys, "No such file or directory: none.png", *search, "none.png")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("grey.png")
     refused(capsys, "no mapping network", *search, "grey.png", "--space", "w")
     refused(capsys, "lr is 0.0", *search, "grey.png", "--lr", 0)
