@@ -24,6 +24,7 @@ from torch import Tensor
 
 from aigc_ext.ops._arguments import (
     check_finite,
+    check_same_device,
     check_same_kind,
     check_same_shape,
     dtype_name,
@@ -177,6 +178,7 @@ def _check(  # type: ignore[no-untyped-def]
             f"shape {shape_of(k)}"
         )
     check_finite(op, scale=scale)
+    check_same_device(op, q=q, key_padding_mask=mask)
     if mask is not None:
         if mask.dtype != torch.bool:
             raise RuntimeError(f"{op}: key_padding_mask is {dtype_name(mask.dtype)}, but must be bool")

@@ -148,7 +148,9 @@ def test_bad_noise(arguments: dict[str, Any], kind: type[Exception], parts: tupl
     good = {"x": image(), "noise": torch.randn(2, 1, 4, 5), "strength": torch.ones(())}
     with pytest.raises(kind) as error:
         ops.noise_bias_act(**{**good, **arguments})
-    check_error(error, ("noise_bias_act: ", *parts))
+    # The native op is bias_act's, and it compares the devices before it knows whether there is noise.
+    op = "bias_act" if "meta" in parts[0] else "noise_bias_act"
+    check_error(error, (f"{op}: ", *parts))
 
 
 @pytest.mark.parametrize(
