@@ -91,6 +91,7 @@ def modules() -> Iterator[tuple[nn.Module, nn.Module | None, list[tuple[int, ...
         own.Downsample2d(),
         own.FilteredLReLU(4, taps, taps, up=2, down=2, padding=2),
         own.MinibatchStddev(2),
+        own.SelfAttention2d(4),
     ]
     for module in more:
         yield module, None, images
