@@ -47,7 +47,10 @@ class Info:
             ("threads", str(self.threads)),
             ("build", self.build),
             *(("library", str(path)) for path in self.libraries),
-            ("autograd nodes", "Python's" if self.autograd is None else str(self.autograd)),
+            (
+                "autograd nodes",
+                "Python's (small calls take longer)" if self.autograd is None else str(self.autograd),
+            ),
             ("instruction set", self.instruction_set + forced),
             ("CUDA built for", ", ".join(self.cuda_architectures) or "no CUDA library in this installation"),
             ("CUDA devices", ", ".join(self.cuda_devices) or "none"),

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import click
 
-from aigc_ext import _files
 from aigc_ext.cli.errors import input_errors
 
 
@@ -33,25 +29,14 @@ def convert(source: str, dest: str, family: str | None, config: str | None, key:
     The file is read without running pickle, and rejected if it needs that or does not match the architecture
     exactly. The weights of a dcgan may have the names of PyTorch's DCGAN tutorial.
     """
+    from aigc_ext.config import read_config
     from aigc_ext.sampling.convert import convert_checkpoint
 
     with input_errors():
-        architecture = None if config is None else _read_config(config)
+        architecture = None if config is None else read_config(config)
         made = convert_checkpoint(source, dest, config=architecture, family=family, key=key)
     for note in made.notes:
         click.echo(f"Note: {note}", err=True)
     under = f" under {made.key}" if made.key else ""
     arguments = ", ".join(f"{name} {value}" for name, value in made.config.items() if name != "family")
     click.echo(f"{made.directory}: {made.config['family']} generator{under} ({arguments})")
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        content = _files.parse_json(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(f"config {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"config {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"config {path} holds a {type(content).__name__}, but must hold a JSON object")
-    return content

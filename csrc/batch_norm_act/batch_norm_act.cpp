@@ -30,12 +30,7 @@ BatchNormParams make_params(const Tensor& x, const Tensor& x_dense, OptionalTens
                             const char* op) {
   BatchNormParams p;
   p.dtype = dtype_of(x, op, "x");
-  BiasActParams activation;
-  set_activation(activation, act, alpha, gain, clamp, op);
-  p.act = activation.act;
-  p.alpha = activation.alpha;
-  p.gain = activation.gain;
-  p.clamp = activation.clamp;
+  set_activation(p, act, alpha, gain, clamp, op);
   AIGC_CHECK(eps >= 0 && std::isfinite(eps), op, ": eps is ", eps, ", but must be at least 0 and finite");
   p.eps = eps;
   AIGC_CHECK(x.dim() >= 2, op, ": x has shape ", shape(x), ", but must be [N, C, ...]");

@@ -14,6 +14,18 @@ namespace aigc {
 void set_activation(BiasActParams& params, const std::string& act, double alpha, double gain,
                     std::optional<double> clamp, const char* op);
 
+// The same, for an op whose params have these four members among others.
+template <class Params>
+void set_activation(Params& params, const std::string& act, double alpha, double gain,
+                    std::optional<double> clamp, const char* op) {
+  BiasActParams activation;
+  set_activation(activation, act, alpha, gain, clamp, op);
+  params.act = activation.act;
+  params.alpha = activation.alpha;
+  params.gain = activation.gain;
+  params.clamp = activation.clamp;
+}
+
 // bias_act of a dense x into y (which may be x itself). Returns the mask, which is empty if it is not wanted
 // or not needed.
 Tensor bias_act_into(const Tensor& y, const Tensor& x, const OptionalTensor& b, const OptionalTensor& noise,

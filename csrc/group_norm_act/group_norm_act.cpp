@@ -34,12 +34,7 @@ struct GroupNormCall {
                 double alpha, double gain, std::optional<double> clamp)
       : op(name), x(x_any) {
     p.dtype = dtype_of(x_any, op, "x");
-    BiasActParams activation;
-    set_activation(activation, act, alpha, gain, clamp, op);
-    p.act = activation.act;
-    p.alpha = activation.alpha;
-    p.gain = activation.gain;
-    p.clamp = activation.clamp;
+    set_activation(p, act, alpha, gain, clamp, op);
     AIGC_CHECK(eps >= 0 && std::isfinite(eps), op, ": eps is ", eps, ", but must be at least 0 and finite");
     p.eps = eps;
     AIGC_CHECK(x_any.dim() >= 2, op, ": x has shape ", shape(x_any), ", but must be [N, C, ...]");

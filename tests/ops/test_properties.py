@@ -241,7 +241,7 @@ def test_a_tangent_in_a_second_derivative_is_kept_or_refused(case: OpCase) -> No
 def test_opcheck(case: OpCase) -> None:
     """A traced graph with open sizes, which takes most of the time, for one case of a function."""
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if case.name == next(c.name for c in all_cases() if c.function is case.function):
+    if case.name == next(c.name for c in CASES if c.function is case.function):
         checks.append("test_aot_dispatch_dynamic")
     for overload, arguments in native_calls(case):
         torch.library.opcheck(overload, arguments, test_utils=checks)
