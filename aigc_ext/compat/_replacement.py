@@ -366,6 +366,9 @@ class Installation:
         for replacement in self._replacements:
             replacement.uninstall()
 
+    def __repr__(self) -> str:
+        return f"<Installation: {self}>"
+
     def __str__(self) -> str:
         named = f"{', '.join(self.modules)}, and " if self.modules else ""
         text = f"aigc_ext replaces {named}copies of the ops under any name, as they are imported"

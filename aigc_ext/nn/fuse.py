@@ -834,10 +834,8 @@ def _fusion(layer: nn.Module, follower: nn.Module | None) -> _Fusion | str:
     act = _ACTS.get(type(follower))
     if act is None:
         return _NO_ACTIVATION
-    if isinstance(follower, nn.ELU) and follower.alpha != 1:
-        return "{follower} has an alpha other than 1, which the kernels do not know"
-    if isinstance(follower, nn.Softplus) and not (follower.beta == 1 and follower.threshold >= 20):
-        return "{follower} has a beta other than 1 or a threshold below 20, which the kernels do not know"
+    if unknown := _unknown_setting(follower):
+        return unknown
     if _has_any_global_hook():
         return "a global module hook is registered, which would be bypassed"
     if forward_ad._current_level >= 0:
@@ -858,13 +856,18 @@ def _no_layer(layer: nn.Module) -> str:
     return "{layer} is a subclass, which may do more than its base class"
 
 
+def _unknown_setting(act: nn.Module) -> str | None:
+    """Why the kernels do not compute this activation, for `str.format`, if its settings are the reason."""
+    if isinstance(act, nn.ELU) and act.alpha != 1:
+        return "{follower} has an alpha other than 1, which the kernels do not know"
+    if isinstance(act, nn.Softplus) and not (act.beta == 1 and act.threshold >= 20):
+        return "{follower} has a beta other than 1 or a threshold below 20, which the kernels do not know"
+    return None
+
+
 def _activation_of_module(follower: nn.Module) -> Activation | None:
     act = _ACTS.get(type(follower))
-    if act is None or _is_observed(follower):
-        return None
-    if isinstance(follower, nn.ELU) and follower.alpha != 1:
-        return None
-    if isinstance(follower, nn.Softplus) and not (follower.beta == 1 and follower.threshold >= 20):
+    if act is None or _is_observed(follower) or _unknown_setting(follower):
         return None
     alpha = follower.negative_slope if isinstance(follower, nn.LeakyReLU) else None
     return Activation(act, alpha, getattr(follower, "inplace", False))
