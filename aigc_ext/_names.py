@@ -2,7 +2,7 @@
 
 PRESETS = ("mlp", "dcgan", "sngan", "stylegan2", "stylegan3-t", "stylegan3-r", "r3gan")
 TRANSFORMS = ("center-crop", "center-crop-wide", "letterbox")
-METRICS = ("fd", "kid", "pr", "fid", "coverage")
+METRICS = ("fd", "kid", "pr", "fid", "coverage", "memorised")
 NOISE_MODES = ("const", "random", "none")
 CURVES = ("cubic", "linear")
 EXPORT_FORMATS = ("pt2", "onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -40,6 +41,13 @@ from aigc_ext.cli.network import network_options, open_sampler
 @click.option(
     "--fid-weights", metavar="FILE", help="Inception's weights in torch-fidelity's form, for the metric fid."
 )
+@click.option(
+    "--pairs",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="With the metric memorised: write the 16 generated images that are nearest to real ones, each beside"
+    " that real one, as a PNG.",
+)
 @click.option("--cache", metavar="DIR", help="Cache for results on real data.  [default: the user's cache]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -60,6 +68,7 @@ def metrics(
     seed: int,
     extractor: str,
     fid_weights: str | None,
+    pairs: str | None,
     cache: str | None,
     as_json: bool,
     device: str,
@@ -68,16 +77,22 @@ def metrics(
     """Measure generated images against real ones.
 
     fd (Fréchet distance), kid (kernel distance) and pr (precision and recall) use the features of a network
-    that needs no download, fid those of Inception; coverage is the classes that the images show.
+    that needs no download, fid those of Inception; coverage is the classes that the images show; memorised
+    is the share of the images that are nearer to a real one than real ones are to each other.
     """
     from aigc_ext.data import open_dataset
     from aigc_ext.metrics import MetricError, MetricSet
     from aigc_ext.training.runtime import resolve_device
 
+    chosen = [name.strip() for name in names.split(",")]
+    if pairs is not None and "memorised" not in chosen:
+        raise InputError(f"--pairs {pairs} needs the metric memorised: --metrics {names},memorised")
     with input_errors(), bars():
+        if pairs is not None and not Path(pairs).parent.is_dir():
+            raise ValueError(f"pairs is {pairs!r}, but there is no directory {Path(pairs).parent}")
         sampler = open_sampler(network, allow_download, device, threads)
         measure = MetricSet(
-            [name.strip() for name in names.split(",")],
+            chosen,
             open_dataset(
                 data,
                 resolution=resolution,
@@ -98,6 +113,12 @@ def metrics(
             figures = measure(sampler)
     except MetricError as error:
         raise InputError(str(error)) from error
+    if pairs is not None:
+        from aigc_ext.sampling import readable_scale, save_grid
+
+        images = measure.nearest_pairs(sampler)
+        with input_errors():
+            save_grid(images, pairs, columns=8, scale=readable_scale(*images.shape[1:3]))
     if as_json:
         click.echo(json.dumps(figures))
         return

@@ -12,12 +12,14 @@ from aigc_ext.metrics.extractors import FeatureExtractor, InceptionFeatures, Ran
 from aigc_ext.metrics.frechet import Moments, frechet_distance
 from aigc_ext.metrics.kernel import kernel_distance
 from aigc_ext.metrics.manifold import precision_recall
+from aigc_ext.metrics.memorisation import Memorisation, memorisation
 
 __all__ = [
     "METRICS",
     "ClassCoverage",
     "FeatureExtractor",
     "InceptionFeatures",
+    "Memorisation",
     "MetricError",
     "MetricSet",
     "Moments",
@@ -28,5 +30,6 @@ __all__ = [
     "default_cache_dir",
     "frechet_distance",
     "kernel_distance",
+    "memorisation",
     "precision_recall",
 ]

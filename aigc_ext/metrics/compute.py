@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from aigc_ext.metrics.extractors import FeatureExtractor, InceptionFeatures, Ran
 from aigc_ext.metrics.frechet import Moments, frechet_distance
 from aigc_ext.metrics.kernel import kernel_distance
 from aigc_ext.metrics.manifold import NEIGHBOURS, precision_recall
+from aigc_ext.metrics.memorisation import Memorisation, memorisation
 
 METRICS = _names.METRICS
 """The names that `MetricSet` accepts."""
@@ -52,6 +54,9 @@ class MetricSet:
       if recall is about 0: images without content can lie in the large balls of a few unusual real ones.
     - `fid` -> `fid`: like `fd`, in the features of Inception.
     - `coverage` -> `classes_found`, `confident`: see `ClassCoverage`; higher is better.
+    - `memorised` -> `memorised`: share of the generated images that lie nearer to a real one (of at most
+      50,000) than 99 % of the real ones lie to each other, in the extractor's features; see `Memorisation`.
+      About 0.01 for new images, 1 for copies.
 
     Distances in the features of a classifier or of random weights can compare snapshots and runs on the same
     data, but not published FIDs. The results for the real images are computed now, or read from the cache.
@@ -66,11 +71,14 @@ class MetricSet:
         dataset: the real images, in any form that `aigc_ext.data.as_dataset` takes.
         num_images: number of images to generate.
         seed: from 0 to 2**31 - 1.
-        extractor: for fd, kid and pr: "classifier" (a small one, trained on the data's labels in a few
-            seconds), "random" (`RandomFeatures`; weaker, but needs no labels) or any `FeatureExtractor`.
+        extractor: for fd, kid, pr and memorised: "classifier" (a small one, trained on the data's labels in a
+            few seconds), "random" (`RandomFeatures`; weaker, but needs no labels) or any `FeatureExtractor`.
         fid_weights: the file with Inception's weights; only for `fid`. See `InceptionFeatures`.
         cache_dir: for the classifier and the results for real data; by default `default_cache_dir()`.
         device: where the named extractors run.
+
+    Attributes:
+        memorisation: of the last call, if `memorised` is measured; `nearest` are positions in the dataset.
 
     Raises:
         MetricError: an unknown name, a number out of range, missing labels that a metric needs, or something
@@ -102,6 +110,7 @@ class MetricSet:
             )
         self.dataset = dataset
         self.num_images = num_images
+        self.memorisation: Memorisation | None = None
         self.seed = seed
         device = usable_device(device)
         cache = Cache(None if cache_dir is None else os.fspath(cache_dir))
@@ -111,8 +120,8 @@ class MetricSet:
                 raise MetricError("fid needs the path of Inception's weights: give fid_weights")
             # First, so that a wrong path is found at once.
             inception = InceptionFeatures(fid_weights, device)
-            self._inception = _Reals(inception, dataset, self, cache, moments=True, features=False)
-        in_features = {"fd", "kid", "pr"} & set(self.names)
+            self._inception = _Reals(inception, dataset, self, cache, moments=True, features=0)
+        in_features = {"fd", "kid", "pr", "memorised"} & set(self.names)
         self._classifier: SampleClassifier | None = None
         if "coverage" in self.names or (in_features and extractor == "classifier"):
             self._classifier = SampleClassifier.for_dataset(dataset, seed, cache, device)
@@ -125,7 +134,11 @@ class MetricSet:
                 self,
                 cache,
                 moments="fd" in in_features,
-                features=bool({"kid", "pr"} & in_features),
+                features=MAX_REALS
+                if "memorised" in in_features
+                else num_images
+                if in_features - {"fd"}
+                else 0,
             )
 
     def _choose_extractor(
@@ -184,18 +197,45 @@ class MetricSet:
                 coverage = self._classifier.coverage_of(torch.cat(answers))
                 figures["classes_found"] = float(coverage.num_classes_found)
                 figures["confident"] = coverage.confident_fraction
+            elif name == "memorised":
+                assert self._reals is not None
+                copies = memorisation(self._reals.features(), spaces["features"].features())
+                self.memorisation = replace(copies, nearest=self._reals.position(copies.nearest))
+                figures["memorised"] = copies.share
             else:
                 assert self._reals is not None
-                real, fake = self._reals.features(), spaces["features"].features()
+                real, fake = self._reals.features()[: self.num_images], spaces["features"].features()
                 if name == "kid":
                     figures["kid"] = kernel_distance(real, fake, seed=self.seed)
                 else:
                     figures["precision"], figures["recall"] = precision_recall(real, fake)
         return figures
 
+    def nearest_pairs(self, generated: ImageSource | ImageDataset | Tensor, count: int = 16) -> np.ndarray:
+        """The generated images that are nearest to real ones, each followed by that real one, the nearest
+        pair first: uint8 (2 * count, H, W, C).
+
+        Args:
+            generated: what the set, with `memorised` among its metrics, was last called with.
+        """
+        if self.memorisation is None:
+            raise MetricError(
+                "nearest_pairs needs the metric memorised, and a call with the generated images"
+            )
+        order = self.memorisation.distances.argsort(stable=True)[:count]
+        if isinstance(generated, (Tensor, ImageDataset)):
+            fakes = _as_images(generated).read(order)[0]
+        else:
+            classes = self._classes(generated)
+            seeds = [(self.seed << 32) + int(i) for i in order]
+            made = generated.sample(seeds, None if classes is None else [classes[int(i)] for i in order])
+            fakes = torch.from_numpy(made).permute(0, 3, 1, 2)
+        reals = self.dataset.read(self.memorisation.nearest[order])[0]
+        return torch.stack([fakes, reals], dim=1).flatten(0, 1).permute(0, 2, 3, 1).numpy()
+
     def _batches(self, generated: ImageSource | ImageDataset | Tensor) -> Iterator[Tensor]:
         if isinstance(generated, Tensor):
-            generated = TensorImages("images", generated.cpu())
+            generated = _as_images(generated)
         if isinstance(generated, ImageDataset):
             count = min(self.num_images, len(generated))
         else:
@@ -302,8 +342,9 @@ class _Reals:
         cache: Cache,
         *,
         moments: bool,
-        features: bool,
+        features: int,
     ) -> None:
+        """`features`: the number of real images, from the first, whose features to keep."""
         self._extractor = extractor
         self._dataset = dataset
         self._order = shuffled(len(dataset), owner.seed)
@@ -313,7 +354,7 @@ class _Reals:
         if moments:
             wanted["moments"] = MAX_REALS
         if features:
-            wanted["features"] = owner.num_images
+            wanted["features"] = features
         self._tensors = {
             kind: self._measure(kind, min(count, len(dataset)), owner.seed, cache)
             for kind, count in wanted.items()
@@ -347,9 +388,17 @@ class _Reals:
     def features(self) -> Tensor:
         return self._tensors["features"]["features"]
 
+    def position(self, rows: Tensor) -> Tensor:
+        """Of rows of `features`, in the dataset."""
+        return self._order[rows]
+
     def accumulator(self) -> _Accumulator:
         """An accumulator for the generated images."""
         return _Accumulator(self._extractor, moments=self._wants_moments, features=self._kept)
+
+
+def _as_images(generated: ImageDataset | Tensor) -> ImageDataset:
+    return generated if isinstance(generated, ImageDataset) else TensorImages("images", generated.cpu())
 
 
 def _check_names(names: Sequence[str]) -> tuple[str, ...]:

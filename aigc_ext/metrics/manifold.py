@@ -41,7 +41,7 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> tupl
     recalled = torch.zeros(count, dtype=torch.bool)
     precise = 0
     for part, radii in zip(fake.split(_ROWS), fake_radii.split(_ROWS), strict=True):
-        distances = _squared_distances(part, real)
+        distances = squared_distances(part, real)
         precise += int((distances <= real_radii).any(dim=1).sum())
         recalled |= (distances <= radii[:, None]).any(dim=0)
     return precise / count, int(recalled.sum()) / count
@@ -50,11 +50,12 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS) -> tupl
 def _squared_radii(points: Tensor, k: int) -> Tensor:
     """The squared radii of the balls around the points, (N,)."""
     # k + 1, since the nearest point is the point itself.
-    parts = (_squared_distances(part, points) for part in points.split(_ROWS))
+    parts = (squared_distances(part, points) for part in points.split(_ROWS))
     return torch.cat([distances.topk(k + 1, dim=1, largest=False).values[:, k] for distances in parts])
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Between all rows of centred features (N, D) and (M, D): (N, M); 0 where only rounding differs."""
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
     distances = squares - 2 * (a @ b.T)
     return torch.where(distances <= _SAME * squares, 0.0, distances)

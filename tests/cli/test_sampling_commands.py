@@ -213,6 +213,20 @@ def test_metrics_fetches_only_on_demand(networks, tmp_path, monkeypatch, capsys)
     assert asked == [False, True]
 
 
+def test_metrics_shows_the_nearest_pairs(networks, tmp_path, capsys):
+    file = tmp_path / "pairs.png"
+    options = ["--network", networks / "mlp", "--data", "digits", "--num", 40, "--cache", tmp_path / "cache"]
+    needs = f"--pairs {file} needs the metric memorised: --metrics fd,kid,pr,memorised"
+    refused(capsys, needs, "metrics", *options, "--pairs", file)
+    assert run("metrics", *options, "--metrics", "memorised", "--pairs", file) == 0
+    assert capsys.readouterr().out.startswith("memorised  ")
+    with Image.open(file) as image:
+        assert image.size == (8 * 64, 4 * 64)
+    missing = tmp_path / "none" / "pairs.png"
+    message = f"pairs is '{missing}', but there is no directory {missing.parent}"
+    refused(capsys, message, "metrics", *options, "--metrics", "memorised", "--pairs", missing)
+
+
 def test_export(networks, tmp_path, monkeypatch, capsys):
     path = tmp_path / "g.pt2"
     assert run("export", "--network", networks / "mlp", "--output", path, "--batch", 3) == 0
