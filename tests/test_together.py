@@ -76,25 +76,25 @@ def test_every_op_in_16_threads_while_another_takes_penalties() -> None:
     cases = all_cases()
     alone = {case.name: result_of(case) for case in cases}
     expected, over = penalty(), threading.Event()
+    done: set[str] = set()
 
     def penalties() -> None:
         while not over.is_set():
             check_equal(penalty(), expected, "the penalty")
 
-    def all_ops(seed: int) -> int:
-        order = random.Random(seed).sample(cases, len(cases))
-        for case in order:
+    def a_third_of_all_ops(seed: int) -> None:
+        for case in random.Random(seed).sample(cases, len(cases) // 3):
             check_equal(result_of(case), alone[case.name], case.name)
-        return len(order)
+            done.add(case.name)
 
     with ThreadPoolExecutor(17) as pool:
         background = pool.submit(penalties)
         try:
-            done = list(pool.map(all_ops, range(16)))
+            list(pool.map(a_third_of_all_ops, range(16)))  # or their errors would be lost
         finally:
             over.set()
     background.result()
-    assert done == [len(cases)] * 16
+    assert done == set(alone)
 
 
 def test_two_samplers() -> None:

@@ -21,6 +21,7 @@ from aigc_ext.cli.interpolate import interpolate
 from aigc_ext.cli.metrics import metrics
 from aigc_ext.cli.project import project
 from aigc_ext.cli.report import report
+from aigc_ext.cli.robust import robust
 from aigc_ext.cli.sample import sample
 from aigc_ext.cli.train import train
 from aigc_ext.version import __version__
@@ -52,6 +53,7 @@ cli.add_command(export)
 cli.add_command(convert)
 cli.add_command(metrics)
 cli.add_command(report)
+cli.add_command(robust)
 cli.add_command(bench)
 
 

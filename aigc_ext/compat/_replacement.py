@@ -86,6 +86,10 @@ class Replacement(importlib.abc.MetaPathFinder):
         self.replaced: dict[str, Replaced] = {}
         self.left: dict[str, str] = {}  # by module, why
 
+    def __repr__(self) -> str:
+        state = f"installed, {len(self.replaced)} replaced" if self.installed else "not installed"
+        return f"<{type(self).__name__} of {', '.join(self._modules)}: {state}>"
+
     @property
     def installed(self) -> bool:
         return self._changed is not None
@@ -367,7 +371,7 @@ class Installation:
             replacement.uninstall()
 
     def __repr__(self) -> str:
-        return f"<Installation: {self}>"
+        return f"<{type(self).__name__}: {self}>"
 
     def __str__(self) -> str:
         named = f"{', '.join(self.modules)}, and " if self.modules else ""

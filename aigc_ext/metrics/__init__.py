@@ -13,23 +13,30 @@ from aigc_ext.metrics.frechet import Moments, frechet_distance
 from aigc_ext.metrics.kernel import kernel_distance
 from aigc_ext.metrics.manifold import precision_recall
 from aigc_ext.metrics.memorisation import Memorisation, memorisation
+from aigc_ext.metrics.robustness import Judge, Robustness, fgsm, pgd, robustness, smallest_epsilon
 
 __all__ = [
     "METRICS",
     "ClassCoverage",
     "FeatureExtractor",
     "InceptionFeatures",
+    "Judge",
     "Memorisation",
     "MetricError",
     "MetricSet",
     "Moments",
     "RandomFeatures",
+    "Robustness",
     "SampleClassifier",
     "class_coverage",
     "compute_metrics",
     "default_cache_dir",
+    "fgsm",
     "frechet_distance",
     "kernel_distance",
     "memorisation",
+    "pgd",
     "precision_recall",
+    "robustness",
+    "smallest_epsilon",
 ]

@@ -19,7 +19,7 @@ images with real ones.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,6 +34,7 @@ from aigc_ext._cache import Cache
 from aigc_ext._progress import tracked
 from aigc_ext.data import ImageDataset
 from aigc_ext.metrics.errors import MetricError
+from aigc_ext.metrics.robustness import EPSILONS, PGD_STEPS, Robustness, of_classifier, pgd, robustness
 
 _MAX_SIDE = 32  # pixels: larger images are downsampled to this, which bounds the cost
 _MAX_SHIFT = 2  # pixels of random translation while training
@@ -41,6 +42,7 @@ _BATCH = 64
 _HELD_OUT_EVERY = 10
 _LEARNING_RATE = 5e-3
 _STEPS = 500
+_ATTACK_STEPS = 5  # of PGD in adversarial training
 _MAX_IMAGES = 20_000  # for training: 500 steps of 64 see each less than twice
 TRAINING_IMAGES = _STEPS * (_BATCH + _BATCH // 4)
 """That `SampleClassifier.for_dataset` trains on, noise included."""
@@ -101,13 +103,16 @@ class SampleClassifier:
         self._device = torch.device("cpu")
         self.image_shape = image_shape
         self.num_classes = num_classes
+        self._held_out = held_out_images, held_out_labels
         self.name = f"classifier-{_files.sha256(safetensors.torch.save(network.state_dict()))}"
         probabilities = torch.cat([network(part).softmax(dim=1) for part in held_out_images.split(512)])
         self.accuracy = (probabilities.argmax(dim=1) == held_out_labels).double().mean().item()
         self.real_coverage = self.coverage_of(probabilities)
 
     @classmethod
-    def train(cls, images: Tensor, labels: Tensor, seed: int = 0, steps: int = _STEPS) -> SampleClassifier:
+    def train(
+        cls, images: Tensor, labels: Tensor, seed: int = 0, steps: int = _STEPS, *, epsilon: float = 0.0
+    ) -> SampleClassifier:
         """Trains on the CPU; 5,000 MNIST digits take about 10 s on one thread.
 
         The same arguments give the same classifier, bit for bit, on the same machine with the same number of
@@ -119,6 +124,9 @@ class SampleClassifier:
             seed: determines the split, the initial weights, the order and the noise; at least 0.
             steps: optimizer steps, each on at most 64 images. They determine the training time, whatever the
                 size of the dataset.
+            epsilon: above 0, it is trained on images that PGD has changed by at most that much in each pixel,
+                of 1 between black and white: adversarial training (Madry et al. 2018, arXiv:1706.06083), five
+                times as slow. See :meth:`robustness`.
 
         Raises:
             TypeError: images are not a uint8 tensor, or labels are not an int64 tensor.
@@ -130,10 +138,13 @@ class SampleClassifier:
             raise ValueError(f"seed is {seed}, but must be at least 0")
         if steps < 1:
             raise ValueError(f"steps is {steps}, but must be at least 1")
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon is {epsilon}, but must be from 0 to 1")
 
         channels, height, width = images.shape[1:]
         prepared = _prepare(images.cpu())
-        return cls._train(prepared, labels.cpu(), (channels, height, width), num_classes, seed, steps)
+        shape = (channels, height, width)
+        return cls._train(prepared, labels.cpu(), shape, num_classes, seed, steps, epsilon)
 
     @classmethod
     def for_dataset(
@@ -142,6 +153,7 @@ class SampleClassifier:
         seed: int = 0,
         cache: Cache | None = None,
         device: torch.device | None = None,
+        epsilon: float = 0.0,
     ) -> SampleClassifier:
         """The classifier of a dataset. On one kind of machine, the weights depend only on the images, the
         labels and the seed, not on the number of threads.
@@ -151,6 +163,7 @@ class SampleClassifier:
         Args:
             cache: stores the weights, so that they need not be trained again for the same dataset.
             device: where to run it afterwards; by default the CPU.
+            epsilon: of adversarial training, see :meth:`train`.
 
         Raises:
             MetricError: the dataset has no labels, fewer than 2 classes, or a class with 1 image.
@@ -168,10 +181,12 @@ class SampleClassifier:
         stored = None
         if cache is not None:
             key: dict[str, str | int] = {"dataset": dataset.content_hash(), "seed": seed, "recipe": _RECIPE}
+            if epsilon:
+                key["epsilon"] = repr(epsilon)
             stored = lambda compute: cache.get("classifier", key, compute)  # noqa: E731
         with _one_thread():
             classifier = cls._train(
-                prepared, labels, dataset.image_shape, num_classes, seed, _STEPS, stored=stored
+                prepared, labels, dataset.image_shape, num_classes, seed, _STEPS, epsilon, stored=stored
             )
         if device is not None and device.type != "cpu":
             classifier._network.to(device)
@@ -188,6 +203,7 @@ class SampleClassifier:
         num_classes: int,
         seed: int,
         steps: int,
+        epsilon: float,
         stored: Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]] | None = None,
     ) -> SampleClassifier:
         """`stored` returns stored weights, or calls the function it is given, which trains them."""
@@ -200,7 +216,7 @@ class SampleClassifier:
 
         def fit() -> dict[str, Tensor]:
             with torch.enable_grad():
-                _fit(network, images[kept], labels[kept], steps, random)
+                _fit(network, images[kept], labels[kept], steps, random, epsilon)
             return network.state_dict()
 
         if stored is None:
@@ -231,6 +247,17 @@ class SampleClassifier:
         _check_images("images", images, self.image_shape)
         parts = [function(_prepare(part.cpu()).to(self._device)) for part in images.split(512)]
         return torch.cat(parts).cpu()
+
+    def robustness(
+        self, epsilons: Sequence[float] = EPSILONS, *, steps: int = PGD_STEPS, seed: int = 0
+    ) -> Robustness:
+        """Its accuracy on the held-out real images after small changes; see `metrics.robustness`.
+
+        Raises:
+            MetricError: an epsilon or the number of steps is out of range.
+        """
+        images, labels = (tensor.to(self._device) for tensor in self._held_out)
+        return robustness(of_classifier(self._network), images, labels, epsilons, steps=steps, seed=seed)
 
     def evaluate(
         self, images: Tensor, confidence: float = 0.9, min_share: float | None = None
@@ -419,22 +446,31 @@ def _labels_for_training(dataset: ImageDataset, seed: int) -> tuple[Tensor, Tens
         raise MetricError(f"a classifier of {dataset.name} cannot be trained: {error}") from error
 
 
-def _fit(network: nn.Module, images: Tensor, labels: Tensor, steps: int, random: torch.Generator) -> None:
+def _fit(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    steps: int,
+    random: torch.Generator,
+    epsilon: float,
+) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     height, width = images.shape[2:]
     padded = F.pad(images, [_MAX_SHIFT] * 4)
+    loss = of_classifier(network).loss
     batch = min(_BATCH, len(images))
     epochs = itertools.islice(_batches(len(images), batch, random), steps)
     for indices in tracked("training a classifier", epochs, steps * batch):
         top, left = torch.randint(2 * _MAX_SHIFT + 1, (2,), generator=random).tolist()
         x = padded[indices, :, top : top + height, left : left + width]
+        if epsilon:
+            x = pgd(lambda a, y=labels[indices]: loss(a, y), x, epsilon, random, steps=_ATTACK_STEPS)
         noise = _noise_like(x[: max(1, batch // 4)], random)
         real_logits, noise_logits = network(torch.cat([x, noise])).split([batch, len(noise)])
         cross_entropy_with_uniform = -noise_logits.log_softmax(dim=1).mean()
-        loss = F.cross_entropy(real_logits, labels[indices]) + cross_entropy_with_uniform
         optimizer.zero_grad()
-        loss.backward()
+        (F.cross_entropy(real_logits, labels[indices]) + cross_entropy_with_uniform).backward()
         optimizer.step()
         schedule.step()
 

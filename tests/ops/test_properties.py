@@ -239,12 +239,14 @@ def test_a_tangent_in_a_second_derivative_is_kept_or_refused(case: OpCase) -> No
 @per_case
 @on_a_card_too
 def test_opcheck(case: OpCase) -> None:
-    """A traced graph with open sizes, which takes most of the time, for one case of a function."""
+    """A traced graph with open sizes, which takes most of the time, for one case of a function, and for its
+    forward op: the graph has the op of its backward too."""
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if case.name == next(c.name for c in CASES if c.function is case.function):
-        checks.append("test_aot_dispatch_dynamic")
+    traced = case.name == next(c.name for c in CASES if c.function is case.function)
     for overload, arguments in native_calls(case):
-        torch.library.opcheck(overload, arguments, test_utils=checks)
+        more = ["test_aot_dispatch_dynamic"] if traced else []
+        torch.library.opcheck(overload, arguments, test_utils=[*checks, *more])
+        traced = False
 
 
 @per_case
@@ -255,14 +257,14 @@ def test_calls_leave_no_memory_behind(case: OpCase, heap_in_use: Callable[[], in
 
     def growth() -> int:
         before = heap_in_use()
-        for _ in range(100):
+        for _ in range(50):
             for overload, arguments in native:
                 overload(*arguments)
             values_and_gradients(case.function, inputs, call.options, 1, torch.float32)
         return heap_in_use() - before
 
     # Caches fill up and other objects come and go, but not in every round.
-    assert min(growth() for _ in range(3)) < 100 * 32, "a leak of one small block a call would show here"
+    assert any(growth() < 50 * 32 for _ in range(5)), "a leak of one small block a call would show here"
 
 
 @per_case

@@ -1,0 +1,133 @@
+"""`aigc-ext robust`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from aigc_ext._progress import bars
+from aigc_ext.cli.dataset import fit_options, usual_transform
+from aigc_ext.cli.errors import InputError, input_errors
+
+
+class EpsilonsType(click.ParamType):
+    """`0.02,0.1` as a tuple of floats."""
+
+    name = "epsilons"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as 0.02,0.1", param, ctx)
+
+
+@click.command()
+@click.option(
+    "--data", required=True, metavar="NAME|PATH", help="The real images; a name or path as for train."
+)
+@fit_options
+@click.option(
+    "--network",
+    metavar="WHAT",
+    help="Also attack the discriminator of this run: latest (the newest in runs), a run or the beginning of"
+    " its name, or a checkpoint.",
+)
+@click.option(
+    "--epsilons",
+    type=EpsilonsType(),
+    default="0.02,0.05,0.1",
+    metavar="LIST",
+    help="The largest change of a pixel, of 1 between black and white.  [default: 0.02,0.05,0.1]",
+)
+@click.option(
+    "--adversarial",
+    type=float,
+    default=0.0,
+    metavar="EPSILON",
+    help="Train the classifier on images that are attacked with this epsilon.  [default: 0, off]",
+)
+@click.option(
+    "--num", type=click.IntRange(min=1), default=500, metavar="INT", help="Images for D.  [default: 500]"
+)
+@click.option("--seed", type=int, default=0, metavar="INT", help="Seed of all random numbers.  [default: 0]")
+@click.option("--cache", metavar="DIR", help="Cache for the classifier.  [default: the user's cache]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="INT", help="CPU threads of PyTorch.")
+def robust(
+    data: str,
+    resolution: tuple[int, int] | None,
+    transform: str | None,
+    enlarge: bool | None,
+    white: int | None,
+    follow_links: bool | None,
+    network: str | None,
+    epsilons: tuple[float, ...],
+    adversarial: float,
+    num: int,
+    seed: int,
+    cache: str | None,
+    as_json: bool,
+    threads: int | None,
+) -> None:
+    """Attack networks by small changes of real images.
+
+    A small classifier of the data, and with --network the run's discriminator, are shown real images that are
+    changed by at most epsilon in each pixel: at random, by one step along the gradient (fgsm), and by 20
+    (pgd). Shown is the share that they still get right: the class; for the discriminator, more real than its
+    median answer to generated images.
+    """
+    import torch
+
+    from aigc_ext._cache import Cache
+    from aigc_ext.data import open_dataset
+    from aigc_ext.metrics import MetricError, SampleClassifier
+    from aigc_ext.tasks.gan.robust import attack_discriminator
+    from aigc_ext.training.checkpoint import CheckpointError
+    from aigc_ext.training.run import RunError
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    shown: dict[str, dict[str, Any]] = {}
+    try:
+        with input_errors(), bars():
+            images = open_dataset(
+                data,
+                resolution=resolution,
+                transform=usual_transform(resolution, transform),
+                enlarge=bool(enlarge),
+                white=white,
+                follow_links=bool(follow_links),
+            )
+            if network is not None:
+                attacked = attack_discriminator(network, images, epsilons, num_images=num, seed=seed)
+                shown["discriminator"] = {
+                    **dataclasses.asdict(attacked.robustness),
+                    "median_epsilon": attacked.median_epsilon,
+                }
+            if images.num_classes or network is None:
+                classifier = SampleClassifier.for_dataset(images, seed, Cache(cache), epsilon=adversarial)
+                shown["classifier"] = dataclasses.asdict(classifier.robustness(epsilons, seed=seed))
+    except (MetricError, RunError, CheckpointError) as error:
+        raise InputError(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(shown))
+        return
+    for name, figures in shown.items():
+        click.echo(f"{name}: {figures['clean']:.1%} right; after changes of each pixel by at most")
+        click.echo(f"{'epsilon':>10} {'random':>8} {'fgsm':>8} {'pgd':>8}")
+        for row in zip(
+            figures["epsilons"], *(figures[key] for key in ("random", "fgsm", "pgd")), strict=True
+        ):
+            click.echo(f"{row[0]:>10g} " + " ".join(f"{share:>8.1%}" for share in row[1:]))
+        if "median_epsilon" in figures:
+            click.echo(
+                f"half of its real images are fakes to it with epsilon {figures['median_epsilon']:.3g}"
+            )
