@@ -465,7 +465,11 @@ def _fit(
         top, left = torch.randint(2 * _MAX_SHIFT + 1, (2,), generator=random).tolist()
         x = padded[indices, :, top : top + height, left : left + width]
         if epsilon:
-            x = pgd(lambda a, y=labels[indices]: loss(a, y), x, epsilon, random, steps=_ATTACK_STEPS)
+
+            def of_these(changed: Tensor, y: Tensor = labels[indices]) -> Tensor:
+                return loss(changed, y)
+
+            x = pgd(of_these, x, epsilon, random, steps=_ATTACK_STEPS)
         noise = _noise_like(x[: max(1, batch // 4)], random)
         real_logits, noise_logits = network(torch.cat([x, noise])).split([batch, len(noise)])
         cross_entropy_with_uniform = -noise_logits.log_softmax(dim=1).mean()
