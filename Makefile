@@ -20,7 +20,7 @@ WHEEL_TORCH ?= $(TORCH)
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
 
-.PHONY: demo test test-avx2 lint sanitize sanitize-threads trust docs bench wheel gpu-check clean
+.PHONY: demo test test-avx2 lint sanitize sanitize-threads trust docs data-emoji bench wheel gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -71,6 +71,10 @@ trust: $(VENV)/installed $(VENV)/test-tools
 # What the records of the ops say, where docs/ops.md and the exports repeat it.
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
+
+# 3,781 emoji of 64x64 pixels, with names and categories, by npm: aigc-ext train --data emoji --resolution 32
+data-emoji: $(VENV)/installed
+	$(BIN)/python -m aigc_ext.data.fetched emoji
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(BIN)/python -m benchmarks

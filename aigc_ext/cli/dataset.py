@@ -99,7 +99,7 @@ def usual_transform(resolution: tuple[int, int] | None, transform: str | None) -
     "--source",
     required=True,
     metavar="NAME|PATH",
-    help="A folder or zip of images, .npy, .npz, wds:SHARDS, hf:FOLDER, digits or mnist5k.",
+    help="A folder or zip of images, .npy, .npz, wds:SHARDS, hf:FOLDER, digits, mnist5k or emoji.",
 )
 @click.option(
     "--dest",

@@ -68,7 +68,7 @@ _KEYS = {
 @click.option(
     "--data",
     metavar="NAME|PATH",
-    help="digits, mnist5k, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER.",
+    help="digits, mnist5k, emoji, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER.",
 )
 @fit_options
 @click.option(
@@ -314,9 +314,9 @@ def _check_used(
 
 def _check_moved(source: str) -> None:
     """Raises ValueError if a run's folder or file is no longer where it was."""
-    from aigc_ext.data import EMBEDDED_NAMES
+    from aigc_ext.data import NAMED
 
-    if ":" not in source and source not in EMBEDDED_NAMES and not os.path.exists(source):
+    if ":" not in source and source not in NAMED and not os.path.exists(source):
         raise ValueError(
             f"the run's data are no longer at {source!r}: if they have moved, --data PATH goes on with them, "
             "since it knows them by their content"

@@ -3,12 +3,13 @@
 from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert_dataset, inspect_dataset
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files
 from aigc_ext.data.objects import as_dataset
-from aigc_ext.data.open import EMBEDDED_NAMES, open_dataset
+from aigc_ext.data.open import EMBEDDED_NAMES, NAMED, open_dataset
 from aigc_ext.data.pixels import normalize, to_uint8
 from aigc_ext.data.stream import BatchStream
 
 __all__ = [
     "EMBEDDED_NAMES",
+    "NAMED",
     "TRANSFORMS",
     "BadFile",
     "BatchStream",

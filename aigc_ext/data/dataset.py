@@ -77,12 +77,14 @@ class ImageDataset(ABC):
         labels: int64 (N,), the class of each image; all 0 when `num_classes` is 0.
         num_classes: largest label + 1, or 0 for a dataset without labels.
         why_unlabelled: why there are no labels, if the source says so.
+        licence: of the images, if it is known.
         class_names: names of the classes, if they come from folders.
         remarks: what a user should know of it, a sentence each.
         report: told of passes over all images that may take long; None for nobody.
     """
 
     why_unlabelled: str | None = None
+    licence: str = ""
     class_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     report: Report | None = None

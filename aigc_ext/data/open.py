@@ -13,6 +13,8 @@ from aigc_ext.data.arrays import open_arrays
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, Report, describe_numbers
 from aigc_ext.data.embedded import NAMES as EMBEDDED_NAMES
 from aigc_ext.data.embedded import open_embedded
+from aigc_ext.data.fetched import NAMES as FETCHED_NAMES
+from aigc_ext.data.fetched import licence_of, path_of
 from aigc_ext.data.files import (
     WRONG_SHAPE,
     ImageFiles,
@@ -29,6 +31,8 @@ from aigc_ext.data.shards import open_shards
 from aigc_ext.data.tree import open_tree
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
+NAMED = (*EMBEDDED_NAMES, *FETCHED_NAMES)
+"""The sources that are names, not paths."""
 _LOOKED_AT = 16  # images of which the values are looked at
 _log = logging.getLogger(__name__)
 
@@ -54,6 +58,8 @@ def open_dataset(
         source: one of
             - `digits` (1,797 images 1x8x8) or `mnist5k` (5,000 images 1x28x28), both with 10 classes, from
               the packages of `pip install aigc_ext[data]`; a folder of that name is `./digits`;
+            - `emoji` (3,781 images 3x64x64, with 9 categories as classes), once `python -m
+              aigc_ext.data.fetched emoji` has been run;
             - a folder, searched recursively, or a `.zip`: PNG, JPEG, WebP, BMP, GIF, TIFF, PPM and (if Pillow
               reads them) AVIF images of one shape, in the order of their names, with an optional
               `dataset.json` in the root: `{"labels": [["sub/a.png", 3], ...]}` with a class for each image.
@@ -114,6 +120,8 @@ def open_dataset(
             return _remarked(dataset, on_bad)
         files = ArrayFiles(os.fspath(source), dataset)
     files.white = white
+    if source in FETCHED_NAMES:
+        class_folders = True
     selection = select_images(
         files,
         on_bad,
@@ -130,6 +138,8 @@ def open_dataset(
         dataset = open_prepared(selection, preparation, memory_limit, on_bad, report)
     _check_left_out(files, dataset.bad_files, max_left_out)
     dataset.why_unlabelled, dataset.class_names = files.why_unlabelled, tuple(selection.class_names)
+    if source in FETCHED_NAMES:
+        dataset.licence = licence_of(os.fspath(source))
     dataset.remarks = tuple(f"{files.source}: {remark}" for remark in _remarks(files, selection))
     return _remarked(dataset, on_bad)
 
@@ -206,11 +216,13 @@ def find_files(source: str | os.PathLike[str], follow_links: bool = False) -> Im
             return open_rows(rest)
         if source in EMBEDDED_NAMES:
             return None
+        if source in FETCHED_NAMES:
+            return open_tree(path_of(source), follow_links=False)
     text = os.fspath(source)
     path = Path(text)
     if not text or not path.exists():
         raise DatasetError(
-            f"dataset {text!r}: there is no such file or folder, nor is it one of {', '.join(EMBEDDED_NAMES)}"
+            f"dataset {text!r}: there is no such file or folder, nor is it one of {', '.join(NAMED)}"
         )
     suffix = path.suffix.lower()
     if path.is_dir() or suffix == ".zip":
@@ -223,7 +235,7 @@ def find_files(source: str | os.PathLike[str], follow_links: bool = False) -> Im
 
 def absolute_source(source: str) -> str:
     """The source with an absolute path, whose meaning doesn't depend on the working directory."""
-    if source in EMBEDDED_NAMES:
+    if source in NAMED:
         return source
     kind, path = _kind_and_path(source)
     return kind + os.path.abspath(path)

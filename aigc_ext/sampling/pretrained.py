@@ -27,6 +27,7 @@ MODEL_WEIGHTS = "model.safetensors"
 MODEL_DIGESTS = "sha256.json"
 _SHOWN = 4
 TRAINED_CLASSES = "trained_classes.json"
+DATA_LICENCE = "data_licence.txt"
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -35,11 +36,17 @@ class PretrainedError(ValueError):
 
 
 def save_pretrained(
-    directory: Path, config: dict[str, Any], weights: bytes, trained_classes: Sequence[int] | None = None
+    directory: Path,
+    config: dict[str, Any],
+    weights: bytes,
+    trained_classes: Sequence[int] | None = None,
+    data_licence: str = "",
 ) -> None:
     """Writes a generator's config and its serialised weights, each atomically, and their SHA-256; also the
-    classes that had images, unless all had."""
+    classes that had images, unless all had, and the licence of the data."""
     directory.mkdir(parents=True, exist_ok=True)
+    if data_licence:
+        _files.replace_file(directory / DATA_LICENCE, f"trained on data under: {data_licence}\n".encode())
     if trained_classes is None:
         (directory / TRAINED_CLASSES).unlink(missing_ok=True)
     else:
@@ -191,7 +198,7 @@ def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
                 name,
-                allow_patterns=[MODEL_CONFIG, MODEL_WEIGHTS, MODEL_DIGESTS, TRAINED_CLASSES],
+                allow_patterns=[MODEL_CONFIG, MODEL_WEIGHTS, MODEL_DIGESTS, TRAINED_CLASSES, DATA_LICENCE],
                 local_files_only=not allow_download,
                 **options,
             )

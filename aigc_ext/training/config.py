@@ -38,6 +38,9 @@ class DataConfig(Config):
     max_left_out: Annotated[float, Range(ge=0, le=1)] = 0.1
     """The largest fraction of the images that may be left out, because they are broken or of another shape;
     above it a run does not begin."""
+    licence: str = ""
+    """The licence of the data, which is also written beside the model; a data set that knows its own fills it
+    in."""
 
 
 @dataclass(frozen=True)

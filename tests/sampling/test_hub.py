@@ -94,7 +94,7 @@ def test_nothing_is_fetched_unless_asked(hub, tmp_path, monkeypatch):
     assert [options["local_files_only"] for _, options in calls] == [True, False]
     assert calls[1][1]["revision"] == "v2"
     assert set(calls[1][1]["allow_patterns"]) == {
-        *("config.json", "model.safetensors", "sha256.json", "trained_classes.json"),
+        *("config.json", "model.safetensors", "sha256.json", "trained_classes.json", "data_licence.txt"),
     }
     # What is not a valid model name on the hub is refused, and a directory is never looked up there.
     monkeypatch.chdir(tmp_path)

@@ -41,6 +41,8 @@ def complete(config: TrainConfig, data: ImageDataset) -> TrainConfig:
     (`benchmarks/step.py`). For a card this is not measured yet.
     """
     height, width = data.image_shape[1:]
+    if data.licence and not config.data.licence:
+        config = config.override("data.licence", data.licence)
     if config.loss.gamma is None:
         gamma = 0.0002 * height * width / config.batch
         if config.loss.r2:

@@ -373,7 +373,8 @@ class GANTask(Task):
 
     def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
         """Writes the averaged generator in the form that `Sampler.from_pretrained` loads."""
-        save_pretrained(directory, self.facts()["generator"], files["ema"], self._trained)
+        architecture = self.facts()["generator"]
+        save_pretrained(directory, architecture, files["ema"], self._trained, self.config.data.licence)
 
     def facts(self) -> Mapping[str, Any]:
         """The configs from which `aigc_ext.models` builds the networks; None for a network that is not
