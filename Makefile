@@ -49,7 +49,7 @@ sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
 	$(BIN)/python -m tests.sanitize -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
 	  tests/ops/adam_ema tests/ops/test_apart.py tests/ops/test_image_bytes.py \
 	  -k "(budget or second_order or surroundings or adam or apart or image_bytes) and not conv2d_resample \
-	  and not modulated and not stddev"
+	  and not modulated and not stddev and not (large_call and (contiguous or transposed))"
 
 # The CPU kernels' items on several threads, under ThreadSanitizer.
 sanitize-threads: $(VENV)/torch $(VENV)/test-tools $(THREADED)

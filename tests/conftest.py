@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("explore", deadline=None)
 # for runs whose every call is slow: tests/sanitize
-settings.register_profile("brief", derandomize=True, deadline=None, database=None, max_examples=20)
+settings.register_profile("brief", derandomize=True, deadline=None, database=None, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # AIGC_EXT_BACKEND=simt runs the tests on the CUDA kernels, on fibers of the CPU (tests/simt). It is set here,
