@@ -55,6 +55,8 @@ HOT = (
     # memory is the smaller part of it: its tiles are loaded element by element
     Hot("filtered_lrelu", rf"tile_kernel<{TYPES}, [24], [24]>", loads=False, stores=False),
     Hot("adam_ema", r"update_kernel<"),
+    # its tiles, too, are loaded element by element, and go through shared memory
+    Hot("vector_quantize", rf"quantize_kernel<{TYPES}>", loads=False, stores=False),
 )
 
 

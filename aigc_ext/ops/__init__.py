@@ -68,3 +68,5 @@ from aigc_ext.ops.upfirdn2d import upfirdn2d as upfirdn2d
 from aigc_ext.ops.upfirdn2d import upfirdn2d_ref as upfirdn2d_ref
 from aigc_ext.ops.upfirdn2d import upsample2d as upsample2d
 from aigc_ext.ops.upfirdn2d import upsample2d_ref as upsample2d_ref
+from aigc_ext.ops.vector_quantize import vector_quantize as vector_quantize
+from aigc_ext.ops.vector_quantize import vector_quantize_ref as vector_quantize_ref
