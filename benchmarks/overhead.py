@@ -92,6 +92,8 @@ def modules() -> Iterator[tuple[nn.Module, nn.Module | None, list[tuple[int, ...
         own.FilteredLReLU(4, taps, taps, up=2, down=2, padding=2),
         own.MinibatchStddev(2),
         own.SelfAttention2d(4),
+        own.VectorQuantizer(8, 4),
+        own.FiniteScalarQuantizer((8, 5, 5, 5)),
     ]
     for module in more:
         yield module, None, images

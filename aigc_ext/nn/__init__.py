@@ -14,6 +14,7 @@ from aigc_ext.nn.convolutions import (
 from aigc_ext.nn.fuse import FusedRun, FusionReport, SkippedRun, fuse_, unfuse_
 from aigc_ext.nn.layers import BiasAct, Linear
 from aigc_ext.nn.normalization import BatchNormAct1d, BatchNormAct2d, GroupNormAct
+from aigc_ext.nn.quantize import FiniteScalarQuantizer, Quantized, VectorQuantizer
 
 __all__ = [
     "BatchNormAct1d",
@@ -24,15 +25,18 @@ __all__ = [
     "Downsample2d",
     "Filter2d",
     "FilteredLReLU",
+    "FiniteScalarQuantizer",
     "FusedRun",
     "FusionReport",
     "GroupNormAct",
     "Linear",
     "MinibatchStddev",
     "ModulatedConv2d",
+    "Quantized",
     "SelfAttention2d",
     "SkippedRun",
     "Upsample2d",
+    "VectorQuantizer",
     "fuse_",
     "unfuse_",
 ]
