@@ -35,11 +35,13 @@ void write_codes(const VectorQuantizeParams& p, const Range& rows, const int64_t
     const Place place = place_of(p, row);
     const int64_t count = min(place.adjacent, rows.end - row);
     const int64_t* of = indices + row - rows.begin;
-    for (int64_t i = 0; i < count; ++i) {
-      const bool known = of[i] >= 0 && of[i] < p.num_codes;
-      const T* code = codes + (known ? of[i] : 0) * p.depth;
-      T* to = y + place.first + i;
-      for (int64_t d = 0; d < p.depth; ++d) to[d * p.inner] = known ? code[d] : nan;
+    const auto known = [&](int64_t i) { return of[i] >= 0 && of[i] < p.num_codes; };
+    T* to = y + place.first;
+    if (p.inner == 1) {
+      for (int64_t d = 0; d < p.depth; ++d) to[d] = known(0) ? codes[of[0] * p.depth + d] : nan;
+    } else {  // along the planes: their distance may be one at which cache lines displace each other
+      for (int64_t d = 0; d < p.depth; ++d)
+        for (int64_t i = 0; i < count; ++i) to[d * p.inner + i] = known(i) ? codes[of[i] * p.depth + d] : nan;
     }
     row += count;
   }
@@ -207,6 +209,7 @@ class Nearest {
     const int64_t depth = p_.depth, width = strips_ * kStripCodes<T>;
     if (scores_.get() == nullptr) {
       some_.allocate(kRows * depth);
+      code_.allocate(depth);
       scores_.allocate(kRows * width);
     }
     for (int64_t r = 0; r < count; ++r)
@@ -226,9 +229,12 @@ class Nearest {
         for (uint32_t bits = mask_to_bits(below == 0); bits != 0; bits &= bits - 1) {
           const int64_t k = first + __builtin_ctz(bits);
           if (k >= p_.num_codes) break;
+          for_vectors<T>(0, depth, [&](int64_t d, auto whole) {
+            store_lanes(&code_[d], load_lanes(codes + k * depth + d, depth - d, whole), depth - d, whole);
+          });
           double distance = 0;
           for (int64_t d = 0; d < depth; ++d) {
-            const double difference = double(some_[r * depth + d]) - load_scalar(codes + k * depth + d);
+            const double difference = double(some_[r * depth + d]) - double(code_[d]);
             distance += difference * difference;
           }
           if (distance < least) least = distance, nearest = k;
@@ -245,7 +251,7 @@ class Nearest {
   Scratch<S> x_, best_, second_;
   Scratch<Number> vector_;  // the number of the vector of codes that best_ is from
   S margin_[kRowBlock], limit_[kRowBlock];
-  Scratch<S> some_, scores_;
+  Scratch<S> some_, code_, scores_;
 };
 
 template <class T>
@@ -258,13 +264,18 @@ void prepare(const VectorQuantizeParams& p, int64_t group) {
   for (int64_t k = group * kGroup; k < (group + 1) * kGroup; ++k) {
     const T* code = codes + k * p.depth;
     S* column = panel + k / width * width * p.depth + k % width;
-    double square = k < p.num_codes ? 0 : __builtin_inf();
-    for (int64_t d = 0; k < p.num_codes && d < p.depth; ++d) {
-      const S number = load_scalar(code + d);
-      column[d * width] = number;
-      square += double(number) * double(number);
-    }
-    norms[k] = S(-square / 2);
+    double squares[4] = {};  // a single sum would wait for itself
+    if (k < p.num_codes)
+      for_vectors<T>(0, p.depth, [&](int64_t d, auto whole) {
+        constexpr int W = kWidth<T>;
+        S lanes[W];
+        store(lanes, load_lanes(code + d, p.depth - d, whole));
+        for (int j = 0; j < W; ++j) squares[j % 4] += double(lanes[j]) * double(lanes[j]);
+        for (int64_t j = 0; j < min(p.depth - d, int64_t(W)); ++j) column[(d + j) * width] = lanes[j];
+      });
+    else
+      squares[0] = __builtin_inf();
+    norms[k] = S(((squares[0] + squares[1]) + (squares[2] + squares[3])) / -2);
     if (!(norms[k] - norms[k] == 0))  // of which nothing may come into a sum
       for (int64_t d = 0; d < p.depth; ++d) column[d * width] = 0;
   }
