@@ -118,6 +118,13 @@ def layers(device: torch.device) -> list[Layer]:
             two,
             (3, 8),
         ),
+        Layer(
+            "group_norm_act",
+            lambda x, w, b: F.silu(F.group_norm(x, x.size(1) // 8, w, b)),
+            lambda x, w, b: ops.group_norm_act(x, x.size(1) // 8, w, b, act="swish", gain=1.0),
+            two,
+            (3, 8),
+        ),
         Layer("upsample2d", up, lambda x: ops.upsample2d(x, taps), lambda n: [], (5, 10)),
         Layer("downsample2d", down, lambda x: ops.downsample2d(x, taps), lambda n: [], (1.25, 2.5)),
         Layer(

@@ -50,7 +50,10 @@ HOT = (
     Hot("gan_loss", rf"terms_kernel<{TYPES}, ", loads=False, stores=False),  # a logit to a thread
     Hot("batch_norm_act", rf"(?<!join_)statistics_kernel<{TYPES}>", stores=False),
     Hot("batch_norm_act", rf"gradient_sums_kernel<{TYPES}, ", stores=False),
-    Hot("batch_norm_act", rf"(runs|columns)_kernel<{TYPES}, "),
+    Hot("batch_norm_act", rf"(runs|columns)_kernel<{TYPES}, [^,]*, (true|false)>"),
+    Hot("group_norm_act", rf"(?<!join_)statistics_kernel<{TYPES}>", stores=False),
+    # forward and backward
+    Hot("group_norm_act", rf"(runs|columns)_kernel<{TYPES}, [^,]*, \(aigc::GroupNormStage\)[25]>"),
     Hot("upfirdn2d", rf"tile_kernel<{TYPES}, [12], [12], (4|12)>"),
     # memory is the smaller part of it: its tiles are loaded element by element
     Hot("filtered_lrelu", rf"tile_kernel<{TYPES}, [24], [24]>", loads=False, stores=False),
