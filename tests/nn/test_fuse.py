@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from aigc_ext import ops
-from aigc_ext.nn import FusedRun, Linear, SkippedRun, fuse, fuse_, unfuse_
+from aigc_ext.nn import FusedRun, Linear, SkippedRun, _choosing, _fusible, _gains, fuse_, unfuse_
 from aigc_ext.ops.conv3x3 import has_conv3x3
 from tests.ops.suite import total
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def all_pairs_pay(request, monkeypatch):
     """Fuses what is too small to pay."""
     if not request.node.get_closest_marker("chooses"):
-        monkeypatch.setattr(fuse, "_pays", lambda layer, x: True)
+        monkeypatch.setattr(_gains, "pays", lambda *_: True)
 
 
 @pytest.fixture
@@ -41,7 +41,14 @@ def op_calls(monkeypatch):
         calls.append(name)
         return op(*arguments, **options)
 
-    for name in ("linear_act", "conv2d_act", "conv_transpose2d_act", "batch_norm_act", "bias_act"):
+    for name in (
+        "linear_act",
+        "conv2d_act",
+        "conv_transpose2d_act",
+        "batch_norm_act",
+        "group_norm_act",
+        "bias_act",
+    ):
         monkeypatch.setattr(ops, name, functools.partial(recorded, name, getattr(ops, name)))
     return calls
 
@@ -106,6 +113,15 @@ LAYERS = {
     "batch_norm1d": (nn.BatchNorm1d(3), (4, 3)),
     "batch_norm2d": (nn.BatchNorm2d(3), (4, 3, 2, 5)),
     "batch_norm3d": (nn.BatchNorm3d(3), (4, 3, 2, 3, 2)),
+    "group_norm": (nn.GroupNorm(2, 4, eps=1e-3), (3, 4, 2, 5)),
+    "group_norm on rows": (nn.GroupNorm(2, 4), (3, 4)),
+    "group_norm without weights": (nn.GroupNorm(2, 4, affine=False), (3, 4, 5)),
+    "instance_norm1d": (nn.InstanceNorm1d(3, affine=True), (4, 3, 5)),
+    "instance_norm2d": (nn.InstanceNorm2d(3, eps=1e-3), (4, 3, 2, 5)),
+    "instance_norm3d": (nn.InstanceNorm3d(3), (4, 3, 2, 3, 2)),
+    "layer_norm": (nn.LayerNorm(5, elementwise_affine=False), (4, 3, 5)),
+    "layer_norm of a vector": (nn.LayerNorm(5, 1e-3, elementwise_affine=False), (5,)),
+    "layer_norm of images": (nn.LayerNorm((3, 2, 5), elementwise_affine=False), (4, 3, 2, 5)),
 }
 
 
@@ -128,6 +144,7 @@ def test_every_layer_is_the_users(name, op_calls):
     reference = copy.deepcopy(nn.Sequential(layer, nn.Sigmoid())).double()
     assert_same(fused_copy(reference), reference, torch.randn(shape, dtype=torch.float64))
     ops_of = {"linear": "linear_act", "batch_norm": "batch_norm_act"}
+    ops_of |= dict.fromkeys(("group_norm", "instance_norm", "layer_norm"), "group_norm_act")
     ops_of |= {
         name: f"{name.split()[0]}_act" for name in ("conv2d", "conv2d without bias", "conv_transpose2d")
     }
@@ -222,6 +239,81 @@ def test_compiled_forward_and_backward():
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+# ---- norms where PyTorch has more to say -----------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features:UserWarning")
+@pytest.mark.parametrize(
+    ("norm", "x"),
+    [
+        (nn.InstanceNorm2d(3), torch.randn(3, 4, 5)),
+        (nn.InstanceNorm1d(3, affine=True), torch.randn(3, 5)),
+        (nn.InstanceNorm2d(3), torch.randn(2, 4, 4, 5)),
+        (nn.GroupNorm(2, 4), torch.randn(0, 4, 3)),
+        (nn.InstanceNorm1d(3), torch.randn(0, 3, 5)),
+        (nn.LayerNorm(3, elementwise_affine=False), torch.randn(2, 0, 3)),
+        (nn.LayerNorm(3, elementwise_affine=False), torch.randn(5, 3).t().contiguous().t()),
+        (nn.GroupNorm(2, 4), torch.randn(2, 4, 5, dtype=torch.bfloat16)),
+        (nn.InstanceNorm1d(4, affine=True), torch.randn(2, 4, 5, dtype=torch.float16)),
+        (nn.LayerNorm(5, elementwise_affine=False), torch.randn(2, 4, 5, dtype=torch.bfloat16)),
+    ],
+    ids=str,
+)
+def test_norms_of_other_inputs_are_the_users(norm, x):
+    reference = nn.Sequential(copy.deepcopy(norm), nn.Tanh())
+    ours, theirs = fused_copy(reference)(x), reference(x)
+    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "dtype"),
+    [
+        (nn.InstanceNorm2d(3), (2, 3, 1, 1), torch.float32),
+        (nn.InstanceNorm2d(3, affine=True), (2, 4, 3, 3), torch.float32),
+        (nn.InstanceNorm2d(3), (2, 3, 4), torch.float64),
+        (nn.InstanceNorm2d(3), (2, 3), torch.float32),
+        (nn.GroupNorm(4, 4), (1, 4), torch.float32),
+        (nn.GroupNorm(4, 4), (4,), torch.float32),
+        (nn.GroupNorm(2, 4), (2, 4, 3), torch.float64),
+        (nn.GroupNorm(2, 4, dtype=torch.bfloat16), (2, 4, 3), torch.float32),
+        (nn.LayerNorm((3, 4), elementwise_affine=False), (2, 4, 3), torch.float32),
+        (nn.LayerNorm((3, 4), elementwise_affine=False), (4,), torch.float32),
+    ],
+    ids=str,
+)
+def test_what_a_norm_refuses_is_refused(norm, shape, dtype):
+    reference, x = nn.Sequential(norm, nn.ReLU()), torch.randn(shape, dtype=dtype)
+
+    def outcome(model):
+        try:
+            return model(x).shape
+        except Exception as error:
+            return type(error), str(error)
+
+    assert outcome(fused_copy(reference)) == outcome(reference)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm((4, 5, 6), elementwise_affine=False)],
+    ids=str,
+)
+def test_norms_keep_pytorchs_memory_format(norm):
+    reference = nn.Sequential(norm, nn.SiLU())
+    x = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    for images in (x, x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)):
+        assert fused_copy(reference)(images).stride() == reference(images).stride()
+
+
+def test_running_statistics_are_left_to_pytorch():
+    model = nn.Sequential(nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU())
+    for example_inputs in (None, torch.randn(2, 4, 5, 5)):
+        report = fuse_(model, example_inputs)
+        assert report.fused == []
+        assert report.skipped[0].reason.startswith("InstanceNorm2d keeps running statistics")
+
+
 # ---- any Sequential --------------------------------------------------------------------------------------
 
 
@@ -263,6 +355,7 @@ MODULES = [
     nn.GELU,
     nn.Identity,
     lambda: nn.LayerNorm(WIDTH),
+    lambda: nn.LayerNorm(WIDTH, elementwise_affine=False),
 ]
 
 
@@ -291,7 +384,7 @@ def test_any_sequential_stays_itself(model, seed):
         for path, parent in model.named_modules()
         if isinstance(parent, nn.Sequential)
         for name, child in parent._modules.items()
-        if isinstance(child, nn.Linear)
+        if isinstance(child, (nn.Linear, nn.LayerNorm))
     ]
     assert sorted([r.path for r in report.fused] + [r.path for r in report.skipped]) == sorted(layers)
     assert fuse_(model) == report
@@ -686,7 +779,8 @@ def test_parameter_hooks_run():
         ((nn.Linear(4, 4), nn.Softplus(beta=2)), "Softplus(beta=2, threshold=20.0)"),
         ((nn.Linear(4, 4), nn.Softplus(threshold=5)), "threshold"),
         ((nn.Linear(4, 4), nn.GELU()), "GELU"),
-        ((nn.Linear(4, 4), nn.PReLU()), "PReLU"),
+        ((nn.Linear(4, 4), nn.PReLU()), "the slope of PReLU(num_parameters=1) behind it is learned"),
+        ((nn.LayerNorm(4), nn.ReLU()), "LayerNorm has a weight for each number of a row"),
         ((nn.Linear(4, 4), nn.ReLU6()), "ReLU6"),
         ((nn.Linear(4, 4), nn.Identity()), "Identity"),
         ((nn.Linear(4, 4), SubclassedReLU()), "SubclassedReLU"),
@@ -829,7 +923,7 @@ def test_inputs_that_are_not_plain_tensors_run_unfused(make_input, op_calls):
 def test_a_device_without_kernels_runs_unfused(monkeypatch, op_calls):
     model = mlp()
     fuse_(model)
-    monkeypatch.setattr("aigc_ext.nn.fuse._DEVICES", ("cuda",))
+    monkeypatch.setattr("aigc_ext.nn._fusible._DEVICES", ("cuda",))
     model(torch.randn(2, 6))
     assert op_calls == []
     report = fuse_(model)
@@ -919,6 +1013,11 @@ def test_skipped_runs_are_plain_data():
         (nn.BatchNorm1d(64), (1024, 64), []),
         (nn.BatchNorm1d(64), (2048, 64), ["batch_norm_act"]),
         (nn.BatchNorm2d(32), (16, 32, 16, 16), ["batch_norm_act"]),
+        (nn.InstanceNorm2d(16), (1, 16, 16, 16), ["group_norm_act"]),
+        (nn.InstanceNorm2d(64), (8, 64, 8, 8), []),
+        (nn.GroupNorm(8, 64), (4, 64, 16, 16), []),
+        (nn.GroupNorm(8, 64), (1, 64, 128, 128), ["group_norm_act"]),
+        (nn.LayerNorm(512, elementwise_affine=False), (2, 1024, 512), []),
         (nn.Conv1d(64, 64, 3), (8, 64, 1024), []),
         (nn.Conv2d(32, 32, 3, padding=1), (4, 32, 32, 32), ["conv2d_act"]),
         (nn.Conv2d(32, 32, 4, stride=2, padding=1), (4, 32, 32, 32), []),
@@ -932,6 +1031,38 @@ def test_without_examples_a_pair_is_one_op_where_that_was_faster(layer, shape, e
     y = fused(torch.randn(shape))
     assert op_calls == expected
     assert y.shape == nn.Sequential(layer, nn.LeakyReLU(0.2))(torch.randn(shape)).shape
+
+
+@pytest.mark.chooses
+def test_without_examples_a_group_norm_needs_channels_last_float32_and_gradients(op_calls):
+    model, x = fused_copy(nn.Sequential(nn.GroupNorm(8, 64), nn.SiLU())), torch.randn(4, 64, 16, 16)
+    images = x.contiguous(memory_format=torch.channels_last)
+    model(images)
+    assert op_calls == ["group_norm_act"]
+    with torch.no_grad():
+        model(images)
+    model(x)
+    model.requires_grad_(False)(images)
+    model.bfloat16()(images.bfloat16().requires_grad_())
+    assert op_calls == ["group_norm_act"]
+    model.float()(images.requires_grad_())
+    assert len(op_calls) == 2
+
+
+@pytest.mark.chooses
+@pytest.mark.parametrize("training", [True, False])
+def test_what_was_measured_of_a_norm_holds_for_what_was_measured(training, monkeypatch, op_calls):
+    """With gradients, or without."""
+    with_gains(monkeypatch, {nn.GroupNorm: 2.0, nn.Conv2d: 0.5})
+    alone = nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1))
+    for model in (nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU()), alone):
+        x = torch.randn(2, 4, 5, 5)
+        assert [run.path for run in fuse_(model.train(training), x).fused] == ["0"]
+        for gradients in (True, False):
+            op_calls.clear()
+            with torch.set_grad_enabled(gradients):
+                model(x)
+            assert op_calls == ["group_norm_act"] * (gradients == training)
 
 
 @pytest.mark.chooses
@@ -963,8 +1094,8 @@ def test_a_question_about_the_route_is_not_logged_as_an_answer(caplog):
 
 def with_gains(monkeypatch, gains):
     """`fuse_` measures these gains, by the type of the layer."""
-    monkeypatch.setattr(fuse, "_measured_gain", lambda layer, *_: gains[fuse._layer_type(layer)])
-    monkeypatch.setattr(fuse, "_gain_of_module", lambda *_: 1.2)
+    monkeypatch.setattr(_gains, "measured", lambda layer, *_: gains[_fusible.layer_type(layer)])
+    monkeypatch.setattr(_choosing, "_gain_of_module", lambda *_: 1.2)
 
 
 def small_network():
