@@ -45,7 +45,7 @@ def pays(layer: nn.Module, x: Tensor, alone: bool = False) -> bool:
     `_norm_pays`.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return True
+        return not (alone and isinstance(layer, GROUP_NORMS))
     if isinstance(layer, BATCH_NORMS):
         return x.numel() >= _BATCH_NORM_PAYS
     if isinstance(layer, GROUP_NORMS):

@@ -1050,6 +1050,18 @@ def test_without_examples_a_group_norm_needs_channels_last_float32_and_gradients
 
 
 @pytest.mark.chooses
+def test_without_examples_a_norm_alone_is_for_the_cpu(op_calls):
+    model, x = nn.Sequential(nn.InstanceNorm2d(64), nn.Conv2d(64, 4, 5)), torch.randn(1, 64, 32, 32)
+    (run,) = fuse_(model).fused
+    assert run.kind == "InstanceNorm2d"
+    assert "alone, since what follows it (Conv2d(" in run.when
+    model(x)
+    assert op_calls == ["group_norm_act"]
+    model.to("meta")(x.to("meta"))
+    assert op_calls == ["group_norm_act"]
+
+
+@pytest.mark.chooses
 @pytest.mark.parametrize("training", [True, False])
 def test_what_was_measured_of_a_norm_holds_for_what_was_measured(training, monkeypatch, op_calls):
     """With gradients, or without."""
