@@ -32,7 +32,7 @@ from aigc_ext.nn._fusible import (
 )
 from aigc_ext.nn._report import FusedRun, SkippedRun
 from aigc_ext.nn._running import Fused, fused_class, planned_layer, set_class, undo
-from aigc_ext.nn._usage import Reading, Usage, put_back, read_forward, tensors_in
+from aigc_ext.nn._usage import IN_ANOTHER_MODULE, Reading, Usage, put_back, read_forward, tensors_in
 
 _NOISE = 1.01  # a gain of the module up to this may be none
 _CLEARLY = 1.1
@@ -138,7 +138,9 @@ class Chooser:
         if place.container:
             fusion, follower = fusion_of(layer, place.follower), place.follower
             if isinstance(fusion, str):
-                reason = fusion.format(layer=name_of(layer), follower=describe(follower))
+                sums = follower is None and reason.endswith(IN_ANOTHER_MODULE)
+                where = f", and {reason}" if sums else ""
+                reason = fusion.format(layer=name_of(layer), follower=describe(follower)) + where
             else:
                 reason, what = "", f"{name_of(layer)}+{name_of(follower)}"
                 offer(what, None, repr(follower), lambda: _gain_of_pair(layer, follower, x, fusion))

@@ -20,6 +20,7 @@ from aigc_ext.nn._deferred import SIGMOIDS, Activation, activation_of, factors_o
 from aigc_ext.nn._fusible import TAKES_RESIDUAL, activation_of_module, is_plain
 
 NOTHING = "nothing is known of what follows it"
+IN_ANOTHER_MODULE = ", in another module"
 
 
 @dataclass
@@ -99,6 +100,8 @@ def _swish(y: Tensor) -> Tensor:
 
 def where_it_goes(func: Any) -> str:
     name = getattr(func, "__name__", str(func))
+    if name == "__get__":
+        return f"its {func.__self__.__name__} is read"
     return f"it goes to {name}" + (", whose slope is learned" if name == "prelu" else "")
 
 
@@ -183,7 +186,7 @@ class _Watch(TorchFunctionMode):
             for value in tensors_in((args, kwargs)):
                 if (known := self._results.get(id(value))) is not None:
                     elsewhere = sum_of(func, args, kwargs) is not None and known.caller is not self._inner()
-                    where = where_it_goes(func) + ", in another module" * elsewhere
+                    where = where_it_goes(func) + IN_ANOTHER_MODULE * elsewhere
                     self._usage[known.layer]._seen.append(where)
         return func(*args, **kwargs)
 

@@ -452,7 +452,9 @@ def test_sums_that_are_left_say_why():
     measured = "as one op it is measured 0.90 times as fast; alone, since "
     assert reasons["norm"] == measured + "what is added to it is changed in place afterwards"
     assert reasons["wide"] == measured + "it goes to add"
-    assert reasons["body.1"] == measured + "nothing follows it in its Sequential"
+    assert reasons["body.1"] == (
+        measured + "nothing follows it in its Sequential, and it goes to add, in another module"
+    )
 
 
 # ---- SiLU as a product -----------------------------------------------------------------------------------
