@@ -227,7 +227,8 @@ def test_empty_batch():
 
 def test_compiled_forward_and_backward():
     reference = nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), parametrizations.weight_norm(nn.Linear(12, 4)), nn.SiLU()
+        *(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.GroupNorm(2, 4), nn.SiLU(), nn.InstanceNorm2d(4), nn.ReLU()),
+        *(nn.Flatten(), parametrizations.weight_norm(nn.Linear(16, 4)), nn.SiLU()),
     )
     fused = fused_copy(reference)
     compiled = torch.compile(fused, fullgraph=True)
@@ -236,7 +237,7 @@ def test_compiled_forward_and_backward():
     compiled(x).square().sum().backward()
     reference(x).square().sum().backward()
     for ours, theirs in zip(fused.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
 # ---- norms where PyTorch has more to say -----------------------------------------------------------------
