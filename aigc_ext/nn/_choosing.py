@@ -18,9 +18,9 @@ from aigc_ext.nn._deferred import Activation, Plan
 from aigc_ext.nn._fusible import (
     ACT_NAMES,
     GROUP_NORMS,
+    INSTANCE_NORMS,
     LAYERS,
     NOT_PLAIN,
-    TAKES_RESIDUAL,
     Fusion,
     describe,
     fusion_of,
@@ -191,7 +191,7 @@ class Chooser:
                 plan = _plan_of(activation, (), followers)
                 return Choice(FusedRun(place.path, what, rule), plan)
             reason = f"{what} is taken on the CPU only if example_inputs show a gain"
-        if _gains.may_be_ours(layer) or (isinstance(layer, TAKES_RESIDUAL) and not _off_cpu(layer)):
+        if _gains.may_be_ours(layer) or (isinstance(layer, INSTANCE_NORMS) and not _off_cpu(layer)):
             rule = f"on the CPU {_gains.rule_of(layer, alone=True)}; alone, since {reason}"
             return Choice(FusedRun(place.path, name_of(layer), rule), Plan(None, None))
         return reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ NOISE = 1.03  # a measured gain up to this may be none
 _SECONDS = 0.1  # for the measurement of a layer
 _BATCH_NORM_PAYS = 1 << 17  # numbers
 _PLANE_PAYS = 256  # numbers of a channel
+_INSTANCE_NORM_PAYS = 1 << 12  # numbers
 _NORM_PAYS, _NORM_PAYS_CONTIGUOUS = 1 << 16, 1 << 20
 
 
@@ -29,10 +29,12 @@ def rule_of(layer: nn.Module, alone: bool = False) -> str | None:
         return f"from {_BATCH_NORM_PAYS:,} numbers on"
     planes = f"in float32 from planes of {_PLANE_PAYS} numbers on"
     if isinstance(layer, INSTANCE_NORMS):
-        return f"{planes}, contiguous and {_NORM_PAYS:,} numbers in all" if alone else planes
+        least = f"{_NORM_PAYS:,} contiguous" if alone else f"{_INSTANCE_NORM_PAYS:,}"
+        return f"{planes}, {least} numbers in all"
     if isinstance(layer, nn.GroupNorm):
-        contiguous = "" if alone else f", or {_NORM_PAYS_CONTIGUOUS:,} contiguous"
-        return f"{planes} with gradients, {_NORM_PAYS:,} numbers in channels-last{contiguous}"
+        return (
+            f"{planes} with gradients, {_NORM_PAYS:,} numbers in channels-last or {_NORM_PAYS_CONTIGUOUS:,}"
+        )
     return None
 
 
@@ -81,18 +83,18 @@ def _norm_pays(layer: nn.Module, x: Tensor, alone: bool) -> bool:
     million on; in channels-last 1.0 with planes of 64 and 1.15 to 2.4 with 256 and more; alone 0.4 to 1.0, in
     channels-last 1.1 to 3.1. Without gradients it was 0.7 to 3.9.
     """
-    if x.dtype != torch.float32 or x.dim() < 3 or isinstance(layer, nn.LayerNorm):
+    count = x.numel()  # the cheapest question
+    if count < _INSTANCE_NORM_PAYS or x.dtype != torch.float32 or isinstance(layer, nn.LayerNorm):
         return False
-    if math.prod(x.shape[2:]) < _PLANE_PAYS:
+    if x.dim() < 3 or count < _PLANE_PAYS * x.size(0) * x.size(1):
         return False
-    many = x.numel() >= _NORM_PAYS
     if isinstance(layer, INSTANCE_NORMS):
-        return not alone or (many and x.is_contiguous())
-    if not many or not torch.is_grad_enabled():
+        return not alone or (count >= _NORM_PAYS and x.is_contiguous())
+    if alone or count < _NORM_PAYS or not torch.is_grad_enabled():
         return False
     if not (x.requires_grad or any(p.requires_grad for p in layer.parameters())):
         return False
-    return is_channels_last(x) or (not alone and x.numel() >= _NORM_PAYS_CONTIGUOUS)
+    return count >= _NORM_PAYS_CONTIGUOUS or is_channels_last(x)
 
 
 def may_be_ours(layer: nn.Module) -> bool:

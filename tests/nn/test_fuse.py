@@ -781,6 +781,7 @@ def test_parameter_hooks_run():
         ((nn.Linear(4, 4), nn.Softplus(threshold=5)), "threshold"),
         ((nn.Linear(4, 4), nn.GELU()), "GELU"),
         ((nn.Linear(4, 4), nn.PReLU()), "the slope of PReLU(num_parameters=1) behind it is learned"),
+        ((nn.GroupNorm(2, 4), nn.PReLU(4)), "the slope of PReLU(num_parameters=4) behind it is learned"),
         ((nn.LayerNorm(4), nn.ReLU()), "LayerNorm has a weight for each number of a row"),
         ((nn.Linear(4, 4), nn.ReLU6()), "ReLU6"),
         ((nn.Linear(4, 4), nn.Identity()), "Identity"),
