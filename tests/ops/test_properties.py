@@ -94,7 +94,7 @@ def test_values_and_gradients_are_within_the_error_budget(case: OpCase, layout: 
 @on_a_card_too
 def test_gradients_are_right_to_second_order(case: OpCase) -> None:
     # Each is thousands of calls of one size: 8 examples, or 2 of a brief run.
-    @settings(max_examples=max(2, settings.default.max_examples // 12), deadline=None)
+    @settings(max_examples=max(2, settings().max_examples // 12), deadline=None)
     @given(case.small_calls)
     def check(call: Call) -> None:
         inputs = prepare(call, case, torch.float64)
