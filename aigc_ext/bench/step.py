@@ -284,9 +284,10 @@ def check_same(
     tests/test_benchmark_step.py compares them closely, in float64. A gradient of rounding errors only, such
     as that of a bias before batch norm, must be small compared to the whole network's. With a beta1 of 0
     Adam's first step is as long for it as for any other, in a direction of chance: so the weights' distances
-    are judged together. Compiled code rounds more coarsely, which takes more ReLUs to the other side.
+    are judged together. Compiled code rounds more coarsely, which takes more ReLUs to the other side; so may
+    PyTorch's own other memory format: of DCGAN's first gradient a fiftieth, on an AMD EPYC.
     """
-    factor = 10 if "compile" in contender else 1
+    factor = 10 if "compile" in contender or contender.startswith(("eager", "plain")) else 1
     for name, tensors in ((name, expected[name]) for name in got):
         pairs = list(zip(got[name], tensors, strict=True))
         distances = [float((own - theirs).norm()) for own, theirs in pairs]
