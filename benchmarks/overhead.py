@@ -97,6 +97,7 @@ def modules() -> Iterator[tuple[nn.Module, nn.Module | None, list[tuple[int, ...
     ]
     for module in more:
         yield module, None, images
+    yield own.FilteredSnake(4), None, [(2, 4, 16)]
     yield own.ModulatedConv2d(4, 4, 3, noise=False), None, [*images, (2, 4)]
 
 

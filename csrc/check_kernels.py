@@ -42,6 +42,14 @@ HOT = (
     Hot("gated_act", rf"gated_act_kernel<{TYPES}, "),
     # sin and cos of huge numbers have their digits there
     Hot("snake", rf"snake_kernel<{TYPES}, [01]>", stack=32),
+    # the same; a thread reads and writes element by element
+    Hot(
+        "filtered_snake",
+        rf"segment_kernel<{TYPES}, [01], (true|false), true>",
+        loads=False,
+        stores=False,
+        stack=32,
+    ),
     Hot("pixel_norm", rf"row_kernel<{TYPES}, [01]>"),
     # a thread has four pixels of a plane: 16 bytes of float32 only
     Hot("pixel_norm", r"tile_kernel<float, [01]>", stores=False),

@@ -6,6 +6,7 @@ Parameters and buffers have the names and shapes of common checkpoints: those of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -261,6 +262,85 @@ class FilteredLReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in self.options.items())
+
+
+class FilteredSnake(nn.Module):
+    """`ops.filtered_snake` with its own frequencies and filter: the activation of BigVGAN's vocoders.
+
+    Shapes: `[N, num_channels, L]` to the same.
+
+    The filter, `resample_filter`, is for both ways: a sinc that cuts off at half of the doubled band, in
+    Kaiser's window for a transition of 0.6 of that band on either side, of sum 1. It follows from `taps`, so
+    it is a buffer that is not in the `state_dict`.
+
+    Args:
+        num_channels: size of the parameter `alpha`, and of `beta`.
+        beta: whether the sine's square is divided by a parameter of its own, not by `alpha`.
+        log_scale: whether the parameters are the logarithms of the numbers.
+        init: what both numbers start from; above 0 on a logarithmic scale.
+        taps: of the filter, an even number, so that the output keeps the input's time; 12 is fastest.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument is not one of the allowed values.
+    """
+
+    alpha: nn.Parameter
+    beta: nn.Parameter | None
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        beta: bool = False,
+        log_scale: bool = False,
+        init: float = 1.0,
+        taps: int = 12,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_channels < 0:
+            raise ValueError(f"num_channels is {num_channels}, but must be at least 0")
+        if not math.isfinite(init) or init == 0 or (log_scale and init < 0):
+            allowed = "above 0" if log_scale else "not 0"
+            raise ValueError(f"init is {init}, but must be finite and {allowed}")
+        if taps < 2 or taps % 2 != 0:
+            raise ValueError(f"taps is {taps}, but must be even and at least 2")
+        self.num_channels, self.log_scale, self.init, self.taps = num_channels, log_scale, init, taps
+        start = math.log(init) if log_scale else init
+
+        def parameter() -> nn.Parameter:
+            return nn.Parameter(torch.full((num_channels,), start, device=device, dtype=dtype))
+
+        self.alpha = parameter()
+        self.register_parameter("beta", parameter() if beta else None)
+        self.register_buffer("resample_filter", _half_band(taps).to(self.alpha), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        f = self.resample_filter
+        return ops.filtered_snake(input, self.alpha, f, f, self.beta, self.log_scale)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_channels}, beta={self.beta is not None}, log_scale={self.log_scale}, "
+            f"init={self.init}, taps={self.taps}"
+        )
+
+
+def _half_band(taps: int) -> Tensor:
+    """The sinc filter that keeps the lower half of a band, in Kaiser's window (Lee et al. 2023)."""
+    cutoff, half_width = 0.5 / 2, 0.6 / 2  # in cycles per element at the doubled rate
+    # Kaiser's estimate of the attenuation in decibels, for the taps of one of the two lanes
+    attenuation = 2.285 * (taps // 2 - 1) * math.pi * 4 * half_width + 7.95
+    if attenuation > 50:
+        shape = 0.1102 * (attenuation - 8.7)
+    else:
+        shape = 0.5842 * max(attenuation - 21, 0) ** 0.4 + 0.07886 * max(attenuation - 21, 0)
+    window = torch.kaiser_window(taps, periodic=False, beta=shape, dtype=torch.float64)
+    time = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
+    f = window * torch.sinc(2 * cutoff * time)
+    return f / f.sum()
 
 
 class MinibatchStddev(nn.Module):

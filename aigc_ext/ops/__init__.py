@@ -27,6 +27,8 @@ from aigc_ext.ops.conv3x3 import conv3x3 as conv3x3
 from aigc_ext.ops.conv3x3 import conv3x3_ref as conv3x3_ref
 from aigc_ext.ops.filtered_lrelu import filtered_lrelu as filtered_lrelu
 from aigc_ext.ops.filtered_lrelu import filtered_lrelu_ref as filtered_lrelu_ref
+from aigc_ext.ops.filtered_snake import filtered_snake as filtered_snake
+from aigc_ext.ops.filtered_snake import filtered_snake_ref as filtered_snake_ref
 from aigc_ext.ops.fused_mlp import fused_mlp as fused_mlp
 from aigc_ext.ops.fused_mlp import fused_mlp_ref as fused_mlp_ref
 from aigc_ext.ops.gan_loss import LossStats as LossStats

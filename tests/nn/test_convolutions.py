@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from aigc_ext.nn import (
     Downsample2d,
     Filter2d,
     FilteredLReLU,
+    FilteredSnake,
     MinibatchStddev,
     ModulatedConv2d,
     Upsample2d,
@@ -65,6 +67,47 @@ def test_filtered_lrelu():
     assert torch.equal(layer(X), expected)
     assert layer(X).shape == X.shape
     assert not FilteredLReLU().state_dict()
+
+
+@pytest.mark.parametrize("log_scale", [False, True])
+@pytest.mark.parametrize("beta", [False, True])
+def test_filtered_snake(beta, log_scale):
+    layer = FilteredSnake(4, beta=beta, log_scale=log_scale, init=0.5)
+    assert list(layer.state_dict()) == (["alpha", "beta"] if beta else ["alpha"])
+    x, f, half = torch.randn(2, 4, 50), layer.resample_filter, torch.full((4,), 0.5)
+    torch.testing.assert_close(layer(x), ops.filtered_snake_ref(x, half, f, f))
+    layer(x).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+    assert f"4, beta={beta}, log_scale={log_scale}, init=0.5, taps=12" in repr(layer)
+
+
+@pytest.mark.parametrize("taps", [2, 12, 24])
+def test_the_filter_of_filtered_snake(taps):
+    f = FilteredSnake(1, taps=taps, dtype=torch.float64).resample_filter
+    assert f.shape == (taps,)
+    assert torch.equal(f, f.flip(0))
+    torch.testing.assert_close(f.sum(), torch.ones((), dtype=torch.float64))
+    response = torch.fft.rfft(f, 1000).abs()
+    if taps > 2:
+        assert response[250] == pytest.approx(0.5, abs=0.03)  # cut off at a quarter of the doubled rate
+        assert response[450:].max() < 0.05
+        assert response[:100].min() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"num_channels": -1}, "num_channels is -1"),
+        ({"init": 0.0}, "init is 0.0, but must be finite and not 0"),
+        ({"init": -1.0, "log_scale": True}, "init is -1.0, but must be finite and above 0"),
+        ({"init": float("nan")}, "init is nan"),
+        ({"taps": 11}, "taps is 11, but must be even and at least 2"),
+        ({"taps": 0}, "taps is 0"),
+    ],
+)
+def test_filtered_snake_refuses(arguments, part):
+    with pytest.raises(ValueError, match=re.escape(part)):
+        FilteredSnake(**{"num_channels": 4, **arguments})
 
 
 def test_minibatch_stddev():

@@ -41,6 +41,9 @@ def calls() -> dict[str, Callable[[], Any]]:
         "filtered_lrelu": differentiated(
             lambda: ops.filtered_lrelu(x, filter2d, filter2d, bias, up=2, down=2, padding=[3, 3, 3, 3])
         ),
+        "filtered_snake": differentiated(
+            lambda: ops.filtered_snake(x.flatten(2), square, filter2d, filter2d)
+        ),
         "bias_act": differentiated(lambda: ops.bias_act(x, bias, act="lrelu")),
         "bias_act, channels last": differentiated(
             lambda: ops.bias_act(x.to(memory_format=torch.channels_last), bias, act="lrelu")
