@@ -5,7 +5,7 @@
 namespace aigc {
 namespace {
 
-// Of a channel. CPU: lines and lanes of this length fit into the nearest cache, all nine. GPU: a block's tile.
+// Of a channel. CPU: nine lines and lanes of this length fit into the nearest cache. GPU: a block's tile.
 constexpr int64_t kSegment = kOnGpu ? 512 : 1024;
 constexpr int64_t kThreadElements = 8192;  // with two sines for each, enough work for a thread
 
@@ -74,8 +74,8 @@ struct Call {
   int64_t grain() const { return grain_of(kThreadElements, min(p.segment, p.length)); }
 };
 
-// Runs a backward kernel with its workspace, and the reduction after it. Returns the gradients of alpha and beta,
-// which are empty if they are not asked for.
+// Runs a backward kernel with its workspace, and the reduction after it. Returns the gradients of alpha and
+// beta, which are empty if they are not asked for.
 template <class Run>
 std::tuple<Tensor, Tensor> with_channel_gradients(Call& call, bool needed, Run&& run) {
   FilteredSnakeParams& p = call.p;

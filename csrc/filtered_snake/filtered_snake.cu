@@ -1,7 +1,7 @@
-// A block works on one segment of a channel at a time. It loads x, and in the backward dy and v, into lines of shared
-// memory; a thread filters both lanes of z (and of g and V) at a position from them and writes what snake makes of
-// them into lanes of shared memory; a thread filters an element of the result from these. Taps are constants of
-// the loops in the usual case of twelve.
+// A block works on one segment of a channel at a time. It loads x, and in the backward dy and v, into lines
+// of shared memory; a thread filters both lanes of z (and of g and V) at a position from them and writes what
+// snake makes of them into lanes of shared memory; a thread filters an element of the result from these. Taps
+// are constants of the loops in the usual case of twelve.
 //
 // The kernels have some local memory without spilling: sin and cos of huge numbers have their digits there.
 #include "core/cuda_launch.h"
@@ -17,12 +17,13 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTwelve = 12;  // taps of the filters that have code of their own
 
-// Blocks per multiprocessor that the registers must suffice for. Left to itself, the compiler aims for more and spills.
+// Blocks per multiprocessor that the registers must suffice for. Left to itself, the compiler aims for more
+// and spills.
 template <class T>
 constexpr int kBlocks = sizeof(acc_t<T>) == 4 ? 2 : 1;
 
-// Lines and lanes in shared memory, each of `size` elements, of which number `halo` is the segment's first; then the
-// taps.
+// Lines and lanes in shared memory, each of `size` elements, of which number `halo` is the segment's first;
+// then the taps.
 struct Tile {
   int size = 0, halo = 0;
   Reach reach{0, 0};

@@ -1,13 +1,13 @@
-// snake (snake/snake.h) at twice the rate of a signal, between two low-pass filters, for each channel of a batch:
+// snake (snake/snake.h) at twice the rate of a signal, between two low-pass filters, for each channel:
 //
 //     z = U x       the signal between and at its samples, 2L of them
 //     t = f(z)      z + sin^2(alpha z) / beta, with beta = alpha if there is none of its own
 //     y = D t       every other sample of the filtered t
 //
-// With a signal continued by its first and last value (x_i beyond both ends, t_j too), Ku taps u and Kd taps d:
+// With signals continued by their first and last value (x, and t too), Ku taps u and Kd taps d:
 //     z_j = 2 sum_k u_k x_i over i with 2i = j + pu - k,   pu = floor((Ku - 1) / 2)
 //     y_i = sum_k d_k t_j,            j = 2i + pd - k,     pd = floor(Kd / 2)
-// pu and pd centre the filters: y keeps the time of x if both have an even number of taps, or both an odd one.
+// pu and pd centre the filters: y is in time with x if both numbers of taps are even, or both odd.
 //
 // z and t never reach memory: nothing is saved for the backward, which filters x again. With V = U v, v the
 // cotangent of dx, a and b those of dalpha and dbeta, and f' and its like at z:
@@ -18,8 +18,9 @@
 //
 // Traffic (e = element size): 2e, 3e, 5e for each element of x.
 //
-// z is worked on as two lanes, z_2q and z_2q+1, neither of which a filter reads with gaps. A segment of a channel
-// is what an item works on. Beside its own positions, it computes those of its neighbours that its outputs need.
+// z is worked on as two lanes, z_2q and z_2q+1, neither of which a filter reads with gaps. A segment of a
+// channel is what an item works on. Beside its own positions, it computes those of its neighbours that its
+// outputs need.
 #pragma once
 
 #include "core/isa.h"
@@ -92,8 +93,8 @@ AIGC_INLINE LaneTaps down_lane(int64_t taps, int lane) {
   return {(odd + lane - taps / 2) / 2, (taps - odd + 1) / 2, odd, 2};
 }
 
-// How far the lanes that an element receives from lie before and after it, and what the filters read beside them:
-// never more than this.
+// How far the lanes that an element receives from lie before and after it, and what the filters read beside
+// them: never more than this.
 AIGC_INLINE int64_t snake_halo(const FilteredSnakeParams& p) { return (p.up_taps + p.down_taps) / 2 + 2; }
 // The lanes that U' (of `up`) or D receive from: from `before` ahead of an element to `after` behind it.
 struct Reach {

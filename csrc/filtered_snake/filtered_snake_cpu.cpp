@@ -1,6 +1,6 @@
-// A segment's x is converted into a line, the lanes of z are filtered from it, one vector of each at a time, and go
-// through snake in registers into lanes of t, from which y is filtered. All of it stays in the nearest cache. So
-// it is in the backward, with lanes of g beside it.
+// A segment's x is converted into a line, the lanes of z are filtered from it, one vector of each at a time,
+// and go through snake in registers into lanes of t, from which y is filtered. All of it stays in the nearest
+// cache. So it is in the backward, with lanes of g beside it.
 #include "core/reduce.h"
 #include "core/scratch.h"
 #include "filtered_snake/filtered_snake.h"
@@ -174,8 +174,8 @@ class Segments {
       *at(g_[1], p_.length - 1) = last_of_transposed_down<S>(down_, p_.down_taps, p_.length, dy);
   }
 
-  // snake and its derivatives at all lanes of [begin, end). What it writes beyond is written over by the next call,
-  // or not read.
+  // snake and its derivatives at all lanes of [begin, end). What it writes beyond is written over by the next
+  // call, or not read.
   template <bool kSum>
   void points(int64_t begin, int64_t end, BlockSum<S> (&sums)[2]) {
     for (int64_t q = begin; q < end; q += W) {

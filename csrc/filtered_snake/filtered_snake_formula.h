@@ -1,5 +1,5 @@
-// snake with a divisor of its own, beta, and what the ends of a signal add to its filters' transposes; for CPU
-// vectors and CUDA scalars.
+// snake with a divisor of its own, beta, and what the ends of a signal add to its filters' transposes; for
+// CPU vectors and CUDA scalars.
 #pragma once
 
 #include "snake/snake_formula.h"
@@ -40,9 +40,9 @@ struct SnakeBetaPoint {
   }
 };
 
-// ---- the ends --------------------------------------------------------------------------------------------------
-// A signal is continued by its ends, so their gradients are those of all positions there. `d` and `u` are the taps,
-// dy(i) and dz(j) read a signal, 0 outside [0, L) and [0, 2L).
+// ---- the ends --------------------------------------------------------------------------------------------
+// A signal is continued by its ends, so their gradients are those of all positions there. `d` and `u` are the
+// taps, dy(i) and dz(j) read a signal, 0 outside [0, L) and [0, 2L).
 
 // g_0 and g_2L-1 of g = D' dy.
 template <class S, class Taps, class F>
