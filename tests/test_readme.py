@@ -73,7 +73,7 @@ def train(command: str, folder: Path, new: bool) -> None:
     ) as process:
         assert process.stdout is not None
         seen, end = "", time.monotonic() + SECONDS
-        while "/1024 kimg" not in seen:
+        while "/1536 kimg" not in seen:
             assert time.monotonic() < end, seen
             line = process.stdout.readline()
             assert line, seen
