@@ -258,7 +258,7 @@ def test_compiled_forward_and_backward():
         (nn.InstanceNorm1d(4, affine=True), torch.randn(2, 4, 5, dtype=torch.float16)),
         (nn.LayerNorm(5, elementwise_affine=False), torch.randn(2, 4, 5, dtype=torch.bfloat16)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, nn.Module) else str(list(value.shape)),
 )
 def test_norms_of_other_inputs_are_the_users(norm, x):
     reference = nn.Sequential(copy.deepcopy(norm), nn.Tanh())
