@@ -191,7 +191,7 @@ __device__ void write_codes(const VectorQuantizeParams& p, int64_t base, int64_t
 template <class T>
 __global__ void __launch_bounds__(kThreads) quantize_kernel(const VectorQuantizeParams p, int64_t tiles) {
   using S = acc_t<T>;
-  __shared__ TileArray<S> rows, codes;
+  __shared__ SharedArray<SharedArray<S, kTile + 4>, kDepth> rows, codes;  // TileArray<S>
   __shared__ SharedArray<int64_t, kTile> found;
   __shared__ SharedArray<S, kTile> limits;  // of rows to compare again; else NaN
   const auto* norms = static_cast<const S*>(p.negative_half_norms);
