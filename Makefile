@@ -9,13 +9,18 @@ BIN := $(VENV)/bin
 # Two packages are here for their data files alone, without what they require: pip would call that an error.
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-warn-conflicts
 SIMT := build/simt/libaigc_ops_simt.so
-SANITIZED := build/sanitize/libaigc_ops.so build/sanitize-simt/libaigc_ops_simt.so
+SANITIZED_cpu := build/sanitize/libaigc_ops.so
+SANITIZED_simt := build/sanitize-simt/libaigc_ops_simt.so
+SANITIZED := $(SANITIZED_cpu) $(SANITIZED_simt)
 THREADED := build/sanitize-threads/libaigc_ops.so
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f -not -name '*.py*')
 
 # Of the wheel: the oldest glibc that it loads with (csrc/core/old_glibc.cpp), and torch for its test
 PLATFORM ?= manylinux_2_28_$(shell uname -m)
 WHEEL_TORCH ?= $(TORCH)
+
+# Of sanitize: the CPU kernels, and the CUDA kernels on fibers, which take most of its time
+BACKENDS ?= cpu simt
 
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
@@ -45,8 +50,8 @@ test-avx2: $(VENV)/installed $(VENV)/test-tools
 
 # The ops of both backends under AddressSanitizer and UndefinedBehaviorSanitizer: all kernels on all layouts and sizes,
 # with first and second derivatives. What is left out runs no code of ours, or the same again.
-sanitize: $(VENV)/torch $(VENV)/test-tools $(SANITIZED)
-	$(BIN)/python -m tests.sanitize -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
+sanitize: $(VENV)/torch $(VENV)/test-tools $(foreach backend,$(BACKENDS),$(SANITIZED_$(backend)))
+	$(BIN)/python -m tests.sanitize $(BACKENDS:%=--backend %) -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
 	  tests/ops/adam_ema tests/ops/test_apart.py tests/ops/test_image_bytes.py \
 	  -k "(budget or second_order or surroundings or adam or apart or image_bytes) and not conv2d_resample \
 	  and not modulated and not stddev and not (large_call and (contiguous or transposed))"
