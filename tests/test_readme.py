@@ -160,10 +160,13 @@ def test_the_commands_work_after_make_demo(tmp_path, monkeypatch, capsys):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["00000-mlp-digits-demo"]
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save("photo.jpg")
     page = (ROOT / "docs" / "training.md").read_text()
-    commands = re.findall(r"^aigc-ext ((?:sample|interpolate|project|export|metrics|report) .+)$", page, re.M)
-    assert len(commands) == 6
+    commands = re.findall(
+        r"^aigc-ext ((?:sample|interpolate|project|export|metrics|robust|report) .+)$", page, re.M
+    )
+    assert len(commands) == 8
     for command in commands:
         arguments = shlex.split(command.replace("mnist5k", "digits"), comments=True)
-        faster = {"project": ["--steps", "2"], "interpolate": ["--frames", "3"], "metrics": ["--num", "30"]}
+        faster = {"project": ["--steps", "2"], "interpolate": ["--frames", "3"]}
+        faster |= {"metrics": ["--num", "30"], "robust": ["--num", "30", "--epsilons", "0.1"]}
         assert main([*arguments, *faster.get(arguments[0], [])]) == 0, capsys.readouterr().err
     assert main(["train", "--resume", "latest", "--outdir", "runs", "--kimg", "0.15"]) == 0
