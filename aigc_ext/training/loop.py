@@ -19,7 +19,7 @@ from aigc_ext._progress import bars
 from aigc_ext.config import ConfigError
 from aigc_ext.data.batch import Batch
 from aigc_ext.training.batches import batches
-from aigc_ext.training.checkpoint import checkpoint_name
+from aigc_ext.training.checkpoint import Checkpoint, checkpoint_name
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes, process_group, processes_of_the_run
 from aigc_ext.training.identity import check_data
@@ -97,7 +97,7 @@ class Loop:
         check_resumable(point.config, self.config)
         checkpoint = point.checkpoint
         if checkpoint is not None:
-            _check_end(checkpoint.state["nimg"], point.config, self.config)
+            _check_end(checkpoint, point.config, self.config)
             remark = check_data(checkpoint, self.data, cond=self.config.data.cond, may_change=data_changed)
             point = replace(point, remark=remark)
             self.state.load(checkpoint)
@@ -283,11 +283,12 @@ def _check_batch(task: Task) -> None:
         )
 
 
-def _check_end(nimg: int, before: RunConfig, now: RunConfig) -> None:
+def _check_end(checkpoint: Checkpoint, before: RunConfig, now: RunConfig) -> None:
     """Raises ConfigError if a run should end before the point that it has reached. A complete run is at its
     end, or beyond it by less than a batch."""
+    nimg = checkpoint.state["nimg"]
     if nimg - now.total_images >= max(before.batch, now.batch):
         raise ConfigError(
             f"kimg is {now.kimg:g}, but the run has learned from {nimg / 1000:g} thousand images already:"
-            " give more, or sample from it as it is"
+            f" give more, or sample from it as it is ({checkpoint.path})"
         )
