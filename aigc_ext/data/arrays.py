@@ -113,7 +113,10 @@ def _read_member(npz: np.lib.npyio.NpzFile, name: str, memory_limit: int) -> np.
             " the images as .npy, which is read from disk as needed"
         )
     with _plain_errors(f"array {name!r}"):
-        return npz[name]
+        array = npz[name]
+    if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a file that does not begin as an array
+        raise ValueError(f"{name!r} is not an array")
+    return array
 
 
 def _as_nchw(array: np.ndarray, what: str) -> Tensor:
