@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import click
@@ -110,7 +111,8 @@ def robust(
                 attacked = attack_discriminator(network, images, epsilons, num_images=num, seed=seed)
                 shown["discriminator"] = {
                     **dataclasses.asdict(attacked.robustness),
-                    "median_epsilon": attacked.median_epsilon,
+                    # JSON has no infinity
+                    "median_epsilon": attacked.median_epsilon if attacked.median_epsilon < math.inf else None,
                 }
             if images.num_classes or network is None:
                 classifier = SampleClassifier.for_dataset(images, seed, Cache(cache), epsilon=adversarial)
@@ -128,6 +130,6 @@ def robust(
         ):
             click.echo(f"{row[0]:>10g} " + " ".join(f"{share:>8.1%}" for share in row[1:]))
         if "median_epsilon" in figures:
-            click.echo(
-                f"half of its real images are fakes to it with epsilon {figures['median_epsilon']:.3g}"
-            )
+            least = figures["median_epsilon"]
+            share, epsilon = ("half", f"{least:.3g}") if least is not None else ("fewer than half", "0.5")
+            click.echo(f"{share} of its real images are fakes to it with epsilon {epsilon}")

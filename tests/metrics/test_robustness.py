@@ -69,18 +69,20 @@ def test_attacks_stay_in_the_ball_and_among_the_colours(epsilon: float) -> None:
 
 
 def test_pgd_keeps_the_worst_point_that_it_met() -> None:
-    """Steps that are too long for this loss lead away from its maximum."""
+    """Steps too long for this loss lead away from its maximum, and the last point is not the best."""
+    met: list[Tensor] = []
 
     def peak(images: Tensor) -> Tensor:
-        return -(images - 0.52).abs().sum(dim=(1, 2, 3))
+        losses = -(images - 0.52).abs().sum(dim=(1, 2, 3))
+        met.append(losses.detach())
+        return losses
 
     images = torch.full((4, *SHAPE), 0.5)
-    random = torch.Generator().manual_seed(0)
-    reached = [peak(pgd(peak, images, 0.1, random, steps=steps, step_size=0.07)) for steps in (1, 40)]
-    start = peak(pgd(peak, images, 0.1, random, steps=1, step_size=0.0))
-    assert (reached[0] >= start - 0.4).all()
-    assert (reached[1] >= peak(images) - 1.0).all()
-    assert (reached[1] > -0.07 * 40).all()
+    changed = pgd(peak, images, 0.1, torch.Generator().manual_seed(0), steps=40, step_size=0.07)
+    losses = torch.stack(met)
+    assert len(losses) == 41  # the start's too
+    assert torch.equal(peak(changed), losses.max(dim=0).values)
+    assert (losses[-1] < losses.max(dim=0).values).any()
 
 
 def test_shares_are_those_of_the_margins() -> None:
@@ -182,9 +184,8 @@ def test_the_command(conditional: bool, tmp_path: Path, capsys: pytest.CaptureFi
     assert set(shown) == {"discriminator", "classifier"}
     for figures in shown.values():
         assert figures["clean"] >= figures["fgsm"][0] >= figures["pgd"][0]
-    assert (
-        0 <= shown["discriminator"]["median_epsilon"] <= 0.5 or shown["discriminator"]["median_epsilon"] > 9
-    )
+    least = shown["discriminator"]["median_epsilon"]
+    assert least is None or 0 <= least <= 0.5
     assert main(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("classifier: ")
