@@ -228,8 +228,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
 class Choice(Config):
     """Settings of one of several families, selected by the key `family`.
 
-    A subclass with `usual` is a choice. Its own subclasses are its families and register themselves: each has
-    a field `family` whose default is its name. `usual` is the family of an object that names none.
+    A subclass with `usual` is a choice. Its own subclasses are its families and register themselves, in the
+    choices above it too: each has a field `family` whose default is its name. `usual` is the family of an
+    object that names none.
     """
 
     families: ClassVar[dict[str, type[Choice]]] = {}
@@ -239,7 +240,10 @@ class Choice(Config):
         if usual is not None:
             cls.families, cls.usual = {}, usual
         elif "family" in vars(cls):
-            cls.families[vars(cls)["family"].default] = cls
+            for choice in (
+                each for each in cls.__mro__ if issubclass(each, Choice) and "usual" in vars(each)
+            ):
+                choice.families[vars(cls)["family"].default] = cls
 
     @classmethod
     def chosen(cls, key: str, values: Mapping[str, Any]) -> type[Config]:

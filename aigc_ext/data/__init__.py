@@ -1,7 +1,15 @@
-"""Datasets of images, the stream of batches, and conversion to and from a model's value range."""
+"""Datasets, the stream of batches, and conversion to and from a model's value range."""
 
 from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert_dataset, inspect_dataset
-from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, TensorImages, describe_bad_files
+from aigc_ext.data.dataset import (
+    BadFile,
+    Dataset,
+    DatasetError,
+    ImageDataset,
+    TensorImages,
+    describe_bad_files,
+    split,
+)
 from aigc_ext.data.objects import as_dataset
 from aigc_ext.data.open import EMBEDDED_NAMES, NAMED, open_dataset
 from aigc_ext.data.pixels import normalize, to_uint8
@@ -14,6 +22,7 @@ __all__ = [
     "BadFile",
     "BatchStream",
     "Conversion",
+    "Dataset",
     "DatasetError",
     "ImageDataset",
     "Inspection",
@@ -24,5 +33,6 @@ __all__ = [
     "inspect_dataset",
     "normalize",
     "open_dataset",
+    "split",
     "to_uint8",
 ]

@@ -62,7 +62,7 @@ class _MappedImages(TensorImages):
         key: dict[str, str | int] = {"path": os.path.realpath(self._path), "stamp": str(self._stamp)}
         kept = Cache().get("identity", key, compute)
         digests = [row.tobytes().hex() for row in kept["digests"].numpy().reshape(len(self), -1)]
-        return Identity(kept["sha256"].numpy().tobytes().hex(), self._image_names(), digests)
+        return Identity(kept["sha256"].numpy().tobytes().hex(), self._item_names(), digests)
 
 
 def _read_npy(path: Path, memory_limit: int) -> TensorImages:

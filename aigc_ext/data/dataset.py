@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -68,41 +68,38 @@ class Identity(NamedTuple):
     digests: list[str]
 
 
-class ImageDataset(ABC):
-    """Images of one shape, with class labels if the source has them.
+class Dataset(ABC):
+    """Items of one shape, with class labels if the source has them.
 
     Attributes:
+        kind: what the items are, which is also their field of a `Batch`.
+        item: what one of them is called.
         name: short name for people and run directories.
-        image_shape: (C, H, W), where C is 1, 3 or 4.
-        labels: int64 (N,), the class of each image; all 0 when `num_classes` is 0.
+        item_shape: (C, H, W) of images, (T,) of waves and texts.
+        labels: int64 (N,), the class of each item; all 0 when `num_classes` is 0.
         num_classes: largest label + 1, or 0 for a dataset without labels.
         why_unlabelled: why there are no labels, if the source says so.
-        licence: of the images, if it is known.
+        licence: of the items, if it is known.
         class_names: names of the classes, if they come from folders.
         remarks: what a user should know of it, a sentence each.
-        report: told of passes over all images that may take long; None for nobody.
+        report: told of passes over all items that may take long; None for nobody.
     """
 
+    kind: Literal["images", "audio", "text"]
+    item: str
     why_unlabelled: str | None = None
     licence: str = ""
     class_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     report: Report | None = None
 
-    def __init__(
-        self, name: str, count: int, image_shape: tuple[int, int, int], labels: Tensor | None
-    ) -> None:
-        channels, height, width = image_shape
-        if channels not in (1, 3, 4) or height < 1 or width < 1:
-            raise ValueError(
-                f"image shape is {format_shape(image_shape)}, but must be 1, 3 or 4 channels of at least 1x1"
-            )
+    def __init__(self, name: str, count: int, item_shape: tuple[int, ...], labels: Tensor | None) -> None:
         if count < 1:
-            raise ValueError("there are no images in it")
+            raise ValueError(f"there are no {self.item}s in it")
         if labels is not None:
-            _check_labels(labels, count)
+            _check_labels(labels, count, self.item)
         self.name = name
-        self.image_shape = (channels, height, width)
+        self.item_shape = tuple(item_shape)
         self.labels = torch.zeros(count, dtype=torch.int64) if labels is None else labels.to(torch.int64)
         self.num_classes = 0 if labels is None else int(labels.max()) + 1
         self._identity: Identity | None = None
@@ -118,35 +115,36 @@ class ImageDataset(ABC):
 
     def __repr__(self) -> str:
         classes = f", {self.num_classes} classes" if self.num_classes else ""
-        shape = format_shape(self.image_shape)
-        return f"<{type(self).__name__} {self.name}: {len(self)} images {shape}{classes}>"
+        shape = format_shape(self.item_shape)
+        return f"<{type(self).__name__} {self.name}: {len(self)} {self.item}s {shape}{classes}>"
 
     @property
     def present_classes(self) -> list[int]:
-        """The classes that have images, in order."""
+        """The classes that have items, in order."""
         return self.labels.unique().tolist() if self.num_classes else []
 
     def renumber_classes(self) -> dict[int, int]:
-        """Numbers the classes that have images 0, 1, 2, ...; returns the new number by the old one."""
+        """Numbers the classes that have items 0, 1, 2, ...; returns the new number by the old one."""
         numbers = renumber(self.present_classes)
         self.labels = torch.tensor([numbers[label] for label in self.labels.tolist()])
         self.num_classes, self._identity = len(numbers), None
         return numbers
 
     def describe_empty_classes(self) -> str | None:
-        """A remark on classes without images; None if there are none."""
+        """A remark on classes without items; None if there are none."""
         present = self.present_classes
         if len(present) == self.num_classes:
             return None
         empty = sorted(set(range(self.num_classes)) - set(present))
-        return f"{len(empty)} of {self.num_classes} classes have no image: {number_ranges(empty)}"
+        return f"{len(empty)} of {self.num_classes} classes have no {self.item}: {number_ranges(empty)}"
 
     def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the images (uint8, K x C x H x W, contiguous) and labels (int64, K) at K indices.
+        """Returns the items (K x `item_shape`, contiguous; images uint8, waves int16, texts int64) and labels
+        (int64, K) at K indices.
 
         The tensors belong to the caller: writing to them doesn't change the dataset. Thread-safe.
 
-        If files are read on demand and `on_bad` is "skip", the image and label of a file that can't be
+        If files are read on demand and `on_bad` is "skip", the item and label of a file that can't be
         decoded are replaced by those of the next one in the dataset that can (the first follows the last). So
         batches depend only on the indices as long as the files don't change.
 
@@ -167,9 +165,11 @@ class ImageDataset(ABC):
             lowest, highest = (int(bound) for bound in index.aminmax())
             if lowest < 0 or highest >= len(self):
                 outside = lowest if lowest < 0 else highest
-                raise IndexError(f"index {outside} is outside {self.name}, which has {len(self)} images")
-        images, index = self._read_images(index)
-        return images, self.labels.index_select(0, index)
+                raise IndexError(
+                    f"index {outside} is outside {self.name}, which has {len(self)} {self.item}s"
+                )
+        items, index = self._read_items(index)
+        return items, self.labels.index_select(0, index)
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of shape, labels and content in order; computed once.
@@ -181,14 +181,14 @@ class ImageDataset(ABC):
         return self.identity().sha256
 
     def identity(self) -> Identity:
-        """The `content_hash` and what tells which images differ from those of another dataset; computed
+        """The `content_hash` and what tells which items differ from those of another dataset; computed
         once."""
         if self._identity is None:
             self._identity = self._identify()
         return self._identity
 
     def _identify(self) -> Identity:
-        digest = hashlib.sha256(f"aigc_ext dataset 1 {len(self)} {self.image_shape}\n".encode())
+        digest = hashlib.sha256(f"aigc_ext dataset 1 {len(self)} {self.item_shape}\n".encode())
         # Little-endian on all machines; -1 distinguishes "no labels" from "all of class 0".
         labels = self.labels if self.num_classes else torch.full_like(self.labels, -1)
         digest.update(labels.numpy().astype("<i8").tobytes())
@@ -197,10 +197,10 @@ class ImageDataset(ABC):
             digest.update(content)
             digests.append(hashlib.sha256(content).hexdigest()[:32])
             self._tell("identifying", len(digests))
-        return Identity(digest.hexdigest(), self._image_names(), digests if len(digests) == len(self) else [])
+        return Identity(digest.hexdigest(), self._item_names(), digests if len(digests) == len(self) else [])
 
-    def _image_names(self) -> list[str]:
-        return [f"image {i}" for i in range(len(self))]
+    def _item_names(self) -> list[str]:
+        return [f"{self.item} {i}" for i in range(len(self))]
 
     def _tell(self, what: str, done: int) -> None:
         if self.report is not None and (done % _REPORTED_EVERY == 0 or done == len(self)):
@@ -211,13 +211,64 @@ class ImageDataset(ABC):
         return f"{self.name} has no labels" + (f": {self.why_unlabelled}" if self.why_unlabelled else "")
 
     @abstractmethod
-    def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The images at the checked int64 indices, as a new contiguous tensor, and the indices actually
+    def _read_items(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The items at the checked int64 indices, as a new contiguous tensor, and the indices actually
         read."""
 
     @abstractmethod
     def _content(self) -> Iterator[bytes]:
-        """For each image, in order, bytes that change whenever it changes."""
+        """For each item, in order, bytes that change whenever it changes."""
+
+
+class ImageDataset(Dataset):
+    """Images of one shape: `image_shape`, (C, H, W), where C is 1, 3 or 4."""
+
+    kind = "images"
+    item = "image"
+
+    def __init__(
+        self, name: str, count: int, image_shape: tuple[int, int, int], labels: Tensor | None
+    ) -> None:
+        channels, height, width = image_shape
+        if channels not in (1, 3, 4) or height < 1 or width < 1:
+            raise ValueError(
+                f"image shape is {format_shape(image_shape)}, but must be 1, 3 or 4 channels of at least 1x1"
+            )
+        super().__init__(name, count, image_shape, labels)
+        self.image_shape = (channels, height, width)
+
+
+class Part(Dataset):
+    """Some of the items of a dataset, in the given order, with all its classes."""
+
+    def __init__(self, whole: Dataset, index: Tensor, name: str) -> None:
+        self.kind, self.item = whole.kind, whole.item
+        super().__init__(name, len(index), whole.item_shape, None)
+        self.labels, self.num_classes = whole.labels[index], whole.num_classes
+        self.class_names, self.licence, self.remarks = whole.class_names, whole.licence, whole.remarks
+        self.why_unlabelled = whole.why_unlabelled
+        self.whole, self.index = whole, index
+
+    @property
+    def bad_files(self) -> tuple[BadFile, ...]:
+        return self.whole.bad_files
+
+    def _read_items(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.whole.read(self.index[index])[0], index
+
+    def _identify(self) -> Identity:
+        whole = self.whole.identity()
+        chosen = hashlib.sha256(whole.sha256.encode() + self.index.numpy().astype("<i8").tobytes())
+        index = self.index.tolist()
+        digests = [whole.digests[i] for i in index] if whole.digests else []
+        return Identity(chosen.hexdigest(), [whole.names[i] for i in index], digests)
+
+    def _content(self) -> Iterator[bytes]:
+        raise NotImplementedError  # _identify asks the whole
+
+
+class ImagePart(Part, ImageDataset):
+    """Some of the images of a dataset."""
 
 
 class TensorImages(ImageDataset):
@@ -258,7 +309,7 @@ class TensorImages(ImageDataset):
         found = super()._identify()
         return found if self._content_hash is None else found._replace(sha256=self._content_hash)
 
-    def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _read_items(self, index: Tensor) -> tuple[Tensor, Tensor]:
         # Not `self._images[index]`, which copies uint8 element by element: 6 to 12 times as slow.
         return self._images.index_select(0, index).contiguous(), index
 
@@ -267,6 +318,28 @@ class TensorImages(ImageDataset):
         for chunk in self._images.split(step):
             for image in chunk.contiguous().numpy():
                 yield image.tobytes()
+
+
+def split(data: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Splits a dataset into one to train on and one that is held out, each with at least one item; the same
+    items for the same number of them, whatever their order on disk or labels.
+
+    Args:
+        held_out: the fraction of the second, above 0 and below 1.
+
+    Raises:
+        ValueError: there is only one item.
+    """
+    count = len(data)
+    if count < 2:
+        raise ValueError(f"{data.name} has one {data.item}, but must have two, if one of them is held out")
+    held = min(count - 1, max(1, round(count * held_out)))
+    # PCG64's raw output is the same in all versions of NumPy.
+    keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count)
+    order = torch.from_numpy(np.argsort(keys, kind="stable"))
+    kept, out = order[held:].sort().values, order[:held].sort().values
+    kind = ImagePart if isinstance(data, ImageDataset) else Part
+    return kind(data, kept, data.name), kind(data, out, f"{data.name} (held out)")
 
 
 def renumber(labels: Sequence[int]) -> dict[int, int]:
@@ -293,16 +366,16 @@ def number_ranges(numbers: Sequence[int]) -> str:
     return ", ".join([*shown, "..."] if len(ranges) > _SHOWN_CLASSES else shown)
 
 
-def format_shape(shape: tuple[int, int, int]) -> str:
-    """`1x28x28`, in the order channels, height, width."""
+def format_shape(shape: Sequence[int]) -> str:
+    """`1x28x28`, of images in the order channels, height, width."""
     return "x".join(str(size) for size in shape)
 
 
-def _check_labels(labels: Tensor, count: int) -> None:
+def _check_labels(labels: Tensor, count: int, item: str) -> None:
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels are {labels.dtype}, but must be integers")
     if labels.shape != (count,):
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, but must have ({count},), one per image")
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, but must have ({count},), one per {item}")
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= MAX_CLASSES:
         wrong = lowest if lowest < 0 else highest

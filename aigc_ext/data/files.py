@@ -187,7 +187,7 @@ class FileImages(ImageDataset):
         """An image, uint8 C x H x W, by the name of its file."""
         return self._decode(self._files.read(name))
 
-    def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _read_items(self, index: Tensor) -> tuple[Tensor, Tensor]:
         images = torch.empty((len(index), *self.image_shape), dtype=torch.uint8)
         if self._on_bad == "skip":
             used = [self._read_good(i, row) for row, i in zip(images, index.tolist(), strict=True)]
@@ -230,7 +230,7 @@ class FileImages(ImageDataset):
             )
         return image
 
-    def _image_names(self) -> list[str]:
+    def _item_names(self) -> list[str]:
         return self._names
 
     def _content(self) -> Iterator[bytes]:

@@ -88,7 +88,7 @@ class ObjectImages(ImageDataset):
         except ValueError as error:
             raise DatasetError(f"{self.name}: item {i}: {error}") from error
 
-    def _read_images(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _read_items(self, index: Tensor) -> tuple[Tensor, Tensor]:
         images = [self._image(i) for i in index.tolist()]
         return torch.stack(images) if images else torch.empty(
             (0, *self.image_shape), dtype=torch.uint8

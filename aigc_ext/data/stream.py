@@ -1,4 +1,4 @@
-"""An endless shuffled stream of batches that can be resumed at any image."""
+"""An endless shuffled stream of batches that can be resumed at any item."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aigc_ext.data.dataset import ImageDataset
+from aigc_ext.data.dataset import Dataset
 
 
 class BatchStream(Iterator[tuple[Tensor, Tensor]]):
-    """Iterator over (images uint8 B x C x H x W, labels int64 B), epoch after epoch, each in a new order.
+    """Iterator over (items B x ..., labels int64 B) as `Dataset.read` returns them, epoch after epoch, each in
+    a new order.
 
     Batches cross the boundaries of epochs, so none is short, and `batch` may exceed the dataset. The order of
     an epoch and its mirror flips are a pure function of `seed` and the epoch's number; `position` is the
@@ -23,21 +24,25 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
     the r-th of `world_size` equal parts of the batch that a single process would get.
 
     Args:
-        batch: images per batch, over all ranks together.
+        batch: items per batch, over all ranks together.
         seed: non-negative integer of any size.
-        mirror: flip each image left to right with probability 1/2, independently in each epoch.
+        mirror: of images, flip each left to right with probability 1/2, independently in each epoch.
         rank, world_size: this process and the number of processes that share the batch.
     """
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: Dataset,
         batch: int,
         seed: int,
         mirror: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if mirror and dataset.kind != "images":
+            raise ValueError(
+                f"mirror is True, but {dataset.name} has no images: its {dataset.item}s stay as they are"
+            )
         if batch < 1:
             raise ValueError(f"batch is {batch}, but must be at least 1")
         if seed < 0:
@@ -64,7 +69,7 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
 
     @property
     def position(self) -> int:
-        """Images returned so far, over all ranks."""
+        """Items returned so far, over all ranks."""
         return self._position
 
     @position.setter
@@ -77,18 +82,18 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         share = self.batch // self.world_size
         start = self._position + self.rank * share
         indices, flips = self._draw(start, start + share)
-        images, labels = self.dataset.read(indices)
+        items, labels = self.dataset.read(indices)
         if self.mirror:
             rows = flips.nonzero().flatten()
             # Written through NumPy: PyTorch writes indexed uint8 element by element and takes 20 times as
             # long.
-            images.numpy()[rows.numpy()] = images.index_select(0, rows).flip(-1).numpy()
+            items.numpy()[rows.numpy()] = items.index_select(0, rows).flip(-1).numpy()
         # Last, so that a failed read doesn't count.
         self._position += self.batch
-        return images, labels
+        return items, labels
 
     def _draw(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Dataset indices (int64) and mirror flips (bool) of the images at stream positions [start, stop)."""
+        """Dataset indices (int64) and mirror flips (bool) of the items at stream positions [start, stop)."""
         orders, flips = [], []
         while start < stop:
             epoch, offset = divmod(start, len(self.dataset))

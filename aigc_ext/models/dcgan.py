@@ -20,7 +20,7 @@ from aigc_ext.config import Count
 from aigc_ext.models.checks import check_input, check_labels, halvings_of
 from aigc_ext.models.settings import (
     ClassCount,
-    DiscriminatorConfig,
+    ImageDiscriminatorConfig,
     GeneratorConfig,
     ImageShape,
     Network,
@@ -41,7 +41,7 @@ class DCGANGeneratorConfig(GeneratorConfig):
 
 
 @dataclass(frozen=True)
-class DCGANDiscriminatorConfig(DiscriminatorConfig):
+class DCGANDiscriminatorConfig(ImageDiscriminatorConfig):
     family: Literal["dcgan"] = field(default="dcgan", kw_only=True)
     image_shape: ImageShape = (3, 64, 64)
     channels: Count = 64

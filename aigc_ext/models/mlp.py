@@ -23,7 +23,7 @@ from aigc_ext.config import Count
 from aigc_ext.models.checks import check_input, check_labels
 from aigc_ext.models.settings import (
     ClassCount,
-    DiscriminatorConfig,
+    ImageDiscriminatorConfig,
     GeneratorConfig,
     ImageShape,
     Network,
@@ -46,7 +46,7 @@ class MLPGeneratorConfig(GeneratorConfig):
 
 
 @dataclass(frozen=True)
-class MLPDiscriminatorConfig(DiscriminatorConfig):
+class MLPDiscriminatorConfig(ImageDiscriminatorConfig):
     family: Literal["mlp"] = field(default="mlp", kw_only=True)
     image_shape: ImageShape = (1, 28, 28)
     hidden: Widths = (128, 64)

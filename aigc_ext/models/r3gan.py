@@ -35,7 +35,7 @@ from aigc_ext.config import Count
 from aigc_ext.models.checks import channels_at, check_input, check_labels, halvings_of
 from aigc_ext.models.settings import (
     ClassCount,
-    DiscriminatorConfig,
+    ImageDiscriminatorConfig,
     GeneratorConfig,
     ImageShape,
     LayerCount,
@@ -76,7 +76,7 @@ class R3GANGeneratorConfig(GeneratorConfig):
 
 
 @dataclass(frozen=True)
-class R3GANDiscriminatorConfig(DiscriminatorConfig):
+class R3GANDiscriminatorConfig(ImageDiscriminatorConfig):
     family: Literal["r3gan"] = field(default="r3gan", kw_only=True)
     image_shape: ImageShape = (3, 32, 32)
     channel_base: Count = 24576

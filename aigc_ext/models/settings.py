@@ -53,16 +53,11 @@ OutputAct = Literal["linear", "tanh"] | None
 
 @dataclass(frozen=True)
 class NetworkConfig(Choice):
-    """The settings of a network: the arguments of its constructor, in order, and its family.
-
-    Every family has `image_shape`, (C, H, W) of the images, and `num_classes`, the number of labels, 0 for an
-    unconditional network. A run takes these two from its data.
-    """
+    """The settings of a network: the arguments of its constructor, in order, and its family."""
 
     network: ClassVar[type[nn.Module]]
 
     family: str = field(default="", kw_only=True)
-    image_shape: ImageShape = (3, 64, 64)
 
     @classmethod
     def key_names(cls) -> Sequence[str]:
@@ -97,12 +92,35 @@ class NetworkConfig(Choice):
 
 @dataclass(frozen=True)
 class GeneratorConfig(NetworkConfig, usual="mlp"):
-    """A generator's settings; `z_dim`, which every family has, is the length of a latent from N(0, 1)."""
+    """The settings of a generator of images.
+
+    Every family has `z_dim`, the length of a latent from N(0, 1), and `num_classes`, the number of labels, 0
+    for an unconditional network. A run takes `image_shape`, (C, H, W), and `num_classes` from its data.
+    """
+
+    image_shape: ImageShape = (3, 64, 64)
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(NetworkConfig, usual="mlp"):
     """A discriminator's settings."""
+
+
+@dataclass(frozen=True)
+class ImageDiscriminatorConfig(DiscriminatorConfig, usual="mlp"):
+    """Of images: `image_shape`, (C, H, W), and `num_classes` are those of the data, as for a generator."""
+
+    image_shape: ImageShape = (3, 64, 64)
+
+
+@dataclass(frozen=True)
+class ReconstructorConfig(NetworkConfig, usual="autoencoder"):
+    """The settings of a network that gives back the item that it is given."""
+
+
+@dataclass(frozen=True)
+class SequenceConfig(NetworkConfig, usual="transformer"):
+    """The settings of a network that predicts each element of a sequence from those before it."""
 
 
 class Network(nn.Module):
@@ -111,8 +129,10 @@ class Network(nn.Module):
     grows_before: ClassVar[Mapping[str, int]] = {}
     """Lists of layers to which larger images add at the start, not the end: after how many that stay first.
     Between networks for images of different sizes, the later ones correspond counted from the end."""
+    media: ClassVar[Literal["image", "audio", "text"]] = "image"
+    """Of what it makes or judges."""
     settings: NetworkConfig
-    image_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]  # of a network for images
     num_classes: int
 
     def __init__(self, settings: NetworkConfig) -> None:
@@ -127,7 +147,7 @@ class Network(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """JSON values from which `models.build_generator` or `build_discriminator` makes the same
+        """JSON values from which `models.build_network` or `build_discriminator` makes the same
         architecture."""
         return self.settings.architecture()
 

@@ -23,7 +23,7 @@ from aigc_ext.config import Count
 from aigc_ext.models.checks import check_input, check_labels, halvings_of
 from aigc_ext.models.settings import (
     ClassCount,
-    DiscriminatorConfig,
+    ImageDiscriminatorConfig,
     GeneratorConfig,
     ImageShape,
     Network,
@@ -44,7 +44,7 @@ class SNGANGeneratorConfig(GeneratorConfig):
 
 
 @dataclass(frozen=True)
-class SNGANDiscriminatorConfig(DiscriminatorConfig):
+class SNGANDiscriminatorConfig(ImageDiscriminatorConfig):
     family: Literal["sngan"] = field(default="sngan", kw_only=True)
     image_shape: ImageShape = (3, 32, 32)
     channels: Count = 128

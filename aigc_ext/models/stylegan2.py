@@ -25,7 +25,7 @@ from aigc_ext.config import Count
 from aigc_ext.models.checks import channels_at, check_input, check_labels, halvings_of
 from aigc_ext.models.settings import (
     ClassCount,
-    DiscriminatorConfig,
+    ImageDiscriminatorConfig,
     GeneratorConfig,
     ImageShape,
     LayerCount,
@@ -68,7 +68,7 @@ class StyleGAN2GeneratorConfig(GeneratorConfig):
 
 
 @dataclass(frozen=True)
-class StyleGAN2DiscriminatorConfig(DiscriminatorConfig):
+class StyleGAN2DiscriminatorConfig(ImageDiscriminatorConfig):
     family: Literal["stylegan2"] = field(default="stylegan2", kw_only=True)
     image_shape: ImageShape = (3, 256, 256)
     channel_base: Count = 32768

@@ -10,13 +10,13 @@ from threading import local
 
 from torch import Tensor
 
-from aigc_ext.data import BatchStream, ImageDataset
+from aigc_ext.data import BatchStream, Dataset
 
 _AHEAD = 2
 
 
 def batches(
-    data: ImageDataset,
+    data: Dataset,
     batch: int,
     seed: int,
     *,
@@ -26,10 +26,10 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """An endless stream of (uint8 images, labels), starting after `position` images.
+    """An endless stream of (items, labels), starting after `position` items.
 
     Args:
-        batch: images per batch over all processes; this one, `rank` of `processes`, gets its share.
+        batch: items per batch over all processes; this one, `rank` of `processes`, gets its share.
         workers: threads that read and decode ahead, two batches each; 0 reads in the calling thread.
     """
     new_stream = partial(BatchStream, data, batch, seed, mirror, rank, processes)

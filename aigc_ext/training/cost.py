@@ -192,7 +192,7 @@ def trying(loop: Loop, *, seconds: float, available_gb: float = 0.0) -> Iterator
         before_gb=peak_memory_gb(loop.device),
     )
     yield trials
-    size = _TRIAL if math.prod(loop.data.image_shape[1:]) < _LARGE else 1
+    size = _TRIAL if math.prod(loop.data.item_shape[-2:]) < _LARGE else 1
     while size < images:
         begin = time.perf_counter()
         small = dataclasses.replace(config, batch=size, batch_gpu=None)

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from aigc_ext import _files
-from aigc_ext.data import ImageDataset
+from aigc_ext.data import Dataset
 from aigc_ext.data.dataset import format_shape
 from aigc_ext.data.open import absolute_source, is_there
 from aigc_ext.training.checkpoint import Checkpoint, CheckpointError
 
 DATA_FILE = "data.json"
-"""In a run directory: name, digest and label of each image, by which a later start can say what differs."""
+"""In a run directory: name, digest and label of each item, by which a later start can say what differs."""
 _SHOWN = 3
 
 
-def describe(data: ImageDataset, source: str) -> dict[str, Any]:
+def describe(data: Dataset, source: str) -> dict[str, Any]:
     """The JSON values of a checkpoint about its data: what they are, and where they were."""
     found = {
         "name": data.name,
-        "images": len(data),
-        "shape": list(data.image_shape),
+        "images": len(data),  # of whatever kind
+        "shape": list(data.item_shape),
         "num_classes": data.num_classes,
         "sha256": data.content_hash(),
     }
@@ -40,19 +40,19 @@ def source_of(checkpoint: Checkpoint, source: str) -> str:
     return str(path)
 
 
-def write_images(run_dir: Path, data: ImageDataset) -> None:
+def write_items(run_dir: Path, data: Dataset) -> None:
     """Writes `DATA_FILE`."""
-    content = {"sha256": data.content_hash(), **_images(data)}
+    content = {"sha256": data.content_hash(), **_items(data)}
     text = json.dumps(content, separators=(",", ":"))
     path = run_dir / DATA_FILE
     if not path.exists() or _files.read_bytes(path) != text.encode():
         _files.replace_file(path, text.encode())
 
 
-def check_data(checkpoint: Checkpoint, data: ImageDataset, *, cond: bool, may_change: bool) -> str | None:
+def check_data(checkpoint: Checkpoint, data: Dataset, *, cond: bool, may_change: bool) -> str | None:
     """Compares the data of a checkpoint with the ones it is to go on with.
 
-    A checkpoint of an older version has no hash, so only the number of images, their shape and classes are
+    A checkpoint of an older version has no hash, so only the number of items, their shape and classes are
     compared.
 
     Returns a remark on what differs, None if nothing does.
@@ -62,7 +62,7 @@ def check_data(checkpoint: Checkpoint, data: ImageDataset, *, cond: bool, may_ch
     old = checkpoint.state["data"]
     classes = data.num_classes if cond else 0
     for what, before, now in (
-        ("images of the shape", format_shape(old["shape"]), format_shape(data.image_shape)),
+        (f"{data.item}s of the shape", format_shape(old["shape"]), format_shape(data.item_shape)),
         ("classes", old["num_classes"] if cond else 0, classes),
     ):
         if before != now:
@@ -89,11 +89,11 @@ def check_data(checkpoint: Checkpoint, data: ImageDataset, *, cond: bool, may_ch
         )
     return (
         f"the data have changed: {what}. From here on the run is not exact: no uninterrupted run has this "
-        "result, and metrics before and after compare with different images"
+        "result, and metrics before and after compare with different {data.item}s"
     )
 
 
-def _images(data: ImageDataset) -> dict[str, Any]:
+def _items(data: Dataset) -> dict[str, Any]:
     identity = data.identity()
     return {
         "names": identity.names,
@@ -102,17 +102,17 @@ def _images(data: ImageDataset) -> dict[str, Any]:
     }
 
 
-def _differences(checkpoint: Checkpoint, data: ImageDataset) -> list[str]:
+def _differences(checkpoint: Checkpoint, data: Dataset) -> list[str]:
     """What distinguishes the data from those of a checkpoint, in phrases."""
-    old, new = _recorded(checkpoint.path.resolve().parents[1] / DATA_FILE), _images(data)
+    old, new = _recorded(checkpoint.path.resolve().parents[1] / DATA_FILE), _items(data)
     if old.get("sha256") != checkpoint.state["data"]["sha256"] or not old["digests"] or not new["digests"]:
         before, now = checkpoint.state["data"]["sha256"], data.content_hash()
         return [f"its SHA-256 was {before[:16]}..., and is {now[:16]}... now"]
-    return compare_images(old, new)
+    return compare_items(old, new, data.item)
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """What `write_images` wrote; empty if it cannot be read, without which nothing is lost but words."""
+    """What `write_items` wrote; empty if it cannot be read, without which nothing is lost but words."""
     try:
         found = _files.parse_json(path.read_bytes())
     except (OSError, ValueError):
@@ -129,11 +129,11 @@ def _recorded(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def compare_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What distinguishes two lists of images, each with names, digests and labels, in phrases."""
+def compare_items(old: Mapping[str, Any], new: Mapping[str, Any], item: str = "image") -> list[str]:
+    """What distinguishes two lists of items, each with names, digests and labels, in phrases."""
     before, after = (_by_name(each) for each in (old, new))
     added, removed = ([n for n in one if n not in other] for one, other in ((after, before), (before, after)))
-    # An image with another name is not two other images.
+    # An item with another name is not two other items.
     gone: dict[str, list[str]] = {}
     for name in removed:
         gone.setdefault(before[name][0], []).append(name)
@@ -148,8 +148,8 @@ def compare_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         "with another label": relabelled,
         "renamed": [" -> ".join(_distinct(one, other)) for other, one in renamed.items()],
     }
-    phrases = [_phrase(names, what) for what, names in groups.items() if names]
-    return phrases or ["the images have another order"]
+    phrases = [_phrase(names, what, item) for what, names in groups.items() if names]
+    return phrases or [f"the {item}s have another order"]
 
 
 def _by_name(images: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
@@ -157,10 +157,10 @@ def _by_name(images: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
     return dict(zip(images["names"], zip(images["digests"], labels, strict=True), strict=True))
 
 
-def _phrase(names: Sequence[str], what: str) -> str:
+def _phrase(names: Sequence[str], what: str, item: str) -> str:
     shown = [name if name.isprintable() else ascii(name) for name in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} image{'s' * (len(names) > 1)} {what} ({', '.join(shown)}{more})"
+    return f"{len(names)} {item}{'s' * (len(names) > 1)} {what} ({', '.join(shown)}{more})"
 
 
 def _distinct(one: str, other: str) -> tuple[str, str]:

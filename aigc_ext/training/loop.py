@@ -18,6 +18,7 @@ from torch import Tensor
 from aigc_ext._progress import bars
 from aigc_ext.config import ConfigError
 from aigc_ext.data.batch import Batch
+from aigc_ext.data.dataset import format_shape
 from aigc_ext.training.batches import batches
 from aigc_ext.training.checkpoint import Checkpoint, checkpoint_name
 from aigc_ext.training.config import RunConfig
@@ -218,11 +219,12 @@ class Loop:
         assert self._saved is not None
         return self._saved[1]
 
-    def _one_step(self, *batch: Tensor) -> Tensor:
+    def _one_step(self, items: Tensor, labels: Tensor) -> Tensor:
         task, state = self.task, self.state
+        batch = Batch(labels=labels)._replace(**{self.data.kind: items})
         seed = derive_seed(self.config.seed, f"step {state.step}")
         state.schedule = task.schedule(Progress(state.step, state.nimg, seed))
-        statistics = task.step(Batch(*batch).to(self.device), state.schedule)
+        statistics = task.step(batch.to(self.device), state.schedule)
         state.means.add(statistics)
         state.step += 1
         state.nimg += self.config.batch
@@ -269,17 +271,15 @@ class Loop:
 
 
 def _check_batch(task: Task) -> None:
-    """Raises ConfigError if not even the images of a step can be in memory at once. Drawing them would take
+    """Raises ConfigError if not even the items of a step can be in memory at once. Drawing them would take
     for ever."""
-    shape = getattr(task.data, "image_shape", None)
-    if shape is None:
-        return
+    shape = task.data.item_shape
     share = task.config.batch / processes_of_the_run()
     needed, there = share * math.prod(shape) * 4 / 1e9, memory_size_gb(task.device)
     if needed > there:
         raise ConfigError(
-            f"batch is {task.config.batch}, but must be smaller: its images alone, "
-            f"{'x'.join(map(str, shape))}, would take {needed:.3g} GB in float32, and there are {there:.3g}"
+            f"batch is {task.config.batch}, but must be smaller: its {task.data.item}s alone, "
+            f"{format_shape(shape)}, would take {needed:.3g} GB in float32, and there are {there:.3g}"
         )
 
 

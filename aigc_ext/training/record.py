@@ -23,7 +23,7 @@ from aigc_ext.training.checkpoint import (
     set_aside,
     write_checkpoint,
 )
-from aigc_ext.training.identity import describe, write_images
+from aigc_ext.training.identity import describe, write_items
 from aigc_ext.training.loggers import Logger, open_loggers
 from aigc_ext.training.progress import peak_memory_gb
 from aigc_ext.training.run import (
@@ -205,7 +205,7 @@ class Recorder:
         if newest != next((path.name for path in list_checkpoints(run.path)), None):
             raise RunError(f"run {run.path} was continued by another process meanwhile; resume it again")
         _files.replace_file(run.path / CONFIG_FILE, task.config.to_json().encode())
-        write_images(run.path, task.data)
+        write_items(run.path, task.data)
 
         # Rows of steps that were lost with their process are written again with these steps.
         rows = [row for row in history.rows() if row.get("step", 0) <= state.step]

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from aigc_ext import _files
 from aigc_ext._runs import find_run, known_runs, numbered_runs
-from aigc_ext.config import ConfigError, Count, NonNegative, Range, check_value
+from aigc_ext.config import ConfigError, Count, NonNegative, Range, check_value, read_config
 from aigc_ext.training.checkpoint import (
     STATE_FILE,
     Checkpoint,
@@ -38,6 +38,7 @@ METRICS_FILE = "metrics.jsonl"
 # Younger temporary files may belong to another process that is still writing.
 _STALE_SECONDS = 60
 C = TypeVar("C", bound=RunConfig)
+ConfigOf = type[RunConfig] | Callable[[Mapping[str, Any]], type[RunConfig]]
 # Not what the data are, which is compared by content, but where, and how strictly they are looked at.
 _FREE = ("data.source", "data.max_left_out", "data.many_empty_classes", "data.follow_links")
 _Whole = Annotated[int, Range(ge=0, lt=2**63)]
@@ -53,7 +54,7 @@ _STATE = {
 _STATE_OF_DATA = {
     "name": str,
     "images": Count,
-    "shape": tuple[Count, Count, Count],
+    "shape": tuple[Count, ...],
     "num_classes": _Whole,
     "sha256": str | None,
     "path": str | None,
@@ -129,8 +130,9 @@ def create_run(outdir: Path, config: RunConfig, data: str, desc: str = "") -> Pa
     return run_dir
 
 
-def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePoint:
-    """The point from which `--resume target` continues; `config` is the class of the runs' configs.
+def resume_point(target: str, outdir: Path, config: ConfigOf) -> ResumePoint:
+    """The point from which `--resume target` continues; `config` is the class of the runs' configs, or gives it
+    for the values of a run's config.json.
 
     - `latest`: the run with the highest number in `outdir`, in place, from its newest undamaged checkpoint;
     - a run directory, or the beginning of its name: that run, likewise;
@@ -158,7 +160,8 @@ def resume_point(target: str, outdir: Path, config: type[RunConfig]) -> ResumePo
         )
     checkpoint_or_none, refused = newest_checkpoint(path)
     if checkpoint_or_none is None:
-        return ResumePoint(path, None, config.from_json(path / CONFIG_FILE, base=_old(config)))
+        cls = _class_for(read_config(path / CONFIG_FILE), config)
+        return ResumePoint(path, None, cls.from_json(path / CONFIG_FILE, base=_old(cls)))
     return ResumePoint(path, checkpoint_or_none, config_of(checkpoint_or_none, config), tuple(refused))
 
 
@@ -336,14 +339,19 @@ def _old(config: type[C]) -> C:
     return config.from_dict(config.before)
 
 
-def config_of(checkpoint: Checkpoint, config: type[C]) -> C:
+def _class_for(values: Mapping[str, Any], config: ConfigOf) -> type[RunConfig]:
+    return config if isinstance(config, type) else config(values)
+
+
+def config_of(checkpoint: Checkpoint, config: ConfigOf) -> Any:
     """The config of a checkpoint's run; the path of its data is that of its own working directory.
 
     Raises CheckpointError if it or another part of state.json does not fit this version.
     """
     _check_state(checkpoint)
+    cls = _class_for(checkpoint.state["config"], config)
     try:
-        found = config.from_dict(checkpoint.state["config"], base=_old(config))
+        found = cls.from_dict(checkpoint.state["config"], base=_old(cls))
     except ConfigError as error:
         raise CheckpointError(checkpoint.path, f"its config does not fit this version ({error})") from error
     return found.override("data.source", source_of(checkpoint, found.data.source))

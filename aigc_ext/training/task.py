@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.data import ImageDataset
+from aigc_ext.data import Dataset
 from aigc_ext.data.batch import Batch
 from aigc_ext.optim import AdamEMA
 from aigc_ext.training.config import RunConfig
@@ -54,7 +54,7 @@ class Task(ABC):
     replayed_by: ClassVar[str | None] = None  # what recomputes a dumped step, for messages
 
     config: RunConfig
-    data: ImageDataset
+    data: Dataset
     device: torch.device
     learners: tuple[Learner, ...]  # in the order of their statistics
     processes = Processes()  # those that share a batch

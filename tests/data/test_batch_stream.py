@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigc_ext.data import BatchStream, DatasetError, TensorImages
+from aigc_ext.data import BatchStream, DatasetError, ImageDataset, TensorImages, split
 
 SIZES = st.integers(1, 12)
 SEEDS = st.integers(0, 2**70)
@@ -153,3 +153,22 @@ def test_a_negative_position_is_named() -> None:
     stream = BatchStream(numbered(3), 2, seed=0)
     with pytest.raises(ValueError, match="position is -1, but must be at least 0"):
         stream.position = -1
+
+
+def test_a_dataset_is_split_into_disjoint_parts_that_tell_what_they_have() -> None:
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
+    data = TensorImages("ten", images, torch.arange(10) % 3)
+    training, held = split(data, 0.25, seed=1)
+    assert isinstance(training, ImageDataset)
+    assert (len(training), len(held), training.num_classes) == (8, 2, 3)
+    both = [*training.read(range(8))[0].flatten().tolist(), *held.read(range(2))[0].flatten().tolist()]
+    assert sorted(both) == list(range(10))
+    pixels, labels = training.read([3, 1])
+    assert labels.tolist() == [pixel % 3 for pixel in pixels.flatten().tolist()]
+    again, other = split(data, 0.25, seed=1)[0], split(data, 0.25, seed=2)[0]
+    assert training.content_hash() == again.content_hash() != other.content_hash()
+    whole = data.identity()
+    assert training.identity().digests[0] == whole.digests[whole.names.index(training.identity().names[0])]
+    assert [len(part) for part in split(data, 0.999)] == [1, 9]
+    with pytest.raises(ValueError, match="one image, but must have two"):
+        split(TensorImages("one", images[:1]), 0.5)

@@ -30,7 +30,7 @@ def test_batches_start_anywhere_and_can_be_closed(workers):
 
 def test_an_error_while_reading_ahead_arrives():
     class Broken(TensorImages):
-        def _read_images(self, index):
+        def _read_items(self, index):
             raise OSError("the disk is gone")
 
     tiny = tiny_images()

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from aigc_ext.config import Config, Count, Fraction, NonNegative, Positive, Range
 from aigc_ext.models import (
-    DiscriminatorConfig,
     GeneratorConfig,
+    ImageDiscriminatorConfig,
     MLPDiscriminatorConfig,
     MLPGeneratorConfig,
 )
@@ -137,7 +137,7 @@ class TrainConfig(RunConfig):
     before: ClassVar[Mapping[str, Any]] = {**RunConfig.before, "step": None, "metrics": ()}
 
     generator: GeneratorConfig = field(default_factory=MLPGeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=MLPDiscriminatorConfig)
+    discriminator: ImageDiscriminatorConfig = field(default_factory=MLPDiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     g_optim: AdamConfig = field(default_factory=AdamConfig)
     d_optim: AdamConfig = field(default_factory=AdamConfig)

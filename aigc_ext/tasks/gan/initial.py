@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aigc_ext._runs import find_run, numbered_runs
 from aigc_ext.config import ConfigError
-from aigc_ext.models import DiscriminatorConfig, GeneratorConfig, NetworkConfig
+from aigc_ext.models import GeneratorConfig, ImageDiscriminatorConfig, NetworkConfig
 from aigc_ext.models.transfer import Transfer
 from aigc_ext.sampling import load_pretrained
 from aigc_ext.tasks.gan.config import TrainConfig
@@ -86,7 +86,7 @@ def initial_config(weights: InitialWeights, preset: str | None = None) -> TrainC
             f"{weights.source} is a {generator.family}"
         )
     config = dataclasses.replace(config, generator=generator)
-    discriminator = _settings(weights, "discriminator", DiscriminatorConfig)
+    discriminator = _settings(weights, "discriminator", ImageDiscriminatorConfig)
     if discriminator is not None and discriminator.family == config.discriminator.family:
         config = dataclasses.replace(config, discriminator=discriminator)
     if weights.config is not None:

@@ -64,6 +64,7 @@ class GANTask(Task):
     replayed_by = "aigc_ext.training.replay"
 
     config: TrainConfig
+    data: ImageDataset
 
     def __init__(
         self,

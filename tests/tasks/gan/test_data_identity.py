@@ -16,7 +16,7 @@ from aigc_ext.cli import main
 from aigc_ext.data import TensorImages
 from aigc_ext.tasks.gan import Trainer, find_resume_point
 from aigc_ext.training import CheckpointError
-from aigc_ext.training.identity import compare_images
+from aigc_ext.training.identity import compare_items
 from tests.data.helpers import encoded, labelled, pixels, write
 from tests.tasks.gan.helpers import config
 from tests.training.helpers import files_of
@@ -203,19 +203,17 @@ def test_what_differs_between_lists_of_images():
         return {"names": [e[0] for e in entries], "digests": [e[1] for e in entries], "labels": labels}
 
     old = listed(("a", "1"), ("b", "2"), ("c", "3"))
-    assert compare_images(old, listed(("c", "3"), ("a", "1"), ("b", "2"))) == [
-        "the images have another order"
-    ]
-    assert compare_images(old, listed(("b", "9"), ("d", "1"), ("e", "1"))) == [
+    assert compare_items(old, listed(("c", "3"), ("a", "1"), ("b", "2"))) == ["the images have another order"]
+    assert compare_items(old, listed(("b", "9"), ("d", "1"), ("e", "1"))) == [
         "1 image added (e)",
         "1 image removed (c)",
         "1 image changed (b)",
         "1 image renamed (a -> d)",
     ]
     accents = listed(("é", "1")), listed(("e\u0301", "1"))
-    assert compare_images(*accents) == ["1 image renamed ('\\xe9' -> 'e\\u0301')"]
+    assert compare_items(*accents) == ["1 image renamed ('\\xe9' -> 'e\\u0301')"]
     one, other = listed(("a\n", "1"), labels=[0]), listed(("a\n", "1"), labels=[1])
-    assert compare_images(one, other) == ["1 image with another label ('a\\n')"]
+    assert compare_items(one, other) == ["1 image with another label ('a\\n')"]
 
 
 def test_the_data_of_the_caller_are_known_by_content(tmp_path):

@@ -90,11 +90,11 @@ class Interrupting(TensorImages):
         super().__init__(data.name, data._images, data.labels if data.num_classes else None)
         self.number, self.left = number, read
 
-    def _read_images(self, index):
+    def _read_items(self, index):
         self.left -= 1
         if self.left == 0:
             signal.raise_signal(self.number)
-        return super()._read_images(index)
+        return super()._read_items(index)
 
 
 def resume(run_dir, outdir=Path("unused"), **overrides):
