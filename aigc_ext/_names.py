@@ -1,6 +1,8 @@
 """The names from which options choose: here, without torch, because the command line's help lists them."""
 
-PRESETS = ("mlp", "dcgan", "sngan", "stylegan2", "stylegan3-t", "stylegan3-r", "r3gan")
+TASKS = {"gan": ("mlp", "dcgan", "sngan", "stylegan2", "stylegan3-t", "stylegan3-r", "r3gan")}
+"""The presets of each task."""
+PRESETS = tuple(preset for presets in TASKS.values() for preset in presets)
 TRANSFORMS = ("center-crop", "center-crop-wide", "letterbox")
 METRICS = ("fd", "kid", "pr", "fid", "coverage", "memorised")
 NOISE_MODES = ("const", "random", "none")

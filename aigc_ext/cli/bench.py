@@ -13,7 +13,9 @@ _FAST = (
     *("aigc_ext", "aigc_ext, channels_last bf16"),
 )
 _COMPILED = ("compile", "aigc_ext, compiled")
-_MEASURED = [name for name in _names.PRESETS if name != "stylegan3-r"]  # whose step is like stylegan3-t's
+_MEASURED = [
+    name for name in _names.TASKS["gan"] if name != "stylegan3-r"
+]  # whose step is like stylegan3-t's
 
 
 @click.command()

@@ -24,10 +24,9 @@ from aigc_ext.config import ConfigError, parse_setting
 
 if TYPE_CHECKING:
     from aigc_ext.models.transfer import Transfer
-    from aigc_ext.tasks.gan import TrainConfig
-    from aigc_ext.training import ResumePoint, TrainResult
+    from aigc_ext.training import ResumePoint, Task, TrainResult
 
-# Option -> key of TrainConfig. If an option is not given, the value of the preset, file or run applies.
+# Option -> key of the run's config. If an option is not given, the value of the preset, file or run applies.
 _KEYS = {
     "data": "data.source",
     "cond": "data.cond",
@@ -184,7 +183,7 @@ def train(
     cmax: int | None,
     **options: Any,
 ) -> int:
-    """Train a GAN on a set of images.
+    """Train a GAN, or another generative model, on a set of images, recordings or texts.
 
     Later sources override earlier ones: the preset, --config, the options, --set. With --resume the run's own
     config replaces the preset; with --init-from the networks' settings and, unless --data is given, the data
@@ -193,22 +192,17 @@ def train(
     from aigc_ext.config import read_config
     from aigc_ext.data import DatasetError
     from aigc_ext.metrics import MetricError
-    from aigc_ext.tasks.gan import (
-        PRESETS,
-        TrainConfig,
-        Trainer,
-        find_resume_point,
-        initial_config,
-        read_initial_weights,
-    )
-    from aigc_ext.tasks.gan.dry_run import estimate_cost
-    from aigc_ext.tasks.gan.initial import describe_transfers
+    from aigc_ext.tasks import find_resume_point, task_of
+    from aigc_ext.tasks.dry_run import estimate_cost
+    from aigc_ext.tasks.gan.initial import describe_transfers, initial_config, read_initial_weights
     from aigc_ext.training import NonFiniteError, RunError
 
     with input_errors():
         if resume and init_from:
             raise ValueError("--resume goes on with a run and --init-from begins a new one: give one of them")
         point = find_resume_point(resume, Path(outdir)) if resume else None
+        if init_from and preset is not None and preset not in _names.TASKS["gan"]:
+            raise ValueError(f"--init-from is for GANs, but the preset is {preset}")
         weights = read_initial_weights(init_from, outdir) if init_from else None
         if point is not None:
             resolved = point.config
@@ -216,11 +210,12 @@ def train(
             resolved = initial_config(weights, preset)
         else:
             named = read_config(config).get("preset") if config is not None else None
-            resolved = PRESETS[preset or (named if named in _names.PRESETS else "mlp")]
+            first = preset or (named if named in _names.PRESETS else "mlp")
+            resolved = task_of(first).PRESETS[first]
         if preset is not None:
             resolved = resolved.override("preset", preset)  # another preset is an error in a resumed run
         if config is not None:
-            resolved = TrainConfig.from_json(config, base=resolved)
+            resolved = type(resolved).from_json(config, base=resolved)
         if resolved.data.transform is None:
             options["transform"] = usual_transform(options["resolution"], options["transform"])
         for option, key in _KEYS.items():
@@ -234,13 +229,18 @@ def train(
                 resolved = _set_channels(resolved, option, name, channels)
         for setting in settings:
             resolved = resolved.override(*parse_setting(setting))
+        task = task_of(resolved.preset)
+        if not isinstance(resolved, task.TrainConfig):
+            raise ConfigError(
+                f"preset is {resolved.preset!r}, but the other settings are those of another kind of run"
+            )
         _check_used(resolved, point, options["p"], options["target"], desc)
         if data_changed and point is None:
             raise ValueError("--data-changed is for a run that goes on, and needs --resume")
         if point is not None and options["data"] is None:
             _check_moved(resolved.data.source)
         with data_bar() as report:
-            trainer = Trainer.from_config(resolved, outdir=outdir, desc=desc, report=report)
+            trainer = task.Trainer.from_config(resolved, outdir=outdir, desc=desc, report=report)
             transfers: Mapping[str, Transfer] = {}
             if weights is not None:
                 transfers = trainer.init_from(weights)
@@ -273,7 +273,7 @@ def train(
     finally:
         logging.getLogger("aigc_ext").removeHandler(handler)
     try:
-        _report(result)
+        _report(trainer.task, result)
     except OSError:
         if result.signal != signal.SIGHUP:
             raise
@@ -281,9 +281,11 @@ def train(
     return 0 if result.signal is None else 128 + result.signal
 
 
-def _set_channels(config: TrainConfig, option: str, name: str, channels: int) -> TrainConfig:
+def _set_channels(config: Any, option: str, name: str, channels: int) -> Any:
     from aigc_ext.tasks.gan import PRESETS
 
+    if config.preset not in PRESETS:
+        raise ValueError(f"{option} is {channels}, but the preset {config.preset} is no GAN; see --set")
     for network in ("generator", "discriminator"):
         family = getattr(config, network).family
         if not hasattr(getattr(config, network), name):
@@ -297,7 +299,7 @@ def _set_channels(config: TrainConfig, option: str, name: str, channels: int) ->
 
 
 def _check_used(
-    config: TrainConfig, point: ResumePoint | None, p: float | None, target: float | None, desc: str
+    config: Any, point: ResumePoint | None, p: float | None, target: float | None, desc: str
 ) -> None:
     """Raises an error for options that would have no effect."""
     for name, value, kind in (("p", p, "fixed"), ("target", target, "ada")):
@@ -323,8 +325,8 @@ def _check_moved(source: str) -> None:
         )
 
 
-def _report(result: TrainResult) -> None:
-    click.echo(f"images seen: {result.nimg:,}")
+def _report(task: Task, result: TrainResult) -> None:
+    click.echo(f"{task.data.item + 's seen:':12} {result.nimg:,}")
     click.echo(f"samples:     {result.grid}")
     click.echo(f"checkpoint:  {result.checkpoint}")
     click.echo(f"figures:     {result.stats}")
@@ -332,9 +334,8 @@ def _report(result: TrainResult) -> None:
     longer = "" if result.signal else f" --kimg {2 * result.nimg / 1000:g}"
     click.echo(f"to go on:    {command} train --resume {run_dir}{longer}")
     if result.model is not None:
-        output = shlex.quote(str(result.run_dir / "model.pt2"))
-        click.echo(f"more images: {command} sample --network {run_dir} --seeds 0-15")
-        click.echo(f"one file:    {command} export --network {run_dir} --output {output}")
+        for what, arguments in task.commands.items():
+            click.echo(f"{what + ':':12} {command} {arguments.format(run=run_dir)}")
     click.echo(f"on one page: {command} report {run_dir}")
 
 

@@ -13,8 +13,8 @@ from aigc_ext.data.dataset import Dataset
 
 
 class BatchStream(Iterator[tuple[Tensor, Tensor]]):
-    """Iterator over (items B x ..., labels int64 B) as `Dataset.read` returns them, epoch after epoch, each in
-    a new order.
+    """Iterator over (items B x ..., labels int64 B), as `Dataset.read` returns them, epoch after epoch, each
+    in a new order.
 
     Batches cross the boundaries of epochs, so none is short, and `batch` may exceed the dataset. The order of
     an epoch and its mirror flips are a pure function of `seed` and the epoch's number; `position` is the

@@ -1,7 +1,7 @@
 """Generators and discriminators, and functions that make one from its configuration.
 
 Every network has `settings`, and `config`, the same as a dict of JSON values; from either, `build_network`,
-for discriminators `build_discriminator`, makes the same architecture with new weights. Every generator also has
+for discriminators `build_discriminator`, makes the same architecture with new weights. A generator also has
 `z_dim`, `image_shape`, `num_classes` and `value_range`; its `forward(z, c=None)` maps latents (N, z_dim) and,
 if `num_classes` > 0, int64 labels (N,) to images (N, C, H, W). A discriminator's `forward(images, c=None)`
 maps these to logits (N, 1).

@@ -23,8 +23,8 @@ from aigc_ext.config import Count
 from aigc_ext.models.checks import check_input, check_labels, halvings_of
 from aigc_ext.models.settings import (
     ClassCount,
-    ImageDiscriminatorConfig,
     GeneratorConfig,
+    ImageDiscriminatorConfig,
     ImageShape,
     Network,
     takes,

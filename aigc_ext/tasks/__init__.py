@@ -1,1 +1,38 @@
-"""Training tasks: each is a package that the engine, `aigc_ext.training`, knows nothing about."""
+"""Training tasks: each is a package that the engine, `aigc_ext.training`, knows nothing about.
+
+- `gan`: a generator and a discriminator against each other.
+
+Each has `PRESETS`, its `TrainConfig`, and a `Trainer`, which `from_config` makes from one. A run belongs to
+the task whose preset it names; one with a name of its own is a GAN's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from aigc_ext import _names
+from aigc_ext.training.config import RunConfig
+from aigc_ext.training.run import ResumePoint, resume_point
+
+
+def task_of(preset: object) -> ModuleType:
+    """The package of the task that has this preset."""
+    for task, presets in _names.TASKS.items():
+        if preset in presets:
+            return importlib.import_module(f"{__name__}.{task}")
+    return importlib.import_module(f"{__name__}.gan")
+
+
+def config_class(values: Mapping[str, Any]) -> type[RunConfig]:
+    """The class of a config with these JSON values."""
+    found: type[RunConfig] = task_of(values.get("preset")).TrainConfig
+    return found
+
+
+def find_resume_point(target: str, outdir: Path) -> ResumePoint:
+    """The point from which `--resume target` continues, of any task; see `training.run.resume_point`."""
+    return resume_point(target, outdir, config_class)

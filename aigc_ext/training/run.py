@@ -131,8 +131,8 @@ def create_run(outdir: Path, config: RunConfig, data: str, desc: str = "") -> Pa
 
 
 def resume_point(target: str, outdir: Path, config: ConfigOf) -> ResumePoint:
-    """The point from which `--resume target` continues; `config` is the class of the runs' configs, or gives it
-    for the values of a run's config.json.
+    """The point from which `--resume target` continues; `config` is the class of the runs' configs, or
+    what gives it for the values of a run's config.json.
 
     - `latest`: the run with the highest number in `outdir`, in place, from its newest undamaged checkpoint;
     - a run directory, or the beginning of its name: that run, likewise;

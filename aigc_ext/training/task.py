@@ -58,6 +58,7 @@ class Task(ABC):
     device: torch.device
     learners: tuple[Learner, ...]  # in the order of their statistics
     processes = Processes()  # those that share a batch
+    commands: ClassVar[Mapping[str, str]] = {}  # what `aigc-ext` can do with the model, `{run}` for its run
     publishes = False  # is there a model to publish?
 
     @abstractmethod

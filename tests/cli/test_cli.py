@@ -84,7 +84,7 @@ def test_train_says_where_everything_is(tmp_path, capsys):
     assert paths["to go on"].strip() == f"aigc-ext train --resume '{run_dir}' --kimg 0.4"
     assert paths["more images"].strip() == f"aigc-ext sample --network '{run_dir}' --seeds 0-15"
     assert (
-        paths["one file"].strip() == f"aigc-ext export --network '{run_dir}' --output '{run_dir}/model.pt2'"
+        paths["one file"].strip() == f"aigc-ext export --network '{run_dir}' --output '{run_dir}'/model.pt2"
     )
     assert paths["on one page"].strip() == f"aigc-ext report '{run_dir}'"
     # The progress line and the log.

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from aigc_ext.tasks.dry_run import estimate_cost
 from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer
-from aigc_ext.tasks.gan.dry_run import estimate_cost
 from aigc_ext.training import cost, progress
 from aigc_ext.training.cost import Cost, Trials, duration, measure, probe
 
@@ -143,7 +143,7 @@ def test_another_process_takes_no_more_than_the_free_memory() -> None:
             config = config.override(f"{network}.{key}", value)
     begin = time.monotonic()
     made = measure(
-        [sys.executable, "-m", "aigc_ext.tasks.gan.dry_run"], config.override("batch", 1 << 20).to_json(), 1.0
+        [sys.executable, "-m", "aigc_ext.tasks.dry_run"], config.override("batch", 1 << 20).to_json(), 1.0
     )
     assert time.monotonic() - begin < 110
     assert made.too_large is not None

@@ -62,6 +62,10 @@ class GANTask(Task):
     preview_file = "fakes{}.png"
     ranked_by = ("fd", "kid")
     replayed_by = "aigc_ext.training.replay"
+    commands = {  # noqa: RUF012
+        "more images": "sample --network {run} --seeds 0-15",
+        "one file": "export --network {run} --output {run}/model.pt2",
+    }
 
     config: TrainConfig
     data: ImageDataset

@@ -1,18 +1,19 @@
-"""The cost of a GAN run, measured by another process: `python -m aigc_ext.tasks.gan.dry_run`."""
+"""The cost of a run, measured by another process: `python -m aigc_ext.tasks.dry_run`."""
 
 from __future__ import annotations
 
 import json
 import sys
 
-from aigc_ext.tasks.gan.config import TrainConfig
-from aigc_ext.tasks.gan.trainer import Trainer
+from aigc_ext.tasks import config_class, task_of
+from aigc_ext.training.config import RunConfig
 from aigc_ext.training.cost import Cost, answer, measure
+from aigc_ext.training.loop import Loop
 from aigc_ext.training.progress import available_memory_gb
 from aigc_ext.training.runtime import resolve_device
 
 
-def estimate_cost(config: TrainConfig) -> Cost:
+def estimate_cost(config: RunConfig) -> Cost:
     """An estimate of a run's cost, within about a minute and the memory that is free; see `training.cost`.
 
     Raises:
@@ -24,5 +25,11 @@ def estimate_cost(config: TrainConfig) -> Cost:
     return measure([sys.executable, "-m", __name__], silent.to_json(), available)
 
 
+def _trainer(text: str) -> Loop:
+    values = json.loads(text)
+    trainer: Loop = task_of(values["preset"]).Trainer.from_config(config_class(values).from_dict(values))
+    return trainer
+
+
 if __name__ == "__main__":
-    answer(lambda text: Trainer.from_config(TrainConfig.from_dict(json.loads(text))))
+    answer(_trainer)
