@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ from aigc_ext.training.checkpoint import STATE_FILE, list_checkpoints
 from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog, is_number
 from aigc_ext.version import __version__
 
-_GRID = re.compile(r"fakes(\d{6,})(?:-(\d{3}))?\.png")
+_PREVIEW = re.compile(r"([a-z]+)(\d{6,})(?:-(\d{3}))?\.(png|wav|txt)")
+_HEADINGS = {"fakes": "Samples"}
 _MAX_GRIDS = 24
+_MAX_HEARD = 3  # recordings, or texts
+_MAX_TEXT = 20_000  # characters
 _MAX_IMAGE_BYTES = 1 << 19
 _THUMBNAIL = 720  # pixels
 _MAX_TABLE_ROWS = 100
@@ -78,6 +81,11 @@ dl.facts dt{color:#5c5c57;font-size:.8rem}
 dl.facts dd{margin:0;overflow-wrap:anywhere}
 .strip{display:flex;gap:12px;overflow-x:auto;padding-bottom:12px}
 .strip figure{margin:0;flex:none}
+.texts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:16px}
+.texts figure{margin:0}
+.texts audio{width:100%}
+.texts pre{white-space:pre-wrap;overflow-wrap:anywhere;max-height:420px;overflow-y:auto;margin:0;padding:12px;
+background:#fff;border:1px solid #e4e4df;border-radius:8px;font-size:.85rem}
 .strip img{display:block;height:min(72vw,360px);width:auto;border-radius:4px;background:#e4e4df}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:16px}
 .chart{margin:0;padding:12px;background:#fff;border:1px solid #e4e4df;border-radius:8px}
@@ -143,16 +151,16 @@ def _page(run_dir: Path) -> str:
     name = run_dir.resolve().name
     body = [
         f"<h1>{escape(name)}</h1>",
-        f"<p class='note'>{escape(_progress(config, rows))}</p>",
+        f"<p class='note'>{escape(_progress(config, rows, _item(run_dir)))}</p>",
         _facts(run_dir, config, rows),
         _warnings(rows),
-        "<h2>Samples</h2>",
-        _strip(run_dir),
+        *_previews(run_dir),
     ]
+    item = _item(run_dir)
     if metrics:
-        body += ["<h2>Metrics</h2>", _charts(metrics, _METRICS), _table(metrics)]
+        body += ["<h2>Metrics</h2>", _charts(metrics, _METRICS, item), _table(metrics)]
     body.append("<h2>Training</h2>")
-    charts = _charts(rows, _training_charts(config))
+    charts = _charts(rows, [entry for entry in _training_charts(config) if _has(rows, entry[1])], item)
     body.append(charts if rows else "<p>No figures have been written yet.</p>")
     body += ["<h2>Config</h2>", _config(config)]
     return (
@@ -161,7 +169,7 @@ def _page(run_dir: Path) -> str:
         f"<title>{escape(name)}</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + f'\n<p class="note" style="margin-top:36px">Written by aigc_ext {escape(__version__)}. The samples '
-        "are AI-generated images.</p>\n</body></html>\n"
+        "are AI-generated.</p>\n</body></html>\n"
     )
 
 
@@ -178,20 +186,29 @@ def _training_charts(config: Mapping[str, Any]) -> list[tuple[str, dict[str, str
     ]
 
 
-def _progress(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def _item(run_dir: Path) -> str:
+    """What the run learns from: image, recording or text."""
+    checkpoints = list_checkpoints(run_dir)
+    data = _read_object(checkpoints[0] / STATE_FILE).get("data") if checkpoints else None
+    return str(data.get("item", "image")) if isinstance(data, dict) else "image"
+
+
+def _progress(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], item: str) -> str:
     total = config.get("kimg")
     goal = "" if total is None or not is_number(total) else f" of {number(total)}"
     if not rows:
-        return f"No step has been reported yet: 0{goal} thousand images"
+        return f"No step has been reported yet: 0{goal} thousand {item}s"
     row = rows[-1]
-    text = f"{number(row['nimg'] / 1000)}{goal} thousand images"
+    text = f"{number(row['nimg'] / 1000)}{goal} thousand {item}s"
     if is_number(row.get("step")):
         text += f", {number(row['step'])} steps"
     if is_number(row.get("seconds")):
         text += f", {_duration(row['seconds'])} of training"
-    skipped = [row.get("skipped_d"), row.get("skipped_g")]
-    if any(is_number(count) and count for count in skipped):
-        text += f"; skipped as not finite: {skipped[0]} discriminator and {skipped[1]} generator steps"
+    skipped = {key.removeprefix("skipped_"): row[key] for key in row if key.startswith("skipped_")}
+    if any(is_number(count) and count for count in skipped.values()):
+        names = {"d": "discriminator", "g": "generator"}
+        counts = (f"{count} {names.get(key, key)}" for key, count in skipped.items())
+        text += f"; skipped as not finite: {' and '.join(counts)} steps"
     return text
 
 
@@ -204,17 +221,19 @@ def _facts(run_dir: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str,
         if isinstance(data, dict) and isinstance(data.get("shape"), list):
             shape = "x".join(map(str, data["shape"]))
             classes = f", {data.get('num_classes')} classes" if data.get("num_classes") else ""
-            facts["data"] = f"{data.get('name')}: {data.get('images')} images {shape}{classes}"
+            facts["data"] = (
+                f"{data.get('name')}: {data.get('images')} {data.get('item', 'image')}s {shape}{classes}"
+            )
         facts["newest checkpoint"] = f"{checkpoints[0].name} ({len(checkpoints)} on disk)"
         facts["trained on"] = f"{state.get('device')}, {state.get('threads')} CPU threads"
         facts["versions"] = f"aigc_ext {state.get('aigc_ext')}, torch {state.get('torch')}"
     weights = run_dir / "model" / "model.safetensors"
     if weights.is_file():
         model = _read_object(run_dir / "model" / "config.json")
-        facts["generator"] = f"{model.get('family')}, {number(_count_weights(weights))} weights"
+        facts["model"] = f"{model.get('family')}, {number(_count_weights(weights))} weights"
         facts["SHA-256 of its weights"] = _files.sha256_file(weights)[:16] + "…"
     else:
-        facts["generator"] = "no model has been written yet"
+        facts["model"] = "no model has been written yet"
     if metrics := read_rows(run_dir / METRICS_FILE):
         for key in ("fid", "fd", "kid"):
             known = [row for row in metrics if is_number(row.get(key))]
@@ -240,18 +259,47 @@ def _warnings(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<h2>Warnings</h2><ul class="warnings">{found}</ul>' if found else ""
 
 
-def _strip(run_dir: Path) -> str:
-    """The grids side by side: the real images, then the generator's, from untrained to newest."""
-    grids = sorted(
-        (int(match[1]) * 1000 + int(match[2] or 0), path)
-        for path in run_dir.glob("fakes*.png")
-        if (match := _GRID.fullmatch(path.name))
-    )
+def _has(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
+    """A chart that is empty is shown only of a run that could have filled it."""
+    return not rows or any(column in row for row in rows for column in columns)
+
+
+def _previews(run_dir: Path) -> Iterator[str]:
+    """The run's samples: pictures over time, the newest recordings and texts."""
+    found: dict[tuple[str, str], list[tuple[int, Path]]] = {}
+    for path in sorted(run_dir.iterdir()):
+        if match := _PREVIEW.fullmatch(path.name):
+            name, kimg, rest, suffix = match.groups()
+            found.setdefault((name, suffix), []).append((int(kimg) * 1000 + int(rest or 0), path))
+    for name, suffix in found or [("fakes", "png")]:
+        of_one = sorted(found.get((name, suffix), []))
+        yield f"<h2>{escape(_HEADINGS.get(name, name.capitalize()))}</h2>"
+        yield _strip(run_dir, name, of_one) if suffix == "png" else _newest(suffix, of_one)
+
+
+def _newest(suffix: str, previews: Sequence[tuple[int, Path]]) -> str:
+    figures = []
+    for nimg, path in reversed(previews[-_MAX_HEARD:]):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}") from error
+        if suffix == "wav":
+            encoded = base64.b64encode(data).decode()
+            shown = f'<audio controls src="data:audio/wav;base64,{encoded}"></audio>'
+        else:
+            shown = f"<pre>{escape(data.decode(errors='replace')[:_MAX_TEXT])}</pre>"
+        figures.append(f"<figure>{shown}<figcaption>{number(nimg / 1000)} kimg</figcaption></figure>")
+    return f'<div class="texts">{"".join(figures)}</div>'
+
+
+def _strip(run_dir: Path, name: str, grids: Sequence[tuple[int, Path]]) -> str:
+    """The grids side by side: the real images, then the model's, from untrained to newest."""
     chosen = grids
     if len(grids) > _MAX_GRIDS:
         last = len(grids) - 1
         chosen = [grids[round(i * last / (_MAX_GRIDS - 1))] for i in range(_MAX_GRIDS)]
-    named = [("real images", run_dir / "reals.png"), ("before training", run_dir / "fakes_init.png")]
+    named = [("real images", run_dir / "reals.png"), ("before training", run_dir / f"{name}_init.png")]
     named += [(f"{number(nimg / 1000)} kimg", path) for nimg, path in chosen]
     figures = [
         f'<figure><img src="{_embed(path)}" alt="{escape(text)}">'
@@ -267,7 +315,9 @@ def _strip(run_dir: Path) -> str:
     return f'{note}<div class="strip" tabindex="0">{"".join(figures)}</div>'
 
 
-def _charts(rows: Sequence[Mapping[str, Any]], known: Sequence[tuple[str, dict[str, str], Any]]) -> str:
+def _charts(
+    rows: Sequence[Mapping[str, Any]], known: Sequence[tuple[str, dict[str, str], Any]], item: str
+) -> str:
     """The known charts, and one for each further numeric column."""
     groups = list(known)
     named = {column for _, columns, _ in known for column in columns} | _NO_CURVE
@@ -277,7 +327,7 @@ def _charts(rows: Sequence[Mapping[str, Any]], known: Sequence[tuple[str, dict[s
         line_chart(
             title,
             [(name, _points(rows, column)) for column, name in columns.items()],
-            x_label="thousands of images",
+            x_label=f"thousands of {item}s",
             y_range=y_range,
         )
         for title, columns, y_range in groups

@@ -1,4 +1,4 @@
-"""A generator on disk: `config.json`, the input of `models.build_generator`, `model.safetensors`, and their
+"""A network on disk: `config.json`, the input of `models.build_network`, `model.safetensors`, and their
 SHA-256 in `sha256.json`.
 
 The digests detect damage; they are not a signature. A model without them, of another version or made by hand,
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aigc_ext import _files
 from aigc_ext._runs import find_run, known_runs, numbered_runs
-from aigc_ext.models import build_generator
+from aigc_ext.models import build_network
 
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
@@ -32,7 +32,7 @@ _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 class PretrainedError(ValueError):
-    """A path from which no generator can be loaded; the message names it and says why."""
+    """A path from which no network can be loaded; the message names it and says why."""
 
 
 def save_pretrained(
@@ -42,7 +42,7 @@ def save_pretrained(
     trained_classes: Sequence[int] | None = None,
     data_licence: str = "",
 ) -> None:
-    """Writes a generator's config and its serialised weights, each atomically, and their SHA-256; also the
+    """Writes a network's config and its serialised weights, each atomically, and their SHA-256; also the
     classes that had images, unless all had, and the licence of the data."""
     directory.mkdir(parents=True, exist_ok=True)
     if data_licence:
@@ -75,7 +75,8 @@ def _digest_of_replaced(directory: Path, name: str) -> list[str]:
 
 
 def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: Any) -> tuple[nn.Module, str]:
-    """Loads the averaged generator of a run or checkpoint, or of a directory written by `save_pretrained`.
+    """Loads the model, with averaged weights, of a run, a checkpoint, or a directory written by
+    `save_pretrained`.
 
     `latest` is the newest run in `runs`, and the beginning of a run's name, with or without `runs/`, is that
     run. If `path` is not a directory but has the form `owner/name`, it is a model on the Hugging Face Hub
@@ -85,10 +86,10 @@ def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: An
         allow_download: download such a model if it is not in the cache.
         hub: other options of `huggingface_hub.snapshot_download`, such as `revision`.
 
-    Returns the generator on the CPU, in eval mode, and the SHA-256 of its weights file.
+    Returns the network on the CPU, in eval mode, and the SHA-256 of its weights file.
 
     Raises PretrainedError, naming the path, if it is none of these, damaged, has an architecture that is not
-    ours, or weights that do not fit the config or are not finite. The generator is made only if they fit, so
+    ours, or weights that do not fit the config or are not finite. The network is made only if they fit, so
     that a config cannot ask for more memory than they have.
     """
     try:
@@ -105,28 +106,28 @@ def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: An
         raise PretrainedError(f"network {path}: {weights} was altered (its SHA-256 does not match {record})")
     try:
         tensors = safetensors.torch.load(data)
-        generator = build_to_fit(config, tensors)
-        generator.load_state_dict(tensors)
+        network = build_to_fit(config, tensors)
+        network.load_state_dict(tensors)
     except (ValueError, TypeError, RuntimeError, OverflowError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise PretrainedError(f"network {path} cannot be loaded: {reason}") from error
     trained = _trained_classes(directory)
     if trained is not None:
-        generator.trained_classes = trained  # type: ignore[assignment]
-    return generator.eval().requires_grad_(False), digest
+        network.trained_classes = trained  # type: ignore[assignment]
+    return network.eval().requires_grad_(False), digest
 
 
 def meta_state(config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a config's generator on the device `meta`, where they take no memory, whatever the
-    config claims. Errors are those of `build_generator`."""
+    """The tensors of a config's network on the device `meta`, where they take no memory, whatever the
+    config claims. Errors are those of `build_network`."""
     with torch.device("meta"):
-        return build_generator(config).state_dict()
+        return build_network(config).state_dict()
 
 
 def build_to_fit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The generator of a config, made only if these weights fit it, and so no larger than they.
+    """The network of a config, made only if these weights fit it, and so no larger than they.
 
-    Raises ValueError if they do not, or are not finite, and what `build_generator` raises.
+    Raises ValueError if they do not, or are not finite, and what `build_network` raises.
     """
     faults = misfits(tensors, meta_state(config))
     if faults:
@@ -134,7 +135,7 @@ def build_to_fit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name} has values that are not finite")
-    return build_generator(config)
+    return build_network(config)
 
 
 def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -214,7 +215,7 @@ def _from_hub(name: str, allow_download: bool, options: dict[str, Any]) -> Path:
 
 
 def _locate(path: Path) -> tuple[dict[str, Any], str, bytes, list[str] | None]:
-    """Of the generator at `path`: the config, the name and content of the weights file and, if they were
+    """Of the network at `path`: the config, the name and content of the weights file and, if they were
     recorded, the digests that it may have."""
     if not path.is_dir():
         raise PretrainedError(
@@ -242,7 +243,7 @@ def _locate(path: Path) -> tuple[dict[str, Any], str, bytes, list[str] | None]:
             raise PretrainedError(f"network {path}: state.json was altered (its SHA-256 does not match)")
         if config is None:
             raise PretrainedError(
-                f"network {path} is a checkpoint of a generator that has no `config` to build it from; "
+                f"network {path} is a checkpoint of a network that has no `config` to build it from; "
                 "build it yourself, load ema.safetensors into it and use Sampler(generator)"
             )
         return config, weights, _read(path / weights), [expected_hash]

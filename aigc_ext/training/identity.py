@@ -23,7 +23,8 @@ def describe(data: Dataset, source: str) -> dict[str, Any]:
     """The JSON values of a checkpoint about its data: what they are, and where they were."""
     found = {
         "name": data.name,
-        "images": len(data),  # of whatever kind
+        "item": data.item,
+        "images": len(data),  # or other items
         "shape": list(data.item_shape),
         "num_classes": data.num_classes,
         "sha256": data.content_hash(),

@@ -254,3 +254,28 @@ def test_metrics_prints_the_figures(trained, tmp_path, capsys) -> None:
 def test_metrics_refuses(trained, tmp_path, capsys, arguments, message) -> None:
     command = ["metrics", "--network", trained, "--data", "digits", "--cache", tmp_path, *arguments]
     assert_refused(capsys, command, message)
+
+
+def test_recordings_and_texts(run) -> None:
+    """Of each the newest three, and pictures under another name beside them."""
+    for kimg in range(5):
+        (run / f"samples{kimg:06d}.wav").write_bytes(b"RIFF%d" % kimg)
+        (run / f"samples{kimg:06d}.txt").write_text(f"text <{kimg}> & more")
+    save_png(np.zeros((2, 2, 1), np.uint8), run / "spectrograms000001.png")
+    page = Page(write_report(run).read_text())
+    sources = [value for name, value in page.attributes if name == "src" and "audio" in str(value)]
+    heard = [base64.b64decode(str(source).partition(",")[2]) for source in sources]
+    assert heard == [b"RIFF4", b"RIFF3", b"RIFF2"]
+    assert [text for text in page.text if text.startswith("text <")] == [
+        f"text <{kimg}> & more" for kimg in (4, 3, 2)
+    ]
+    assert {"Samples", "Spectrograms"} <= set(page.text)
+
+
+def test_what_a_run_learns_from_is_called_by_its_name(run) -> None:
+    path = max((run / "checkpoints").iterdir()) / "state.json"
+    state = json.loads(path.read_text())
+    assert state["data"]["item"] == "image"
+    path.write_text(json.dumps({**state, "data": {**state["data"], "item": "recording"}}))
+    page = Page(write_report(run).read_text())
+    assert any("thousand recordings" in text for text in page.text)
