@@ -25,7 +25,7 @@ BACKENDS ?= cpu simt
 # Where gpu-check puts its files
 OUT_DIR ?= build/gpu-check
 
-.PHONY: demo test test-avx2 lint sanitize sanitize-threads trust docs data-emoji bench wheel gpu-check clean
+.PHONY: demo test test-avx2 lint sanitize sanitize-threads trust docs data-emoji data-speech data-digits data-text bench wheel gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -80,6 +80,18 @@ docs: $(VENV)/installed
 # 3,781 emoji of 64x64 pixels, with names and categories, by npm: aigc-ext train --data emoji --resolution 32
 data-emoji: $(VENV)/installed
 	$(BIN)/python -m aigc_ext.data.fetched emoji
+
+# 553 spoken prompts, 25 minutes at 8 kHz, with transcripts, by Debian's apt-get: aigc-ext train --preset vocoder --data speech
+data-speech: $(VENV)/installed
+	$(BIN)/python -m aigc_ext.data.fetched speech
+
+# 2,000 recordings of spoken digits by 200 voices, 8 kHz, said by Debian's espeak-ng
+data-digits: $(VENV)/installed
+	$(BIN)/python -m aigc_ext.data.fetched spoken-digits
+
+# 38,000 pairs of text, package descriptions and their synopses, by Debian's apt-get
+data-text: $(VENV)/installed
+	$(BIN)/python -m aigc_ext.data.fetched text
 
 bench: $(VENV)/installed $(VENV)/bench-tools
 	$(BIN)/python -m benchmarks

@@ -13,8 +13,8 @@ from aigc_ext.data.arrays import open_arrays
 from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, Report, describe_numbers
 from aigc_ext.data.embedded import NAMES as EMBEDDED_NAMES
 from aigc_ext.data.embedded import open_embedded
-from aigc_ext.data.fetched import NAMES as FETCHED_NAMES
-from aigc_ext.data.fetched import licence_of, path_of
+from aigc_ext.data.fetched import NAMES as FETCHED
+from aigc_ext.data.fetched import licence_of, names_of, path_of
 from aigc_ext.data.files import (
     WRONG_SHAPE,
     ImageFiles,
@@ -31,6 +31,7 @@ from aigc_ext.data.shards import open_shards
 from aigc_ext.data.tree import open_tree
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
+FETCHED_NAMES = names_of("images")
 NAMED = (*EMBEDDED_NAMES, *FETCHED_NAMES)
 """The sources that are names, not paths."""
 _LOOKED_AT = 16  # images of which the values are looked at
@@ -218,6 +219,8 @@ def find_files(source: str | os.PathLike[str], follow_links: bool = False) -> Im
             return None
         if source in FETCHED_NAMES:
             return open_tree(path_of(source), follow_links=False)
+        if source in FETCHED:
+            raise DatasetError(f"data set {source!r} is no set of images; those are {', '.join(NAMED)}")
     text = os.fspath(source)
     path = Path(text)
     if not text or not path.exists():
@@ -235,7 +238,7 @@ def find_files(source: str | os.PathLike[str], follow_links: bool = False) -> Im
 
 def absolute_source(source: str) -> str:
     """The source with an absolute path, whose meaning doesn't depend on the working directory."""
-    if source in NAMED:
+    if source in NAMED or source in FETCHED:
         return source
     kind, path = _kind_and_path(source)
     return kind + os.path.abspath(path)
