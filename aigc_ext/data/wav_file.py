@@ -100,6 +100,7 @@ def decode(data: bytes) -> Sound:
     header = read_header(io.BytesIO(data))
     count = header.frames * header.channels
     raw = np.frombuffer(data, np.uint8, count * header.bits // 8, header.start)
+    samples: np.ndarray
     if header.kind == _FLOAT:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused as not finite
             samples = raw.view(f"<f{header.bits // 8}").astype(np.float32)
@@ -162,8 +163,9 @@ def find_chunks(file: BinaryIO, name: bytes) -> Iterator[bytes]:
 def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
     """Float32 samples (T,) at another rate, ceil(T new / old) of them.
 
-    Each is the band-limited signal at its time: sum over k of x[k] c sinc(c (t - k)) w((t - k) c / W), where c is
-    0.95 of the lower rate's share of the band, and w the Hann window over W = 24 zero crossings on each side.
+    Each is the band-limited signal at its time: sum over k of x[k] c sinc(c (t - k)) w((t - k) c / W), where
+    c is 0.95 of the lower rate's share of the band, and w the Hann window over W = 24 zero crossings on each
+    side.
     Source: Smith and Gossett, "A flexible sampling-rate conversion method" (ICASSP 1984).
     """
     if old == new:
@@ -180,7 +182,9 @@ def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
         whole = place // up  # and the fraction, in integers: exact, however long the sound is
         parts, which = np.unique(place % up, return_inverse=True)
         distance = (parts[:, None] / up - taps) * cutoff
-        window = np.where(np.abs(distance) < _CROSSINGS, np.cos(distance * (np.pi / 2 / _CROSSINGS)) ** 2, 0.0)
+        window = np.where(
+            np.abs(distance) < _CROSSINGS, np.cos(distance * (np.pi / 2 / _CROSSINGS)) ** 2, 0.0
+        )
         weights = cutoff * np.sinc(distance) * window
         near = padded[whole[:, None] + (taps + reach)]
         result[begin : begin + len(place)] = np.einsum("nk,nk->n", weights[which], near)
@@ -220,5 +224,7 @@ def _layout(content: bytes) -> tuple[int, int, int, int, int]:
     if not 1 <= rate <= _MAX_RATE:
         raise ValueError(f"its sample rate is {rate}, but must be from 1 to {_MAX_RATE}")
     if block != channels * bits // 8:
-        raise ValueError(f"its frames have {block} bytes, but {channels} x {bits} bits are {channels * bits // 8}")
+        raise ValueError(
+            f"its frames have {block} bytes, but {channels} x {bits} bits are {channels * bits // 8}"
+        )
     return kind, channels, rate, block, bits

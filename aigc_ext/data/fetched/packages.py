@@ -1,6 +1,6 @@
 """The clients that put packages on this machine: npm, Debian's apt-get, and a program of a Debian package.
 
-Each has its own mirrors, cache and checksums; what it gets goes into a folder of the caller, and needs no root.
+Each has its own mirrors, cache and checksums; what it gets goes into a folder of the caller, without root.
 """
 
 from __future__ import annotations
