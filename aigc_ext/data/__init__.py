@@ -1,5 +1,6 @@
 """Datasets, the stream of batches, and conversion to and from a model's value range."""
 
+from aigc_ext.data.audio import NAMED_AUDIO, AudioDataset, open_audio
 from aigc_ext.data.convert import TRANSFORMS, Conversion, Inspection, convert_dataset, inspect_dataset
 from aigc_ext.data.dataset import (
     BadFile,
@@ -18,7 +19,9 @@ from aigc_ext.data.stream import BatchStream
 __all__ = [
     "EMBEDDED_NAMES",
     "NAMED",
+    "NAMED_AUDIO",
     "TRANSFORMS",
+    "AudioDataset",
     "BadFile",
     "BatchStream",
     "Conversion",
@@ -32,6 +35,7 @@ __all__ = [
     "describe_bad_files",
     "inspect_dataset",
     "normalize",
+    "open_audio",
     "open_dataset",
     "split",
     "to_uint8",

@@ -15,11 +15,18 @@ from typing import NamedTuple
 from aigc_ext import _files
 from aigc_ext.data import image_file
 from aigc_ext.data.dataset import BadFile, DatasetError, number_ranges, renumber
-from aigc_ext.data.files import ImageFiles, Progress, describe_passed_over, map_files, probe
+from aigc_ext.data.files import (
+    LABELS_FILE,
+    ImageFiles,
+    Progress,
+    describe_passed_over,
+    map_files,
+    probe,
+)
 from aigc_ext.data.fit import TRANSFORMS as TRANSFORMS
 from aigc_ext.data.fit import ArrayFiles, as_image, check_fit, fit, fitted_size, png, with_channels
 from aigc_ext.data.open import find_files, open_dataset
-from aigc_ext.data.tree import LABELS_FILE, Tree
+from aigc_ext.data.tree import Tree
 
 _PER_FOLDER = 1000
 

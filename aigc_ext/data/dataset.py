@@ -83,6 +83,8 @@ class Dataset(ABC):
         class_names: names of the classes, if they come from folders.
         remarks: what a user should know of it, a sentence each.
         report: told of passes over all items that may take long; None for nobody.
+        groups: int64 (N,): items of one number are of one whole, as the segments of a recording, and `split`
+            keeps them together; None if each stands for itself.
     """
 
     kind: Literal["images", "audio", "text"]
@@ -92,6 +94,7 @@ class Dataset(ABC):
     class_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     report: Report | None = None
+    groups: Tensor | None = None
 
     def __init__(self, name: str, count: int, item_shape: tuple[int, ...], labels: Tensor | None) -> None:
         if count < 1:
@@ -210,6 +213,10 @@ class Dataset(ABC):
         """That there are no labels, and why, for an error."""
         return f"{self.name} has no labels" + (f": {self.why_unlabelled}" if self.why_unlabelled else "")
 
+    def take(self, index: Tensor, name: str) -> Part:
+        """The items at int64 indices as a dataset of their own, with all classes."""
+        return Part(self, index, name)
+
     @abstractmethod
     def _read_items(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The items at the checked int64 indices, as a new contiguous tensor, and the indices actually
@@ -237,6 +244,9 @@ class ImageDataset(Dataset):
         super().__init__(name, count, image_shape, labels)
         self.image_shape = (channels, height, width)
 
+    def take(self, index: Tensor, name: str) -> ImagePart:
+        return ImagePart(self, index, name)
+
 
 class Part(Dataset):
     """Some of the items of a dataset, in the given order, with all its classes."""
@@ -247,6 +257,7 @@ class Part(Dataset):
         self.labels, self.num_classes = whole.labels[index], whole.num_classes
         self.class_names, self.licence, self.remarks = whole.class_names, whole.licence, whole.remarks
         self.why_unlabelled = whole.why_unlabelled
+        self.groups = None if whole.groups is None else whole.groups[index]
         self.whole, self.index = whole, index
 
     @property
@@ -325,21 +336,24 @@ def split(data: Dataset, held_out: float, seed: int = 0) -> tuple[Dataset, Datas
     items for the same number of them, whatever their order on disk or labels.
 
     Args:
-        held_out: the fraction of the second, above 0 and below 1.
+        held_out: the fraction of the second, above 0 and below 1: of the items or, where the dataset has
+            `groups`, of these.
 
     Raises:
-        ValueError: there is only one item.
+        ValueError: there is only one item, or all are of one group.
     """
-    count = len(data)
+    groups = torch.arange(len(data)) if data.groups is None else data.groups.unique(return_inverse=True)[1]
+    count = int(groups.max()) + 1
     if count < 2:
-        raise ValueError(f"{data.name} has one {data.item}, but must have two, if one of them is held out")
+        what = f"one {data.item}" if data.groups is None else f"{data.item}s of one whole"
+        raise ValueError(f"{data.name} has {what}, but must have two, if one of them is held out")
     held = min(count - 1, max(1, round(count * held_out)))
     # PCG64's raw output is the same in all versions of NumPy.
     keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count)
     order = torch.from_numpy(np.argsort(keys, kind="stable"))
-    kept, out = order[held:].sort().values, order[:held].sort().values
-    kind = ImagePart if isinstance(data, ImageDataset) else Part
-    return kind(data, kept, data.name), kind(data, out, f"{data.name} (held out)")
+    out = torch.isin(groups, order[:held])
+    kept, taken = torch.nonzero(~out)[:, 0], torch.nonzero(out)[:, 0]
+    return data.take(kept, data.name), data.take(taken, f"{data.name} (held out)")
 
 
 def renumber(labels: Sequence[int]) -> dict[int, int]:

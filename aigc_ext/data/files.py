@@ -56,8 +56,36 @@ _MOST_REPLACED = 100
 _NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
+class FileKind(NamedTuple):
+    """Which files of a source are its items.
+
+    Attributes:
+        item: what one of them is called.
+        suffixes: of their names.
+        looks_like: do the first `head` bytes of a file under another name belong to one?
+        none: the complaint that there are none.
+        beside: names of files that go with them.
+    """
+
+    item: str
+    suffixes: frozenset[str]
+    looks_like: Callable[[bytes], bool]
+    head: int
+    none: str
+    beside: tuple[str, ...]
+
+    def named(self, name: str) -> bool:
+        return os.path.splitext(name)[1].lower() in self.suffixes
+
+
+LABELS_FILE = "dataset.json"
+IMAGES = FileKind(
+    "image", image_file.SUFFIXES, image_file.looks_like_image, image_file.HEAD, NO_IMAGE, (LABELS_FILE,)
+)
+
+
 class ImageFiles(ABC):
-    """Encoded images with names, wherever they are stored.
+    """Encoded images, or other items, with names, wherever they are stored.
 
     Attributes:
         source: the source as the user named it, for messages.
@@ -402,10 +430,6 @@ def check_size(files: ImageFiles, name: str) -> None:
         raise ValueError("it is empty (0 bytes)")
     if size > image_file.MAX_FILE_BYTES:
         raise ValueError(f"it has {size} bytes, but at most {image_file.MAX_FILE_BYTES} are allowed")
-
-
-def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in image_file.SUFFIXES
 
 
 def describe_passed_over(counts: Counter[str]) -> str | None:

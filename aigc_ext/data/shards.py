@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError
-from aigc_ext.data.files import NO_IMAGE, ImageFiles, collect, is_hidden, is_image
+from aigc_ext.data.files import IMAGES, NO_IMAGE, ImageFiles, collect, is_hidden
 from aigc_ext.data.index import Stamp, file_stamp
 
 _LONGEST_CLASS = 32  # bytes of the longest valid .cls file
@@ -72,7 +72,7 @@ class _Shards(ImageFiles):
         self, path: Path, stamp: Stamp | None, file: BinaryIO, sample: dict[str, tarfile.TarInfo]
     ) -> None:
         # If there are several images, the one with a plain extension: `1.jpg` rather than `1.seg.png`.
-        extensions = [extension for extension in sample if is_image(f"x.{extension}")]
+        extensions = [extension for extension in sample if IMAGES.named(f"x.{extension}")]
         plain = [extension for extension in extensions if "." not in extension]
         if len(extensions) > 1 and plain:
             extensions = plain

@@ -17,12 +17,11 @@ from typing import Any, BinaryIO, cast
 from aigc_ext import _files
 from aigc_ext.data import image_file
 from aigc_ext.data.dataset import MAX_CLASSES, BadFile, DatasetError
-from aigc_ext.data.files import NO_IMAGE, ImageFiles, collect, is_hidden, is_image
+from aigc_ext.data.files import IMAGES, LABELS_FILE, FileKind, ImageFiles, collect, is_hidden
 from aigc_ext.data.index import Stamp, file_stamp
 
 _log = logging.getLogger(__name__)
 
-LABELS_FILE = "dataset.json"
 _FOLLOW = "--follow-links (data.follow_links) takes it"
 # Suffixes of files that often lie beside images, many at a time.
 _NO_IMAGES = frozenset(
@@ -39,31 +38,32 @@ class Tree(ImageFiles):
             if there is no such folder.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, kind: FileKind) -> None:
         super().__init__(str(path), name, os.path.realpath(path))
+        self.kind = kind
         self.path = path
         self.names: list[str] = []
         self.top = ""
 
     def _finish(self) -> None:
         self.names.sort()  # by code point, so that the order is the same on every file system
-        self.images = [name for name in self.names if is_image(name) or self._holds_image(name)]
+        self.images = [name for name in self.names if self.kind.named(name) or self._holds_item(name)]
         tops = {name.partition("/")[0] for name in self.images if "/" in name}
         if len(tops) == 1 and all("/" in name for name in self.images):
             self.top = f"{tops.pop()}/"
         images = set(self.images)
-        others = (name for name in self.names if name not in images and not name.endswith(LABELS_FILE))
+        others = (name for name in self.names if name not in images and not name.endswith(self.kind.beside))
         self.passed_over = Counter(os.path.splitext(name)[1].lower() for name in others)
         if not self.images and not self.bad:
             only = f", only {len(self.names)} other files such as {self.names[0]}" if self.names else ""
-            raise DatasetError(f"{self.source}: {NO_IMAGE}{only}")
+            raise DatasetError(f"{self.source}: {self.kind.none}{only}")
 
-    def _holds_image(self, name: str) -> bool:
-        """Is there an image in a file whose suffix does not say so?"""
+    def _holds_item(self, name: str) -> bool:
+        """Is there an item in a file whose suffix does not say so?"""
         if os.path.splitext(name)[1].lower() in _NO_IMAGES:
             return False
         with collect([], name), self.open(name) as file:  # what cannot be read is passed over
-            return image_file.looks_like_image(file.read(image_file.HEAD))
+            return self.kind.looks_like(file.read(self.kind.head))
         return False
 
     def labels(self) -> tuple[dict[str, int] | None, list[BadFile]]:
@@ -104,8 +104,8 @@ class Tree(ImageFiles):
 
 
 class _Folder(Tree):
-    def __init__(self, path: Path, follow_links: bool) -> None:
-        super().__init__(path, path.resolve().name)
+    def __init__(self, path: Path, follow_links: bool, kind: FileKind) -> None:
+        super().__init__(path, path.resolve().name, kind)
         self._inside = None if follow_links else os.path.join(os.path.realpath(path), "")
         self._stamps: dict[str, Stamp | None] = {}
         visited: dict[str, str] = {}
@@ -144,10 +144,10 @@ class _Folder(Tree):
                 self.bad.append(BadFile(name, image_file.describe_error(error)))
                 continue
             if child.is_symlink() and (target := self._leads_out(name)):
-                image = stat.S_ISREG(info.st_mode) and is_image(name)
-                if image:
+                item = stat.S_ISREG(info.st_mode) and self.kind.named(name)
+                if item:
                     self.names.append(name)  # it is one of those that are left out
-                if image or stat.S_ISDIR(info.st_mode) or child.name == LABELS_FILE:
+                if item or stat.S_ISDIR(info.st_mode) or child.name in self.kind.beside:
                     reason = f"it is a symbolic link out of the data folder, to {target}: {_FOLLOW}"
                     self.bad.append(BadFile(name, reason))
             elif stat.S_ISDIR(info.st_mode):
@@ -155,7 +155,7 @@ class _Folder(Tree):
             elif stat.S_ISREG(info.st_mode):
                 self.names.append(name)
                 self._stamps[name] = file_stamp(info)
-            elif is_image(name):
+            elif self.kind.named(name):
                 self.bad.append(BadFile(name, "it is not a regular file"))
         return folders
 
@@ -177,8 +177,8 @@ class _Folder(Tree):
 
 
 class _Zip(Tree):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, path.stem)
+    def __init__(self, path: Path, kind: FileKind) -> None:
+        super().__init__(path, path.stem, kind)
         self._owner = -1
         self._stamp = file_stamp(path.stat())
         # Some programs write Windows' separator, against the standard.
@@ -214,10 +214,10 @@ class _Zip(Tree):
         return cast(BinaryIO, self._archive().open(self._stored[name]))
 
 
-def open_tree(path: Path, follow_links: bool) -> ImageFiles:
+def open_tree(path: Path, follow_links: bool, kind: FileKind = IMAGES) -> Tree:
     """The files of a folder or zip; symbolic links out of a folder are bad files unless they are followed."""
     try:
-        return _Folder(path, follow_links) if path.is_dir() else _Zip(path)
+        return _Folder(path, follow_links, kind) if path.is_dir() else _Zip(path, kind)
     except DatasetError:
         raise
     except Exception as error:  # as in collect
@@ -275,7 +275,7 @@ def _read_labels(files: Tree, path: str) -> tuple[dict[str, int] | None, list[Ba
             continue
         name, label = known.find(folder + pair[0]), pair[1]
         if name is None:
-            bad.append(BadFile(pair[0], f"{path} has a label for it, but there is no such image"))
+            bad.append(BadFile(pair[0], f"{path} has a label for it, but there is no such {files.kind.item}"))
         elif name in classes:
             bad.append(BadFile(name, f"{path} has more than one label for it"))
         elif type(label) is not int or not 0 <= label < MAX_CLASSES:  # not isinstance: true is not a class

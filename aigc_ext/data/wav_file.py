@@ -19,9 +19,9 @@ FORMATS = "WAV of PCM or floating point"
 HEAD = 12
 """Bytes for `looks_like_wav`."""
 
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_PCM, FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _NAMES = {2: "ADPCM", 6: "A-law", 7: "mu-law", 17: "IMA ADPCM", 49: "GSM", 85: "MP3"}
-_BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64)}
+_BITS = {_PCM: (8, 16, 24, 32), FLOAT: (32, 64)}
 # What writes to a pipe does not know the length yet: espeak-ng, ffmpeg and sox leave such a size.
 _STREAMED = 0x7FFF_0000
 _MAX_CHANNELS, _MAX_RATE = 64, 1_536_000
@@ -101,7 +101,7 @@ def decode(data: bytes) -> Sound:
     count = header.frames * header.channels
     raw = np.frombuffer(data, np.uint8, count * header.bits // 8, header.start)
     samples: np.ndarray
-    if header.kind == _FLOAT:
+    if header.kind == FLOAT:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused as not finite
             samples = raw.view(f"<f{header.bits // 8}").astype(np.float32)
         if not np.isfinite(samples).all():
@@ -158,6 +158,17 @@ def find_chunks(file: BinaryIO, name: bytes) -> Iterator[bytes]:
     for found, size, start, end in _chunks(file):
         if found == name and size <= end - start:
             yield file.read(size)
+
+
+def split_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Names and contents of the chunks in that of a list, as far as they are whole."""
+    start = 0
+    while start + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, start)
+        body = content[start + 8 : start + 8 + size]
+        if len(body) == size:
+            yield name, body
+        start += 8 + size + size % 2
 
 
 def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from aigc_ext.sampling.pretrained import PretrainedError, load_pretrained, save_
 from aigc_ext.sampling.projection import Projection, fit_target, project
 from aigc_ext.sampling.sampler import Sampler
 from aigc_ext.sampling.video import save_video
+from aigc_ext.sampling.wav import WavMetadata, read_wav_metadata, save_wav
 
 __all__ = [
     "ConvertError",
@@ -20,6 +21,7 @@ __all__ = [
     "PretrainedError",
     "Projection",
     "Sampler",
+    "WavMetadata",
     "aigc_label",
     "convert_checkpoint",
     "export_generator",
@@ -27,10 +29,12 @@ __all__ = [
     "image_grid",
     "load_pretrained",
     "project",
+    "read_wav_metadata",
     "readable_scale",
     "save_grid",
     "save_png",
     "save_pretrained",
     "save_video",
+    "save_wav",
     "to_pil",
 ]
