@@ -117,6 +117,15 @@ def load_pretrained(path: str | Path, *, allow_download: bool = False, **hub: An
     return network.eval().requires_grad_(False), digest
 
 
+def generator_of(network: nn.Module) -> nn.Module | None:
+    """What makes images from latents: the network itself, or the decoder of an autoencoder with Gaussian
+    codes. None if it has no such part."""
+    for part in (network, getattr(network, "decoder", None)):
+        if isinstance(part, nn.Module) and hasattr(part, "z_dim") and hasattr(part, "value_range"):
+            return part
+    return None
+
+
 def meta_state(config: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a config's network on the device `meta`, where they take no memory, whatever the
     config claims. Errors are those of `build_network`."""
@@ -236,7 +245,8 @@ def _locate(path: Path) -> tuple[dict[str, Any], str, bytes, list[str] | None]:
     if (path / "state.json").is_file():
         state, weights = _object(path / "state.json", _read(path / "state.json")), "ema.safetensors"
         try:
-            config, expected_hash = state["generator"], state["files"][weights]["sha256"]
+            config = state["generator"] if "generator" in state else state["network"]
+            expected_hash = state["files"][weights]["sha256"]
         except (KeyError, TypeError) as error:
             raise PretrainedError(f"network {path}: state.json is not that of a checkpoint") from error
         if state.get("sha256") != _files.json_digest(state):

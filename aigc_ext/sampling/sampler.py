@@ -23,7 +23,7 @@ from aigc_ext.data.pixels import checked_range
 from aigc_ext.ops._apart import can_be_apart, samples_apart
 from aigc_ext.ops._image_bytes import has_image_bytes, image_bytes
 from aigc_ext.sampling.png import to_pil
-from aigc_ext.sampling.pretrained import load_pretrained
+from aigc_ext.sampling.pretrained import PretrainedError, generator_of, load_pretrained
 from aigc_ext.sampling.walk import CURVES, curve_points, slerp_points, walk_positions
 
 _log = logging.getLogger(__name__)
@@ -90,9 +90,17 @@ class Sampler:
         cls, path: str | Path, *, device: str | torch.device = "cpu", allow_download: bool = False
     ) -> Sampler:
         """A sampler for a run's newest model, a checkpoint, a model directory, or a model on the hub (see
-        `load_pretrained`)."""
+        `load_pretrained`).
+
+        Raises PretrainedError if it is none, or makes no images from latents.
+        """
         device = usable_device(device)
-        generator, digest = load_pretrained(path, allow_download=allow_download)
+        network, digest = load_pretrained(path, allow_download=allow_download)
+        generator = generator_of(network)
+        if generator is None:
+            raise PretrainedError(
+                f"network {path} is a {type(network).__name__}, but must be one that makes images of latents"
+            )
         return cls(generator.to(device), model_sha256=digest)
 
     def __repr__(self) -> str:
