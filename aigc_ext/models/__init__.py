@@ -49,6 +49,7 @@ from aigc_ext.models.stylegan2 import (
     StyleGAN2GeneratorConfig,
 )
 from aigc_ext.models.stylegan3 import StyleGAN3Generator, StyleGAN3GeneratorConfig
+from aigc_ext.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "DCGANDiscriminator",
@@ -80,6 +81,8 @@ __all__ = [
     "StyleGAN2GeneratorConfig",
     "StyleGAN3Generator",
     "StyleGAN3GeneratorConfig",
+    "Transformer",
+    "TransformerConfig",
     "build_discriminator",
     "build_generator",
     "build_network",

@@ -59,12 +59,28 @@ def batch_randn(
     Raises:
         ValueError: inside `split_batch`, `start + n` is more than `total`.
     """
+    rows = _rows(n)
+    numbers = torch.randn(whole_batch(n), *shape, device=device, dtype=dtype)
+    return numbers if rows is None else numbers[rows]
+
+
+def batch_rand(
+    n: int, *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """(n, *shape) from the uniform distribution on [0, 1), in every other respect as :func:`batch_randn`."""
+    rows = _rows(n)
+    numbers = torch.rand(whole_batch(n), *shape, device=device, dtype=dtype)
+    return numbers if rows is None else numbers[rows]
+
+
+def _rows(n: int) -> slice | None:
+    """Where n samples are in the whole batch; None outside :func:`split_batch`."""
     if _state.part is None:
-        return torch.randn(n, *shape, device=device, dtype=dtype)
+        return None
     total, start = _state.part
     if start + n > total:
         raise ValueError(
             f"n is {n}, but must be at most {total - start}: the batch has {total} samples, "
             f"and this part starts at {start}"
         )
-    return torch.randn(total, *shape, device=device, dtype=dtype)[start : start + n]
+    return slice(start, start + n)

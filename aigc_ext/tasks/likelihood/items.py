@@ -1,0 +1,199 @@
+"""What a run learns: the items to train on and those held out, and what a network is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext.config import ConfigError
+from aigc_ext.data import Dataset, DatasetError, normalize, open_dataset, split
+from aigc_ext.data.dataset import Report
+from aigc_ext.data.fetched import NAMES as FETCHED_NAMES
+from aigc_ext.data.fetched import licence_of, path_of
+from aigc_ext.data.text import PAD, TextPairs, Vocabulary, open_pairs
+from aigc_ext.data.tokens import TokenRows, TokenSource, captions_of, encode_images, token_source
+from aigc_ext.models.settings import ReconstructorConfig
+from aigc_ext.sampling.pretrained import load_pretrained
+from aigc_ext.tasks.likelihood.config import TrainConfig
+from aigc_ext.training.runtime import derive_seed
+
+PAIRS_SUFFIX = ".jsonl"
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of a run.
+
+    Attributes:
+        training, held_out: disjoint; None if nothing is held out.
+        facts: the settings of a network that come from the data; it takes those that it has.
+        codec: the autoencoder of tokens, if it is part of the network.
+        prompts: of each item of the whole data, what stands in front of it, for people.
+        references: of each item of the whole data, what is to be written, for people.
+    """
+
+    training: Dataset
+    held_out: Dataset | None
+    facts: Mapping[str, Any]
+    codec: nn.Module | None = None
+    prompts: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+
+
+def open_items(config: TrainConfig, report: Report | None = None) -> Items:
+    """The items that a config describes: `tokens:RUN:IMAGES`, pairs of texts (`*.jsonl`), or any other source
+    of `open_dataset`.
+
+    Raises:
+        DatasetError: the source can't be used.
+        ConfigError: it does not fit the other settings.
+    """
+    source = config.data.source
+    if (tokens := token_source(source)) is not None:
+        items = _open_tokens(config, tokens, report)
+    elif config.caption:
+        raise ConfigError(
+            f"caption is true, but data.source is {source!r}: only tokens of images have captions"
+        )
+    elif _is_of_pairs(source):
+        items = _open_text(config)
+    else:
+        data = _open(config, source, report)
+        training, held = _split(config, data)
+        facts = {"sample_rate": getattr(data, "sample_rate", None), "length": data.item_shape[-1]}
+        items = Items(training, held, facts)
+    _check_classes(config, items.training)
+    num_classes = items.training.num_classes if config.data.cond else 0
+    return Items(**{**vars(items), "facts": {**items.facts, "num_classes": num_classes}})
+
+
+def _is_of_pairs(source: str) -> bool:
+    path = str(path_of(source)) if source in FETCHED_NAMES else source
+    return path.endswith(PAIRS_SUFFIX)
+
+
+def _open(config: TrainConfig, source: str, report: Report | None, **options: Any) -> Dataset:
+    settings = config.data
+    return open_dataset(
+        source,
+        on_bad="skip",
+        class_folders=settings.class_folders,
+        follow_links=settings.follow_links,
+        renumber_classes=settings.renumber_classes,
+        max_left_out=settings.max_left_out,
+        report=report,
+        **options,
+    )
+
+
+def _split(config: TrainConfig, data: Dataset) -> tuple[Dataset, Dataset | None]:
+    if config.held_out == 0:
+        return data, None
+    training, held = split(data, config.held_out, derive_seed(config.seed, "held out"))
+    return training, held
+
+
+def _indices(data: Dataset, training: Dataset) -> list[int]:
+    """Of the training part, those in the whole data."""
+    return list(range(len(data))) if training is data else training.index.tolist()  # type: ignore[attr-defined]
+
+
+def _open_text(config: TrainConfig) -> Items:
+    source, settings = config.data.source, config.text
+    path = path_of(source) if source in FETCHED_NAMES else source
+    pairs: TextPairs = open_pairs(
+        path,
+        lengths=(settings.source, settings.target),
+        on_bad="skip",
+        max_left_out=config.data.max_left_out,
+    )
+    if source in FETCHED_NAMES:
+        pairs.name, pairs.licence = source, licence_of(source)
+    training, held = _split(config, pairs)
+    pairs.vocabulary = Vocabulary.learn(pairs.texts(_indices(pairs, training)), settings.vocabulary)
+    for part in (training, held):
+        if part is not None:
+            part.remarks = pairs.remarks
+    size = len(pairs.vocabulary)
+    facts = {
+        "vocabulary": size,
+        "outputs": size,
+        "length": pairs.item_shape[0],
+        "source": settings.source,
+        "tokenizer": pairs.vocabulary.to_json(),
+    }
+    sources, targets = (list(side) for side in zip(*pairs.pairs, strict=True))
+    return Items(training, held, facts, None, sources, targets)
+
+
+def _open_tokens(config: TrainConfig, source: TokenSource, report: Report | None) -> Items:
+    codec, digest = load_pretrained(source.network)
+    settings = getattr(codec, "settings", None)
+    if not isinstance(settings, ReconstructorConfig) or not hasattr(codec, "codes"):
+        raise DatasetError(
+            f"dataset {config.data.source!r}: {source.network} is a {type(codec).__name__}, but must be an "
+            "autoencoder with codes, as of preset vqgan"
+        )
+    network: Any = codec
+    _, height, width = network.image_shape
+    images: Any = _open(
+        config,
+        source.images,
+        report,
+        resolution=(width, height),
+        transform=config.data.transform or "center-crop",
+        enlarge=config.data.enlarge,
+        white=config.data.white,
+    )
+    codes = encode_images(images, network.codes, partial(normalize, value_range=network.value_range))
+    count = int(network.num_codes)
+    facts = {
+        "vocabulary": count,
+        "outputs": count,
+        "codec": settings,
+        "code_shape": tuple(codes.shape[1:]),
+        "length": codes[0].numel(),
+    }
+    if not config.caption:
+        rows = TokenRows(images, codes, digest)
+        return Items(*_split(config, rows), facts, codec)
+    captions = captions_of(
+        path_of(source.images) if source.images in FETCHED_NAMES else source.images, images.identity().names
+    )
+    return _with_captions(config, TokenRows(images, codes, digest), codes, digest, captions, facts, codec)
+
+
+def _with_captions(
+    config: TrainConfig,
+    rows: TokenRows,
+    codes: Tensor,
+    digest: str,
+    captions: list[str],
+    facts: dict[str, Any],
+    codec: nn.Module,
+) -> Items:
+    training, _ = _split(config, rows)
+    known = [captions[index] for index in _indices(rows, training)]
+    vocabulary = Vocabulary.learn(known, config.text.vocabulary)
+    tokens = vocabulary.encode(captions)
+    length = min(config.text.source, max(map(len, tokens)))
+    first = facts["outputs"]
+    padded = torch.tensor([(ids + [PAD] * length)[:length] for ids in tokens], dtype=torch.int32) + first
+    training, held = _split(config, TokenRows(rows.images, codes, digest, padded))
+    facts |= {
+        "vocabulary": first + len(vocabulary),
+        "length": length + facts["length"],
+        "prefix": length,
+        "tokenizer": vocabulary.to_json(),
+    }
+    return Items(training, held, facts, codec, captions)
+
+
+def _check_classes(config: TrainConfig, data: Dataset) -> None:
+    if config.data.cond and not data.num_classes:
+        raise ConfigError(f"data.cond is true, but {data.describe_unlabelled()}")

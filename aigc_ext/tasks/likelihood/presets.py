@@ -1,0 +1,40 @@
+"""The presets: named recipes, one `TrainConfig` each."""
+
+from __future__ import annotations
+
+from aigc_ext.models.transformer import TransformerConfig
+from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
+from aigc_ext.tasks.likelihood.config import TextConfig, TrainConfig
+from aigc_ext.training.config import DataConfig
+
+PRESETS: dict[str, TrainConfig] = {
+    "prior": TrainConfig(
+        preset="prior",
+        network=TransformerConfig(dropout=0.1),
+        text=TextConfig(vocabulary=1024, source=16),
+        optim=AdamConfig(lr=1e-3, lr_end=1e-4, beta2=0.99, weight_decay=0.05),
+        ema=EMAConfig(kimg=5.0),
+        batch=32,
+        kimg=80.0,
+        ramp_kimg=80.0,
+        warmup_kimg=3.0,
+        tick=2.0,
+        threads=1,
+        precision="bfloat16",
+    ),
+    "textgen": TrainConfig(
+        preset="textgen",
+        data=DataConfig(source="text"),
+        network=TransformerConfig(),
+        optim=AdamConfig(lr=1.5e-3, lr_end=1e-4, beta2=0.99, weight_decay=0.01),
+        ema=EMAConfig(kimg=2.0),
+        batch=32,
+        kimg=100.0,
+        ramp_kimg=100.0,
+        warmup_kimg=3.0,
+        tick=2.0,
+        grid=(4, 4),
+        threads=1,
+        precision="bfloat16",
+    ),
+}

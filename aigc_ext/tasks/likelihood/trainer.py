@@ -1,0 +1,326 @@
+"""Training of one network by maximum likelihood: the engine's task, and its public form."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aigc_ext import _files
+from aigc_ext.config import ConfigError
+from aigc_ext.data import Dataset
+from aigc_ext.data.batch import Batch
+from aigc_ext.data.dataset import Report
+from aigc_ext.models import build_network
+from aigc_ext.optim import AdamEMA
+from aigc_ext.sampling import readable_scale, save_grid, save_pretrained
+from aigc_ext.tasks.gan import recipe
+from aigc_ext.tasks.likelihood.config import TrainConfig
+from aigc_ext.tasks.likelihood.items import Items, open_items
+from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, likelihood
+from aigc_ext.training import run
+from aigc_ext.training.checkpoint import CheckpointError
+from aigc_ext.training.config import RunConfig
+from aigc_ext.training.distributed import Processes
+from aigc_ext.training.loop import Loop
+from aigc_ext.training.parts import part_size
+from aigc_ext.training.run import ResumePoint
+from aigc_ext.training.runtime import derive_seed, resolve_device
+from aigc_ext.training.task import Learner, Piece, Progress, Task
+
+_PREVIEWS = {"image": "fakes{}.png", "text": "samples{}.txt", "audio": "samples{}.wav"}
+_AT_ONCE = 64  # held-out items
+
+
+class LikelihoodTask(Task):
+    """A network in training mode, its average in eval mode, and the optimizer; its arguments are those of
+    `Trainer`.
+
+    It knows of the network only its `loss(items, labels)`, the sum of nats and the number of targets, and its
+    `sample(seeds, classes, **options)`, which makes what its `media` says.
+    """
+
+    statistics = STATISTICS
+    shown = {"nats": "loss"}  # noqa: RUF012
+    ranked_by = ("nats",)
+
+    config: TrainConfig
+
+    def __init__(self, network: nn.Module, items: Items, config: TrainConfig) -> None:
+        self.config = config = _complete(config, items.training)
+        self.items, self.data = items, items.training
+        self.device = device = resolve_device(config.device)
+        self.network = network.to(device).train()
+        self.ema = copy.deepcopy(network).eval().requires_grad_(False)
+        self._classes = self.data.num_classes if config.data.cond else 0
+        present = self.data.present_classes if self._classes else []
+        self._trained = present if len(present) < self._classes else None
+        self.ema.trained_classes = self._trained  # type: ignore[assignment]
+        pairs = zip(self.ema.parameters(), network.parameters(), strict=True)
+        self.optimizer = AdamEMA(
+            [p for p in network.parameters() if p.requires_grad],
+            **recipe.rates(config.optim, 0.0),
+            eps=config.optim.eps,
+            weight_decay=config.optim.weight_decay,
+            ema_params=[average for average, current in pairs if current.requires_grad],
+        )
+        self.learners = (Learner("network", "network", self.optimizer),)
+        self.publishes = isinstance(getattr(network, "config", None), dict)
+        self.preview_file = _PREVIEWS[network.media]  # type: ignore[misc,index]
+        self._inputs: tuple[Tensor, Tensor | None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {type(self.network).__name__} on {self.data!r}>"
+
+    def join(self, processes: Processes) -> None:
+        super().join(processes)
+        self._take_step = LikelihoodStep(
+            self.network,
+            self.optimizer,
+            part_size=part_size(self.config, processes.count),
+            processes=processes,
+            autocast=self._autocast,
+        )
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.config.precision == "bfloat16" else None
+
+    def state(self) -> Mapping[str, Piece]:
+        return {"network": self.network, "ema": self.ema, "optimizer": self.optimizer}
+
+    def schedule(self, at: Progress) -> Schedule:
+        return schedule(self.config, at)
+
+    def step(self, batch: Batch, schedule: Schedule) -> Tensor:
+        items, labels = getattr(batch, self.data.kind), batch.labels if self._classes else None
+        for group in self.optimizer.param_groups:
+            group.update(schedule.rates)
+        self.optimizer.ema_decay = schedule.ema_decay
+        self._inputs = items, labels
+        return self._take_step(items, labels, schedule.at.seed)
+
+    def figures(self, schedule: Schedule) -> Mapping[str, float | None]:
+        return {"ema_decay": schedule.ema_decay, "lr": schedule.rates["lr"]}
+
+    def begin(self, directory: Path, log: logging.Logger) -> None:
+        data, held = self.data, self.items.held_out
+        if data.num_classes and not self._classes:
+            log.info("the labels of %s are not used, because data.cond is false", data.name)
+        if self._classes and (remark := data.describe_empty_classes()):
+            log.warning("%s: %s; they are not sampled unless asked for", data.name, remark)
+        if self._classes and data.class_names:
+            names = ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names))
+            log.info("the classes are: %s", names)
+        if held is None:
+            log.info("no %s is held out, so that there is no metric", data.item)
+        else:
+            log.info(
+                "of %s, %d %ss are trained on, and %d are held out",
+                data.name,
+                *(len(data), data.item),
+                len(held),
+            )
+
+    def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
+        """The samples of the seeds 0, 1, 2, ...; of texts and captions with held-out items in front."""
+        seeds, network = list(range(math.prod(self.config.grid))), self.ema
+        options: dict[str, Any] = self.config.sampler.to_dict()
+        trained = self._trained or range(self._classes)
+        classes = [trained[seed % len(trained)] for seed in seeds] if self._classes else None
+        shown = self._shown(len(seeds)) if self.items.prompts else []
+        if shown:
+            seeds, classes = seeds[: len(shown)], None if classes is None else classes[: len(shown)]
+            options["prompts"] = [self.items.prompts[index] for index in shown]
+        made = network.sample(seeds, classes, **options)  # type: ignore[operator]
+        provenance = {
+            "model_sha256": _files.sha256(files["ema"]),
+            "nimg": nimg,
+            "seeds": seeds,
+            "classes": classes,
+        }
+        if network.media == "image":
+            scale = readable_scale(*made.shape[1:3])
+            columns = self.config.grid[0]
+            save_grid(made, path, columns=columns, scale=scale, provenance={**provenance, **options})
+        else:
+            _files.replace_file(path, self._written(made, shown, nimg).encode())
+
+    def _shown(self, count: int) -> list[int]:
+        """The positions in the whole data of the first held-out items."""
+        part: Any = self.items.held_out or self.data
+        whole = part.index.tolist() if hasattr(part, "index") else list(range(len(part)))
+        return whole[:count]
+
+    def _written(self, made: Sequence[Any], shown: Sequence[int], nimg: int) -> str:
+        """A preview for people to read."""
+        lines = [f"AI-generated: texts of the network after {nimg} items."]
+        for number, text in enumerate(made):
+            lines.append("")
+            if shown:
+                lines.append(f"source:  {self.items.prompts[shown[number]]}")
+                lines.append(f"target:  {self.items.references[shown[number]]}")
+            lines.append(f"network: {text}")
+        return "\n".join([*lines, ""])
+
+    def metrics(self) -> Mapping[str, float]:
+        """Of the averaged network, `nats`: the negative logarithm of the probability of a target, in the mean
+        over those of held-out items."""
+        held = self.items.held_out
+        if held is None:
+            return {}
+        nats, targets = 0.0, 0
+        count = min(len(held), self.config.metric_items)
+        for start in range(0, count, _AT_ONCE):
+            items, labels = held.read(range(start, min(start + _AT_ONCE, count)))
+            with torch.no_grad():
+                found = likelihood(
+                    self.ema,
+                    items.to(self.device),
+                    labels.to(self.device) if self._classes else None,
+                    self._autocast,
+                )
+            nats, targets = nats + found[0].item(), targets + int(found[1])
+        return {"nats": nats / max(targets, 1)}
+
+    def publish(self, directory: Path, files: Mapping[str, bytes]) -> None:
+        save_pretrained(
+            directory, self.facts()["network"], files["ema"], self._trained, self.config.data.licence
+        )
+
+    def facts(self) -> Mapping[str, Any]:
+        """The config from which `aigc_ext.models` builds the network; None for a network that is not ours."""
+        facts: dict[str, Any] = {"network": self.network.config if self.publishes else None}
+        return facts if self._trained is None else {**facts, "trained_classes": self._trained}
+
+    def failed_step(self, schedule: Schedule) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        assert self._inputs is not None
+        items, labels = self._inputs
+        tensors = {"items": items} if labels is None else {"items": items, "labels": labels}
+        return tensors, {"seed": schedule.at.seed, "lr": schedule.rates["lr"]}
+
+    def with_config(self, config: RunConfig) -> LikelihoodTask:
+        assert isinstance(config, TrainConfig)
+        return LikelihoodTask(self.network, self.items, config)
+
+
+class Schedule:
+    """The settings that change from step to step, for the step that begins `at` a point of the run."""
+
+    def __init__(self, at: Progress, rates: Mapping[str, Any], ema_decay: float) -> None:
+        self.at, self.rates, self.ema_decay = at, rates, ema_decay
+
+
+def schedule(config: TrainConfig, at: Progress) -> Schedule:
+    """The rates of the optimizer: along the ramp, and before that rising during the warm-up; and the decay of
+    the average."""
+    end, warmup = at.nimg + config.batch, 1000 * config.warmup_kimg
+    position = _ramp(at.nimg, 1000 * config.ramp_kimg)
+    rates = recipe.rates(config.optim, position)
+    rates["lr"] *= min(1.0, end / warmup) if warmup else 1.0
+    return Schedule(at, rates, config.ema.decay(end, config.batch, position))
+
+
+def _ramp(nimg: int, images: float) -> float:
+    """The position on the ramp, from 0 to 1 along half a cosine; 1 if there is none."""
+    return 1.0 if nimg >= images else (1 - math.cos(math.pi * nimg / images)) / 2
+
+
+def _complete(config: TrainConfig, data: Dataset) -> TrainConfig:
+    """The config with a value for every null that depends on the data."""
+    for key, value in config.flat().items():
+        if key.endswith(("_end", "_start")) and value is not None and not config.ramp_kimg:
+            raise ConfigError(f"{key} is {value}, but must be null: ramp_kimg is 0, so that there is no ramp")
+    if data.licence and not config.data.licence:
+        config = config.override("data.licence", data.licence)
+    if config.ema.kimg is None:
+        config = config.override("ema.kimg", config.batch * 10 / 32)
+    return config
+
+
+class Trainer(Loop):
+    """Trains a network by maximum likelihood.
+
+    Any module works that has `loss(items, labels)`, which returns the sum of nats of a batch and the number
+    of its targets, `sample(seeds, classes, **options)` and `media`, "image", "text" or "audio". It is moved
+    to `config.device` and trained in place.
+
+    All random numbers derive from `config.seed` (see `training.loop.Loop`), including the initial weights (in
+    `from_config`) and what is held out.
+
+    Args:
+        items: what is trained on and what is held out.
+        outdir: where `fit` makes the run directory.
+        desc: added to the run directory's name.
+
+    Attributes:
+        state: the network, its average `state.ema`, the optimizer and counters.
+        run_dir: the run directory; None until there is one.
+
+    Raises:
+        ValueError: network, items and config do not match.
+    """
+
+    task: LikelihoodTask
+    config: TrainConfig
+
+    def __init__(
+        self,
+        network: nn.Module,
+        items: Items,
+        config: TrainConfig,
+        *,
+        outdir: str | Path = "runs",
+        desc: str = "",
+    ) -> None:
+        super().__init__(LikelihoodTask(network, items, config), outdir=outdir, desc=desc)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: TrainConfig,
+        *,
+        outdir: str | Path = "runs",
+        desc: str = "",
+        report: Report | None = None,
+    ) -> Trainer:
+        """Opens the items and builds the network that `config` describes, with weights from its seed.
+
+        Args:
+            outdir, desc: as for the constructor.
+            report: as for `aigc_ext.data.open_dataset`.
+        """
+        items = open_items(config, report)
+        known = {name: value for name, value in items.facts.items() if name in config.network.arguments()}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
+            network = build_network(replace(config.network, **known))
+        if items.codec is not None:
+            codec: Any = network.codec
+            codec.load_state_dict(items.codec.state_dict())
+        return cls(network, items, config, outdir=outdir, desc=desc)
+
+    def restore(self, point: ResumePoint, *, data_changed: bool = False) -> None:
+        """As `Loop.restore`; also raises CheckpointError if the checkpoint's network had other settings, such
+        as the vocabulary that another version of `tokenizers` learned."""
+        if point.checkpoint is not None:
+            before, now = point.checkpoint.state.get("network"), self.task.facts()["network"]
+            if before != now and isinstance(before, dict) and isinstance(now, dict):
+                names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+                raise CheckpointError(
+                    point.checkpoint.path,
+                    f"its network has another {', '.join(names)} than the one of this data and config",
+                )
+        super().restore(point, data_changed=data_changed)
+
+
+def find_resume_point(target: str, outdir: Path) -> ResumePoint:
+    """The point from which `--resume target` continues; see `training.run.resume_point`."""
+    return run.resume_point(target, outdir, TrainConfig)
