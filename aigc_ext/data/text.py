@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -125,7 +124,7 @@ class TextPairs(Dataset):
     """Pairs of texts as rows of tokens: source, SEPARATOR, target, END, and PAD up to the length of all rows.
     Longer texts are cut off.
 
-    It is known by its texts; `vocabulary` must be set before `read`, and may be learned from a part of them.
+    It is known by its texts. `tokenize` comes before `read`: the vocabulary may be learned from some of them.
 
     Args:
         lengths: the most tokens of a source and of a target.
@@ -145,37 +144,23 @@ class TextPairs(Dataset):
         self.pairs = list(pairs)
         self.lengths = lengths
         self._bad_files = tuple(bad_files)
-        self._vocabulary: Vocabulary | None = None
+        self._rows: Tensor | None = None
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
-            raise RuntimeError(f"{self.name} has no vocabulary yet: set one before its rows are read")
-        return self._vocabulary
-
-    @vocabulary.setter
-    def vocabulary(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        vars(self).pop("_rows", None)
+    def tokenize(self, vocabulary: Vocabulary) -> None:
+        """Makes the rows, and remarks of what is cut off."""
+        sides = [vocabulary.encode(side) for side in zip(*self.pairs, strict=True)]
+        pairs = zip(sides[0], sides[1], strict=True)
+        rows = [vocabulary.row(source, target, self.lengths) for source, target in pairs]
+        self._rows = torch.tensor(rows, dtype=torch.int32)
         cut = [
-            sum(len(each) > most for each in side)
-            for side, most in zip(self._tokens, self.lengths, strict=True)
+            (sum(len(tokens) > most for tokens in side), most, what)
+            for side, most, what in zip(sides, self.lengths, ("source", "target"), strict=True)
         ]
         self.remarks = tuple(
             f"{self.name}: {count} of {len(self)} {what}s are cut off after {most} tokens"
-            for count, most, what in zip(cut, self.lengths, ("source", "target"), strict=True)
+            for count, most, what in cut
             if count
         )
-
-    @property
-    def _tokens(self) -> tuple[list[list[int]], list[list[int]]]:
-        sources, targets = zip(*self.pairs, strict=True)
-        return self.vocabulary.encode(sources), self.vocabulary.encode(targets)
-
-    @cached_property
-    def _rows(self) -> Tensor:
-        rows = [self.vocabulary.row(*pair, self.lengths) for pair in zip(*self._tokens, strict=True)]
-        return torch.tensor(rows, dtype=torch.int32)
 
     def texts(self, indices: Iterable[int]) -> Iterator[str]:
         """Both texts of each of these pairs."""
@@ -183,6 +168,8 @@ class TextPairs(Dataset):
             yield from self.pairs[index]
 
     def _read_items(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        if self._rows is None:
+            raise RuntimeError(f"{self.name} has no tokens yet: call tokenize before its rows are read")
         return self._rows.index_select(0, index).to(torch.int64), index
 
     def _content(self) -> Iterator[bytes]:

@@ -15,8 +15,8 @@ from aigc_ext.training.config import RunConfig
 
 # The order of the keys in config.json.
 _KEYS = (
-    " preset seed data held_out caption text network optim ema ramp_kimg warmup_kimg batch batch_gpu kimg tick"
-    " snap keep grid sampler nonfinite_limit metric_items log precision workers device threads"
+    " preset seed data held_out caption text network optim ema ramp_kimg warmup_kimg batch batch_gpu kimg"
+    " tick snap keep grid sampler nonfinite_limit metric_items log precision workers device threads"
     " deterministic malloc "
 )
 

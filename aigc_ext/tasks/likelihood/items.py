@@ -115,17 +115,18 @@ def _open_text(config: TrainConfig) -> Items:
     if source in FETCHED_NAMES:
         pairs.name, pairs.licence = source, licence_of(source)
     training, held = _split(config, pairs)
-    pairs.vocabulary = Vocabulary.learn(pairs.texts(_indices(pairs, training)), settings.vocabulary)
+    vocabulary = Vocabulary.learn(pairs.texts(_indices(pairs, training)), settings.vocabulary)
+    pairs.tokenize(vocabulary)
     for part in (training, held):
         if part is not None:
             part.remarks = pairs.remarks
-    size = len(pairs.vocabulary)
+    size = len(vocabulary)
     facts = {
         "vocabulary": size,
         "outputs": size,
         "length": pairs.item_shape[0],
         "source": settings.source,
-        "tokenizer": pairs.vocabulary.to_json(),
+        "tokenizer": vocabulary.to_json(),
     }
     sources, targets = (list(side) for side in zip(*pairs.pairs, strict=True))
     return Items(training, held, facts, None, sources, targets)
