@@ -1,6 +1,9 @@
 """The names from which options choose: here, without torch, because the command line's help lists them."""
 
-TASKS = {"gan": ("mlp", "dcgan", "sngan", "stylegan2", "stylegan3-t", "stylegan3-r", "r3gan")}
+TASKS = {
+    "gan": ("mlp", "dcgan", "sngan", "stylegan2", "stylegan3-t", "stylegan3-r", "r3gan"),
+    "likelihood": ("prior", "textgen"),
+}
 """The presets of each task."""
 PRESETS = tuple(preset for presets in TASKS.values() for preset in presets)
 TRANSFORMS = ("center-crop", "center-crop-wide", "letterbox")

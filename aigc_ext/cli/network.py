@@ -10,6 +10,8 @@ from aigc_ext import _names
 from aigc_ext.cli.decorator import decorator
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from aigc_ext.sampling import Sampler
 
 network_options = decorator(
@@ -65,6 +67,22 @@ device_options = decorator(
     ),
     click.option("--threads", type=click.IntRange(min=1), metavar="INT", help="CPU threads of PyTorch."),
 )
+
+
+def open_network(
+    network: str, allow_download: bool, device: str, threads: int | None
+) -> tuple[nn.Module, str]:
+    """Any model on a device, and the SHA-256 of its weights."""
+    import torch
+
+    from aigc_ext.sampling import load_pretrained
+    from aigc_ext.training.runtime import resolve_device
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    usable = resolve_device(device)
+    model, digest = load_pretrained(network, allow_download=allow_download)
+    return model.to(usable), digest
 
 
 def open_sampler(network: str, allow_download: bool, device: str, threads: int | None) -> Sampler:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +18,14 @@ from aigc_ext.cli.network import (
     device_options,
     label_options,
     network_options,
-    open_sampler,
+    open_network,
     style_options,
     style_record,
 )
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
 _MAX_IMAGES = 1_000_000
 _IMAGES_AT_ONCE = 256  # a multiple of the sampler's CHUNK
@@ -72,6 +75,34 @@ class GridType(click.ParamType):
 @click.option(
     "--projected", metavar="FILE", help="Latents from aigc-ext project, to render instead of seeds."
 )
+@click.option(
+    "--input",
+    "given",
+    metavar="NAME|PATH",
+    help="For an autoencoder or a vocoder: images or recordings, as for train --data, to make anew.",
+)
+@click.option(
+    "--num", type=click.IntRange(min=1), default=16, metavar="INT", help="How many of --input.  [default: 16]"
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="For a model of texts or of captioned images: the source or caption; once for all seeds, or once for"
+    " each.",
+)
+@click.option(
+    "--temperature", type=float, metavar="FLOAT", help="Of a model of sequences; 0 takes the likeliest."
+)
+@click.option(
+    "--top-k", type=int, metavar="INT", help="Of a model of codes or texts: only so many likeliest tokens."
+)
+@click.option(
+    "--top-p", type=float, metavar="FLOAT", help="Likewise: only the likeliest with this probability."
+)
+@click.option("--guidance", type=float, metavar="FLOAT", help="Likewise: how much a class or caption counts.")
+@click.option("--seconds", type=float, metavar="FLOAT", help="Length of a model of sound's recordings.")
 @style_options
 @class_option
 @click.option(
@@ -88,6 +119,14 @@ def sample(
     allow_download: bool,
     seeds: list[int] | None,
     projected: str | None,
+    given: str | None,
+    num: int,
+    prompts: tuple[str, ...],
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    guidance: float | None,
+    seconds: float | None,
     trunc: float,
     trunc_cutoff: int | None,
     noise_mode: str | None,
@@ -99,25 +138,140 @@ def sample(
     device: str,
     threads: int | None,
 ) -> None:
-    """Make images from seeds: seed0000.png and so on, or grid.png.
+    """Make images from seeds: seed0000.png and so on, or grid.png; with other models recordings or texts.
 
     A seed means the same image whatever else is made with it. Each file says in its metadata which model,
-    seed, class and truncation it came from.
+    seed, class and truncation it came from; a text has a JSON file beside it.
     """
-    from aigc_ext.sampling import Latents, readable_scale, save_grid, save_png
+    from aigc_ext.sampling.pretrained import generator_of
 
-    directory = Path(outdir)
-    latents = None
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+        "seconds": seconds,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
     with input_errors():
-        if (seeds is None) == (projected is None):
+        if [seeds, projected, given].count(None) != 2:
             raise InputError(
                 "Missing option '--seeds', or '--projected' instead"
-                if seeds is None
-                else "'--seeds' and '--projected' exclude each other: an image comes from one of them"
+                if seeds is None and projected is None
+                else "'--seeds', '--projected' and '--input' exclude each other: it comes from one of them"
             )
+        model, digest = open_network(network, allow_download, device, threads)
+        generator = None if given is not None else generator_of(model)
+        if generator is not None:
+            if options or prompts:
+                names = ["--" + name.replace("_", "-") for name in options] + ["--prompt"] * bool(prompts)
+                raise InputError(f"{names[0]!r} is not for a {type(model).__name__}")
+        elif projected is not None or trunc != 1 or trunc_cutoff is not None or noise_mode is not None:
+            raise InputError(f"a {type(model).__name__} has no latents to project or truncate")
+    if generator is not None:
+        _sample_images(
+            *(generator, digest, seeds, projected, trunc, trunc_cutoff, noise_mode, class_, grid),
+            *(Path(outdir), label, producer),
+        )
+    else:
+        _sample_items(
+            *(model, digest, seeds, given, num, class_, prompts, options, grid, Path(outdir), label, producer)
+        )
+
+
+def _sample_items(
+    network: nn.Module,
+    digest: str,
+    seeds: list[int] | None,
+    given: str | None,
+    num: int,
+    class_: int | None,
+    prompts: Sequence[str],
+    options: Mapping[str, Any],
+    grid: tuple[int, int] | None,
+    directory: Path,
+    label: bool,
+    producer: str,
+) -> None:
+    from aigc_ext.cli import items
+
+    model: Any = network
+    with input_errors():
+        if given is None:
+            if not hasattr(model, "sample") or getattr(model, "quantizer", None) is not None:
+                raise InputError(
+                    f"a {type(model).__name__} makes nothing from seeds: '--input' gives it what to make anew"
+                )
+            count = len(seeds or [])
+            made = items.from_seeds(model, seeds or [], class_, prompts, options)
+        else:
+            if not hasattr(model, "reconstructions"):
+                raise InputError(f"'--input' is not for a {type(model).__name__}: give '--seeds'")
+            if options or prompts or class_ is not None:
+                raise InputError("'--input' says all: there is nothing to choose by other options")
+            data = _open_input(model, given)
+            count = min(num, len(data))
+            made = items.from_items(model, data, num)
+        if grid is not None and model.media != "image":
+            raise InputError(f"'--grid' is for images, but a {type(model).__name__} makes none")
+        if grid is not None and count > grid[0] * grid[1]:
+            raise ValueError(f"grid is {grid[0]}x{grid[1]}, but must have a cell for each of {count}")
+        first = next(made)  # tries all arguments before anything is written
+        directory.mkdir(parents=True, exist_ok=True)
+    source: dict[str, Any] = {"model_sha256": digest}
+    if grid is not None:
+        path = directory / "grid.png"
+        items.write_grid([first, *made], grid[0], path, source, label=label, producer=producer)
+        click.echo(path)
+        return
+    written = 0
+    with tqdm(total=count, unit=items.UNITS[model.media]) as bar:
+        for item in chain([first], made):
+            items.write(item, model, directory, source, label=label, producer=producer)
+            written += 1
+            bar.update()
+    kind = {"image": "images", "audio": "recordings", "text": "texts"}[model.media]
+    click.echo(f"{written} {kind} in {directory}")
+
+
+def _open_input(model: Any, source: str) -> Any:
+    """The items that a reconstructor is to make anew."""
+    if model.media == "audio":
+        from aigc_ext.data.audio import open_audio
+
+        return open_audio(source, rate=model.sample_rate)
+    from aigc_ext.data import open_dataset
+
+    channels, height, width = model.image_shape
+    data = open_dataset(source, resolution=(width, height), transform="center-crop")
+    if data.image_shape[0] != channels:
+        raise ValueError(
+            f"the images of {source} have {data.image_shape[0]} channels, but must have {channels}"
+        )
+    return data
+
+
+def _sample_images(
+    generator: nn.Module,
+    digest: str,
+    seeds: list[int] | None,
+    projected: str | None,
+    trunc: float,
+    trunc_cutoff: int | None,
+    noise_mode: str | None,
+    class_: int | None,
+    grid: tuple[int, int] | None,
+    directory: Path,
+    label: bool,
+    producer: str,
+) -> None:
+    from aigc_ext.sampling import Latents, Sampler, readable_scale, save_grid, save_png
+
+    latents = None
+    with input_errors():
         if projected is not None and (class_ is not None or trunc != 1 or trunc_cutoff is not None):
             raise InputError("'--class' and '--trunc' are for seeds: projected latents are what they are")
-        sampler = open_sampler(network, allow_download, device, threads)
+        sampler = Sampler(generator, model_sha256=digest)
         if projected is not None:
             latents = Latents.load(projected)
         count = len(latents.values) if latents is not None else len(seeds or [])

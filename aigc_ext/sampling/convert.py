@@ -98,7 +98,7 @@ def convert_checkpoint(
         if len(config) == 1:
             config = _dcgan_config(where, weights)
     try:
-        expected = meta_state(config)
+        expected = meta_state(config, build_generator)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ConvertError(
             f"{where} does not fit: the generator's config {_short(config)} is wrong: {error}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,13 @@ def generator_of(network: nn.Module) -> nn.Module | None:
     return None
 
 
-def meta_state(config: Mapping[str, Any]) -> dict[str, Tensor]:
+def meta_state(
+    config: Mapping[str, Any], build: Callable[[Mapping[str, Any]], nn.Module] = build_network
+) -> dict[str, Tensor]:
     """The tensors of a config's network on the device `meta`, where they take no memory, whatever the
-    config claims. Errors are those of `build_network`."""
+    config claims. Errors are those of `build`."""
     with torch.device("meta"):
-        return build_network(config).state_dict()
+        return build(config).state_dict()
 
 
 def build_to_fit(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
