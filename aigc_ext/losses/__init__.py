@@ -7,4 +7,10 @@ from aigc_ext.losses.penalties import r1_of_logits as r1_of_logits
 from aigc_ext.losses.penalties import r1_penalty as r1_penalty
 from aigc_ext.losses.penalties import r2_penalty as r2_penalty
 from aigc_ext.losses.penalties import wgan_gp as wgan_gp
+from aigc_ext.losses.reconstruction import bernoulli_nll as bernoulli_nll
+from aigc_ext.losses.reconstruction import charbonnier as charbonnier
+from aigc_ext.losses.reconstruction import gaussian_kl as gaussian_kl
+from aigc_ext.losses.reconstruction import l1 as l1
+from aigc_ext.losses.reconstruction import l2 as l2
+from aigc_ext.losses.reconstruction import perceptual as perceptual
 from aigc_ext.ops.gan_loss import LossStats as LossStats

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from aigc_ext.models.autoencoder import Autoencoder, AutoencoderConfig
 from aigc_ext.models.dcgan import (
     DCGANDiscriminator,
     DCGANDiscriminatorConfig,
@@ -21,6 +22,7 @@ from aigc_ext.models.dcgan import (
     DCGANGeneratorConfig,
 )
 from aigc_ext.models.mlp import MLPDiscriminator, MLPDiscriminatorConfig, MLPGenerator, MLPGeneratorConfig
+from aigc_ext.models.patch import PatchDiscriminator, PatchDiscriminatorConfig
 from aigc_ext.models.r3gan import (
     R3GANDiscriminator,
     R3GANDiscriminatorConfig,
@@ -52,6 +54,8 @@ from aigc_ext.models.stylegan3 import StyleGAN3Generator, StyleGAN3GeneratorConf
 from aigc_ext.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
     "DCGANDiscriminator",
     "DCGANDiscriminatorConfig",
     "DCGANGenerator",
@@ -65,6 +69,8 @@ __all__ = [
     "MLPGeneratorConfig",
     "Network",
     "NetworkConfig",
+    "PatchDiscriminator",
+    "PatchDiscriminatorConfig",
     "R3GANDiscriminator",
     "R3GANDiscriminatorConfig",
     "R3GANGenerator",

@@ -35,7 +35,24 @@ class Quantized(NamedTuple):
     used: Tensor
 
 
-def _statistics(counts: Tensor) -> tuple[Tensor, Tensor]:
+class CodeStatistics(NamedTuple):
+    """What `VectorQuantizer.learn` needs of a batch. Those of its parts add up to those of the batch.
+
+    Attributes:
+        counts: how many features chose each code, `[num_codes]`.
+        sums: the sums of these features, `[num_codes, code_dim]`; without `ema` empty.
+        rows: those that may replace unused codes, in this order, `[at most num_codes, code_dim]`; zeros for
+            rows of other parts.
+        known: 1 for a row of this part that is finite, else 0, `[rows]`.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    rows: Tensor
+    known: Tensor
+
+
+def code_use(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Perplexity and share of used codes."""
     shares = counts / counts.sum().clamp(min=1)
     return torch.special.entr(shares).sum().exp(), (counts > 0).float().mean()
@@ -46,7 +63,8 @@ def _mean_square(a: Tensor, b: Tensor) -> Tensor:
     return F.mse_loss(a, b, reduction="sum") / max(a.numel(), 1)
 
 
-def _counts(indices: Tensor, num_codes: int) -> Tensor:
+def code_counts(indices: Tensor, num_codes: int) -> Tensor:
+    """How often each code occurs among the indices, float32 `[num_codes]`."""
     ones = torch.ones(indices.numel(), 1, device=indices.device)
     return code_sums(ones, indices.flatten(), num_codes).squeeze(1)
 
@@ -147,7 +165,11 @@ class VectorQuantizer(nn.Module):
     def _count_of_a_new_code(self) -> float:
         return max(1.0, 2 * self.revive_below)
 
-    def forward(self, input: Tensor) -> Quantized:
+    def forward(self, input: Tensor, learn: bool | None = None) -> Quantized:
+        """Args:
+        learn: whether the averages are updated; by default in training mode. A batch in several parts, or
+            processes, is quantized with False, and then `gather` and `learn` do it once.
+        """
         x = input.to(torch.promote_types(input.dtype, self.codebook.dtype))
         codebook = self.codebook.to(x.dtype)
         codes, indices = ops.vector_quantize(x, codebook.detach(), self.dim)
@@ -156,37 +178,65 @@ class VectorQuantizer(nn.Module):
             chosen = code_rows(codebook, indices, self.dim, self._is_channels_last(codes))
             loss = loss + _mean_square(chosen, x.detach())
         with torch.no_grad():
-            counts = _counts(indices, self.num_codes)
-            perplexity, used = _statistics(counts)
-            if self.training:
-                self._update(x.detach(), indices, counts.to(self.counts.dtype))
+            counts = code_counts(indices, self.num_codes)
+            perplexity, used = code_use(counts)
+            if self.training if learn is None else learn:
+                self.learn(self.gather(x.detach(), indices))
         return Quantized(codes.to(input.dtype), indices, loss, perplexity, used)
 
-    def _update(self, x: Tensor, indices: Tensor, counts: Tensor) -> None:
+    @torch.no_grad()
+    def gather(
+        self, input: Tensor, indices: Tensor, first: int = 0, total: int | None = None
+    ) -> CodeStatistics:
+        """The statistics of features and their indices, as `forward` returned them.
+
+        Args:
+            first, total: if these are a part of a batch: its first row, and how many rows the batch has. A
+                row is a feature vector; they are counted along all dimensions but `dim`, in order.
+        """
+        x, dtype = input.to(torch.promote_types(input.dtype, self.codebook.dtype)), self.codebook.dtype
+        counts = code_counts(indices, self.num_codes).to(dtype)
+        sums = x.new_empty(0, dtype=dtype)
+        if self.ema:
+            sums = code_sums(x, indices, self.num_codes, self.dim).to(dtype)
+        if self.revive_below == 0:
+            return CodeStatistics(counts, sums, sums.new_empty(0, self.code_dim), sums.new_empty(0))
+        rows = x.movedim(self.dim, -1).reshape(-1, self.code_dim)
+        places = self._places(len(rows) if total is None else total).to(x.device) - first
+        here = ((places >= 0) & (places < len(rows))).nonzero().squeeze(1)
+        found = rows[places[here]].to(dtype)
+        finite = found.isfinite().all(1)
+        chosen, known = found.new_zeros(len(places), self.code_dim), found.new_zeros(len(places))
+        chosen[here] = torch.where(finite[:, None], found, 0)
+        known[here] = finite.to(dtype)
+        return CodeStatistics(counts, sums, chosen, known)
+
+    def _places(self, total: int) -> Tensor:
+        """Of the rows that revive codes."""
+        # Of its own, so that what else is drawn in a run stays the same; a prime apart, so that runs whose
+        # seeds are neighbours do not draw the same rows one update later.
+        seed = (self.seed * 0x9E3779B1 + int(self.updates)) % (1 << 63)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(total, generator=generator)[: self.num_codes]
+
+    @torch.no_grad()
+    def learn(self, statistics: CodeStatistics) -> None:
+        """Updates the averages by a batch."""
+        counts, sums, rows, known = statistics
         self.counts.lerp_(counts, 1 - self.decay)
         if self.ema:
-            sums = code_sums(x, indices, self.num_codes, self.dim).to(self.sums.dtype)
             self.sums.lerp_(sums, 1 - self.decay)
             # An average over next to nothing would be a quotient of roundings: such a code stays where it is.
             counted = self.counts[:, None] > 1e-5
             self.codebook.copy_(torch.where(counted, self.sums / self.counts[:, None], self.codebook))
         if self.revive_below > 0:
-            self._revive(x)
+            self._revive(rows[known > 0])
         self.updates += 1
 
-    def _revive(self, x: Tensor) -> None:
+    def _revive(self, rows: Tensor) -> None:
         dead = (self.counts < self.revive_below).nonzero().squeeze(1)
-        if dead.numel() == 0:
-            return
-        rows = x.movedim(self.dim, -1).reshape(-1, self.code_dim)
-        rows = rows[rows.isfinite().all(1)]
-        # Of its own, so that what else is drawn in a run stays the same; a prime apart, so that runs whose
-        # seeds are neighbours do not draw the same rows one update later.
-        seed = (self.seed * 0x9E3779B1 + int(self.updates)) % (1 << 63)
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(rows.size(0), generator=generator)[: dead.numel()].to(x.device)
-        dead = dead[: chosen.numel()]  # the others wait for the next batch
-        new, first = rows[chosen].to(self.codebook.dtype), self._count_of_a_new_code
+        dead = dead[: len(rows)]  # the others wait for the next batch
+        new, first = rows[: len(dead)], self._count_of_a_new_code
         self.counts[dead] = first
         self.codebook[dead] = new
         if self.ema:
@@ -265,7 +315,7 @@ class FiniteScalarQuantizer(nn.Module):
         digits = torch.where(known, rounded + halves, 0).long()
         indices = (digits * self._along(self._places(), input, torch.int64)).sum(self.dim)
         indices = torch.where(known.squeeze(self.dim), indices, -1)
-        perplexity, used = _statistics(_counts(indices, self.num_codes))
+        perplexity, used = code_use(code_counts(indices, self.num_codes))
         return Quantized(codes.to(input.dtype), indices, bounded.new_zeros(()), perplexity, used)
 
     def lookup(self, indices: Tensor) -> Tensor:

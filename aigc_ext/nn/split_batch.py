@@ -49,6 +49,11 @@ def whole_batch(n: int) -> int:
     return n if _state.part is None else _state.part[0]
 
 
+def whole_batch_part(n: int) -> tuple[int, int]:
+    """Where n samples begin in the whole batch, and its size; (0, n) outside :func:`split_batch`."""
+    return (0, n) if _state.part is None else (_state.part[1], _state.part[0])
+
+
 def batch_randn(
     n: int, *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
