@@ -1,7 +1,7 @@
 """Convolutional autoencoders of images with one of three bottlenecks.
 
 - `kl`: the code of an image is a Gaussian (Kingma and Welling 2013, "Auto-Encoding Variational Bayes",
-  https://arxiv.org/abs/1312.6114), of the whole image (`flat`) or one for each place of its coarsest features;
+  https://arxiv.org/abs/1312.6114), of the whole image (`single_code`) or one for each place of its coarsest features;
   the decoder makes images of codes from N(0, 1).
 - `vq`: each place has the nearest code of a learned codebook (van den Oord, Vinyals, Kavukcuoglu 2017,
   https://arxiv.org/abs/1711.00937; Esser, Rombach, Ommer 2021, "Taming Transformers for High-Resolution Image
@@ -69,7 +69,7 @@ class AutoencoderConfig(ReconstructorConfig):
     """Self-attention at the coarsest resolution."""
     bottleneck: Literal["kl", "vq", "fsq"] = "kl"
     """The kind of the codes: Gaussian, of a learned codebook, or of a grid."""
-    flat: bool = False
+    single_code: bool = False
     """One code for the whole image, instead of one for each place (kl)."""
     code_dim: Count = 16
     """Numbers of a code (kl and vq)."""
@@ -96,11 +96,11 @@ class Autoencoder(Network):
         decoder: a generator (`forward(z, c=None)`, `z_dim`, `image_shape`, `num_classes`, `value_range`), from
             which `sampling.Sampler` draws if the bottleneck is `kl`.
         value_range: of the images.
-        code_shape: of an image's codes, without the batch: (code_dim,) if `flat`, else (code_dim, h, w).
+        code_shape: of an image's codes, without the batch: (code_dim,) if `single_code`, else (code_dim, h, w).
         num_codes: with vq and fsq, how many codes there are.
 
     Raises:
-        ValueError: the sides are not divisible by `stem * 2 ** (len(channels) - 1)`, or `flat` is set for
+        ValueError: the sides are not divisible by `stem * 2 ** (len(channels) - 1)`, or `single_code` is set for
             another bottleneck than kl.
     """
 
@@ -117,9 +117,9 @@ class Autoencoder(Network):
                 f"image_shape is {tuple(settings.image_shape)}, but height and width must be multiples of "
                 f"{stride}, which is stem * 2 ** (len(channels) - 1)"
             )
-        if settings.flat and settings.bottleneck != "kl":
+        if settings.single_code and settings.bottleneck != "kl":
             raise ValueError(
-                f"flat is True, but must be False: the bottleneck is {settings.bottleneck!r}, whose codes have "
+                f"single_code is True, but must be False: the bottleneck is {settings.bottleneck!r}, whose codes have "
                 "places"
             )
         places = (height // stride, width // stride)
@@ -137,7 +137,7 @@ class Autoencoder(Network):
             self.quantizer = FiniteScalarQuantizer(settings.levels)
             code_dim = self.quantizer.code_dim
             self.num_codes = self.quantizer.num_codes
-        self.code_shape = (code_dim,) if settings.flat else (code_dim, *places)
+        self.code_shape = (code_dim,) if settings.single_code else (code_dim, *places)
         self.encoder = _Encoder(settings, places, 2 * code_dim if settings.bottleneck == "kl" else code_dim)
         self.decoder = _Decoder(settings, places, code_dim)
         self.value_range = self.decoder.value_range
@@ -222,10 +222,13 @@ class Autoencoder(Network):
         output = self.decoder.outputs(found.codes, c)
         return Reconstruction(output, images, self._penalties(found), self._use(features, found.indices))
 
-    def imagine(self, count: int, c: Tensor | None = None) -> Tensor:
-        """The output, before `activate`, for codes from N(0, 1) that are drawn by row of the batch. kl only."""
+    def imagine(self, count: int, c: Tensor | None = None, *, rows: Tensor | None = None) -> Tensor:
+        """For training: the output, before `activate`, for codes from N(0, 1) that are drawn by row of the
+        batch; of some `rows` only, an int64 tensor, if it is given. kl only."""
         parameter = self.get_parameter("decoder.last.weight")
         z = batch_randn(count, *self.code_shape, device=parameter.device, dtype=parameter.dtype)
+        if rows is not None:
+            z, c = z[rows], None if c is None else c[rows]
         return self.decoder.outputs(z, c)
 
     def activate(self, output: Tensor) -> Tensor:
@@ -259,7 +262,9 @@ class Autoencoder(Network):
             )
         if not len(seeds):
             raise ValueError("seeds is empty, but must hold at least one")
-        if (classes is None) != (self.num_classes == 0) or (classes is not None and len(classes) != len(seeds)):
+        if (classes is None) != (self.num_classes == 0) or (
+            classes is not None and len(classes) != len(seeds)
+        ):
             raise ValueError(
                 f"classes is {classes}, but must be "
                 + (f"one for each of the {len(seeds)} seeds" if self.num_classes else "None: there are none")
@@ -330,8 +335,8 @@ class _Encoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.embedding = nn.Embedding(settings.num_classes, widths[-1]) if settings.num_classes else None
         self.norm = _norm(widths[-1])
-        inputs = widths[-1] * math.prod(places) if settings.flat else widths[-1]
-        self.last = Linear(inputs, outputs) if settings.flat else Conv2d(inputs, outputs, 1)
+        inputs = widths[-1] * math.prod(places) if settings.single_code else widths[-1]
+        self.last = Linear(inputs, outputs) if settings.single_code else Conv2d(inputs, outputs, 1)
 
     def forward(self, images: Tensor, c: Tensor | None) -> Tensor:
         x = self.layers(images)
@@ -348,7 +353,7 @@ class _Decoder(nn.Module):
     def __init__(self, settings: AutoencoderConfig, places: tuple[int, int], code_dim: int) -> None:
         super().__init__()
         self.image_shape, self.num_classes = settings.image_shape, settings.num_classes
-        self._code_shape = (code_dim,) if settings.flat else (code_dim, *places)
+        self._code_shape = (code_dim,) if settings.single_code else (code_dim, *places)
         if settings.bottleneck == "kl":
             self.z_dim = math.prod(self._code_shape)
         self.value_range = (0.0, 1.0) if settings.output_act == "sigmoid" else (-1.0, 1.0)
@@ -356,7 +361,9 @@ class _Decoder(nn.Module):
         widths = settings.channels
         self._coarsest = (widths[-1], *places)
         self.first: nn.Module = (
-            Linear(code_dim, math.prod(self._coarsest)) if settings.flat else Conv2d(code_dim, widths[-1], 1)
+            Linear(code_dim, math.prod(self._coarsest))
+            if settings.single_code
+            else Conv2d(code_dim, widths[-1], 1)
         )
         self.embedding = nn.Embedding(settings.num_classes, widths[-1]) if settings.num_classes else None
         layers: list[nn.Module] = [SelfAttention2d(widths[-1])] if settings.attention else []

@@ -1,0 +1,44 @@
+"""The presets: named recipes, one `TrainConfig` each."""
+
+from __future__ import annotations
+
+from aigc_ext.models import AutoencoderConfig, PatchDiscriminatorConfig
+from aigc_ext.tasks.adversarial.config import LossConfig, TrainConfig
+from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
+from aigc_ext.training.config import DataConfig
+
+PRESETS: dict[str, TrainConfig] = {
+    "vae": TrainConfig(
+        preset="vae",
+        generator=AutoencoderConfig(
+            channels=(16, 32), stem=2, bottleneck="kl", single_code=True, code_dim=24, output_act="sigmoid"
+        ),
+        discriminator=PatchDiscriminatorConfig(channels=16, layers=2),
+        loss=LossConfig(bernoulli=1.0),
+        g_optim=AdamConfig(lr=2e-3, beta2=0.99),
+        d_optim=AdamConfig(lr=1e-3, beta1=0.5, beta2=0.99),
+        ema=EMAConfig(kimg=10.0),
+        batch=64,
+        kimg=300.0,
+        tick=5.0,
+        snap=20,
+        threads=1,
+    ),
+    "vqgan": TrainConfig(
+        preset="vqgan",
+        data=DataConfig(source="emoji", resolution=(32, 32), transform="center-crop"),
+        generator=AutoencoderConfig(
+            channels=(32, 64), stem=2, bottleneck="vq", code_dim=16, num_codes=256, revive_below=1.0
+        ),
+        discriminator=PatchDiscriminatorConfig(channels=32, layers=2),
+        loss=LossConfig(l1=1.0),
+        g_optim=AdamConfig(lr=2e-3, beta2=0.99),
+        d_optim=AdamConfig(lr=1e-3, beta1=0.5, beta2=0.99),
+        ema=EMAConfig(kimg=5.0),
+        batch=32,
+        kimg=60.0,
+        tick=2.0,
+        snap=10,
+        threads=1,
+    ),
+}
