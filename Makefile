@@ -36,7 +36,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed $(VENV)/test-tools $(SIMT)
 	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 	AIGC_EXT_BACKEND=simt AIGC_SIMT_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
-	  tests/ops/test_properties.py tests/ops/test_records.py tests/ops/adam_ema \
+	  tests/ops/test_properties.py tests/ops/test_records.py tests/ops/adam_ema tests/ops/wavenet_step \
 	  -k "not memory and not compile and not conv and not stddev and not opcheck and not threads"
 
 # The ops and layers once more as on a machine without AVX-512 and AMX, our kernels and the libraries below PyTorch, and
@@ -52,9 +52,9 @@ test-avx2: $(VENV)/installed $(VENV)/test-tools
 # with first and second derivatives. What is left out runs no code of ours, or the same again.
 sanitize: $(VENV)/torch $(VENV)/test-tools $(foreach backend,$(BACKENDS),$(SANITIZED_$(backend)))
 	$(BIN)/python -m tests.sanitize $(BACKENDS:%=--backend %) -- -n $(WORKERS) --dist worksteal tests/ops/test_properties.py \
-	  tests/ops/adam_ema tests/ops/test_apart.py tests/ops/test_image_bytes.py \
-	  -k "(budget or second_order or surroundings or adam or apart or image_bytes) and not conv2d_resample \
-	  and not modulated and not stddev and not (large_call and (contiguous or transposed))"
+	  tests/ops/adam_ema tests/ops/wavenet_step tests/ops/test_apart.py tests/ops/test_image_bytes.py \
+	  -k "(budget or second_order or surroundings or adam or apart or image_bytes or wavenet) and not conv2d_resample \
+	  and not modulated and not stddev and not instruction_sets and not (large_call and (contiguous or transposed))"
 
 # The CPU kernels' items on several threads, under ThreadSanitizer.
 sanitize-threads: $(VENV)/torch $(VENV)/test-tools $(THREADED)

@@ -72,3 +72,7 @@ from aigc_ext.ops.upfirdn2d import upsample2d as upsample2d
 from aigc_ext.ops.upfirdn2d import upsample2d_ref as upsample2d_ref
 from aigc_ext.ops.vector_quantize import vector_quantize as vector_quantize
 from aigc_ext.ops.vector_quantize import vector_quantize_ref as vector_quantize_ref
+from aigc_ext.ops.wavenet_step import WaveNetState as WaveNetState
+from aigc_ext.ops.wavenet_step import WaveNetWeights as WaveNetWeights
+from aigc_ext.ops.wavenet_step import wavenet_step_ as wavenet_step_
+from aigc_ext.ops.wavenet_step import wavenet_step_ref as wavenet_step_ref
