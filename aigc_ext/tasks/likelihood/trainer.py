@@ -31,7 +31,7 @@ from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes
 from aigc_ext.training.loop import Loop
 from aigc_ext.training.parts import part_size
-from aigc_ext.training.run import ResumePoint
+from aigc_ext.training.run import ResumePoint, check_resumable
 from aigc_ext.training.runtime import derive_seed, resolve_device
 from aigc_ext.training.task import Learner, Piece, Progress, Task
 
@@ -50,6 +50,7 @@ class LikelihoodTask(Task):
     statistics = STATISTICS
     shown = {"nats": "loss"}  # noqa: RUF012
     ranked_by = ("nats",)
+    commands = {"more samples": "sample --network {run} --seeds 0-15"}  # noqa: RUF012
 
     config: TrainConfig
 
@@ -310,6 +311,7 @@ class Trainer(Loop):
     def restore(self, point: ResumePoint, *, data_changed: bool = False) -> None:
         """As `Loop.restore`; also raises CheckpointError if the checkpoint's network had other settings, such
         as the vocabulary that another version of `tokenizers` learned."""
+        check_resumable(point.config, self.config)
         if point.checkpoint is not None:
             before, now = point.checkpoint.state.get("network"), self.task.facts()["network"]
             if before != now and isinstance(before, dict) and isinstance(now, dict):

@@ -1,0 +1,262 @@
+"""Every preset of the likelihood task keeps the promises of a run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aigc_ext.config import ConfigError
+from aigc_ext.data import DatasetError
+from aigc_ext.sampling.pretrained import load_pretrained
+from aigc_ext.tasks import task_of
+from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, find_resume_point
+from aigc_ext.tasks.likelihood.trainer import schedule
+from aigc_ext.training import CheckpointError, NonFiniteError, Progress, TrainResult, cost, read_checkpoint
+from tests.tasks.likelihood.helpers import SETTINGS, config, resumed, write_data
+from tests.training.helpers import files_of, rows_of
+
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def whole(request, sources, tmp_path_factory) -> tuple[str, TrainResult]:
+    """A run that was never interrupted."""
+    settings = config(request.param, sources[request.param], network__dropout=0.1)
+    trainer = Trainer.from_config(settings, outdir=tmp_path_factory.mktemp("runs"))
+    return request.param, trainer.fit()
+
+
+def loaded(path: Path) -> Any:
+    network, _ = load_pretrained(path)
+    return network
+
+
+def test_presets_are_of_this_task():
+    for name, preset in PRESETS.items():
+        assert preset.preset == name
+        assert task_of(name).PRESETS[name] == preset
+        assert TrainConfig.from_dict(json.loads(preset.to_json())) == preset
+
+
+def test_it_learns_and_leaves_a_run(whole):
+    _, done = whole
+    rows = rows_of(done.run_dir)
+    assert list(rows[0]) == ["step", "nimg", "epoch", "loss", "skipped_network", "ema_decay", "lr"]
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    measured = [json.loads(line) for line in (done.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert measured[-1]["nats"] < measured[0]["nats"]
+    assert sorted(p.name for p in done.checkpoint.iterdir()) == [
+        *("ema.safetensors", "network.safetensors", "state.json", "training_state.safetensors")
+    ]
+    log = (done.run_dir / "log.txt").read_text()
+    assert "36 " in log
+    assert " are trained on, and 4 are held out" in log
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    settings = config("textgen", "unread")
+    rates = [schedule(settings, Progress(step, 12 * step, 0)).rates["lr"] for step in range(10)]
+    assert rates[0] == pytest.approx(0.4 * 1e-2)  # 12 of 30 items
+    assert rates[1] < rates[2]
+    assert all(now > later for now, later in itertools.pairwise(rates[2:]))
+    assert rates[9] == pytest.approx(1e-4)
+
+
+def test_previews_can_be_looked_at_and_read(whole):
+    case, done = whole
+    if case == "textgen":
+        text = done.grid.read_text()
+        assert text.startswith("AI-generated")
+        assert text.count("source:  A ") == text.count("\nnetwork:") == 4  # as many as are held out
+    else:
+        with Image.open(done.grid) as image:
+            assert image.size == (3 * 64, 2 * 64)
+
+
+def test_it_resumes_with_the_same_bits(whole, sources, tmp_path):
+    case, done = whole
+    half = config(case, sources[case], network__dropout=0.1, kimg=0.048)
+    start = Trainer.from_config(half, outdir=tmp_path).fit()
+    again = resumed(start.run_dir, kimg=0.12).fit()
+    assert files_of(again.checkpoint) == files_of(done.checkpoint)
+    assert rows_of(again.run_dir) == rows_of(done.run_dir)
+    assert again.grid.read_bytes() == done.grid.read_bytes()
+    for name in ("model.safetensors", "config.json"):
+        assert (again.run_dir / "model" / name).read_bytes() == (done.run_dir / "model" / name).read_bytes()
+
+
+def test_a_network_of_other_settings_does_not_go_on(whole, sources):
+    case, done = whole
+    point = find_resume_point(str(done.run_dir), done.run_dir.parent)
+    changed = config(case, sources[case], network__layers=1)
+    with pytest.raises(ConfigError, match=r"network.layers is 1, but the run was started with 2"):
+        Trainer.from_config(changed).restore(point)
+    trainer = Trainer.from_config(point.config)
+    point.checkpoint.state["network"]["tokenizer"] = "of another version of the library"
+    with pytest.raises(CheckpointError, match="its network has another tokenizer than the one of this data"):
+        trainer.restore(point)
+
+
+def assert_close(one: Path, other: Path) -> None:
+    a, b = read_checkpoint(one), read_checkpoint(other)
+    for stem in ("network", "ema"):
+        for name, value in a.tensors[stem].items():
+            torch.testing.assert_close(b.tensors[stem][name], value, rtol=5e-3, atol=5e-5)
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def exact(request, sources, tmp_path_factory) -> tuple[str, TrainResult, TrainConfig]:
+    settings = config(request.param, sources[request.param], precision="float32", kimg=0.048)
+    settings = settings.override("network.dropout", 0.1)
+    return (
+        request.param,
+        Trainer.from_config(settings, outdir=tmp_path_factory.mktemp("exact")).fit(),
+        settings,
+    )
+
+
+def test_a_batch_in_parts_is_the_whole_batch(exact, tmp_path):
+    _, done, settings = exact
+    parts = Trainer.from_config(settings.override("batch_gpu", 4), outdir=tmp_path).fit()
+    assert files_of(parts.checkpoint) != files_of(done.checkpoint)
+    assert_close(parts.checkpoint, done.checkpoint)
+    for row, same in zip(rows_of(parts.run_dir), rows_of(done.run_dir), strict=True):
+        assert row == pytest.approx(same, rel=1e-4)
+
+
+def test_two_processes_are_one(exact, tmp_path):
+    _, done, settings = exact
+    (tmp_path / "config.json").write_text(settings.to_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [
+            *command,
+            "-m",
+            "tests.tasks.likelihood.helpers",
+            str(tmp_path / "runs"),
+            str(tmp_path / "config.json"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[3],
+    )
+    assert ended.returncode == 0, ended.stderr
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert_close(max((run_dir / "checkpoints").iterdir()), done.checkpoint)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_steps_that_are_not_finite_end_the_run_with_a_dump(case, sources, tmp_path):
+    trainer = Trainer.from_config(config(case, sources[case]), outdir=tmp_path)
+    before = {name: p.clone() for name, p in trainer.task.network.named_parameters()}
+    with torch.no_grad():
+        trainer.task.network.get_parameter("norm.weight").fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="stopped at step 3: 3 steps in a row") as error:
+        trainer.fit()
+    dump = read_checkpoint(error.value.dump)
+    assert (dump.state["streaks"], dump.state["statistics"]["loss"]) == ([3], "nan")
+    assert dump.tensors["inputs"]["items"].shape[0] == 12
+    assert ("labels" in dump.tensors["inputs"]) == (case == "prior")
+    for name, value in before.items():
+        if name != "norm.weight":
+            assert torch.equal(dump.tensors["network"][name], value), name
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_the_cost_of_a_run_is_estimated(case, sources):
+    trainer = Trainer.from_config(config(case, sources[case]))
+    found = cost.probe(trainer, seconds=5)
+    assert found.parameters["network"] == sum(
+        p.numel() for p in trainer.task.network.parameters() if p.requires_grad
+    )
+    assert found.seconds_per_kimg > 0
+
+
+def test_the_model_loads_and_samples_by_itself(whole):
+    case, done = whole
+    network = loaded(done.run_dir)
+    assert network.media == ("text" if case == "textgen" else "image")
+    options = {} if case == "prior" else {"prompts": ["A tool", "light tile", "A", ""]}
+    made = network.sample([3, 1, 19, 3], **options)
+    if case == "textgen":
+        assert all(isinstance(text, str) for text in made)
+    else:
+        assert made.dtype == np.uint8
+        assert made.shape == (4, 4, 4, 1)
+    for index, seed in enumerate([3, 1, 19, 3]):
+        alone = {} if case == "prior" else {"prompts": [options["prompts"][index]]}
+        assert np.array_equal(network.sample([seed], **alone)[0], made[index])
+    assert np.array_equal(loaded(done.checkpoint).sample([3, 1, 19, 3], **options), made)
+
+
+def test_samples_follow_the_class_and_the_caption(sources, tmp_path):
+    for case in ("prior", "captions"):
+        done = Trainer.from_config(
+            config(case, sources[case], kimg=0.6, ramp_kimg=0.6, snap=50), outdir=tmp_path
+        ).fit()
+        network = loaded(done.run_dir)
+        seeds = range(16)
+        for kind, (name, light) in enumerate((("dark", False), ("light", True))):
+            given = {"classes": [kind] * 16} if case == "prior" else {"prompts": [f"{name} tile"] * 16}
+            assert ((network.sample(seeds, **given).mean((1, 2, 3)) > 127) == light).mean() > 0.9
+
+
+def test_a_prior_decodes_what_its_codec_encodes(sources, tmp_path):
+    trainer = Trainer.from_config(config("prior", sources["prior"]), outdir=tmp_path)
+    network: Any = trainer.task.ema
+    rows = trainer.data.read(range(36))[0]
+    images = network.sample(range(36), [0] * 36)
+    assert images.shape == (36, 4, 4, 1)
+    decoded = network.codec.decode_codes(rows.unflatten(1, (2, 2)))
+    assert torch.equal(network.codec.codes(decoded).flatten(1), rows)
+    assert not any(p.requires_grad for p in network.codec.parameters())
+
+
+@pytest.mark.parametrize(
+    ("case", "overrides", "error", "message"),
+    [
+        ("textgen", {"caption": True}, ConfigError, "caption is true, but data.source is .*pairs.jsonl"),
+        ("textgen", {"data__cond": True}, ConfigError, "data.cond is true, but pairs has no labels"),
+        (
+            "prior",
+            {"ramp_kimg": 0.0},
+            ConfigError,
+            "optim.lr_end is 0.0001, but must be null: ramp_kimg is 0",
+        ),
+        ("prior", {"data__source": "tokens:missing"}, DatasetError, "must be of the form tokens:RUN:IMAGES"),
+    ],
+)
+def test_what_does_not_fit_is_named(case, overrides, error, message, sources):
+    with pytest.raises(error, match=message):
+        Trainer.from_config(config(case, sources[case], **overrides))
+
+
+def test_a_source_of_tokens_needs_an_autoencoder(whole, sources):
+    with pytest.raises(DatasetError, match="is a Transformer, but must be an autoencoder with codes"):
+        Trainer.from_config(config("prior", f"tokens:{whole[1].run_dir}:digits"))
+
+
+def test_nothing_need_be_held_out(sources, tmp_path):
+    done = Trainer.from_config(
+        config("textgen", sources["textgen"], held_out=0.0, kimg=0.024), outdir=tmp_path
+    )
+    result = done.fit()
+    assert not (result.run_dir / "metrics.jsonl").exists()
+    assert "no pair is held out" in (result.run_dir / "log.txt").read_text()
