@@ -14,8 +14,15 @@ from textwrap import dedent
 from typing import Any
 
 from aigc_ext.config import Config
-from aigc_ext.models import DiscriminatorConfig, GeneratorConfig
-from aigc_ext.tasks.gan import PRESETS, TrainConfig
+from aigc_ext.models import (
+    DiscriminatorConfig,
+    GeneratorConfig,
+    NetworkConfig,
+    ReconstructorConfig,
+    SequenceConfig,
+)
+from aigc_ext.tasks import adversarial, gan, likelihood
+from aigc_ext.training.config import RunConfig
 
 INTRODUCTION = """# Settings
 
@@ -23,6 +30,12 @@ Every key of a run's config with its default (set keys with `--set generator.z_d
 a JSON file), the changes of each preset, and the networks, family by family. `python docs/presets.py`
 generates this page from the code.
 """
+
+TASKS = {
+    "A GAN's run": gan,
+    "A run that reconstructs": adversarial,
+    "A run that learns a likelihood": likelihood,
+}
 
 NETWORKS = """## Networks
 
@@ -55,15 +68,20 @@ def shown(value: Any) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def rows(settings: Config, prefix: str = "") -> list[str]:
-    """A row of the table for each key of a config, and for the keys of the configs in it."""
+def rows(settings: Config, prefix: str = "", known: Config | None = None) -> list[str]:
+    """A row of the table for each key of a config, and for the keys of the configs in it, except those that
+    `known` has alike."""
     docs, made = docs_of(type(settings)), []
+    old = {} if known is None else docs_of(type(known))
     for key in settings.key_names():
         value = getattr(settings, key)
-        if isinstance(value, (GeneratorConfig, DiscriminatorConfig)):
+        before = getattr(known, key, None)
+        if value == before and docs.get(key) == old.get(key) and key != "preset":
+            continue
+        if isinstance(value, NetworkConfig):
             made.append(f"| `{prefix}{key}` | `{value.family}` | The network's family; see below. |")
         elif isinstance(value, Config):
-            made += rows(value, f"{prefix}{key}.")
+            made += rows(value, f"{prefix}{key}.", before if type(before) is type(value) else None)
         else:
             text = " ".join(docs[key].split()).replace("|", "\\|")
             made.append(f"| `{prefix}{key}` | {shown(value)} | {text} |")
@@ -74,17 +92,17 @@ def table(lines: list[str]) -> str:
     return "\n".join(["| key | default | |", "|---|---|---|", *lines]) + "\n"
 
 
-def changes(preset: str) -> list[str]:
+def changes(preset: RunConfig) -> list[str]:
     """A preset's differences from the defaults; for another family, from that family's defaults."""
     made = []
-    settings, usual = PRESETS[preset], TrainConfig()
+    settings, usual = preset, type(preset)()
     for key in settings.key_names():
         value, default = getattr(settings, key), getattr(usual, key)
         if not isinstance(value, Config):
             if value != default and key != "preset":
                 made.append(f"`{key}` {shown(value)}")
             continue
-        if isinstance(value, (GeneratorConfig, DiscriminatorConfig)):
+        if isinstance(value, NetworkConfig):
             default = type(value)()
             if value.family != getattr(usual, key).family:
                 made.append(f"`{key}` `{value.family}`")
@@ -96,7 +114,7 @@ def changes(preset: str) -> list[str]:
     return made
 
 
-def family(cls: type[GeneratorConfig] | type[DiscriminatorConfig]) -> str:
+def family(cls: type[NetworkConfig]) -> str:
     docs, settings = docs_of(cls), cls()
     lines = []
     for name in cls.arguments():
@@ -108,15 +126,26 @@ def family(cls: type[GeneratorConfig] | type[DiscriminatorConfig]) -> str:
 
 
 def page() -> str:
-    parts = [INTRODUCTION, "## A run\n", table(rows(TrainConfig())), "## Presets\n"]
-    parts.append("\n".join(f"- `{preset}`: {'; '.join(changes(preset))}." for preset in PRESETS) + "\n")
+    parts, first = [INTRODUCTION], gan.TrainConfig()
+    for title, task in TASKS.items():
+        settings = task.TrainConfig()
+        known = None if settings == first else first
+        parts.append(f"## {title}\n")
+        if known is not None:
+            parts.append("Keys that are as those of a GAN's run are left out.\n")
+        parts.append(table(rows(settings, known=known)))
+        parts.append("Presets:\n")
+        lines = (f"- `{name}`: {'; '.join(changes(preset))}." for name, preset in task.PRESETS.items())
+        parts.append("\n".join(lines) + "\n")
     parts.append(NETWORKS)
-    for role, families in (
-        ("Generator", GeneratorConfig.families),
-        ("Discriminator", DiscriminatorConfig.families),
+    for role, choice in (
+        ("Generator", GeneratorConfig),
+        ("Reconstructor", ReconstructorConfig),
+        ("Model of sequences", SequenceConfig),
+        ("Discriminator", DiscriminatorConfig),
     ):
-        for name, cls in families.items():
-            assert issubclass(cls, (GeneratorConfig, DiscriminatorConfig))
+        for name, cls in choice.families.items():
+            assert issubclass(cls, NetworkConfig)
             parts.append(f"### {role} `{name}`: `{cls.network.__name__}`\n")
             parts.append(family(cls))
     return "\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import pty
 import re
@@ -17,9 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from aigc_ext import _names
+from aigc_ext import _names, tasks
 from aigc_ext.cli.main import cli
-from aigc_ext.tasks.gan import PRESETS
 from tests.cli.test_cli import TINY
 
 AS_SCRIPT = "import sys; sys.argv[0] = '/somewhere/bin/aigc-ext'; from aigc_ext.cli import main; "
@@ -39,7 +39,11 @@ def test_help_needs_no_torch(command) -> None:
 
 
 def test_the_presets_in_the_help_are_the_presets() -> None:
-    assert tuple(PRESETS) == _names.PRESETS
+    for task, presets in _names.TASKS.items():
+        package = importlib.import_module(f"aigc_ext.tasks.{task}")
+        assert tuple(package.PRESETS) == presets
+        assert {type(preset) for preset in package.PRESETS.values()} == {package.TrainConfig}
+        assert {tasks.task_of(preset) for preset in presets} == {package}
 
 
 def test_the_command_line_does_not_change_what_a_program_sees() -> None:
