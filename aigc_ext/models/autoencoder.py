@@ -417,7 +417,9 @@ class _Up(nn.Module):
 
 
 def _norm(channels: int) -> GroupNormAct:
-    return GroupNormAct(math.gcd(channels, 8), channels, act="swish", gain=1.0)
+    """At most 8 groups, of 4 channels at least: alone, a channel would lose its mean."""
+    groups = next(n for n in (8, 4, 2, 1) if n == 1 or (channels % n == 0 and channels >= 4 * n))
+    return GroupNormAct(groups, channels, act="swish", gain=1.0)
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> Conv2d:
