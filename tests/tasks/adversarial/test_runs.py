@@ -44,6 +44,10 @@ def close(one: Path, other: Path, rtol=2e-3, atol=5e-5) -> None:
             torch.testing.assert_close(theirs[stem][key], tensor, rtol=rtol, atol=atol, msg=f"{stem} {key}")
 
 
+def known(row):
+    return {key: value for key, value in row.items() if value is not None}
+
+
 def test_a_run_leaves_what_it_should(whole, name):
     run_dir = whole.run_dir
     adversarial = name in ("vae-gan", "vqgan")
@@ -92,7 +96,7 @@ def test_parts_are_the_whole_batch(name, tmp_path):
     )
     close(one.checkpoint, parts.checkpoint)
     for row, other in zip(rows_of(one.run_dir), rows_of(parts.run_dir), strict=True):
-        assert {k: v for k, v in row.items() if k != "warnings"} == pytest.approx(other, rel=2e-3, abs=1e-4)
+        assert known(row) == pytest.approx(known(other), rel=2e-3, abs=1e-4)
 
 
 MAIN = """
@@ -124,7 +128,7 @@ def test_two_processes_share_a_run(name, tmp_path):
     one = Trainer.from_config(config(name, **short), outdir=tmp_path / "one").fit()
     close(one.checkpoint, two / "checkpoints" / "000000-096")
     for row, other in zip(rows_of(one.run_dir), rows_of(two), strict=True):
-        assert row == pytest.approx(other, rel=2e-3, abs=1e-4)
+        assert known(row) == pytest.approx(known(other), rel=2e-3, abs=1e-4)
 
 
 def test_steps_that_are_not_finite_end_a_run_with_a_dump(name, tmp_path):
