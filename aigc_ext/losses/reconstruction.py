@@ -1,7 +1,7 @@
 """Losses between items and their reconstructions, and the divergence of a Gaussian code.
 
-Shapes: items `[N, ...]`, floating point. Each loss is a 0-d tensor, float64 for float64 items and else float32,
-the mean over the N items of
+Shapes: items `[N, ...]`, floating point. Each loss is a 0-d tensor, float64 for float64 items and else
+float32, the mean over the N items of
 
 - `reduction="mean"`: the mean over an item's values, so that one weight suits all sizes;
 - `reduction="sum"`: their sum, as likelihoods need it.
@@ -77,8 +77,9 @@ def perceptual(
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, reduction: str = "sum") -> Tensor:
-    """The divergence of `N(mean, exp(log_variance))` from `N(0, 1)` in nats, `(mean^2 + var - log var - 1) / 2`
-    (Kingma and Welling 2013, "Auto-Encoding Variational Bayes", appendix B)."""
+    """The divergence of `N(mean, exp(log_variance))` from `N(0, 1)` in nats,
+    `(mean^2 + var - log var - 1) / 2` (Kingma and Welling 2013, "Auto-Encoding Variational Bayes",
+    appendix B)."""
     mean, log_variance = _checked(mean, log_variance)
     return _reduced((mean.square() + log_variance.exp() - log_variance - 1) / 2, reduction)
 

@@ -1,8 +1,8 @@
 """Convolutional autoencoders of images with one of three bottlenecks.
 
 - `kl`: the code of an image is a Gaussian (Kingma and Welling 2013, "Auto-Encoding Variational Bayes",
-  https://arxiv.org/abs/1312.6114), of the whole image (`single_code`) or one for each place of its coarsest features;
-  the decoder makes images of codes from N(0, 1).
+  https://arxiv.org/abs/1312.6114), of the whole image (`single_code`) or one for each place of its coarsest
+  features; the decoder makes images of codes from N(0, 1).
 - `vq`: each place has the nearest code of a learned codebook (van den Oord, Vinyals, Kavukcuoglu 2017,
   https://arxiv.org/abs/1711.00937; Esser, Rombach, Ommer 2021, "Taming Transformers for High-Resolution Image
   Synthesis", https://arxiv.org/abs/2012.09841).
@@ -93,15 +93,16 @@ class Autoencoder(Network):
     Its arguments are the fields of `AutoencoderConfig`.
 
     Attributes:
-        decoder: a generator (`forward(z, c=None)`, `z_dim`, `image_shape`, `num_classes`, `value_range`), from
-            which `sampling.Sampler` draws if the bottleneck is `kl`.
+        decoder: a generator (`forward(z, c=None)`, `z_dim`, `image_shape`, `num_classes`, `value_range`),
+            from which `sampling.Sampler` draws if the bottleneck is `kl`.
         value_range: of the images.
-        code_shape: of an image's codes, without the batch: (code_dim,) if `single_code`, else (code_dim, h, w).
+        code_shape: of an image's codes, without the batch: (code_dim,), or (code_dim, h, w) for each place.
+        penalties: the names of those that `reconstruct` returns.
         num_codes: with vq and fsq, how many codes there are.
 
     Raises:
-        ValueError: the sides are not divisible by `stem * 2 ** (len(channels) - 1)`, or `single_code` is set for
-            another bottleneck than kl.
+        ValueError: the sides are not divisible by `stem * 2 ** (len(channels) - 1)`, or `single_code` is set
+            for another bottleneck than kl.
     """
 
     channels: Sequence[int]
@@ -119,10 +120,12 @@ class Autoencoder(Network):
             )
         if settings.single_code and settings.bottleneck != "kl":
             raise ValueError(
-                f"single_code is True, but must be False: the bottleneck is {settings.bottleneck!r}, whose codes have "
-                "places"
+                f"single_code is True, but must be False: the bottleneck is {settings.bottleneck!r}, whose "
+                "codes have places"
             )
         places = (height // stride, width // stride)
+        penalties: dict[str, tuple[str, ...]] = {"kl": ("kl",), "vq": ("commitment",), "fsq": ()}
+        self.penalties = penalties[settings.bottleneck]
         self.quantizer: VectorQuantizer | FiniteScalarQuantizer | None = None
         code_dim = settings.code_dim
         if settings.bottleneck == "vq":
@@ -137,7 +140,7 @@ class Autoencoder(Network):
             self.quantizer = FiniteScalarQuantizer(settings.levels)
             code_dim = self.quantizer.code_dim
             self.num_codes = self.quantizer.num_codes
-        self.code_shape = (code_dim,) if settings.single_code else (code_dim, *places)
+        self.code_shape: tuple[int, ...] = (code_dim,) if settings.single_code else (code_dim, *places)
         self.encoder = _Encoder(settings, places, 2 * code_dim if settings.bottleneck == "kl" else code_dim)
         self.decoder = _Decoder(settings, places, code_dim)
         self.value_range = self.decoder.value_range
@@ -208,8 +211,8 @@ class Autoencoder(Network):
         return self.decode(self.encode(images, c), c)
 
     def reconstruct(self, images: Tensor, c: Tensor | None = None) -> Reconstruction:
-        """For training: with kl of a code drawn from the Gaussian, and the divergence `kl` in nats; with vq the
-        `commitment`, the mean squared distance of the features to their codes."""
+        """For training: with kl of a code drawn from the Gaussian, and the divergence `kl` in nats; with vq
+        the `commitment`, the mean squared distance of the features to their codes."""
         if self.quantizer is None:
             mean, log_variance = self.posterior(images, c)
             noise = batch_randn(*mean.shape, device=mean.device, dtype=mean.dtype)
@@ -252,8 +255,8 @@ class Autoencoder(Network):
             truncation: a factor of the codes; below 1 the images are less varied.
 
         Raises:
-            ValueError: the bottleneck is another one, whose codes need a prior; `seeds` is empty; or `classes`
-                do not fit.
+            ValueError: the bottleneck is another one, whose codes need a prior; `seeds` is empty; or
+                `classes` do not fit.
         """
         if self.quantizer is not None:
             raise ValueError(

@@ -32,8 +32,8 @@ class PatchDiscriminatorConfig(ImageDiscriminatorConfig):
 
 
 class PatchDiscriminator(Network):
-    """Maps an image to a logit for each patch: 4x4 convolutions that halve the sides, leaky ReLU of slope 0.2,
-    a 3x3 convolution and another one to the logits.
+    """Maps an image to a logit for each patch: 4x4 convolutions that halve the sides, leaky ReLU of slope
+    0.2, a 3x3 convolution and another one to the logits.
 
     Its arguments are the fields of `PatchDiscriminatorConfig`; it raises ValueError if an image is too small
     for so many layers. Labels add a projection of the last features to all logits, as in `models.mlp`.

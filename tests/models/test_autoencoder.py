@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,14 @@ from aigc_ext.models import (
 from aigc_ext.nn.split_batch import split_batch
 from aigc_ext.sampling import Sampler
 
-SMALL = {"channels": (8, 12), "code_dim": 4, "num_codes": 16, "levels": (5, 4), "image_shape": (1, 8, 8)}
-KINDS = {
+SMALL: dict[str, Any] = {
+    "channels": (8, 12),
+    "code_dim": 4,
+    "num_codes": 16,
+    "levels": (5, 4),
+    "image_shape": (1, 8, 8),
+}
+KINDS: dict[str, dict[str, Any]] = {
     "kl": {"bottleneck": "kl"},
     "vector": {"bottleneck": "kl", "single_code": True, "output_act": "sigmoid", "attention": True},
     "vq": {"bottleneck": "vq", "revive_below": 0.5, "output_act": "tanh"},
@@ -36,7 +43,7 @@ def images(network, count=3):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_goes_in_comes_out(kind, classes):
     network = make(kind, num_classes=classes)
-    c = (torch.arange(3) % 3,) if classes else ()
+    c = [torch.arange(3) % 3] if classes else []
     x = images(network)
     places = (4,) if kind == "fsq" else (2,)
     expected = (4,) if kind == "vector" else (2 if kind == "fsq" else 4, *places, *places)
@@ -70,13 +77,15 @@ def test_what_goes_in_comes_out(kind, classes):
             network(x)
 
 
-@pytest.mark.parametrize(("sides", "settings"), [(28, {}), (32, {}), (28, {"channels": (8, 8, 8), "stem": 1})])
+@pytest.mark.parametrize(
+    ("sides", "settings"), [(28, {}), (32, {}), (28, {"channels": (8, 8, 8), "stem": 1})]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_sides_that_the_stride_divides(kind, sides, settings):
     network = make(kind, **{"image_shape": (3, sides, sides), **settings})
     assert network(images(network, 1)).shape == (1, 3, sides, sides)
     with pytest.raises(ValueError, match=r"image_shape is \(3, 30, 28\), but .* must be multiples of [24]"):
-        make(kind, **{"image_shape": (3, 30, 28), "stem": 2, "channels": (8, 8)})
+        make(kind, image_shape=(3, 30, 28), stem=2, channels=(8, 8))
 
 
 def test_all_parameters_learn():
@@ -147,7 +156,8 @@ def test_parts_teach_a_codebook_what_the_whole_batch_does():
                 with split_batch(4, start):
                     parts.append(apart.reconstruct(x[start : start + 2]).codes)
             apart.learn_codes(type(parts[0])(*(a + b for a, b in zip(*parts, strict=True))))
-        for (name, one), other in zip(whole.quantizer.named_buffers(), apart.quantizer.buffers(), strict=True):
+        pairs = zip(whole.quantizer.named_buffers(), apart.quantizer.buffers(), strict=True)
+        for (name, one), other in pairs:
             torch.testing.assert_close(one, other, msg=name)
     assert not torch.equal(whole.quantizer.codebook, make("vq").quantizer.codebook.double())
 
@@ -173,7 +183,7 @@ def test_bad_settings_and_inputs_are_named():
         network(torch.zeros(1, 1, 8, 4))
     with pytest.raises(ValueError, match="indices are from 0 to 16, but must be from 0 to 15"):
         network.decode_codes(torch.tensor([[[0, 16], [1, 2]]]))
-    with pytest.raises(ValueError, match=r"indices are torch.int32 of shape \(1, 2, 2\), but must be torch.int64"):
+    with pytest.raises(ValueError, match=r"indices are torch.int32 of shape \(1, 2, 2\), but must be"):
         network.decode_codes(torch.zeros(1, 2, 2, dtype=torch.int32))
 
 

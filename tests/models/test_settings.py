@@ -40,6 +40,7 @@ ON_DISK = {
     "num_classes output_act",
     "R3GANDiscriminator": "family image_shape channel_base channel_max blocks group_size expansion "
     "num_classes",
+    "PatchDiscriminator": "family image_shape channels layers spectral num_classes",
 }
 IN_A_RUN = {
     "MLPGenerator": "family z_dim hidden",
@@ -54,6 +55,7 @@ IN_A_RUN = {
     "output_act",
     "R3GANGenerator": "family z_dim channel_base channel_max blocks group_size expansion output_act",
     "R3GANDiscriminator": "family channel_base channel_max blocks group_size expansion",
+    "PatchDiscriminator": "family channels layers spectral",
 }
 
 

@@ -6,9 +6,9 @@ https://arxiv.org/abs/2210.13438, equation 4), the gradient g_i of term i with w
     R * w_i / (sum of w) * g_i / (running mean of |g_i|),
 
 so that a weight is the fraction of the norm R that the term has, whatever the scale of its loss. |g_i| is the
-norm of the gradient of an item's own loss, averaged over the items. The mean is that of the steps before, which
-is the same for all parts of a batch and all processes; when a term begins, its first batch is measured in
-advance.
+norm of the gradient of an item's own loss, averaged over the items. The mean is that of the steps before,
+which is the same for all parts of a batch and all processes; when a term begins, its first batch is measured
+in advance.
 """
 
 from __future__ import annotations
@@ -62,6 +62,6 @@ class Balance:
 
 
 def item_norm(gradient: Tensor) -> Tensor:
-    """The mean over the items of the norms of the gradients of their own losses, of the gradient of their mean
-    loss. In parts of equal size, the mean over the parts is that of the whole."""
+    """The mean over the items of the norms of the gradients of their own losses, of the gradient of their
+    mean loss. In parts of equal size, the mean over the parts is that of the whole."""
     return torch.linalg.vector_norm(gradient.flatten(1).float(), dim=1).sum()

@@ -19,8 +19,8 @@ from aigc_ext.training.config import RunConfig
 # The order of the keys in config.json.
 _KEYS = (
     " preset seed data held_out generator discriminator loss g_optim d_optim ema augment ramp_kimg batch"
-    " batch_gpu kimg tick snap keep grid nonfinite_limit metrics metric_images log channels_last workers device"
-    " threads deterministic malloc "
+    " batch_gpu kimg tick snap keep grid nonfinite_limit metrics metric_images log channels_last workers"
+    " device threads deterministic malloc "
 )
 
 
@@ -55,8 +55,8 @@ class LossConfig(Config):
     """Thousands of items after which the adversarial term begins; the discriminator learns from the first
     on."""
     judged: Literal["reconstructions", "samples", "both"] = "reconstructions"
-    """What the discriminator compares with the data: reconstructions, decoded codes from N(0, 1) (kl only), or
-    by turns one and the other."""
+    """What the discriminator compares with the data: reconstructions, decoded codes from N(0, 1) (kl only),
+    or by turns one and the other."""
     kind: Literal["logistic", "minimax", "hinge", "lsgan", "wgan", "relativistic", "relativistic_avg"] = (
         "hinge"
     )
@@ -93,9 +93,9 @@ class TrainConfig(RunConfig):
     grid: tuple[Count, Annotated[int, Range(ge=1)]] = (8, 4)
     """Columns and rows of a preview: so many items, each with its reconstruction below it."""
     metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] | None = None
-    """Metrics of samples (kl) at every snapshot except one requested by a signal; see `aigc_ext.metrics`. null:
-    a new run takes fd if it should cost less than a tenth of its time. Those of reconstructions are always
-    computed."""
+    """Metrics of samples (kl) at every snapshot except one requested by a signal; see `aigc_ext.metrics`.
+    null: a new run takes fd if it should cost less than a tenth of its time. Those of reconstructions are
+    always computed."""
     metric_images: Annotated[int, Range(ge=2)] = 5000
     """Number of generated images for the metrics of samples."""
     channels_last: bool | None = None

@@ -18,7 +18,7 @@ class SeveralLosses(AdversarialLoss):
     """The sum of the losses of several discriminators, which are given lists of logits; statistics are their
     means."""
 
-    def discriminator_backward(  # type: ignore[override]
+    def discriminator_backward(
         self,
         real_logits: Tensor | Sequence[Tensor],
         fake_logits: Tensor | Sequence[Tensor],

@@ -52,11 +52,11 @@ def reconstruction_quality(
     """Of a network in eval mode, over all held-out items:
 
     - `psnr`: in dB, of values in [0, 1]; the mean over the items of each one's.
-    - `sharpness` (images): the root of the ratio of the `detail` of reconstructions to that of the items: 1 if
-      they are as sharp, less if they are blurred; noise raises it too.
-    - `nelbo` (kl, with `bernoulli`): the bound on -log p of an item in nats: `losses.bernoulli_nll`, the mean over
-      `DRAWS` codes of each item from a fixed seed, plus the divergence. Grey values are probabilities of white,
-      so that it is the expectation over dynamic binarisation. `kl` is the divergence.
+    - `sharpness` (images): the root of the ratio of the `detail` of reconstructions to that of the items: 1
+      if they are as sharp, less if they are blurred; noise raises it too.
+    - `nelbo` (kl, with `bernoulli`): the bound on -log p of an item in nats: `losses.bernoulli_nll`, the mean
+      over `DRAWS` codes of each item from a fixed seed, plus the divergence. Grey values are probabilities of
+      white, so that it is the expectation over dynamic binarisation. `kl` is the divergence.
     - `perplexity`, `used_codes` (vq, fsq): exp of the entropy of the codes of all items, and the share of the
       codebook that occurs.
     """

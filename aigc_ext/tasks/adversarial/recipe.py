@@ -47,13 +47,13 @@ def check(config: TrainConfig, data: Dataset, generator: nn.Module) -> None:
         raise ConfigError(f"augment.kind is {augment.kind!r}, but must be 'noaug': {data.name} has no images")
     if augment.kind == "ada" and (loss.kind == "wgan" or loss.kind in RELATIVISTIC):
         raise ConfigError(
-            f"augment.kind is 'ada', but loss.kind is {loss.kind!r}, whose logits of real images mean nothing by "
-            "themselves; use 'fixed'"
+            f"augment.kind is 'ada', but loss.kind is {loss.kind!r}, whose logits of real images mean "
+            "nothing by themselves; use 'fixed'"
         )
     if loss.judged != "reconstructions" and getattr(generator, "bottleneck", None) != "kl":
         raise ConfigError(
-            f"loss.judged is {loss.judged!r}, but must be 'reconstructions': only a generator with the bottleneck "
-            "'kl' makes samples by itself"
+            f"loss.judged is {loss.judged!r}, but must be 'reconstructions': only a generator with the "
+            "bottleneck 'kl' makes samples by itself"
         )
     for key, value in config.flat().items():
         if key.endswith(("_end", "p_start", "kimg_start")) and value is not None and not config.ramp_kimg:

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aigc_ext.models.reconstruction import Reconstruction
 from aigc_ext.nn.quantize import CodeStatistics, VectorQuantizer, code_use
@@ -48,20 +48,20 @@ class _Forward(NamedTuple):
 class ReconstructionStep:
     """Updates a discriminator, if there is one, and then a generator that is given the items.
 
-    1. `reconstruct(items)`; D's loss on the items and on the detached output, plus the penalties if requested;
-       D's optimizer takes a step.
+    1. `reconstruct(items)`; D's loss on the items and on the detached output, plus the penalties if
+       requested; D's optimizer takes a step.
     2. The gradient of each term at the output, which is a leaf; with `balance`, each is scaled. Their sum is
        the gradient of the output, and one backward through the generator serves all, together with its own
        `penalties` (the divergence of Gaussian codes, the distance of features to their codes), which have
        their own weights. Without `balance`, this is the gradient of the plain sum.
 
-    The same output serves both halves, so that the generator's forward runs once, unless the batch has several
-    parts. Nothing waits for the device, except for a new term of a balance. A step whose loss is not finite
-    changes nothing, codebook and balance included.
+    The same output serves both halves, so that the generator's forward runs once, unless the batch has
+    several parts. Nothing waits for the device, except for a new term of a balance. A step whose loss is not
+    finite changes nothing, codebook and balance included.
 
     Args:
-        generator: has `reconstruct`, `activate` and, with a codebook, `learn_codes`, and for samples `imagine`:
-            see `models.autoencoder.Autoencoder`.
+        generator: has `reconstruct`, `activate` and, with a codebook, `learn_codes`, and for samples
+            `imagine`: see `models.autoencoder.Autoencoder`.
         optimizer: of the generator.
         terms: of the output, with their weights.
         penalties: the weights of the generator's own, by their names.

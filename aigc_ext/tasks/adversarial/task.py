@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aigc_ext import _files
 from aigc_ext.config import ConfigError
 from aigc_ext.data import Dataset, ImageDataset, as_dataset, open_dataset, split, to_uint8
 from aigc_ext.data.batch import Batch
@@ -45,13 +46,10 @@ from aigc_ext.training.parts import part_size
 from aigc_ext.training.runtime import derive_seed, resolve_device
 from aigc_ext.training.task import Learner, Piece, Progress, Task
 
-PENALTIES = {"kl": ("kl",), "vq": ("commitment",), "fsq": ()}
-"""The penalties of an autoencoder by its bottleneck; other networks name theirs in an attribute `penalties`."""
-
 
 class ReconstructionTask(Task):
-    """A network in training mode, its average in eval mode, a discriminator or None, and their optimizers; its
-    arguments are those of `Trainer`."""
+    """A network in training mode, its average in eval mode, a discriminator or None, and their optimizers;
+    its arguments are those of `Trainer`."""
 
     preview_file = "reconstructions{}.png"
     ranked_by = ("fd", "nelbo", "kid")
@@ -84,7 +82,7 @@ class ReconstructionTask(Task):
         self.discriminator = discriminator.to(device).train() if adversarial and discriminator else None
         for network in (self.generator, self.discriminator):
             if config.channels_last and network is not None:
-                network.to(memory_format=torch.channels_last)
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.augment = gan.make_augment(config.augment, self.value_range) if adversarial else None
         if self.augment is not None:
             self.augment.to(device)
@@ -107,11 +105,12 @@ class ReconstructionTask(Task):
         self._trained = present if len(present) < data.num_classes and self._cond else None
         self._sampler: Sampler | None = None
         if self.generates:
-            self._sampler = Sampler(self.ema.decoder, trained_classes=self._trained)
+            decoder: Any = self.ema.decoder
+            self._sampler = Sampler(decoder, trained_classes=self._trained)
         if config.metrics and not self.generates:
             raise ConfigError(
-                f"metrics are {', '.join(config.metrics)}, but must be none: only a generator with the bottleneck "
-                "'kl' makes samples by itself"
+                f"metrics are {', '.join(config.metrics)}, but must be none: only a generator with the "
+                "bottleneck 'kl' makes samples by itself"
             )
         self._metrics: MetricSet | None = None
         self.join(Processes())
@@ -123,13 +122,12 @@ class ReconstructionTask(Task):
     def join(self, processes: Processes) -> None:
         super().join(processes)
         config, loss = self.config, self.config.loss
-        bottleneck = getattr(self.generator, "bottleneck", None)
-        names = getattr(self.generator, "penalties", PENALTIES.get(bottleneck, ()))
+        penalties = {name: getattr(loss, name) for name in getattr(self.generator, "penalties", ())}
         critic = None
         if self.discriminator is not None:
             critic = recipe.make_critic(self.discriminator, config, self.augment)
         self._take_step = ReconstructionStep(
-            *(self.generator, self.g_optimizer, self.terms, {name: getattr(loss, name) for name in names}),
+            *(self.generator, self.g_optimizer, self.terms, penalties),
             critic=critic,
             d_optimizer=self.d_optimizer,
             balance=self.balance,
@@ -283,7 +281,8 @@ class ReconstructionTask(Task):
     def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
         """Items, held-out ones if there are any, each with its reconstruction below it; with kl also, in
         `samples{}.png`, the images of the seeds 0, 1, 2, ..."""
-        data, columns = self.held or self.data, self.config.grid[0]
+        data: Any = self.held or self.data
+        columns = self.config.grid[0]
         items, labels = data.read(gan.spread(data, math.prod(self.config.grid)))
         target = as_floats(items.to(self.device), self.value_range)
         with torch.no_grad():
@@ -293,7 +292,7 @@ class ReconstructionTask(Task):
         if len(rows[-1]) < columns:  # the last row is short
             missing = columns - len(rows[-1])
             rows[-2:] = [torch.cat([row, row.new_zeros(missing, *row.shape[1:])]) for row in rows[-2:]]
-        provenance = {"model_sha256": run_sha256(files["ema"]), "nimg": nimg}
+        provenance = {"model_sha256": _files.sha256(files["ema"]), "nimg": nimg}
         self._save(torch.cat(rows).permute(0, 2, 3, 1).numpy(), path, provenance=provenance)
         if self._sampler is None:
             return
@@ -346,12 +345,6 @@ class ReconstructionTask(Task):
         return ReconstructionTask(
             *(self.generator, self.discriminator, self.data, config), held=self.held, terms=self._more
         )
-
-
-def run_sha256(data: bytes) -> str:
-    from aigc_ext import _files
-
-    return _files.sha256(data)
 
 
 def _architecture(network: nn.Module) -> dict[str, Any] | None:
@@ -427,8 +420,8 @@ class Trainer(Loop):
         desc: str = "",
         report: Report | None = None,
     ) -> Trainer:
-        """Opens the data, holds a part out, and builds the networks that `config` describes, with weights from
-        its seed.
+        """Opens the data, holds a part out, and builds the networks that `config` describes, with weights
+        from its seed.
 
         Args:
             outdir, desc: as for the constructor.

@@ -1,9 +1,9 @@
 """The terms of a loss that are computed at the output of a network.
 
-A term is a small object with a name, called with what it may look at, `Made`. The step takes the gradient of each
-at the output, so that it costs no backward of the generator of its own. To add one: a class, an entry in `TERMS`
-and a weight of the same name in `LossConfig`; or, for a callable of your own such as perceptual features, the
-argument `terms` of `Trainer`.
+A term is a small object with a name, called with what it may look at, `Made`. The step takes the gradient of
+each at the output, so that it costs no backward of the generator of its own. To add one: a class, an entry in
+`TERMS` and a weight of the same name in `LossConfig`; or, for a callable of your own such as perceptual
+features, the argument `terms` of `Trainer`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from aigc_ext.tasks.adversarial.config import TrainConfig
 
 
 class Judgement(NamedTuple):
-    """What a discriminator says of items: one or several tensors of logits, `[N, ...]`, and the features of its
-    layers, if it shows any (a method `judge(items, c=None)` that returns both)."""
+    """What a discriminator says of items: one or several tensors of logits, `[N, ...]`, and the features of
+    its layers, if it shows any (a method `judge(items, c=None)` that returns both)."""
 
     logits: Sequence[Tensor]
     features: Sequence[Tensor]
@@ -166,7 +166,7 @@ def make_terms(config: TrainConfig, network: nn.Module, more: Sequence[Weighted]
         for term, weight in chosen:
             if term.judges:
                 raise ConfigError(
-                    f"loss.{term.name} is {weight}, but must be 0: it needs the discriminator, and there is none "
-                    "with loss.adversarial 0"
+                    f"loss.{term.name} is {weight}, but must be 0: it needs the discriminator, and there is "
+                    "none with loss.adversarial 0"
                 )
     return chosen

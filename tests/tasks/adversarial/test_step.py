@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from aigc_ext.tasks.adversarial.terms import Adversarial, Bernoulli
 KL = {"bottleneck": "kl", "single_code": True, "output_act": "sigmoid", "code_dim": 3}
 VQ = {"bottleneck": "vq", "num_codes": 8, "code_dim": 3, "revive_below": 0.2}
 LOSS = AdversarialLoss("hinge")
+LIKENESS = [Weighted(Compared("l1", l1), 1.0)]
 
 
 class FeatureMatching(Term):
@@ -128,7 +130,8 @@ def test_gradients_of_a_likelihood_are_taken_at_the_logits():
 
 @pytest.mark.parametrize("judged", ["samples", "both"])
 def test_the_discriminator_is_shown_samples(judged):
-    step, x = step_of(KL, [Weighted(Bernoulli(), 1.0), Weighted(Adversarial(LOSS), 2.0)], judged=judged), items()
+    terms = [Weighted(Bernoulli(), 1.0), Weighted(Adversarial(LOSS), 2.0)]
+    step, x = step_of(KL, terms, judged=judged), items()
     before = copy.deepcopy(step)
     step(x, seed=5)
     fake, network = step.inputs.fake, before.generator
@@ -169,9 +172,13 @@ def test_a_balanced_term_has_its_share_of_the_norm():
     weights = {"l1": 1.0, "l2": 3.0}
     found = []
     for scale in (1.0, 1000.0):
+
+        def scaled_l2(a, b, scale=scale):
+            return scale * l2(a, b)
+
         terms = [
             Weighted(Compared("l1", l1), weights["l1"]),
-            Weighted(Compared("l2", lambda a, b, scale=scale: scale * l2(a, b)), weights["l2"]),
+            Weighted(Compared("l2", scaled_l2), weights["l2"]),
         ]
         balance = Balance(["l1", "l2"], norm=2.0, decay=0.9)
         step, x = step_of(VQ, terms, balance=balance), items()
@@ -187,7 +194,8 @@ def test_a_balanced_term_has_its_share_of_the_norm():
         share = {name: 2.0 * w / 4.0 for name, w in weights.items()}
         scaled = sum(share[name] * gradient / norms_of(gradient) for name, gradient in own.items())
         given = before.reconstruct(x)
-        torch.autograd.backward([given.output, 0.25 * given.penalties["commitment"]], [scaled, torch.ones(())])
+        commitment = 0.25 * given.penalties["commitment"]
+        torch.autograd.backward([given.output, commitment], [scaled, torch.ones(())])
         for name, gradient in gradients(step.generator).items():
             torch.testing.assert_close(gradient, gradients(before)[name], rtol=1e-5, atol=1e-9, msg=name)
         found.append(gradients(step.generator))
@@ -232,20 +240,21 @@ class Several(nn.Module):
         return [each(x) for each in self.each]
 
     def judge(self, x):
+        each: Any
         judgements = [each.judge(x) for each in self.each]
         return [logits for logits, _ in judgements], [f for _, features in judgements for f in features]
 
 
 def test_several_logits_are_several_losses():
-    terms = [Weighted(Compared("l1", l1), 1.0), Weighted(Adversarial(LOSS), 0.5), Weighted(FeatureMatching(), 1.0)]
+    terms = [*LIKENESS, Weighted(Adversarial(LOSS), 0.5), Weighted(FeatureMatching(), 1.0)]
     step, x = step_of(VQ, terms, discriminator=Several()), items()
     before = copy.deepcopy(step)
     statistics = dict(zip(step.statistics, step(x, seed=1).tolist(), strict=True))
     network, critics = before.generator, before.critic.discriminator
     fake = network.activate(network.reconstruct(x).output).detach()
-    losses = [LOSS.discriminator(each(x), each(fake))[0] for each in critics.each]
-    assert statistics["loss_d"] == pytest.approx(sum(losses).item(), rel=1e-5)
-    sum(losses).backward()
+    loss = torch.stack([LOSS.discriminator(each(x), each(fake))[0] for each in critics.each]).sum()
+    assert statistics["loss_d"] == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
     torch.testing.assert_close(gradients(step.critic.discriminator), gradients(critics))
     assert statistics["adversarial"] == pytest.approx(
         sum(LOSS.generator(each(fake)).item() for each in step.critic.discriminator.each), rel=1e-5
@@ -293,7 +302,7 @@ def test_a_judgement_is_computed_once_for_all_terms():
             calls.append(images.requires_grad)
             return super().judge(images, c)
 
-    terms = [Weighted(Compared("l1", l1), 1.0), Weighted(Adversarial(LOSS), 0.5), Weighted(FeatureMatching(), 1.0)]
+    terms = [*LIKENESS, Weighted(Adversarial(LOSS), 0.5), Weighted(FeatureMatching(), 1.0)]
     step = step_of(VQ, terms, discriminator=Counting(image_shape=(1, 8, 8), channels=4, layers=1))
     step(items(), seed=1)
     assert sorted(calls[2:]) == [False, True], "after D's two: the output, and the target without a graph"
@@ -306,5 +315,3 @@ def test_a_term_that_hides_its_need_is_told():
     step = step_of(VQ, [Weighted(Compared("l1", l1), 1.0), Weighted(Sly(), 1.0)])
     with pytest.raises(AssertionError, match="must say so: `judges = True`"):
         step(items(), seed=1)
-
-
