@@ -1,6 +1,7 @@
 """Training tasks: each is a package that the engine, `aigc_ext.training`, knows nothing about.
 
 - `gan`: a generator and a discriminator against each other;
+- `adversarial`: a network that gives back what it is given, with or without a discriminator;
 - `likelihood`: one network that predicts each part of an item from those before it.
 
 Each has `PRESETS`, its `TrainConfig`, and a `Trainer`, which `from_config` makes from one. A run belongs to

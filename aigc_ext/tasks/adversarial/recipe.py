@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from aigc_ext.config import ConfigError
@@ -79,8 +78,7 @@ def schedule(config: TrainConfig, at: Progress) -> Schedule:
     p_start = augment.p if augment.p_start is None else augment.p_start
     return Schedule(
         at,
-        penalizes(config, at.step),
-        at.nimg >= config.loss.start_kimg * 1000,
+        *kind_of_step(config, at.step),
         g_rates=gan.rates(config.g_optim, position),
         d_rates=gan.rates(config.d_optim, position),
         ema_decay=config.ema.decay(at.nimg + config.batch, config.batch, position),
@@ -88,17 +86,20 @@ def schedule(config: TrainConfig, at: Progress) -> Schedule:
     )
 
 
-def penalizes(config: TrainConfig, step: int) -> bool:
-    """Does a step compute R1?"""
+def kind_of_step(config: TrainConfig, step: int) -> tuple[bool, bool]:
+    """Does a step compute R1, and do the terms that need the discriminator count?"""
     loss = config.loss
-    return bool(loss.adversarial and loss.gamma) and step % loss.r1_interval == 0
+    penalizes = bool(loss.adversarial and loss.gamma) and step % loss.r1_interval == 0
+    return penalizes, loss.adversarial > 0 and step * config.batch >= loss.start_kimg * 1000
 
 
-def kinds_of_steps(config: TrainConfig) -> list[bool]:
-    """The kinds of the steps in one period, or at the start of a very long one, once the adversarial term has
-    begun."""
-    period = config.loss.r1_interval if penalizes(config, 0) else 1
-    return [penalizes(config, step) for step in range(min(_LONG, period))]
+def kinds_of_steps(config: TrainConfig) -> list[tuple[bool, bool]]:
+    """The kinds of the steps in one period or, if something begins later, in the run; of a very long one
+    those at its start."""
+    loss, steps = config.loss, 1
+    if loss.adversarial:
+        steps = math.ceil(config.total_images / config.batch) if loss.start_kimg else loss.r1_interval
+    return [kind_of_step(config, step) for step in range(min(_LONG, steps))]
 
 
 def make_critic(discriminator: nn.Module, config: TrainConfig, augment: nn.Module | None) -> Critic:
@@ -113,7 +114,3 @@ def make_critic(discriminator: nn.Module, config: TrainConfig, augment: nn.Modul
         r2=loss.r2,
         augment=augment,
     )
-
-
-def learning(module: nn.Module) -> list[torch.Tensor]:
-    return [p for p in module.parameters() if p.requires_grad]
