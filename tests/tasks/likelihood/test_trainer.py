@@ -107,6 +107,7 @@ def test_a_network_of_other_settings_does_not_go_on(whole, sources):
     with pytest.raises(ConfigError, match=r"network.layers is 1, but the run was started with 2"):
         Trainer.from_config(changed).restore(point)
     trainer = Trainer.from_config(point.config)
+    assert point.checkpoint is not None
     point.checkpoint.state["network"]["tokenizer"] = "of another version of the library"
     with pytest.raises(CheckpointError, match="its network has another tokenizer than the one of this data"):
         trainer.restore(point)
