@@ -6,6 +6,11 @@ square layer normalization"), rotary positions (Su et al. 2021, "RoFormer"), att
 gated MLP (Shazeer 2020, "GLU variants improve Transformer") whose gate is tanh(a) * sigmoid(b), by the op
 `gated_act`. The embedding of the tokens is also the last layer.
 
+Where a token is read, so are the one before it and, in images, the one above that which is predicted next,
+each by a matrix of its own: a causal convolution of the embeddings. A single layer of attention is then enough to
+find what followed the same token before; without it that takes two (Olsson et al. 2022, "In-context learning
+and induction heads", "smeared keys").
+
 A row of tokens is one of
 
 - the codes of an image, in the order of its rows of pixels, with a class in front or nothing;
@@ -50,6 +55,7 @@ _MAX_LENGTH = 1 << 16
 _ROTARY_BASE = 10_000.0
 _EPS = 1e-6
 _NONE = -1  # in a row of tokens: to be sampled
+_GROUP = 8  # rows of a text: fewer make the products of matrices slow
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,9 @@ class Transformer(Network):
         self.embedding = nn.Embedding(settings.vocabulary, width)
         # What a row begins with: its class, or the last vector if there is none.
         self.start = nn.Embedding(settings.num_classes + 1, width)
+        above = () if settings.code_shape is None else (settings.code_shape[1] - 1,)
+        self.offsets = sorted({1, *above} - {0})
+        self.near = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in self.offsets)
         self.blocks = nn.ModuleList(_Block(settings) for _ in range(settings.layers))
         self.norm = nn.RMSNorm(width, eps=_EPS)
         self.apply(_initialise)
@@ -170,7 +179,7 @@ class Transformer(Network):
 
     def loss(self, items: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sum of the nats of all tokens that are predicted, float32 (float64 for a network in float64),
-        and their number, int64. The arguments are those of `forward`.
+        and their number, int64. The arguments are those of `forward`; each text has a target.
 
         In training mode, `condition_dropout` hides classes and captions. Random numbers are those of
         `nn.split_batch`.
@@ -184,19 +193,28 @@ class Transformer(Network):
             starts = starts.masked_fill(hidden, settings.num_classes)
             items = torch.where(hidden[:, None], self._without_caption(items), items)
         counted = self._counted(items)
-        on_cpu = items.device.type == "cpu"
-        if on_cpu and settings.source:  # the longest row may be short
-            used = int(counted.any(0).nonzero().max()) + 1 if counted.any() else 1
-            items, counted = items[:, :used], counted[:, :used]
-        features = self._read(items, starts)
-        if on_cpu:  # only what is asked for; elsewhere its size would have to be waited for
-            features, targets = features[counted], items[counted]
-        else:
-            features, targets = features.flatten(0, 1), items.masked_fill(~counted, _NONE).flatten()
+        if items.device.type != "cpu":  # the number of targets would have to be waited for
+            features = self._read(items, starts).flatten(0, 1)
+            return self._nats(features, items.masked_fill(~counted, _NONE).flatten()), counted.sum()
+        nats = self.embedding.weight.new_zeros(())
+        for rows in self._of_a_length(counted):
+            used = int(counted[rows].any(0).nonzero().max()) + 1
+            targets, wanted = items[rows, :used], counted[rows, :used]
+            nats = nats + self._nats(self._read(targets, starts[rows])[wanted], targets[wanted])
+        return nats, counted.sum()
+
+    def _of_a_length(self, counted: Tensor) -> Sequence[Tensor | slice]:
+        """Rows of a batch in groups, so that those of texts are not computed where nearly all have ended."""
+        if not self.settings.source or (self.training and self.settings.dropout):
+            return [slice(0, len(counted))]  # in order, in which random numbers are drawn
+        lengths = counted.shape[1] - counted.flip(1).to(torch.int8).argmax(1)
+        return lengths.argsort().split(max(_GROUP, -(-len(counted) // 4)))
+
+    def _nats(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Summed over the targets (M,), for features (M, width)."""
         logits = self._logits(features)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        nats = F.cross_entropy(logits, targets, ignore_index=_NONE, reduction="sum")
-        return nats, counted.sum()
+        return F.cross_entropy(logits, targets, ignore_index=_NONE, reduction="sum")
 
     def sample(
         self,
@@ -292,10 +310,9 @@ class Transformer(Network):
 
     def new_cache(self, rows: int) -> Cache:
         """For `step` with so many rows."""
-        settings = self.settings
+        settings, new = self.settings, self.embedding.weight.new_zeros
         shape = (2, rows, settings.heads, settings.length, settings.width // settings.heads)
-        weight = self.embedding.weight
-        return Cache([weight.new_zeros(shape) for _ in self.blocks])
+        return Cache(new(rows, settings.length, settings.width), [new(shape) for _ in self.blocks])
 
     def step(self, tokens: Tensor | None, c: Tensor, position: int, cache: Cache) -> Tensor:
         """The logits (N, `outputs`) of the tokens at a position, as `forward` gives them.
@@ -306,6 +323,10 @@ class Transformer(Network):
             cache: of the same rows, filled for all positions before; this one is added.
         """
         x = (self.start(c) if tokens is None else self.embedding(tokens))[:, None]
+        cache.inputs[:, position] = x[:, 0]
+        for offset, near in zip(self.offsets, self.near, strict=True):
+            if offset <= position:
+                x = x + near(cache.inputs[:, position - offset])[:, None]
         turns = _turns(position, 1, self.settings, x)
         for block, memory in zip(self.blocks, cache.layers, strict=True):
             x = block(x, turns, memory, position)
@@ -436,7 +457,11 @@ class Transformer(Network):
 
     def _read(self, items: Tensor, starts: Tensor) -> Tensor:
         """The features (N, T, width) from which `_logits` predicts each of the items."""
-        x = torch.cat([self.start(starts)[:, None], self.embedding(items[:, :-1])], 1)
+        inputs = torch.cat([self.start(starts)[:, None], self.embedding(items[:, :-1])], 1)
+        x = inputs
+        for offset, near in zip(self.offsets, self.near, strict=True):
+            if offset < x.shape[1]:
+                x = x + F.pad(near(inputs[:, :-offset]), (0, 0, offset, 0))
         turns = _turns(0, x.shape[1], self.settings, x)
         for block in self.blocks:
             x = block(x, turns)
@@ -448,8 +473,10 @@ class Transformer(Network):
 
 
 class Cache(NamedTuple):
-    """Keys and values of all earlier positions: for each layer (2, N, heads, length, width / heads)."""
+    """What has been computed for all earlier positions: the embeddings (N, length, width) and, for each
+    layer, keys and values (2, N, heads, length, width / heads)."""
 
+    inputs: Tensor
     layers: list[Tensor]
 
 
