@@ -28,6 +28,8 @@ from aigc_ext.data.fit import NEEDS_ENLARGING, NEEDS_TRANSFORM, ArrayFiles, chec
 from aigc_ext.data.huggingface import open_rows
 from aigc_ext.data.prepare import Preparation, open_images, open_prepared
 from aigc_ext.data.shards import open_shards
+from aigc_ext.data.tokens import KIND as TOKENS
+from aigc_ext.data.tokens import token_source
 from aigc_ext.data.tree import open_tree
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
@@ -240,12 +242,17 @@ def absolute_source(source: str) -> str:
     """The source with an absolute path, whose meaning doesn't depend on the working directory."""
     if source in NAMED or source in FETCHED:
         return source
+    if tokens := token_source(source):
+        return f"{TOKENS}:{os.path.abspath(tokens.network)}:{absolute_source(tokens.images)}"
     kind, path = _kind_and_path(source)
     return kind + os.path.abspath(path)
 
 
 def is_there(source: str) -> bool:
     """Does the path of a source exist, as far as that can be told without opening it?"""
+    if tokens := token_source(source):
+        images = tokens.images
+        return os.path.exists(tokens.network) and (images in FETCHED or images in NAMED or is_there(images))
     kind, path = _kind_and_path(source)
     if kind == "wds:":  # a pattern
         path = os.path.dirname(path.partition("{")[0].partition("*")[0])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aigc_ext.data import DatasetError, TensorImages
+from aigc_ext.data.open import absolute_source, is_there
 from aigc_ext.data.tokens import TokenRows, TokenSource, captions_of, encode_images, token_source
 
 
@@ -26,6 +27,18 @@ def test_the_name_of_a_source():
     for wrong in ("tokens:", "tokens:runs/3", "tokens::emoji"):
         with pytest.raises(DatasetError, match="must be of the form tokens:RUN:IMAGES"):
             token_source(wrong)
+
+
+def test_paths_in_a_source_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "images").mkdir()
+    assert absolute_source("tokens:run:emoji") == f"tokens:{tmp_path}/run:emoji"
+    assert absolute_source("tokens:run:images") == f"tokens:{tmp_path}/run:{tmp_path}/images"
+    assert is_there("tokens:run:emoji")
+    assert is_there("tokens:run:images")
+    assert not is_there("tokens:run:other")
+    assert not is_there("tokens:other:emoji")
 
 
 def test_all_images_are_encoded_in_order():

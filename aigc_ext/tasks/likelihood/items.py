@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from aigc_ext.config import ConfigError
 from aigc_ext.data import Dataset, DatasetError, normalize, open_dataset, split
+from aigc_ext.data.audio import open_audio
 from aigc_ext.data.dataset import Report
-from aigc_ext.data.fetched import NAMES as FETCHED_NAMES
-from aigc_ext.data.fetched import licence_of, path_of
+from aigc_ext.data.fetched import NAMES as FETCHED
+from aigc_ext.data.fetched import licence_of, names_of, path_of
 from aigc_ext.data.text import PAD, TextPairs, Vocabulary, open_pairs
 from aigc_ext.data.tokens import TokenRows, TokenSource, captions_of, encode_images, token_source
 from aigc_ext.models.settings import ReconstructorConfig
@@ -46,8 +47,8 @@ class Items:
 
 
 def open_items(config: TrainConfig, report: Report | None = None) -> Items:
-    """The items that a config describes: `tokens:RUN:IMAGES`, pairs of texts (`*.jsonl`), or any other source
-    of `open_dataset`.
+    """The items that a config describes: `tokens:RUN:IMAGES`, pairs of texts (`*.jsonl`), or for a network of
+    sound recordings.
 
     Raises:
         DatasetError: the source can't be used.
@@ -60,35 +61,28 @@ def open_items(config: TrainConfig, report: Report | None = None) -> Items:
         raise ConfigError(
             f"caption is true, but data.source is {source!r}: only tokens of images have captions"
         )
-    elif _is_of_pairs(source):
+    elif source in names_of("text") or source.endswith(PAIRS_SUFFIX):
         items = _open_text(config)
-    else:
-        data = _open(config, source, report)
+    elif getattr(config.network.network, "media", None) == "audio":
+        data = open_audio(source, **_opening(config, report))
         training, held = _split(config, data)
-        facts = {"sample_rate": getattr(data, "sample_rate", None), "length": data.item_shape[-1]}
-        items = Items(training, held, facts)
+        items = Items(training, held, {"sample_rate": data.sample_rate, "length": data.item_shape[0]})
+    else:
+        raise DatasetError(
+            f"dataset {source!r} has nothing for a {config.network.family} to learn: it must be of the "
+            f"form tokens:RUN:IMAGES, a {PAIRS_SUFFIX} file of pairs of texts, or one of "
+            f"{', '.join(names_of('text'))}"
+        )
     _check_classes(config, items.training)
     num_classes = items.training.num_classes if config.data.cond else 0
     return Items(**{**vars(items), "facts": {**items.facts, "num_classes": num_classes}})
 
 
-def _is_of_pairs(source: str) -> bool:
-    path = str(path_of(source)) if source in FETCHED_NAMES else source
-    return path.endswith(PAIRS_SUFFIX)
-
-
-def _open(config: TrainConfig, source: str, report: Report | None, **options: Any) -> Dataset:
+def _opening(config: TrainConfig, report: Report | None) -> dict[str, Any]:
+    """The options of all sources of files."""
     settings = config.data
-    return open_dataset(
-        source,
-        on_bad="skip",
-        class_folders=settings.class_folders,
-        follow_links=settings.follow_links,
-        renumber_classes=settings.renumber_classes,
-        max_left_out=settings.max_left_out,
-        report=report,
-        **options,
-    )
+    names = ("class_folders", "follow_links", "renumber_classes", "max_left_out")
+    return {"on_bad": "skip", "report": report, **{name: getattr(settings, name) for name in names}}
 
 
 def _split(config: TrainConfig, data: Dataset) -> tuple[Dataset, Dataset | None]:
@@ -105,14 +99,14 @@ def _indices(data: Dataset, training: Dataset) -> list[int]:
 
 def _open_text(config: TrainConfig) -> Items:
     source, settings = config.data.source, config.text
-    path = path_of(source) if source in FETCHED_NAMES else source
+    path = path_of(source) if source in FETCHED else source
     pairs: TextPairs = open_pairs(
         path,
         lengths=(settings.source, settings.target),
         on_bad="skip",
         max_left_out=config.data.max_left_out,
     )
-    if source in FETCHED_NAMES:
+    if source in FETCHED:
         pairs.name, pairs.licence = source, licence_of(source)
     training, held = _split(config, pairs)
     vocabulary = Vocabulary.learn(pairs.texts(_indices(pairs, training)), settings.vocabulary)
@@ -135,17 +129,17 @@ def _open_text(config: TrainConfig) -> Items:
 def _open_tokens(config: TrainConfig, source: TokenSource, report: Report | None) -> Items:
     codec, digest = load_pretrained(source.network)
     settings = getattr(codec, "settings", None)
-    if not isinstance(settings, ReconstructorConfig) or not hasattr(codec, "codes"):
-        raise DatasetError(
-            f"dataset {config.data.source!r}: {source.network} is a {type(codec).__name__}, but must be an "
-            "autoencoder with codes, as of preset vqgan"
-        )
     network: Any = codec
+    if not isinstance(settings, ReconstructorConfig) or not hasattr(codec, "codes") or network.num_classes:
+        classes = " with classes" if getattr(codec, "num_classes", 0) else ""
+        raise DatasetError(
+            f"dataset {config.data.source!r}: {source.network} is a {type(codec).__name__}{classes}, but must "
+            "be an autoencoder with codes and without classes, as of preset vqgan"
+        )
     _, height, width = network.image_shape
-    images: Any = _open(
-        config,
+    images = open_dataset(
         source.images,
-        report,
+        **_opening(config, report),
         resolution=(width, height),
         transform=config.data.transform or "center-crop",
         enlarge=config.data.enlarge,
@@ -164,7 +158,7 @@ def _open_tokens(config: TrainConfig, source: TokenSource, report: Report | None
         rows = TokenRows(images, codes, digest)
         return Items(*_split(config, rows), facts, codec)
     captions = captions_of(
-        path_of(source.images) if source.images in FETCHED_NAMES else source.images, images.identity().names
+        path_of(source.images) if source.images in FETCHED else source.images, images.identity().names
     )
     return _with_captions(config, TokenRows(images, codes, digest), codes, digest, captions, facts, codec)
 

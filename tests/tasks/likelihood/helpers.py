@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from aigc_ext.config import Count
-from aigc_ext.models.settings import ImageShape, Network, ReconstructorConfig, takes
+from aigc_ext.models.settings import ClassCount, ImageShape, Network, ReconstructorConfig, takes
 from aigc_ext.sampling import save_pretrained
 from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, find_resume_point
 from aigc_ext.training.checkpoint import serialize
@@ -51,6 +51,7 @@ class BlocksConfig(ReconstructorConfig):
     family: Literal["blocks"] = field(default="blocks", kw_only=True)
     image_shape: ImageShape = (1, 4, 4)
     num_codes: Count = 5
+    num_classes: ClassCount = 0
 
 
 class Blocks(Network):

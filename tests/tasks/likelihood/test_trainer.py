@@ -241,6 +241,12 @@ def test_a_prior_decodes_what_its_codec_encodes(sources, tmp_path):
             ConfigError,
             "optim.lr_end is 0.0001, but must be null: ramp_kimg is 0",
         ),
+        (
+            "prior",
+            {"data__source": "digits"},
+            DatasetError,
+            "'digits' has nothing for a transformer to learn",
+        ),
         ("prior", {"data__source": "tokens:missing"}, DatasetError, "must be of the form tokens:RUN:IMAGES"),
     ],
 )
@@ -250,7 +256,7 @@ def test_what_does_not_fit_is_named(case, overrides, error, message, sources):
 
 
 def test_a_source_of_tokens_needs_an_autoencoder(whole, sources):
-    with pytest.raises(DatasetError, match="is a Transformer, but must be an autoencoder with codes"):
+    with pytest.raises(DatasetError, match=r"is a Transformer.*, but must be an autoencoder with codes"):
         Trainer.from_config(config("prior", f"tokens:{whole[1].run_dir}:digits"))
 
 
