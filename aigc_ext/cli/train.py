@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _KEYS = {
     "data": "data.source",
     "cond": "data.cond",
+    "caption": "caption",
     "class_folders": "data.class_folders",
     "renumber_classes": "data.renumber_classes",
     "mirror": "data.mirror",
@@ -100,6 +101,11 @@ _KEYS = {
     " that of an uninterrupted run.",
 )
 @click.option("--cond/--no-cond", default=None, help="Train conditionally, on the data's labels.")
+@click.option(
+    "--caption/--no-caption",
+    default=None,
+    help="For tokens of images: learn them with their captions in front.",
+)
 @click.option(
     "--class-folders",
     is_flag=True,

@@ -7,9 +7,9 @@ gated MLP (Shazeer 2020, "GLU variants improve Transformer") whose gate is tanh(
 `gated_act`. The embedding of the tokens is also the last layer.
 
 Where a token is read, so are the one before it and, in images, the one above that which is predicted next,
-each by a matrix of its own: a causal convolution of the embeddings. A single layer of attention is then
-enough to find what followed the same token before; without it that takes two (Olsson et al. 2022, "In-context learning
-and induction heads", "smeared keys").
+each by a matrix of its own: a causal convolution of the embeddings. A single layer of attention can then find
+what followed the same token before; without it that takes two (Olsson et al. 2022, "In-context learning and
+induction heads", "smeared keys").
 
 A row of tokens is one of
 

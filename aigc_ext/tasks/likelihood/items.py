@@ -132,9 +132,10 @@ def _open_tokens(config: TrainConfig, source: TokenSource, report: Report | None
     network: Any = codec
     if not isinstance(settings, ReconstructorConfig) or not hasattr(codec, "codes") or network.num_classes:
         classes = " with classes" if getattr(codec, "num_classes", 0) else ""
+        found = f"{source.network} is a {type(codec).__name__}{classes}"
         raise DatasetError(
-            f"dataset {config.data.source!r}: {source.network} is a {type(codec).__name__}{classes}, but must "
-            "be an autoencoder with codes and without classes, as of preset vqgan"
+            f"dataset {config.data.source!r}: {found}, but must be an autoencoder with codes and without "
+            "classes, as of preset vqgan"
         )
     _, height, width = network.image_shape
     images = open_dataset(
