@@ -152,7 +152,7 @@ $(SIMT) $(SANITIZED) $(THREADED): $(VENV)/torch $(NATIVE) $(wildcard tests/simt/
 
 $(VENV)/test-tools: $(VENV)/torch pyproject.toml
 	$(PIP) pytest pytest-xdist hypothesis scipy pybind11 mpmath braceexpand webdataset pyyaml imageio-ffmpeg huggingface_hub \
-	  onnx onnxscript onnxruntime nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	  onnx onnxscript onnxruntime nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm tokenizers rouge-score
 	@touch $@
 
 $(VENV)/lint-tools: $(VENV)/torch pyproject.toml

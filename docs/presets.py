@@ -146,6 +146,8 @@ def page() -> str:
     ):
         for name, cls in choice.families.items():
             assert issubclass(cls, NetworkConfig)
+            if not cls.__module__.startswith("aigc_ext."):  # somebody else's, or a test's
+                continue
             parts.append(f"### {role} `{name}`: `{cls.network.__name__}`\n")
             parts.append(family(cls))
     return "\n".join(parts)

@@ -51,7 +51,7 @@ def from_seeds(
     for name in [*options, *(["prompts"] if prompts else [])]:
         if name not in taken:
             option = "--" + name.removesuffix("s" if name == "prompts" else "").replace("_", "-")
-            raise InputError(f"{option!r} is not for a {type(network).__name__}")
+            raise InputError(f"{option!r} is not for this {type(network).__name__}")
     if prompts and len(prompts) not in (1, len(seeds)):
         raise InputError(
             f"there are {len(prompts)} prompts, but must be 1, or one for each of the {len(seeds)} seeds"

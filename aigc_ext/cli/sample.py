@@ -165,9 +165,9 @@ def sample(
         if generator is not None:
             if options or prompts:
                 names = ["--" + name.replace("_", "-") for name in options] + ["--prompt"] * bool(prompts)
-                raise InputError(f"{names[0]!r} is not for a {type(model).__name__}")
+                raise InputError(f"{names[0]!r} is not for this {type(model).__name__}")
         elif projected is not None or trunc != 1 or trunc_cutoff is not None or noise_mode is not None:
-            raise InputError(f"a {type(model).__name__} has no latents to project or truncate")
+            raise InputError(f"this {type(model).__name__} has no latents to project or truncate")
     if generator is not None:
         _sample_images(
             *(generator, digest, seeds, projected, trunc, trunc_cutoff, noise_mode, class_, grid),
@@ -200,20 +200,21 @@ def _sample_items(
         if given is None:
             if not hasattr(model, "sample") or getattr(model, "quantizer", None) is not None:
                 raise InputError(
-                    f"a {type(model).__name__} makes nothing from seeds: '--input' gives it what to make anew"
+                    f"this {type(model).__name__} makes nothing from seeds: '--input' gives it what to make "
+                    "anew"
                 )
             count = len(seeds or [])
             made = items.from_seeds(model, seeds or [], class_, prompts, options)
         else:
             if not hasattr(model, "reconstructions"):
-                raise InputError(f"'--input' is not for a {type(model).__name__}: give '--seeds'")
+                raise InputError(f"'--input' is not for this {type(model).__name__}: give '--seeds'")
             if options or prompts or class_ is not None:
                 raise InputError("'--input' says all: there is nothing to choose by other options")
             data = _open_input(model, given)
             count = min(num, len(data))
             made = items.from_items(model, data, num)
         if grid is not None and model.media != "image":
-            raise InputError(f"'--grid' is for images, but a {type(model).__name__} makes none")
+            raise InputError(f"'--grid' is for images, but this {type(model).__name__} makes none")
         if grid is not None and count > grid[0] * grid[1]:
             raise ValueError(f"grid is {grid[0]}x{grid[1]}, but must have a cell for each of {count}")
         first = next(made)  # tries all arguments before anything is written

@@ -341,7 +341,7 @@ def _report(task: Task, result: TrainResult) -> None:
     click.echo(f"to go on:    {command} train --resume {run_dir}{longer}")
     if result.model is not None:
         for what, arguments in task.commands.items():
-            click.echo(f"{what + ':':12} {command} {arguments.format(run=run_dir)}")
+            click.echo(f"{what + ':':12} {command} {arguments.replace('{run}', run_dir)}")
     click.echo(f"on one page: {command} report {run_dir}")
 
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_ext.config import Count, Fraction, NonNegative, Range
-from aigc_ext.data.pixels import to_uint8
+from aigc_ext.data.pixels import normalize, to_uint8
 from aigc_ext.losses.reconstruction import gaussian_kl
 from aigc_ext.models.checks import check_input, check_labels
 from aigc_ext.models.reconstruction import Reconstruction
@@ -209,6 +209,15 @@ class Autoencoder(Network):
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         """The images as they are after encoding and decoding (with kl of the means), (N, C, H, W)."""
         return self.decode(self.encode(images, c), c)
+
+    def reconstructions(self, items: Tensor, c: Tensor | None = None) -> np.ndarray:
+        """The same for images as a `data.Dataset` has them, uint8 (N, C, H, W), without a graph: uint8 (N, H,
+        W, C)."""
+        weight = self.get_parameter("decoder.last.weight")
+        images = normalize(items.to(weight.device), self.value_range).to(weight.dtype)
+        with torch.no_grad():
+            made = to_uint8(self(images, c), self.value_range)
+        return made.permute(0, 2, 3, 1).cpu().contiguous().numpy()
 
     def reconstruct(self, images: Tensor, c: Tensor | None = None) -> Reconstruction:
         """For training: with kl of a code drawn from the Gaussian, and the divergence `kl` in nats; with vq

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -100,6 +101,11 @@ class ReconstructionTask(Task):
             self.balance = Balance(names, config.loss.balance_norm, config.loss.balance_decay, device)
         self.publishes = _architecture(generator) is not None
         self.generates = getattr(generator, "bottleneck", None) == "kl" and data.kind == "images"
+        source = shlex.quote(config.data.source)
+        self.commands = {  # type: ignore[misc]
+            **({"more images": "sample --network {run} --seeds 0-15"} if self.generates else {}),
+            "made anew": f"sample --network {{run}} --input {source}",
+        }
         self._cond = config.data.cond
         present = data.present_classes if self._cond else []
         self._trained = present if len(present) < data.num_classes and self._cond else None

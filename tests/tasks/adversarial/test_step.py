@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -240,8 +239,7 @@ class Several(nn.Module):
         return [each(x) for each in self.each]
 
     def judge(self, x):
-        each: Any
-        judgements = [each.judge(x) for each in self.each]
+        judgements = [each.judge(x) for each in self.each]  # type: ignore[operator]
         return [logits for logits, _ in judgements], [f for _, features in judgements for f in features]
 
 

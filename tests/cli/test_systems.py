@@ -1,0 +1,142 @@
+"""Every preset that is no GAN from the command line: train, resume, sample and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aigc_ext import _names
+from aigc_ext.cli.main import main
+from aigc_ext.sampling import load_pretrained
+from tests.training.helpers import files_of
+
+PRESETS = [preset for task, presets in _names.TASKS.items() if task != "gan" for preset in presets]
+AUTOENCODER = {"channels": [8, 8], "code_dim": 4}
+TRANSFORMER = {"width": 16, "heads": 2, "layers": 1, "hidden": 16}
+SMALL: dict[str, dict[str, Any]] = {
+    "vae": {"generator": AUTOENCODER, "loss": {"adversarial": 0.1, "judged": "both"}},
+    "vqgan": {
+        "generator": {**AUTOENCODER, "num_codes": 8},
+        "data": {"resolution": [16, 8], "transform": None},
+        "loss": {"adversarial": 0.1},
+    },
+    "prior": {"network": TRANSFORMER},
+    "textgen": {"network": TRANSFORMER, "text": {"vocabulary": 280, "source": 12, "target": 6}},
+}
+SUFFIX = {"textgen": "txt", "vocoder": "wav", "wavenet": "wav"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The data of a preset."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = folder / "images" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 16, 3), dtype=np.uint8)).save(path)
+    lines = [{"source": f"A tool number {i} for people.", "target": f"tool {i}"} for i in range(40)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def source_of(preset: str) -> str:
+        if preset == "textgen":
+            return str(folder / "pairs.jsonl")
+        if preset != "prior":
+            return str(folder / "images")
+        codec = folder / "codec"
+        if not codec.exists():
+            train("vqgan", str(folder / "images"), codec, "--kimg", "0.008")
+        (run,) = codec.iterdir()
+        return f"tokens:{run}:{folder / 'images'}"
+
+    return source_of
+
+
+def train(preset: str, data: str, outdir: Path, *more: str) -> Path:
+    config = outdir.with_suffix(".json")
+    small = {**SMALL[preset], "grid": [2, 2], "batch": 8, "tick": 0.016, "snap": 1, "threads": 1}
+    config.write_text(json.dumps(small))
+    arguments = [] if "--resume" in more else ["--preset", preset, "--data", data, "--config", str(config)]
+    assert main(["train", "--outdir", str(outdir), *arguments, *more]) == 0
+    (run_dir,) = outdir.iterdir()
+    return run_dir
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_from_training_to_report(
+    preset: str, source: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = source(preset)
+    whole = train(preset, data, tmp_path / "whole", "--kimg", "0.032")
+    said = capsys.readouterr().out
+    train(preset, data, tmp_path / "parts", "--kimg", "0.016")
+    parts = train(preset, data, tmp_path / "parts", "--resume", "latest", "--kimg", "0.032")
+    for name in ("000000-016", "000000-032"):
+        assert files_of(whole / "checkpoints" / name) == files_of(parts / "checkpoints" / name)
+    assert (whole / "metrics.jsonl").read_text().count("\n") == 2  # of held-out items
+
+    # What the output suggests.
+    commands = [
+        line.partition("aigc-ext sample ")[2].split() for line in said.splitlines() if " sample " in line
+    ]
+    assert commands
+    for number, command in enumerate(commands):
+        out = tmp_path / f"out{number}"
+        more = ["--prompt", "A tool."] if preset == "textgen" else []
+        assert main(["sample", *command, *more, "--outdir", str(out)]) == 0
+        assert len(list(out.glob(f"*.{SUFFIX.get(preset, 'png')}"))) == 16
+    checkpoint = max((whole / "checkpoints").iterdir())
+    assert load_pretrained(checkpoint)[1] == load_pretrained(whole)[1]
+    page = tmp_path / "report.html"
+    assert main(["report", str(whole), "--output", str(page)]) == 0
+    assert preset in page.read_text()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_dry_run(
+    preset: str, source: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, outdir = source(preset), tmp_path / "runs"
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps({**SMALL[preset], "batch": 8, "threads": 1}))
+    arguments = ["--preset", preset, "--data", data, "--config", str(config), "--outdir", str(outdir)]
+    capsys.readouterr()
+    assert main(["train", *arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["preset"] == preset
+    assert "s/kimg" in shown.err
+    assert not outdir.exists()
+
+
+def test_a_mistake_is_one_line(
+    source: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train("vqgan", source("vqgan"), tmp_path / "runs", "--kimg", "0.008")
+    capsys.readouterr()
+    sample = ["sample", "--network", str(run), "--outdir", str(tmp_path / "out")]
+    for arguments, message in (
+        ([*sample, "--seeds", "0"], "makes nothing from seeds: '--input' gives it"),
+        ([*sample, "--input", source("vqgan"), "--temperature", "1"], "'--input' says all"),
+        ([*sample, "--input", source("vqgan"), "--trunc", "0.5"], "has no latents to project or truncate"),
+        ([*sample, "--input", source("vqgan"), "--seeds", "0"], "exclude each other"),
+        ([*sample, "--input", source("textgen")], "pairs.jsonl"),
+        (
+            ["interpolate", "--network", str(run), "--seeds", "0,1", "--output", "a.mp4"],
+            "must be one that makes images of latents",
+        ),
+        (["train", "--resume", str(run), "--preset", "mlp"], "preset is 'mlp', but the other settings"),
+        (["train", "--preset", "vae", "--init-from", str(run)], "--init-from is for GANs"),
+        (["train", "--preset", "vae", "--cbase", "8"], "the preset vae is no GAN"),
+    ):
+        assert main(arguments) == 2, arguments
+        shown = capsys.readouterr().err
+        assert shown.startswith("Error: "), shown
+        assert shown.count("\n") == 1, shown
+        assert message in shown, shown
+    assert not (tmp_path / "out").exists()
