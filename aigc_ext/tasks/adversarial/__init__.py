@@ -3,6 +3,7 @@
 from aigc_ext.tasks.adversarial.balance import Balance as Balance
 from aigc_ext.tasks.adversarial.config import LossConfig as LossConfig
 from aigc_ext.tasks.adversarial.config import TrainConfig as TrainConfig
+from aigc_ext.tasks.adversarial.dump import replay as replay
 from aigc_ext.tasks.adversarial.objective import Critic as Critic
 from aigc_ext.tasks.adversarial.presets import PRESETS as PRESETS
 from aigc_ext.tasks.adversarial.quality import reconstruction_quality as reconstruction_quality

@@ -199,6 +199,12 @@ class ReconstructionStep:
             self.balance.observe(torch.where(statistics[0].isfinite(), norms, torch.nan))
         return torch.cat([statistics[:count], *([] if critical is None else [critical]), *use, norms])
 
+    def generator_backward(self, inputs: StepInputs, *, adversarial: bool = True) -> Tensor:
+        """Accumulates the gradient of the generator's loss on a part of a batch, without a step; returns the
+        loss."""
+        active = [(i, each) for i, each in enumerate(self.terms) if adversarial or not each.term.judges]
+        return self._backward(self._forward(inputs), active)[0][0]
+
     def _split(self, share: StepInputs, processes: Processes) -> list[StepInputs]:
         parts = split(len(share.real), self.part_size, processes)
         if parts[0].total == len(share.real) and len(parts) == 1:

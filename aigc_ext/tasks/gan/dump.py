@@ -70,7 +70,7 @@ def replay(
         augment.load_state_dict({name: rest[f"augment.{name}"] for name in augment.state_dict()})
     objective = make_objective(built["discriminator"], config, augment)
     loss_d, *_ = objective.discriminator_backward(inputs)
-    bad_d = _not_finite(built["discriminator"])
+    bad_d = not_finite(built["discriminator"])
     built["discriminator"].requires_grad_(False)
     fake = objective.generate(built["generator"], inputs)
     loss_g = objective.generator_backward(fake, inputs)
@@ -79,9 +79,10 @@ def replay(
             built["generator"], inputs, rest["path.mean"], config.loss.path_every
         )
         loss_g = loss_g + stretched
-    return Replay(loss_d.item(), loss_g.item(), bad_d, _not_finite(built["generator"]))
+    return Replay(loss_d.item(), loss_g.item(), bad_d, not_finite(built["generator"]))
 
 
-def _not_finite(network: nn.Module) -> tuple[str, ...]:
+def not_finite(network: nn.Module) -> tuple[str, ...]:
+    """The parameters whose gradient is not finite."""
     grads = ((name, p.grad) for name, p in network.named_parameters() if p.grad is not None)
     return tuple(name for name, grad in grads if not torch.isfinite(grad).all())

@@ -18,7 +18,7 @@ from aigc_ext.config import ConfigError
 from aigc_ext.data import open_dataset
 from aigc_ext.losses import perceptual
 from aigc_ext.sampling import Sampler, load_pretrained
-from aigc_ext.tasks.adversarial import PRESETS, Compared, Trainer, Weighted, find_resume_point
+from aigc_ext.tasks.adversarial import PRESETS, Compared, Trainer, Weighted, find_resume_point, replay
 from aigc_ext.tasks.adversarial.symptoms import symptoms
 from aigc_ext.tasks.dry_run import estimate_cost
 from aigc_ext.training import NonFiniteError, cost, read_checkpoint
@@ -147,6 +147,9 @@ def test_steps_that_are_not_finite_end_a_run_with_a_dump(name, tmp_path):
     assert dump.state["statistics"]["loss"] == "nan"
     assert dump.tensors["inputs"]["items"].shape == (25, 1, 8, 8)
     assert not dump.tensors["inputs"]["fake"].isfinite().all()
+    found = replay(error.value.dump)
+    assert found.reproduced
+    assert found.bad_g
     after = files_of_state(trainer)
     assert after["generator"] == before["generator"]
 
