@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aigc_ext import ops
-from aigc_ext.losses import AdversarialLoss, LossStats
+from aigc_ext.losses import AdversarialLoss, LossStats, r1_of_logits
 from aigc_ext.tasks.adversarial.terms import Judgement
 from aigc_ext.tasks.gan.objective import JUDGE, Objective, StepInputs, with_labels
 
@@ -50,6 +50,10 @@ class Critic(Objective):
     """A discriminator with its loss (`tasks.gan.Objective`), whose judgement terms may look at."""
 
     discriminator: Any
+
+    def _slope(self, logits: Tensor | Sequence[Tensor], items: Tensor) -> Tensor:
+        """Of several discriminators that of their sum."""
+        return r1_of_logits(torch.cat([each.flatten(1) for each in _listed(logits)], dim=1), items)
 
     def judge(self, items: Tensor, inputs: StepInputs) -> Judgement:
         """Under the same augmentation and other random numbers for all items of the same rows."""

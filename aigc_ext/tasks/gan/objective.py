@@ -111,10 +111,10 @@ class Objective:
             real = inputs.real.detach().requires_grad_()
             fake = inputs.fake.detach().requires_grad_(self.r2)
             real_logits, fake_logits = self._logits(real, inputs), self._logits(fake, inputs)
-            penalty = r1 = r1_of_logits(real_logits, real)
+            penalty = r1 = self._slope(real_logits, real)
             r2 = self._not_measured
             if self.r2:
-                r2 = r1_of_logits(fake_logits, fake)
+                r2 = self._slope(fake_logits, fake)
                 penalty = r1 + r2
             factor = gamma / 2 * self.r1_interval
             if isinstance(factor, Tensor):
@@ -127,6 +127,9 @@ class Objective:
                 inputs=trained(self.discriminator),
             )
             return loss, stats, r1.detach(), r2.detach()
+
+    def _slope(self, logits: Tensor, images: Tensor) -> Tensor:
+        return r1_of_logits(logits, images)
 
     def generator_backward(self, fake: Tensor, inputs: StepInputs) -> Tensor:
         """Accumulates the gradient of G's loss on `fake`, the images with G's graph; returns the loss."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from aigc_ext.losses import AdversarialLoss, bernoulli_nll, l1, l2
+from aigc_ext.losses import AdversarialLoss, bernoulli_nll, l1, l2, r1_penalty
 from aigc_ext.models import Autoencoder, PatchDiscriminator
 from aigc_ext.optim import AdamEMA
 from aigc_ext.tasks.adversarial import Compared, Critic, Made, ReconstructionStep, Term, Weighted
@@ -257,6 +257,15 @@ def test_several_logits_are_several_losses():
     assert statistics["adversarial"] == pytest.approx(
         sum(LOSS.generator(each(fake)).item() for each in step.critic.discriminator.each), rel=1e-5
     )
+
+
+def test_the_slope_of_several_is_that_of_their_sum():
+    terms = [*LIKENESS, Weighted(Adversarial(LOSS), 0.5)]
+    step, x = step_of(VQ, terms, discriminator=Several()), items()
+    critics = copy.deepcopy(step.critic.discriminator)
+    statistics = dict(zip(step.statistics, step(x, seed=1, penalize=True).tolist(), strict=True))
+    expected = r1_penalty(lambda images: sum(each(images).sum(1) for each in critics.each), x)
+    assert statistics["r1"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_before_the_start_only_the_discriminator_learns_of_it():
