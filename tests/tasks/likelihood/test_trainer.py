@@ -120,29 +120,30 @@ def assert_close(one: Path, other: Path) -> None:
             torch.testing.assert_close(b.tensors[stem][name], value, rtol=5e-3, atol=5e-5)
 
 
+def exact_config(case: str, sources: dict[str, str]) -> TrainConfig:
+    return config(case, sources[case], precision="float32", kimg=0.048, network__dropout=0.1)
+
+
 @pytest.fixture(scope="module", params=SETTINGS)
-def exact(request, sources, tmp_path_factory) -> tuple[str, TrainResult, TrainConfig]:
-    settings = config(request.param, sources[request.param], precision="float32", kimg=0.048)
-    settings = settings.override("network.dropout", 0.1)
-    return (
-        request.param,
-        Trainer.from_config(settings, outdir=tmp_path_factory.mktemp("exact")).fit(),
-        settings,
+def exact(request, sources, tmp_path_factory) -> tuple[str, TrainResult]:
+    trainer = Trainer.from_config(
+        exact_config(request.param, sources), outdir=tmp_path_factory.mktemp("exact")
     )
+    return request.param, trainer.fit()
 
 
-def test_a_batch_in_parts_is_the_whole_batch(exact, tmp_path):
-    _, done, settings = exact
-    parts = Trainer.from_config(settings.override("batch_gpu", 4), outdir=tmp_path).fit()
+def test_a_batch_in_parts_is_the_whole_batch(exact, sources, tmp_path):
+    case, done = exact
+    parts = Trainer.from_config(exact_config(case, sources).override("batch_gpu", 4), outdir=tmp_path).fit()
     assert files_of(parts.checkpoint) != files_of(done.checkpoint)
     assert_close(parts.checkpoint, done.checkpoint)
     for row, same in zip(rows_of(parts.run_dir), rows_of(done.run_dir), strict=True):
         assert row == pytest.approx(same, rel=1e-4)
 
 
-def test_two_processes_are_one(exact, tmp_path):
-    _, done, settings = exact
-    (tmp_path / "config.json").write_text(settings.to_json())
+def test_two_processes_are_one(exact, sources, tmp_path):
+    case, done = exact
+    (tmp_path / "config.json").write_text(exact_config(case, sources).to_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ended = subprocess.run(
         [
