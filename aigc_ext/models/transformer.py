@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_ext.config import ConfigError, Count, Fraction, Range
+from aigc_ext.config import ConfigError, Count, Fraction, NonNegative, Range
 from aigc_ext.data.pixels import to_uint8
 from aigc_ext.data.text import END, PAD, SEPARATOR, Vocabulary
 from aigc_ext.models.checks import check_labels
@@ -81,6 +81,8 @@ class TransformerConfig(SequenceConfig):
     """Channels inside the MLPs, after the gate."""
     dropout: Fraction = 0.0
     """Fraction of each block's results that is set to 0 in training."""
+    source_weight: NonNegative = 0.0
+    """How much the tokens of a source text count in training: from them it learns the language."""
     condition_dropout: Fraction = 0.1
     """Fraction of the items that are learned without their class or caption, so that the network can also do
     without; `guidance` needs it."""
@@ -179,10 +181,10 @@ class Transformer(Network):
 
     def loss(self, items: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sum of the nats of all tokens that are predicted, float32 (float64 for a network in float64),
-        and their number, int64. The arguments are those of `forward`; each text has a target.
+        and their number. The arguments are those of `forward`; each text has a target.
 
-        In training mode, `condition_dropout` hides classes and captions. Random numbers are those of
-        `nn.split_batch`.
+        In training mode, `condition_dropout` hides classes and captions, and the tokens of a source count
+        too, `source_weight` each. Random numbers are those of `nn.split_batch`.
         """
         settings = self.settings
         self._check(items)
@@ -192,29 +194,44 @@ class Transformer(Network):
             hidden = batch_rand(len(items), device=items.device) < settings.condition_dropout
             starts = starts.masked_fill(hidden, settings.num_classes)
             items = torch.where(hidden[:, None], self._without_caption(items), items)
-        counted = self._counted(items)
-        if items.device.type != "cpu":  # the number of targets would have to be waited for
-            features = self._read(items, starts).flatten(0, 1)
-            return self._nats(features, items.masked_fill(~counted, _NONE).flatten()), counted.sum()
+        weights = self._weights(items)
         nats = self.embedding.weight.new_zeros(())
-        for rows in self._of_a_length(counted):
-            used = int(counted[rows].any(0).nonzero().max()) + 1
-            targets, wanted = items[rows, :used], counted[rows, :used]
-            nats = nats + self._nats(self._read(targets, starts[rows])[wanted], targets[wanted])
-        return nats, counted.sum()
+        for rows in self._of_a_length(weights):
+            targets, wanted = items[rows], weights[rows]
+            if items.device.type != "cpu":  # the number of targets would have to be waited for
+                features = self._read(targets, starts[rows])
+                targets = targets.where(wanted > 0, 0)  # a caption's tokens are no outputs
+            else:
+                used = int(wanted.any(0).nonzero().max()) + 1
+                targets, wanted = targets[:, :used], wanted[:, :used]
+                chosen = wanted > 0
+                features = self._read(targets, starts[rows])[chosen]
+                targets, wanted = targets[chosen], wanted[chosen]
+            logits = self._logits(features).flatten(0, -2)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            each = F.cross_entropy(logits, targets.flatten(), reduction="none")
+            nats = nats + (each * wanted.flatten()).sum()
+        return nats, weights.sum()
 
-    def _of_a_length(self, counted: Tensor) -> Sequence[Tensor | slice]:
+    def _weights(self, items: Tensor) -> Tensor:
+        """By how much each token counts (N, T)."""
+        settings = self.settings
+        weights = torch.ones_like(items, dtype=torch.float32)
+        if settings.source:
+            separators = items == SEPARATOR
+            weight = settings.source_weight if self.training else 0.0
+            weights = weights.masked_fill(separators.cumsum(1) <= separators, weight)
+            return weights.masked_fill(items == PAD, 0.0)
+        weights[:, : settings.prefix] = 0.0
+        return weights
+
+    def _of_a_length(self, weights: Tensor) -> Sequence[Tensor | slice]:
         """Rows of a batch in groups, so that those of texts are not computed where nearly all have ended."""
-        if not self.settings.source or (self.training and self.settings.dropout):
-            return [slice(0, len(counted))]  # in order, in which random numbers are drawn
-        lengths = counted.shape[1] - counted.flip(1).to(torch.int8).argmax(1)
-        return lengths.argsort().split(max(_GROUP, -(-len(counted) // 4)))
-
-    def _nats(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Summed over the targets (M,), for features (M, width)."""
-        logits = self._logits(features)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(logits, targets, ignore_index=_NONE, reduction="sum")
+        in_order = self.training and self.settings.dropout  # in which random numbers are drawn
+        if not self.settings.source or in_order or weights.device.type != "cpu":
+            return [slice(0, len(weights))]
+        lengths = weights.shape[1] - (weights.flip(1) > 0).to(torch.int8).argmax(1)
+        return lengths.argsort().split(max(_GROUP, -(-len(weights) // 4)))
 
     def sample(
         self,
@@ -441,15 +458,6 @@ class Transformer(Network):
         if c is not None:
             return c
         return torch.full((count,), self.settings.num_classes, device=self.embedding.weight.device)
-
-    def _counted(self, items: Tensor) -> Tensor:
-        """Which tokens are predicted, bool (N, T)."""
-        if self.settings.source:
-            separators = items == SEPARATOR
-            return (separators.cumsum(1) > separators) & (items != PAD)
-        counted = torch.ones_like(items, dtype=torch.bool)
-        counted[:, : self.settings.prefix] = False
-        return counted
 
     def _without_caption(self, items: Tensor) -> Tensor:
         hidden = items.new_full((len(items), self.settings.prefix), self.settings.outputs + PAD)

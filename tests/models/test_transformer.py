@@ -96,10 +96,22 @@ def test_the_loss_is_that_of_the_targets(layout):
     assert nats.item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_sources_count_in_training_only():
+    items, _ = rows("text", 6)
+    plain, model = network("text").train(), network("text", source_weight=0.25).train()
+    nats, count = plain.loss(items)
+    logits = plain(items).log_softmax(-1).gather(2, items[..., None])[..., 0]
+    before = torch.arange(items.shape[1]) <= (items == SEPARATOR).int().argmax(1)[:, None]
+    weighted, weights = model.loss(items)
+    assert weighted.item() == pytest.approx(nats.item() - 0.25 * logits[before].sum().item(), rel=1e-10)
+    assert weights == count + 0.25 * before.sum()
+    assert model.eval().loss(items)[0].item() == pytest.approx(nats.item(), rel=1e-12)
+
+
 def test_texts_are_computed_in_groups_of_a_length():
     model = network("text").train()
     items, _ = rows("text", 40)
-    assert len(model._of_a_length(model._counted(items))) == 4
+    assert len(model._of_a_length(model._weights(items))) == 4
     whole, count = model.loss(items)
     each = [model.loss(row[None]) for row in items]
     assert whole.item() == pytest.approx(sum(nats.item() for nats, _ in each), rel=1e-12)
