@@ -1,4 +1,5 @@
-"""Adversarial objectives and the gradient penalties that go with them."""
+"""Adversarial objectives, the gradient penalties that go with them, and losses between an item and its
+reconstruction."""
 
 from aigc_ext.losses.adversarial import AdversarialLoss as AdversarialLoss
 from aigc_ext.losses.penalties import dragan as dragan
@@ -13,4 +14,8 @@ from aigc_ext.losses.reconstruction import gaussian_kl as gaussian_kl
 from aigc_ext.losses.reconstruction import l1 as l1
 from aigc_ext.losses.reconstruction import l2 as l2
 from aigc_ext.losses.reconstruction import perceptual as perceptual
+from aigc_ext.losses.spectral import MelSpectrogram as MelSpectrogram
+from aigc_ext.losses.spectral import feature_matching as feature_matching
+from aigc_ext.losses.spectral import multi_resolution_stft as multi_resolution_stft
+from aigc_ext.losses.spectral import multi_scale_mel as multi_scale_mel
 from aigc_ext.ops.gan_loss import LossStats as LossStats

@@ -1,14 +1,14 @@
 """Spectra of waves, and losses between those of two.
 
-Shapes: waves `[N, T]`, floating point with full scale from -1 to 1, mel spectrograms `[N, n_mels, frames]`. Each
-loss is a 0-d tensor, the mean over the N waves; gradients flow to both arguments.
+Shapes: waves `[N, T]`, floating point with full scale from -1 to 1, mel spectrograms `[N, n_mels, frames]`.
+Each loss is a 0-d tensor, the mean over the N waves; gradients flow to both arguments.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,9 +35,9 @@ class Frames(NamedTuple):
 
 
 def magnitudes(wave: Tensor, frames: Frames) -> Tensor:
-    """The magnitudes `[N, n_fft // 2 + 1, ceil(T / hop)]` of the short-time Fourier transform; a full-scale sine
-    has about 0.5, whatever the window: they are divided by the window's sum. Frame i is in the middle of the
-    i-th hop, and the wave is continued by its mirror image, as far as it goes, then by silence.
+    """The magnitudes `[N, n_fft // 2 + 1, ceil(T / hop)]` of the short-time Fourier transform; a full-scale
+    sine has about 0.5, whatever the window: they are divided by the window's sum. Frame i is in the middle of
+    the i-th hop, and the wave is continued by its mirror image, as far as it goes, then by silence.
 
     Raises:
         ValueError: the wave has another shape, or the frames contradict each other.
@@ -84,10 +84,11 @@ def hertz(mels: float) -> float:
 def mel_filters(
     sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Tensor:
-    """A bank of triangular filters `[n_mels, n_fft // 2 + 1]`, float32 (Davis and Mermelstein 1980, "Comparison
-    of parametric representations for monosyllabic word recognition"): the corners are evenly spaced in mel from
-    `f_min` to `f_max` Hz (None: half the sample rate), each filter rises from 0 at one corner to 1 at the next and
-    falls to 0 at the one after, and is then divided by its sum: it is a weighted mean.
+    """A bank of triangular filters `[n_mels, n_fft // 2 + 1]`, float32 (Davis and Mermelstein 1980,
+    "Comparison of parametric representations for monosyllabic word recognition"): the corners are evenly
+    spaced in mel from `f_min` to `f_max` Hz (None: half the sample rate), each filter rises from 0 at one
+    corner to 1 at the next and falls to 0 at the one after, and is then divided by its sum: it is a weighted
+    mean.
 
     Raises:
         ValueError: the frequencies are out of order, or a filter has no frequency of the transform.
@@ -151,10 +152,10 @@ MEL_SCALES = ((64, 8), (128, 16), (256, 32), (512, 48), (1024, 64))
 def multi_scale_mel(
     output: Tensor, target: Tensor, sample_rate: int, scales: Sequence[tuple[int, int]] = MEL_SCALES
 ) -> Tensor:
-    """The mean absolute difference of log-mel spectrograms, averaged over several windows, from short ones that
-    tell when something is heard to long ones that tell its pitch (Yamamoto et al. 2020 for spectra; Kumar et al.
-    2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.5, for mels). A frame begins every
-    quarter of a window.
+    """The mean absolute difference of log-mel spectrograms, averaged over several windows, from short ones
+    that tell when something is heard to long ones that tell its pitch (Yamamoto et al. 2020 for spectra;
+    Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN", section 3.5, for mels). A frame
+    begins every quarter of a window.
 
     Args:
         scales: windows in samples and numbers of mel filters.
@@ -179,9 +180,9 @@ RESOLUTIONS = (Frames(256, 32, 128), Frames(512, 64, 256), Frames(1024, 128, 512
 def multi_resolution_stft(
     output: Tensor, target: Tensor, resolutions: Sequence[Frames] = RESOLUTIONS
 ) -> Tensor:
-    """The spectral convergence `|S - S'| / |S|` (Frobenius norms of the magnitudes of a wave) and the mean absolute
-    difference of log magnitudes, not less than those of `FLOOR`, summed, and averaged over several resolutions
-    (Yamamoto, Song and Kim 2020, "Parallel WaveGAN", equations 3 to 6)."""
+    """The spectral convergence `|S - S'| / |S|` (Frobenius norms of the magnitudes of a wave) and the mean
+    absolute difference of log magnitudes, not less than those of `FLOOR`, summed, and averaged over several
+    resolutions (Yamamoto, Song and Kim 2020, "Parallel WaveGAN", equations 3 to 6)."""
     _check_pair(output, target)
     losses = []
     for frames in resolutions:
@@ -195,23 +196,25 @@ def multi_resolution_stft(
 
 
 def feature_matching(output: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """The mean absolute difference of a discriminator's features of a network's output and of its target, averaged
-    over the layers (Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity metric"; Kumar et
-    al. 2019, "MelGAN", equation 4).
+    """The mean absolute difference of a discriminator's features of a network's output and of its target,
+    averaged over the layers (Larsen et al. 2016, "Autoencoding beyond pixels using a learned similarity
+    metric"; Kumar et al. 2019, "MelGAN", equation 4).
 
     Raises:
         ValueError: there are none, or their numbers or shapes differ.
     """
     if len(output) != len(target) or not output:
-        raise ValueError(f"there are {len(output)} and {len(target)} features, but must be as many, at least 1")
+        raise ValueError(
+            f"there are {len(output)} and {len(target)} features, but must be as many, at least 1"
+        )
     for ours, theirs in zip(output, target, strict=True):
         if ours.shape != theirs.shape:
-            raise ValueError(f"features have shapes {list(ours.shape)} and {list(theirs.shape)}, but must agree")
+            raise ValueError(
+                f"features have shapes {list(ours.shape)} and {list(theirs.shape)}, but must agree"
+            )
     return torch.stack([(a - b).abs().mean() for a, b in zip(output, target, strict=True)]).mean()
 
 
 def _check_pair(output: Tensor, target: Tensor) -> None:
     if output.shape != target.shape:
         raise ValueError(f"the shapes are {list(output.shape)} and {list(target.shape)}, but must be equal")
-
-

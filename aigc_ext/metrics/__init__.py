@@ -5,6 +5,13 @@ features of any kind.
 """
 
 from aigc_ext._cache import default_cache_dir
+from aigc_ext.metrics.audio import (
+    WaveQuality,
+    WordClassifier,
+    griffin_lim,
+    log_spectral_distance,
+    wave_quality,
+)
 from aigc_ext.metrics.classifier import ClassCoverage, SampleClassifier, class_coverage
 from aigc_ext.metrics.compute import METRICS, MetricSet, compute_metrics
 from aigc_ext.metrics.errors import MetricError
@@ -28,15 +35,20 @@ __all__ = [
     "RandomFeatures",
     "Robustness",
     "SampleClassifier",
+    "WaveQuality",
+    "WordClassifier",
     "class_coverage",
     "compute_metrics",
     "default_cache_dir",
     "fgsm",
     "frechet_distance",
+    "griffin_lim",
     "kernel_distance",
+    "log_spectral_distance",
     "memorisation",
     "pgd",
     "precision_recall",
     "robustness",
     "smallest_epsilon",
+    "wave_quality",
 ]

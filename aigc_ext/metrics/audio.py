@@ -1,5 +1,5 @@
-"""Measures of waves that are made from a mel spectrogram, the wave that is made of one without a network, and a
-classifier of spoken words.
+"""Measures of waves that are made from a mel spectrogram, the wave that is made of one without a network, and
+a classifier of spoken words.
 
 Shapes: waves `[N, T]` or `[T]`, floating point with full scale from -1 to 1.
 """
@@ -32,15 +32,18 @@ _TINY = 1e-16
 
 
 def log_spectral_distance(output: Tensor, target: Tensor, frames: Frames = _LSD_FRAMES) -> Tensor:
-    """The root mean square over the frequencies of the difference of the levels in dB, averaged over the frames
-    (Gray and Markel 1976, "Distance measures for speech processing"): `[N]`, or a number for `[T]`. Levels below
+    """The root mean square over the frequencies of the difference of the levels in dB, averaged over the
+    frames (Gray and Markel 1976, "Distance measures for speech processing"): `[N]`, or a number for `[T]`.
+    Levels below
     -80 dB, of full scale, are -80 dB.
 
     Raises:
         ValueError: the shapes differ.
     """
     ours, theirs = _pair(output, target)
-    levels = [20 * magnitudes(wave, frames).clamp(min=10 ** (_FLOOR_DB / 20)).log10() for wave in (ours, theirs)]
+    levels = [
+        20 * magnitudes(wave, frames).clamp(min=10 ** (_FLOOR_DB / 20)).log10() for wave in (ours, theirs)
+    ]
     distance = (levels[0] - levels[1]).square().mean(1).sqrt().mean(1)
     return distance if output.dim() == 2 else distance[0]
 
@@ -65,8 +68,8 @@ def wave_quality(output: Tensor, target: Tensor) -> WaveQuality:
 
 def magnitudes_of_mels(mels: Tensor, spectrogram: MelSpectrogram, iterations: int = 200) -> Tensor:
     """Magnitudes `[N, n_fft // 2 + 1, frames]` that have these log-mels `[N, n_mels, frames]`, as nearly as
-    nonnegative ones can, by the multiplicative updates of Lee and Seung (2001, "Algorithms for non-negative matrix
-    factorization") from those that the pseudo-inverse of the filters gives."""
+    nonnegative ones can, by the multiplicative updates of Lee and Seung (2001, "Algorithms for non-negative
+    matrix factorization") from those that the pseudo-inverse of the filters gives."""
     filters = spectrogram.filters.to(mels)
     amplitudes = mels.exp()
     found = (torch.linalg.pinv(filters) @ amplitudes).clamp(min=FLOOR)
@@ -78,9 +81,9 @@ def magnitudes_of_mels(mels: Tensor, spectrogram: MelSpectrogram, iterations: in
 
 @torch.no_grad()
 def griffin_lim(mels: Tensor, spectrogram: MelSpectrogram, iterations: int = 60, seed: int = 0) -> Tensor:
-    """A wave `[N, frames * hop]` of log-mels `[N, n_mels, frames]` without a network: phases that agree with the
-    magnitudes in all overlapping frames, by the accelerated algorithm of Perraudin, Balazs and Søndergaard (2013,
-    "A fast Griffin-Lim algorithm") from random ones.
+    """A wave `[N, frames * hop]` of log-mels `[N, n_mels, frames]` without a network: phases that agree with
+    the magnitudes in all overlapping frames, by the accelerated algorithm of Perraudin, Balazs and
+    Søndergaard (2013, "A fast Griffin-Lim algorithm") from random ones.
 
     Args:
         spectrogram: by which the mels were made.
@@ -100,8 +103,8 @@ def griffin_lim(mels: Tensor, spectrogram: MelSpectrogram, iterations: int = 60,
 
 
 def _inverse(spectrum: Tensor, frames: Frames) -> Tensor:
-    """The wave whose transform is nearest to this one (Griffin and Lim 1984): windowed inverse transforms, added up
-    and divided by the sum of the squared windows."""
+    """The wave whose transform is nearest to this one (Griffin and Lim 1984): windowed inverse transforms,
+    added up and divided by the sum of the squared windows."""
     n_fft, hop, window = frames
     count = spectrum.shape[-1]
     shape = hann(window, n_fft, spectrum.device, spectrum.real.dtype)
@@ -116,7 +119,8 @@ def _inverse(spectrum: Tensor, frames: Frames) -> Tensor:
 
 
 class WordClassifier:
-    """Tells apart spoken words by a picture of their mel spectrogram; see `SampleClassifier`, which it trains.
+    """Tells apart spoken words by a picture of their mel spectrogram; see `SampleClassifier`, which it
+    trains.
 
     Attributes:
         accuracy: on the tenth of the recordings that it was not trained on.
@@ -127,8 +131,11 @@ class WordClassifier:
         self.accuracy, self.num_classes = classifier.accuracy, classifier.num_classes
 
     @classmethod
-    def for_dataset(cls, data: Dataset, seed: int = 0) -> WordClassifier:
+    def for_dataset(cls, data: Dataset, seed: int = 0, steps: int = 500) -> WordClassifier:
         """Of labelled segments that are a word each, such as `spoken-digits`.
+
+        Args:
+            seed, steps: as for `SampleClassifier.train`.
 
         Raises:
             MetricError: the data have no labels, or are no recordings.
@@ -141,7 +148,7 @@ class WordClassifier:
         spectrogram = _pictures(rate)
         parts = torch.arange(len(data)).split(256)
         pictures = torch.cat([_picture(data.read(part)[0].float() / 32768, spectrogram) for part in parts])
-        return cls(SampleClassifier.train(pictures, data.labels, seed), rate)
+        return cls(SampleClassifier.train(pictures, data.labels, seed, steps), rate)
 
     def probabilities(self, waves: Tensor) -> Tensor:
         """Of each class, `[N, num_classes]`, for waves `[N, T]` of the data's length."""
@@ -164,6 +171,7 @@ def _picture(waves: Tensor, spectrogram: MelSpectrogram) -> Tensor:
 def _pair(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if output.shape != target.shape or output.dim() not in (1, 2):
         raise ValueError(
-            f"the waves have shapes {list(output.shape)} and {list(target.shape)}, but must both have [N, T] or [T]"
+            f"the waves have shapes {list(output.shape)} and {list(target.shape)}, but must both have [N, T] or "
+            "[T]"
         )
     return (output[None], target[None]) if output.dim() == 1 else (output, target)
