@@ -52,6 +52,8 @@ from aigc_ext.models.stylegan2 import (
 )
 from aigc_ext.models.stylegan3 import StyleGAN3Generator, StyleGAN3GeneratorConfig
 from aigc_ext.models.transformer import Transformer, TransformerConfig
+from aigc_ext.models.vocoder import Vocoder, VocoderConfig
+from aigc_ext.models.wave_discriminators import WaveDiscriminator, WaveDiscriminatorConfig
 
 __all__ = [
     "Autoencoder",
@@ -89,6 +91,10 @@ __all__ = [
     "StyleGAN3GeneratorConfig",
     "Transformer",
     "TransformerConfig",
+    "Vocoder",
+    "VocoderConfig",
+    "WaveDiscriminator",
+    "WaveDiscriminatorConfig",
     "build_discriminator",
     "build_generator",
     "build_network",

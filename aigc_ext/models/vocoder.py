@@ -1,11 +1,12 @@
-"""A vocoder: the wave of a mel spectrogram, after HiFi-GAN (Kong, Kim, Bae 2020, https://arxiv.org/abs/2010.05646),
-with the alias-free periodic activations of BigVGAN (Lee et al. 2023, https://arxiv.org/abs/2206.04658) and the
-inverse Fourier transform of iSTFTNet (Kaneko et al. 2022, https://arxiv.org/abs/2203.02395) as its last
-upsampling, which leaves few layers at high rates.
+"""A vocoder: the wave of a mel spectrogram, after HiFi-GAN (Kong, Kim, Bae 2020,
+https://arxiv.org/abs/2010.05646), with the alias-free periodic activations of BigVGAN (Lee et al. 2023,
+https://arxiv.org/abs/2206.04658) and the inverse Fourier transform of iSTFTNet (Kaneko et al. 2022,
+https://arxiv.org/abs/2203.02395) as its last upsampling, which leaves few layers at high rates.
 
-The first convolution and its residual blocks work on the frames of the spectrogram; each of `upsample` multiplies
-their rate by a transposed convolution, halves the channels, and has residual blocks of its own. The last features
-are the logarithms of magnitudes, and phases, of short frames that overlap fourfold, and are added up to a wave.
+The first convolution and its residual blocks work on the frames of the spectrogram; each of `upsample`
+multiplies their rate by a transposed convolution, halves the channels, and has residual blocks of its own.
+The last features are the logarithms of magnitudes, and phases, of short frames that overlap fourfold, and are
+added up to a wave.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from torch import Tensor, nn
 from aigc_ext.config import Count, Range
 from aigc_ext.losses.spectral import FLOOR, Frames, MelSpectrogram
 from aigc_ext.models.reconstruction import Reconstruction
-from aigc_ext.models.settings import LayerCount, Network, OutsideRun, ReconstructorConfig, takes
+from aigc_ext.models.settings import Network, OutsideRun, ReconstructorConfig, takes
 from aigc_ext.nn import FilteredSnake
 
+_FULL_SCALE = 32768  # of 16 bits
 _OVERLAP = 4
-# Of the logarithms of magnitudes: exp of the last is far above full scale, and a network that diverges still
+# Of the logarithms of magnitudes: a sine of full scale has 0. A network that diverges still
 # has finite gradients.
-_LOUDEST = 3.0
+_LOUDEST = 1.0
+_QUIET = -6.0
 # What the logarithms of mel amplitudes are centred and divided by.
 _MEAN, _SCALE = math.log(FLOOR) / 2 - 1, 3.0
 Factor = Annotated[int, Range(ge=2, le=64)]
@@ -67,15 +70,17 @@ class Vocoder(Network):
         value_range: of waves.
 
     Raises:
-        ValueError: `hop` is no multiple of the factors, with at least 2 left for the last transform; `window` is not
-            between `hop` and `n_fft`; `kernel` is even or `taps` odd; or a filter has no frequency.
+        ValueError: `hop` is no multiple of the factors, with at least 2 left for the last transform; `window`
+            is not between `hop` and `n_fft`; `kernel` is even or `taps` odd; or a filter has no frequency.
     """
 
     media: ClassVar[Literal["image", "audio", "text"]] = "audio"
     value_range = (-1.0, 1.0)
     penalties: ClassVar[tuple[str, ...]] = ()
     sample_rate: int
+    n_mels: int
     hop: int
+    basis: Tensor
 
     @takes(VocoderConfig)
     def __init__(self, settings: VocoderConfig) -> None:
@@ -84,19 +89,20 @@ class Vocoder(Network):
         self.head_hop = settings.hop // factors
         if settings.hop % factors or self.head_hop < 2:
             raise ValueError(
-                f"hop is {settings.hop}, but must be a multiple of the product of upsample, {factors}, and at least "
-                "twice that"
+                f"hop is {settings.hop}, but must be a multiple of the product of upsample, {factors}, and "
+                "at least twice that"
             )
         if not settings.hop <= settings.window <= settings.n_fft:
             raise ValueError(
-                f"window is {settings.window}, but must be from hop, {settings.hop}, to n_fft, {settings.n_fft}"
+                f"window is {settings.window}, but must be from hop ({settings.hop}) to n_fft "
+                f"({settings.n_fft})"
             )
         if settings.kernel % 2 == 0:
             raise ValueError(f"kernel is {settings.kernel}, but must be odd")
         if settings.channels >> len(settings.upsample) < 1:
             raise ValueError(
-                f"channels is {settings.channels}, but must be at least {1 << len(settings.upsample)}: each factor "
-                "of upsample halves them"
+                f"channels is {settings.channels}, but must be at least {1 << len(settings.upsample)}: each "
+                "factor of upsample halves them"
             )
         frames = Frames(settings.n_fft, settings.hop, settings.window)
         self.spectrogram = MelSpectrogram(settings.sample_rate, frames, settings.n_mels)
@@ -114,6 +120,8 @@ class Vocoder(Network):
         self.layers = nn.Sequential(*layers)
         self.register_buffer("basis", _basis(size), persistent=False)
         self.apply(_initialise)
+        with torch.no_grad():  # it begins as quiet noise
+            self.get_parameter(f"layers.{len(layers) - 1}.bias")[: size // 2 + 1] = _QUIET
 
     def forward(self, wave: Tensor) -> Tensor:
         """The wave `[N, T]` that is made of the mel spectrogram of a wave `[N, T]`.
@@ -136,17 +144,24 @@ class Vocoder(Network):
         """The network makes waves; what is beyond full scale is clipped only in a file."""
         return output
 
+    @torch.no_grad()
+    def reconstructions(self, waves: Tensor) -> Tensor:
+        """What it makes of recordings int16 `[N, T]`, in their form."""
+        given = waves.to(self.basis.device).to(self.basis.dtype) / _FULL_SCALE
+        made = (self(given) * _FULL_SCALE).round().clamp(-_FULL_SCALE, _FULL_SCALE - 1)
+        return made.to(torch.int16).cpu()
+
     def vocode(self, mels: Tensor) -> Tensor:
         """Waves `[N, frames * hop]` of log-mels `[N, n_mels, frames]`, as `spectrogram` makes them.
 
         Raises:
             ValueError: they have another shape or dtype.
         """
-        if mels.dim() != 3 or mels.shape[1] != self.settings.n_mels or not mels.is_floating_point():
+        if mels.dim() != 3 or mels.shape[1] != self.n_mels or not mels.is_floating_point():
             raise ValueError(
-                f"the mels are {mels.dtype} {list(mels.shape)}, but must be floats [N, {self.settings.n_mels}, frames]"
+                f"the mels are {mels.dtype} {list(mels.shape)}, but must be floats [N, {self.n_mels}, frames]"
             )
-        features = self.layers((mels - _MEAN) / _SCALE)
+        features: Tensor = self.layers((mels - _MEAN) / _SCALE)
         levels, phases = features.chunk(2, dim=1)
         sizes = _LOUDEST - F.softplus(_LOUDEST - levels)  # at most _LOUDEST, and smooth
         spectrum = torch.cat((sizes.exp() * phases.cos(), sizes.exp() * phases.sin()), dim=1)
@@ -180,13 +195,16 @@ class _Upsample(nn.ConvTranspose1d):
     """`factor` outputs for each input, each from two of them; half as many channels."""
 
     def __init__(self, width: int, factor: int) -> None:
-        super().__init__(width, width // 2, 2 * factor, stride=factor, padding=factor // 2, output_padding=factor % 2)
+        super().__init__(
+            width, width // 2, 2 * factor, stride=factor, padding=factor // 2, output_padding=factor % 2
+        )
 
 
 def _basis(size: int) -> Tensor:
-    """What a bin's real and imaginary part add to `size` samples, `[2 * bins, 1, size]`: an inverse Fourier transform
-    whose frames, windowed and added up every quarter, keep the level of a steady sine: a magnitude of 1 is a sine of
-    amplitude 1."""
+    """What a bin's real and imaginary part add to `size` samples, `[2 * bins, 1, size]`: an inverse Fourier
+    transform
+    whose frames, windowed and added up every quarter, keep the level of a steady sine: a magnitude of 1 is a
+    sine of amplitude 1."""
     bins = size // 2 + 1
     angles = 2 * math.pi / size * torch.outer(torch.arange(bins).double(), torch.arange(size).double())
     window = torch.hann_window(size, dtype=torch.float64) * (2 / _OVERLAP)
