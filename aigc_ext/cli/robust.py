@@ -83,16 +83,20 @@ def robust(
     A small classifier of the data, and with --network the run's discriminator, are shown real images that are
     changed by at most epsilon in each pixel: at random, by one step along the gradient (fgsm), and by 20
     (pgd). Shown is the share that they still get right: the class; for the discriminator, more real than its
-    median answer to generated images.
+    median answer to generated images. The figures of a run are kept in it, for its report.
     """
     import torch
 
+    from aigc_ext import _files
     from aigc_ext._cache import Cache
+    from aigc_ext._runs import find_run
     from aigc_ext.data import open_dataset
     from aigc_ext.metrics import MetricError, SampleClassifier
+    from aigc_ext.metrics.robustness import Robustness
+    from aigc_ext.reporting import ROBUSTNESS_FILE
     from aigc_ext.tasks.gan.robust import attack_discriminator
     from aigc_ext.training.checkpoint import CheckpointError
-    from aigc_ext.training.run import RunError
+    from aigc_ext.training.run import CONFIG_FILE, STATS_FILE, RunError
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -119,6 +123,9 @@ def robust(
                 shown["classifier"] = dataclasses.asdict(classifier.robustness(epsilons, seed=seed))
     except (MetricError, RunError, CheckpointError) as error:
         raise InputError(str(error)) from error
+    run = None if network is None else find_run(network)
+    if run is not None and (run / CONFIG_FILE).is_file() and (run / STATS_FILE).is_file():
+        _files.replace_file(run / ROBUSTNESS_FILE, (json.dumps(shown) + "\n").encode())
     if as_json:
         click.echo(json.dumps(shown))
         return
@@ -129,6 +136,13 @@ def robust(
             figures["epsilons"], *(figures[key] for key in ("random", "fgsm", "pgd")), strict=True
         ):
             click.echo(f"{row[0]:>10g} " + " ".join(f"{share:>8.1%}" for share in row[1:]))
+        shares = {key: value for key, value in figures.items() if key != "median_epsilon"}
+        if not Robustness(**shares).in_order:
+            click.echo(
+                "Warning: pgd fools it less than fgsm, or fgsm less than random changes: its gradient hides "
+                "what it is sensitive to, and the figures are too good",
+                err=True,
+            )
         if "median_epsilon" in figures:
             least = figures["median_epsilon"]
             share, epsilon = ("half", f"{least:.3g}") if least is not None else ("fewer than half", "0.5")

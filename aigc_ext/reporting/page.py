@@ -24,6 +24,8 @@ from aigc_ext.training.checkpoint import STATE_FILE, list_checkpoints
 from aigc_ext.training.run import CONFIG_FILE, METRICS_FILE, STATS_FILE, RunError, StatsLog, is_number
 from aigc_ext.version import __version__
 
+ROBUSTNESS_FILE = "robustness.json"
+"""In a run: the result of `aigc-ext robust`, by network."""
 _PREVIEW = re.compile(r"([a-z]+)(\d{6,})(?:-(\d{3}))?\.(png|wav|txt)")
 _HEADINGS = {"fakes": "Samples"}
 _MAX_GRIDS = 24
@@ -159,6 +161,7 @@ def _page(run_dir: Path) -> str:
     item = _item(run_dir)
     if metrics:
         body += ["<h2>Metrics</h2>", _charts(metrics, _METRICS, item), _table(metrics)]
+    body.append(_robustness(run_dir / ROBUSTNESS_FILE))
     body.append("<h2>Training</h2>")
     charts = _charts(rows, [entry for entry in _training_charts(config) if _has(rows, entry[1])], item)
     body.append(charts if rows else "<p>No figures have been written yet.</p>")
@@ -341,6 +344,25 @@ def _points(rows: Sequence[Mapping[str, Any]], column: str) -> list[Point]:
         for row in rows
         if is_number(row.get(column)) and abs(row[column]) <= _LARGEST
     ]
+
+
+def _robustness(path: Path) -> str:
+    """What `aigc-ext robust` found, if it was called."""
+    if not path.exists():
+        return ""
+    charts = []
+    for name, found in _read_object(path).items():
+        try:
+            clean = (0.0, float(found["clean"]))
+            series = [
+                (attack, [clean, *zip(map(float, found["epsilons"]), map(float, found[attack]), strict=True)])
+                for attack in ("random", "fgsm", "pgd")
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is not what aigc-ext robust writes: {error!r} in {name}") from error
+        charts.append(line_chart(f"The {name} under attack", series, x_label="epsilon", y_range=(0.0, 1.0)))
+    note = "Share that it still gets right after changes of each pixel by at most epsilon."
+    return f'<h2>Robustness</h2><p class="note">{note}</p><div class="charts">{"".join(charts)}</div>'
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

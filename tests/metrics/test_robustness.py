@@ -21,6 +21,8 @@ from aigc_ext.metrics import (
     smallest_epsilon,
 )
 from aigc_ext.metrics.robustness import of_classifier, of_discriminator, random_change
+from aigc_ext.reporting import write_report
+from aigc_ext.training import RunError
 from tests.cli.test_cli import TINY
 from tests.metrics.test_classifier import make_bars
 
@@ -186,6 +188,12 @@ def test_the_command(conditional: bool, tmp_path: Path, capsys: pytest.CaptureFi
         assert figures["clean"] >= figures["fgsm"][0] >= figures["pgd"][0]
     least = shown["discriminator"]["median_epsilon"]
     assert least is None or 0 <= least <= 0.5
+    assert json.loads((made / "robustness.json").read_text()) == shown
+    page = write_report(made, tmp_path / "report.html").read_text()
+    assert "The discriminator under attack" in page
+    (made / "robustness.json").write_text('{"classifier": {"clean": "x"}}')
+    with pytest.raises(RunError, match=r"robustness\.json is not what aigc-ext robust writes"):
+        write_report(made)
     assert main(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("classifier: ")

@@ -43,6 +43,9 @@ class LossConfig(Config):
     """R1 is computed only in every n-th step, and multiplied by n, this number (lazy regularisation)."""
     r2: bool = False
     """Also apply the penalty at the generated images, in the same steps and with the same weight."""
+    attack: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    """Adversarial training of the discriminator: it learns from real images that were changed against it by
+    at most this much in each pixel, of 1 between black and white. 0 turns it off."""
     path_weight: NonNegative = 0.0
     """Weight of the path length regulariser (generators with a mapping network); 0 turns it off."""
     path_interval: Count = 4

@@ -68,7 +68,7 @@ def replay(
     augment = make_augment(config.augment, step["value_range"])
     if augment is not None:
         augment.load_state_dict({name: rest[f"augment.{name}"] for name in augment.state_dict()})
-    objective = make_objective(built["discriminator"], config, augment)
+    objective = make_objective(built["discriminator"], config, augment, tuple(step["value_range"]))
     loss_d, *_ = objective.discriminator_backward(inputs)
     bad_d = not_finite(built["discriminator"])
     built["discriminator"].requires_grad_(False)

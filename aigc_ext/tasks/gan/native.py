@@ -162,6 +162,8 @@ def check_objective(objective: Objective, blur_sigma: float | None) -> None:
         raise RefusedError("the images are blurred")
     if objective.autocast is not None:
         raise RefusedError("autocast is on")
+    if objective.attack:
+        raise RefusedError("the discriminator is trained adversarially")
 
 
 def check_surroundings(objective: Objective, discriminator: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.losses import AdversarialLoss, LossStats, path_length, r1_of_logits
-from aigc_ext.nn.split_batch import batch_randn
+from aigc_ext.nn.split_batch import batch_rand, batch_randn
 from aigc_ext.tasks.gan.blur import blurred
 from aigc_ext.training.parts import Part, kept, random_numbers, trained
 
@@ -56,7 +56,7 @@ class StepInputs(NamedTuple):
         )
 
 
-GENERATE, DISCRIMINATE, JUDGE, STRETCH = range(4)
+GENERATE, DISCRIMINATE, JUDGE, STRETCH, ATTACK = range(5)
 
 
 @dataclass(eq=False)
@@ -76,6 +76,11 @@ class Objective:
         blur_sigma: standard deviation in pixels of a Gaussian blur after `augment`, likewise; see
             `tasks.gan.blur`. May be set between steps.
         autocast: the dtype of both networks' arithmetic under autocast, or None.
+        attack: adversarial training of D: before it learns from real images, they are changed against it by
+            at most `attack`, by one step along the sign of the gradient from a random point (Wong, Rice,
+            Kolter, "Fast is better than free: Revisiting adversarial training", 2020). In units of the
+            images' values. 0 turns it off.
+        value_range: of the images, in which an attack stays.
     """
 
     discriminator: nn.Module
@@ -88,6 +93,8 @@ class Objective:
     augment: Callable[[Tensor], Tensor] | None = None
     blur_sigma: float = 0.0
     autocast: torch.dtype | None = None
+    attack: float = 0.0
+    value_range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         self._device = next(self.discriminator.parameters()).device
@@ -102,6 +109,8 @@ class Objective:
         """Accumulates the gradient of D's loss; returns the loss, its statistics, R1 and R2 (NaN if not
         computed)."""
         gamma = self.gamma if inputs.gamma is None else inputs.gamma
+        if self.attack:
+            inputs = inputs._replace(real=self._attacked(inputs))
         with inputs.random(DISCRIMINATE):
             if not inputs.penalize or (not isinstance(gamma, Tensor) and gamma == 0):
                 loss, stats = self.loss.discriminator_backward(
@@ -173,6 +182,17 @@ class Objective:
             loss = self.path_weight * (lengths - mean).square().sum() * share
             loss.backward()
         return loss.detach(), lengths.detach().sum() * share
+
+    def _attacked(self, inputs: StepInputs) -> Tensor:
+        """The real images after a step by which D takes them for fakes."""
+        real, (low, high) = inputs.real, self.value_range
+        with inputs.random(ATTACK), kept(list(self.discriminator.buffers())):
+            start = batch_rand(*real.shape, device=real.device, dtype=real.dtype) * 2 - 1
+            x = (real + self.attack * start).clamp(low, high).detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._logits(x, inputs).sum(), x)
+        # A step of 1.25 reaches the sides of the box from most points in it.
+        moved = x.detach() - 1.25 * self.attack * gradient.sign()
+        return torch.minimum(torch.maximum(moved, real - self.attack), real + self.attack).clamp(low, high)
 
     def _logits(self, images: Tensor, inputs: StepInputs) -> Tensor:
         if self.augment is not None:

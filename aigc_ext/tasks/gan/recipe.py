@@ -222,7 +222,10 @@ def blur_sigma(config: TrainConfig, nimg: int) -> float:
 
 
 def make_objective(
-    discriminator: nn.Module, config: TrainConfig, augment: nn.Module | None = None
+    discriminator: nn.Module,
+    config: TrainConfig,
+    augment: nn.Module | None = None,
+    value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Objective:
     """The objective of a completed config, with gamma and blur as at the start."""
     loss = config.loss
@@ -238,6 +241,8 @@ def make_objective(
         augment=augment,
         blur_sigma=config.augment.blur_sigma,
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+        attack=loss.attack * (value_range[1] - value_range[0]),
+        value_range=value_range,
     )
 
 

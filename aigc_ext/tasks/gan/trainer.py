@@ -138,7 +138,7 @@ class GANTask(Task):
         config = self.config
         self._take_step = AdversarialStep(
             *(self.generator, self.discriminator),
-            recipe.make_objective(self.discriminator, config, self.augment),
+            recipe.make_objective(self.discriminator, config, self.augment, self._sampler.value_range),
             *(self.g_optimizer, self.d_optimizer),
             part_size=part_size(config, processes.count),
             processes=processes,

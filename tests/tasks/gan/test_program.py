@@ -165,6 +165,7 @@ def test_traced_has_the_bits_of_the_eager_step(preset: str, seeded: bool) -> Non
         {"augment__kind": "diffaug"},
         {"loss__kind": "relativistic_avg"},
         {"loss__l2_weight": 0.1, "loss__r2": True},
+        {"loss__attack": 0.1},
     ],
     ids=str,
 )
