@@ -2,7 +2,7 @@
 
 TASKS = {
     "gan": ("mlp", "dcgan", "sngan", "stylegan2", "stylegan3-t", "stylegan3-r", "r3gan"),
-    "adversarial": ("vae", "vqgan"),
+    "adversarial": ("vae", "vqgan", "vocoder"),
     "likelihood": ("prior", "textgen"),
 }
 """The presets of each task."""

@@ -386,7 +386,7 @@ def _common_rate(headers: dict[str, wav_file.Header]) -> tuple[int, list[BadFile
     """The most frequent rate (of equally frequent ones, the first), and the files of another."""
     rate, count = Counter(header.rate for header in headers.values()).most_common(1)[0]
     model = next(name for name, header in headers.items() if header.rate == rate)
-    wanted = f"{rate} as {model} ({count} of {len(headers)} recordings): --sample-rate {rate} resamples it"
+    wanted = f"{rate} as {model} ({count} of {len(headers)} recordings): data.sample_rate {rate} resamples it"
     return rate, [
         BadFile(name, f"its sample rate is {header.rate}, but must be {wanted}")
         for name, header in headers.items()

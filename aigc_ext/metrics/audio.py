@@ -171,7 +171,7 @@ def _picture(waves: Tensor, spectrogram: MelSpectrogram) -> Tensor:
 def _pair(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if output.shape != target.shape or output.dim() not in (1, 2):
         raise ValueError(
-            f"the waves have shapes {list(output.shape)} and {list(target.shape)}, but must both have [N, T] or "
-            "[T]"
+            f"the waves have shapes {list(output.shape)} and {list(target.shape)}, but must both have [N, T] "
+            "or [T]"
         )
     return (output[None], target[None]) if output.dim() == 1 else (output, target)

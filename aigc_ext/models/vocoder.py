@@ -41,18 +41,18 @@ Factor = Annotated[int, Range(ge=2, le=64)]
 class VocoderConfig(ReconstructorConfig):
     family: Literal["vocoder"] = field(default="vocoder", kw_only=True)
     sample_rate: Annotated[OutsideRun[int], Range(ge=1, le=1_536_000)] = 8000
-    n_mels: Annotated[int, Range(ge=1, le=512)] = 40
+    n_mels: Annotated[int, Range(ge=1, le=512)] = 32
     """Filters of the mel spectrogram."""
     n_fft: Annotated[int, Range(ge=16, le=16384)] = 512
     """Length of its Fourier transform in samples."""
-    window: Annotated[int, Range(ge=16, le=16384)] = 320
+    window: Annotated[int, Range(ge=16, le=16384)] = 512
     """Length of its Hann window in samples."""
-    hop: Annotated[int, Range(ge=4, le=4096)] = 80
+    hop: Annotated[int, Range(ge=4, le=4096)] = 128
     """Samples from one of its frames to the next: `upsample` multiplied, times at least 2 for the last
     transform."""
     channels: Count = 256
     """Channels at the rate of the frames; half as many after each upsampling."""
-    upsample: Sequence[Factor] = (5,)
+    upsample: Sequence[Factor] = (8,)
     """Factors of the transposed convolutions."""
     kernel: Annotated[int, Range(ge=3, le=31)] = 3
     """Length of the residual blocks' convolutions, odd."""

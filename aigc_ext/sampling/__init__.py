@@ -9,7 +9,7 @@ from aigc_ext.sampling.pretrained import PretrainedError, load_pretrained, save_
 from aigc_ext.sampling.projection import Projection, fit_target, project
 from aigc_ext.sampling.sampler import Sampler
 from aigc_ext.sampling.video import save_video
-from aigc_ext.sampling.wav import WavMetadata, read_wav_metadata, save_wav
+from aigc_ext.sampling.wav import WavMetadata, read_wav_metadata, save_wav, spectrum_pictures
 
 __all__ = [
     "ConvertError",
@@ -36,5 +36,6 @@ __all__ = [
     "save_pretrained",
     "save_video",
     "save_wav",
+    "spectrum_pictures",
     "to_pil",
 ]

@@ -12,18 +12,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from aigc_ext import _files
 from aigc_ext.data import wav_file
+from aigc_ext.losses.spectral import Frames, magnitudes
 from aigc_ext.sampling.png import DEFAULT_PRODUCER, LABEL_KEY, PROVENANCE_KEY, XMP, aigc_label
 from aigc_ext.version import __version__
 
 _INFO, _COMMENT, _SOFTWARE, _XMP = b"INFO", b"ICMT", b"ISFT", b"_PMX"
+
+
+_PICTURE = Frames(256, 32, 256)
+_DARKEST = math.log(1e-4)  # -80 dB of full scale
+
+
+def spectrum_pictures(waves: Tensor) -> Tensor:
+    """Pictures of spectra, uint8 `[N, 1, 128, ceil(T / 32)]`, of waves `[N, T]` in [-1, 1]: time to the
+    right, the highest frequency at the top; a sine of full scale is white, what is 80 dB below it black."""
+    levels = magnitudes(waves.float(), _PICTURE)[:, 1:].mul(2).clamp(min=math.exp(_DARKEST)).log()
+    return ((1 - levels / _DARKEST) * 255).round().clamp(0, 255).to(torch.uint8).flip(1)[:, None].cpu()
 
 
 class WavMetadata(NamedTuple):

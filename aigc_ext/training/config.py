@@ -33,6 +33,10 @@ class DataConfig(Config):
     """Also use images that are smaller than the resolution."""
     white: Annotated[int, Range(ge=1, le=65535)] | None = None
     """The value of 16-bit grey that is white, such as 4095 for values of 12 bits; null: 65535."""
+    segment: Count | None = None
+    """Samples of an item of recordings; null: those of the longest recording, each of which is an item."""
+    sample_rate: Annotated[int, Range(ge=1, le=1_536_000)] | None = None
+    """Samples a second to which recordings of another rate are resampled; null: they have one rate."""
     follow_links: bool = False
     """Also read what symbolic links out of a data folder lead to."""
     max_left_out: Annotated[float, Range(ge=0, le=1)] = 0.1

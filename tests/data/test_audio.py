@@ -118,7 +118,7 @@ def test_rates(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as raised:
         open_audio(tmp_path)
     assert [bad.reason for bad in raised.value.bad_files] == [
-        "its sample rate is 16000, but must be 8000 as a.wav (2 of 3 recordings): --sample-rate 8000 "
+        "its sample rate is 16000, but must be 8000 as a.wav (2 of 3 recordings): data.sample_rate 8000 "
         "resamples it"
     ]
     assert [bad.name for bad in open_audio(tmp_path, on_bad="skip").bad_files] == ["b.wav"]

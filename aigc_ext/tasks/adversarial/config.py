@@ -38,6 +38,13 @@ class LossConfig(Config):
     bernoulli: NonNegative = 0.0
     """Weight of `-log p` of an item in nats, with its values as probabilities of white pixels (networks with
     `output_act` sigmoid)."""
+    mel: NonNegative = 0.0
+    """Weight of `losses.multi_scale_mel` (waves)."""
+    stft: NonNegative = 0.0
+    """Weight of `losses.multi_resolution_stft` (waves)."""
+    features: NonNegative = 0.0
+    """Weight of `losses.feature_matching`: the distance of the discriminator's features; begins with the
+    adversarial term."""
     adversarial: NonNegative = 0.0
     """Weight of the adversarial loss; 0: there is no discriminator."""
     kl: NonNegative = 1.0

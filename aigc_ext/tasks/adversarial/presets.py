@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from aigc_ext.models import AutoencoderConfig, PatchDiscriminatorConfig
+from aigc_ext.models import (
+    AutoencoderConfig,
+    PatchDiscriminatorConfig,
+    VocoderConfig,
+    WaveDiscriminatorConfig,
+)
 from aigc_ext.tasks.adversarial.config import LossConfig, TrainConfig
 from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
 from aigc_ext.training.config import DataConfig
@@ -39,6 +44,25 @@ PRESETS: dict[str, TrainConfig] = {
         kimg=60.0,
         tick=2.0,
         snap=10,
+        threads=1,
+    ),
+    "vocoder": TrainConfig(
+        preset="vocoder",
+        data=DataConfig(source="speech", segment=4096),
+        generator=VocoderConfig(),
+        discriminator=WaveDiscriminatorConfig(periods=(2, 3, 5), windows=(128, 512), channels=8),
+        loss=LossConfig(
+            mel=1.0, stft=1.0, features=0.2, adversarial=0.2, balance=True, start_kimg=6.0, kind="lsgan"
+        ),
+        g_optim=AdamConfig(lr=1e-3, lr_end=5e-5, beta1=0.8, beta2=0.99),
+        d_optim=AdamConfig(lr=5e-4, beta1=0.8, beta2=0.99),
+        ema=EMAConfig(kimg=0.4),
+        ramp_kimg=12.0,
+        batch=4,
+        kimg=12.0,
+        tick=0.5,
+        snap=4,
+        grid=(4, 3),
         threads=1,
     ),
 }

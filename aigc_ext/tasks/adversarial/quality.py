@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ext.data import Dataset, normalize
+from aigc_ext.metrics.audio import WaveQuality, wave_quality
 from aigc_ext.nn.quantize import code_counts, code_use
 
 BATCH = 64
@@ -22,6 +23,24 @@ def as_floats(items: Tensor, value_range: tuple[float, float]) -> Tensor:
     if items.dtype == torch.int16:
         return items.float() / 32768
     return normalize(items, value_range)
+
+
+def sample_rate_of(data: Dataset) -> int:
+    """Of recordings, which a dataset of another origin has to tell too."""
+    rate = getattr(data, "sample_rate", None)
+    if not isinstance(rate, int):
+        raise ValueError(f"{data.name} has no sample_rate, which a dataset of recordings must have")
+    return rate
+
+
+def whole_waves(data: Any, device: torch.device) -> Iterator[Tensor]:
+    """Waves `[T]` in [-1, 1]: the recordings that the items are from, or else the items."""
+    if hasattr(data, "recording"):
+        for number in data.groups.unique().tolist():
+            yield as_floats(data.recording(number), (-1.0, 1.0)).to(device)
+    else:
+        for start in range(len(data)):
+            yield as_floats(data.read([start])[0][0], (-1.0, 1.0)).to(device)
 
 
 def mean_squared(output: Tensor, target: Tensor, value_range: tuple[float, float]) -> Tensor:
@@ -57,9 +76,16 @@ def reconstruction_quality(
     - `nelbo` (kl, with `bernoulli`): the bound on -log p of an item in nats: `losses.bernoulli_nll`, the mean
       over `DRAWS` codes of each item from a fixed seed, plus the divergence. Grey values are probabilities of
       white, so that it is the expectation over dynamic binarisation. `kl` is the divergence.
+    - `lsd`, `stft` (waves, instead): the log-spectral distance in dB and `losses.multi_resolution_stft`, the
+      means over whole recordings where the data have them; see `metrics.wave_quality`.
     - `perplexity`, `used_codes` (vq, fsq): exp of the entropy of the codes of all items, and the share of the
       codebook that occurs.
     """
+    if held.kind == "audio":
+        found = [wave_quality(network(wave[None])[0], wave) for wave in whole_waves(held, device)]
+        return {
+            name: sum(values) / len(found) for name, *values in zip(WaveQuality._fields, *found, strict=True)
+        }
     ratios: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "detail", "own_detail", "nelbo", "kl")}
     counts: Tensor | None = None
     rng = torch.Generator().manual_seed(0)

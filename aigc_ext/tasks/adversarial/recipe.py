@@ -40,6 +40,10 @@ def check(config: TrainConfig, data: Dataset, generator: nn.Module) -> None:
     loss, augment = config.loss, config.augment
     if config.data.cond and not data.num_classes:
         raise ConfigError(f"data.cond is true, but {data.describe_unlabelled()}")
+    if config.data.cond and not hasattr(generator, "num_classes"):
+        raise ConfigError("data.cond is true, but must be false: the network takes no labels")
+    if config.data.mirror and data.kind != "images":
+        raise ConfigError(f"data.mirror is true, but must be false: {data.name} has no images")
     if augment.blur_sigma:
         raise ConfigError(f"augment.blur_sigma is {augment.blur_sigma}, but must be 0 in this task")
     if augment.kind != "noaug" and data.kind != "images":

@@ -4,6 +4,7 @@ task, and its public form."""
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import shlex
@@ -15,11 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_ext import _files
 from aigc_ext.config import ConfigError
-from aigc_ext.data import Dataset, ImageDataset, as_dataset, open_dataset, split, to_uint8
+from aigc_ext.data import (
+    Dataset,
+    ImageDataset,
+    as_dataset,
+    open_audio,
+    open_dataset,
+    split,
+    to_uint8,
+    wav_file,
+)
 from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
 from aigc_ext.metrics import MetricSet
@@ -27,11 +38,23 @@ from aigc_ext.metrics.classifier import unsuited
 from aigc_ext.metrics.cost import estimate_seconds
 from aigc_ext.models import build_discriminator, build_network
 from aigc_ext.optim import AdamEMA
-from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
+from aigc_ext.sampling import (
+    Sampler,
+    readable_scale,
+    save_grid,
+    save_pretrained,
+    save_wav,
+    spectrum_pictures,
+)
 from aigc_ext.tasks.adversarial import recipe, symptoms
 from aigc_ext.tasks.adversarial.balance import Balance
 from aigc_ext.tasks.adversarial.config import TrainConfig
-from aigc_ext.tasks.adversarial.quality import as_floats, reconstruction_quality
+from aigc_ext.tasks.adversarial.quality import (
+    as_floats,
+    reconstruction_quality,
+    sample_rate_of,
+    whole_waves,
+)
 from aigc_ext.tasks.adversarial.recipe import Schedule
 from aigc_ext.tasks.adversarial.step import ReconstructionStep
 from aigc_ext.tasks.adversarial.terms import Weighted, make_terms
@@ -47,13 +70,15 @@ from aigc_ext.training.parts import part_size
 from aigc_ext.training.runtime import derive_seed, resolve_device
 from aigc_ext.training.task import Learner, Piece, Progress, Task
 
+_MOST_HEARD = 4  # recordings of a preview
+
 
 class ReconstructionTask(Task):
     """A network in training mode, its average in eval mode, a discriminator or None, and their optimizers;
     its arguments are those of `Trainer`."""
 
     preview_file = "reconstructions{}.png"
-    ranked_by = ("fd", "nelbo", "kid")
+    ranked_by = ("fd", "nelbo", "kid", "lsd")
     replayed_by = "aigc_ext.tasks.adversarial.replay"
 
     config: TrainConfig
@@ -286,20 +311,29 @@ class ReconstructionTask(Task):
 
     def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
         """Items, held-out ones if there are any, each with its reconstruction below it; with kl also, in
-        `samples{}.png`, the images of the seeds 0, 1, 2, ..."""
+        `samples{}.png`, the images of the seeds 0, 1, 2, ... Of recordings these are pictures of spectra, and
+        `reconstructions{}.wav` has the first ones and their reconstructions, one after the other."""
         data: Any = self.held or self.data
         columns = self.config.grid[0]
         items, labels = data.read(gan.spread(data, math.prod(self.config.grid)))
         target = as_floats(items.to(self.device), self.value_range)
         with torch.no_grad():
             made = self.ema(target, labels.to(self.device)) if self._cond else self.ema(target)
-        pairs = [items, to_uint8(made, self.value_range).cpu()]
+        if data.kind == "audio":
+            pairs = [spectrum_pictures(target), spectrum_pictures(made)]
+        else:
+            pairs = [items, to_uint8(made, self.value_range).cpu()]
         rows = [each[start : start + columns] for start in range(0, len(items), columns) for each in pairs]
         if len(rows[-1]) < columns:  # the last row is short
             missing = columns - len(rows[-1])
             rows[-2:] = [torch.cat([row, row.new_zeros(missing, *row.shape[1:])]) for row in rows[-2:]]
         provenance = {"model_sha256": _files.sha256(files["ema"]), "nimg": nimg}
         self._save(torch.cat(rows).permute(0, 2, 3, 1).numpy(), path, provenance=provenance)
+        if data.kind == "audio":
+            rate = sample_rate_of(data)
+            waves = [F.pad(wave, (0, rate // 4)) for wave in _heard(self.ema, data, self.device)]
+            samples = wav_file.to_int16(torch.cat(waves).numpy())
+            save_wav(samples, path.with_suffix(".wav"), rate, provenance=provenance)
         if self._sampler is None:
             return
         seeds = range(math.prod(self.config.grid))
@@ -433,26 +467,15 @@ class Trainer(Loop):
             outdir, desc: as for the constructor.
             report: as for `aigc_ext.data.open_dataset`.
         """
-        settings = config.data
-        data: Dataset = open_dataset(
-            settings.source,
-            on_bad="skip",
-            resolution=settings.resolution,
-            transform=settings.transform,
-            enlarge=settings.enlarge,
-            white=settings.white,
-            class_folders=settings.class_folders,
-            follow_links=settings.follow_links,
-            renumber_classes=settings.renumber_classes,
-            max_left_out=settings.max_left_out,
-            report=report,
-        )
+        data = _open(config, report)
         held: Dataset | None = None
         if config.held_out:
             data, held = split(data, config.held_out, derive_seed(config.seed, "held out"))
         shared: dict[str, Any] = {"num_classes": data.num_classes if config.data.cond else 0}
         if isinstance(data, ImageDataset):
             shared["image_shape"] = data.image_shape
+        if data.kind == "audio":
+            shared["sample_rate"] = sample_rate_of(data)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
             generator = build_network(_for_data(config.generator, shared))
@@ -460,6 +483,36 @@ class Trainer(Loop):
             if config.loss.adversarial:
                 discriminator = build_discriminator(_for_data(config.discriminator, shared))
         return cls(generator, discriminator, data, config, held=held, outdir=outdir, desc=desc)
+
+
+def _heard(network: Any, data: Any, device: torch.device) -> list[Tensor]:
+    """A few waves, each followed by its reconstruction, on the CPU."""
+    waves = itertools.islice(whole_waves(data, device), _MOST_HEARD)
+    with torch.no_grad():
+        return [wave.cpu() for each in waves for wave in (each, network(each[None])[0])]
+
+
+def _open(config: TrainConfig, report: Report | None) -> Dataset:
+    """Recordings for a network that makes them, else images."""
+    settings = config.data
+    shared: dict[str, Any] = {
+        "on_bad": "skip",
+        "class_folders": settings.class_folders,
+        "follow_links": settings.follow_links,
+        "renumber_classes": settings.renumber_classes,
+        "max_left_out": settings.max_left_out,
+        "report": report,
+    }
+    if getattr(config.generator.network, "media", None) == "audio":
+        return open_audio(settings.source, segment=settings.segment, rate=settings.sample_rate, **shared)
+    return open_dataset(
+        settings.source,
+        resolution=settings.resolution,
+        transform=settings.transform,
+        enlarge=settings.enlarge,
+        white=settings.white,
+        **shared,
+    )
 
 
 def _for_data(settings: Any, shared: Mapping[str, Any]) -> Any:

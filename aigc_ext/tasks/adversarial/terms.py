@@ -16,7 +16,13 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from aigc_ext.config import ConfigError
-from aigc_ext.losses import AdversarialLoss, reconstruction
+from aigc_ext.losses import (
+    AdversarialLoss,
+    feature_matching,
+    multi_resolution_stft,
+    multi_scale_mel,
+    reconstruction,
+)
 from aigc_ext.tasks.adversarial.config import TrainConfig
 
 
@@ -115,6 +121,17 @@ class Adversarial(Term):
         return sum(losses[1:], start=losses[0])
 
 
+@dataclass(eq=False)
+class Features(Term):
+    """The distance of the discriminator's features of the items to those of the target."""
+
+    judges = True
+    name: str = "features"
+
+    def __call__(self, made: Made) -> Tensor:
+        return feature_matching(made.judgement.features, made.judgement_of_target.features)
+
+
 class Weighted(NamedTuple):
     term: Term
     weight: float
@@ -130,6 +147,20 @@ def _bernoulli(config: TrainConfig, network: nn.Module) -> Term:
     return Bernoulli()
 
 
+def _of_waves(name: str, loss: Callable[..., Tensor], *settings: str) -> Callable[[TrainConfig, Any], Term]:
+    """A term of waves, whose loss also takes these settings of the network."""
+
+    def make(config: TrainConfig, network: nn.Module) -> Term:
+        if getattr(network, "media", None) != "audio":
+            raise ConfigError(
+                f"loss.{name} is {getattr(config.loss, name)}, but must be 0: the network makes no waves"
+            )
+        given = [getattr(network, setting) for setting in settings]
+        return Compared(name, lambda output, target: loss(output, target, *given))
+
+    return make
+
+
 def adversarial_loss(config: TrainConfig) -> AdversarialLoss:
     return AdversarialLoss(config.loss.kind, label_smoothing=config.loss.label_smoothing)
 
@@ -139,6 +170,9 @@ TERMS: dict[str, Callable[[TrainConfig, Any], Term]] = {
     "l2": lambda config, network: Compared("l2", reconstruction.l2),
     "charbonnier": lambda config, network: Compared("charbonnier", reconstruction.charbonnier),
     "bernoulli": _bernoulli,
+    "mel": _of_waves("mel", multi_scale_mel, "sample_rate"),
+    "stft": _of_waves("stft", multi_resolution_stft),
+    "features": lambda config, network: Features(),
     "adversarial": lambda config, network: Adversarial(adversarial_loss(config)),
 }
 """What makes a term of a config and the network, by the key of its weight in `config.loss`."""
@@ -159,8 +193,8 @@ def make_terms(config: TrainConfig, network: nn.Module, more: Sequence[Weighted]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"there are {names.count(name)} terms called {name!r}, but names must differ")
-    if all(isinstance(term, Adversarial) for term, _ in chosen):
-        known = ", ".join(f"loss.{name}" for name in TERMS if name != "adversarial")
+    if all(term.judges for term, _ in chosen):
+        known = ", ".join(f"loss.{name}" for name in TERMS if name not in ("adversarial", "features"))
         raise ConfigError(f"{known} are all 0, but one must be greater: nothing compares output and items")
     if not config.loss.adversarial:
         for term, weight in chosen:
