@@ -54,6 +54,7 @@ from aigc_ext.models.stylegan3 import StyleGAN3Generator, StyleGAN3GeneratorConf
 from aigc_ext.models.transformer import Transformer, TransformerConfig
 from aigc_ext.models.vocoder import Vocoder, VocoderConfig
 from aigc_ext.models.wave_discriminators import WaveDiscriminator, WaveDiscriminatorConfig
+from aigc_ext.models.wavenet import WaveNet, WaveNetConfig
 
 __all__ = [
     "Autoencoder",
@@ -95,6 +96,8 @@ __all__ = [
     "VocoderConfig",
     "WaveDiscriminator",
     "WaveDiscriminatorConfig",
+    "WaveNet",
+    "WaveNetConfig",
     "build_discriminator",
     "build_generator",
     "build_network",
