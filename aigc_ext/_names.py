@@ -3,7 +3,7 @@
 TASKS = {
     "gan": ("mlp", "dcgan", "sngan", "stylegan2", "stylegan3-t", "stylegan3-r", "r3gan"),
     "adversarial": ("vae", "vqgan", "vocoder"),
-    "likelihood": ("prior", "textgen"),
+    "likelihood": ("prior", "textgen", "wavenet"),
 }
 """The presets of each task."""
 PRESETS = tuple(preset for presets in TASKS.values() for preset in presets)

@@ -41,9 +41,9 @@ class WaveNetConfig(SequenceConfig):
     """Samples a second."""
     length: OutsideRun[Count] = 8000
     """Samples of a recording that `sample` makes by default."""
-    channels: Count = 64
+    channels: Count = 48
     """Channels of the residual connection."""
-    gates: Count = 64
+    gates: Count = 48
     """Channels inside the layers, after the gate."""
     skips: Count = 64
     """Channels of the skip connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aigc_ext.models.transformer import TransformerConfig
+from aigc_ext.models.wavenet import WaveNetConfig
 from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
 from aigc_ext.tasks.likelihood.config import TextConfig, TrainConfig
 from aigc_ext.training.config import DataConfig
@@ -34,6 +35,23 @@ PRESETS: dict[str, TrainConfig] = {
         warmup_kimg=3.0,
         tick=2.0,
         grid=(4, 4),
+        threads=1,
+        precision="bfloat16",
+    ),
+    "wavenet": TrainConfig(
+        preset="wavenet",
+        data=DataConfig(source="spoken-digits", cond=True),
+        network=WaveNetConfig(),
+        optim=AdamConfig(lr=3e-3, lr_end=1e-4, beta2=0.99, weight_decay=0.01),
+        ema=EMAConfig(kimg=0.2),
+        batch=1,
+        kimg=6.6,
+        ramp_kimg=6.6,
+        warmup_kimg=0.1,
+        tick=0.3,
+        snap=4,
+        grid=(5, 2),
+        metric_items=100,
         threads=1,
         precision="bfloat16",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +22,9 @@ from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
 from aigc_ext.models import build_network
 from aigc_ext.optim import AdamEMA
-from aigc_ext.sampling import readable_scale, save_grid, save_pretrained
+from aigc_ext.sampling import readable_scale, save_grid, save_pretrained, save_wav
 from aigc_ext.tasks.gan import recipe
-from aigc_ext.tasks.likelihood.config import TrainConfig
+from aigc_ext.tasks.likelihood.config import SamplerConfig, TrainConfig
 from aigc_ext.tasks.likelihood.items import Items, open_items
 from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, likelihood
 from aigc_ext.training import run
@@ -37,6 +39,7 @@ from aigc_ext.training.task import Learner, Piece, Progress, Task
 
 _PREVIEWS = {"image": "fakes{}.png", "text": "samples{}.txt", "audio": "samples{}.wav"}
 _AT_ONCE = 64  # held-out items
+_PAUSE = 0.2  # seconds between recordings
 
 
 class LikelihoodTask(Task):
@@ -76,6 +79,7 @@ class LikelihoodTask(Task):
         self.publishes = isinstance(getattr(network, "config", None), dict)
         self.preview_file = _PREVIEWS[network.media]  # type: ignore[misc,index]
         self._inputs: tuple[Tensor, Tensor | None] | None = None
+        self._sampler = _options(network, config.sampler)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {type(self.network).__name__} on {self.data!r}>"
@@ -133,7 +137,7 @@ class LikelihoodTask(Task):
     def preview(self, path: Path, nimg: int, files: Mapping[str, bytes]) -> None:
         """The samples of the seeds 0, 1, 2, ...; of texts and captions with held-out items in front."""
         seeds, network = list(range(math.prod(self.config.grid))), self.ema
-        options: dict[str, Any] = self.config.sampler.to_dict()
+        options = dict(self._sampler)
         trained = self._trained or range(self._classes)
         classes = [trained[seed % len(trained)] for seed in seeds] if self._classes else None
         shown = self._shown(len(seeds)) if self.items.prompts else []
@@ -151,6 +155,12 @@ class LikelihoodTask(Task):
             scale = readable_scale(*made.shape[1:3])
             columns = self.config.grid[0]
             save_grid(made, path, columns=columns, scale=scale, provenance={**provenance, **options})
+        elif network.media == "audio":  # one after the other
+            rate = int(network.sample_rate)  # type: ignore[arg-type]
+            pause = np.zeros((len(made), int(_PAUSE * rate)), np.int16)
+            save_wav(
+                np.concatenate([made, pause], 1).ravel(), path, rate, provenance={**provenance, **options}
+            )
         else:
             _files.replace_file(path, self._written(made, shown, nimg).encode())
 
@@ -210,6 +220,22 @@ class LikelihoodTask(Task):
     def with_config(self, config: RunConfig) -> LikelihoodTask:
         assert isinstance(config, TrainConfig)
         return LikelihoodTask(self.network, self.items, config)
+
+
+def _options(network: nn.Module, sampler: SamplerConfig) -> dict[str, Any]:
+    """Those of the sampler that the network has; what it does not have must not be set."""
+    usual, taken = SamplerConfig().to_dict(), set()
+    for name in ("sample", "sample_tokens"):
+        if (function := getattr(network, name, None)) is not None:
+            taken |= set(inspect.signature(function).parameters)
+    options = sampler.to_dict()
+    for name, value in options.items():
+        if name not in taken and value != usual[name]:
+            raise ConfigError(
+                f"sampler.{name} is {value}, but must be {usual[name]}: a {type(network).__name__} "
+                "has no such option"
+            )
+    return {name: value for name, value in options.items() if name in taken}
 
 
 class Schedule:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from aigc_ext.config import Count
+from aigc_ext.data import wav_file
 from aigc_ext.models.settings import ClassCount, ImageShape, Network, ReconstructorConfig, takes
 from aigc_ext.sampling import save_pretrained
 from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, find_resume_point
@@ -29,19 +30,24 @@ SMALL = {
     "device": "cpu",
     "threads": 1,
     "nonfinite_limit": 3,
-    "network.width": 16,
-    "network.heads": 2,
-    "network.layers": 2,
     "network.hidden": 24,
     "ramp_kimg": 0.1,
     "warmup_kimg": 0.03,
     "optim.lr": 1e-2,
     "ema.kimg": 0.02,
 }
+_TRANSFORMER = {"network.width": 16, "network.heads": 2, "network.layers": 2, "network.dropout": 0.1}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "prior": {"data.cond": True},
-    "captions": {"caption": True, "text.vocabulary": 270, "text.source": 4},
-    "textgen": {"text.vocabulary": 280, "text.source": 12, "text.target": 6},
+    "prior": {**_TRANSFORMER, "data.cond": True},
+    "captions": {**_TRANSFORMER, "caption": True, "text.vocabulary": 270, "text.source": 4},
+    "textgen": {**_TRANSFORMER, "text.vocabulary": 280, "text.source": 12, "text.target": 6},
+    "wavenet": {
+        "data.class_folders": True,
+        "network.channels": 12,
+        "network.gates": 10,
+        "network.skips": 14,
+        "network.dilations": [1, 3, 2],
+    },
 }
 """By the name of a case: what differs from its preset. A prior on captions is another case."""
 
@@ -98,8 +104,14 @@ def write_data(folder: Path) -> dict[str, str]:
         one, other = words[number % 6], words[number * 5 % 7 % 6]
         lines.append({"source": f"A {one} for the {other}, which is {number}.", "target": f"{one} {other}"})
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for number in range(40):
+        path = folder / "waves" / ("high" if number % 2 else "low") / f"{number:02d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wave = np.sin(np.arange(40 + number) * (1.2 if number % 2 else 0.3)) * 8000
+        path.write_bytes(wav_file.encode(wave.astype(np.int16), 800))
     tokens = f"tokens:{folder / 'codec'}:{images}"
-    return {"prior": tokens, "captions": tokens, "textgen": str(folder / "pairs.jsonl")}
+    waves, pairs = str(folder / "waves"), str(folder / "pairs.jsonl")
+    return {"prior": tokens, "captions": tokens, "textgen": pairs, "wavenet": waves}
 
 
 def config(case: str, source: str, **overrides: Any) -> TrainConfig:

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from aigc_ext.config import ConfigError
-from aigc_ext.data import DatasetError
+from aigc_ext.data import DatasetError, wav_file
+from aigc_ext.sampling import read_wav_metadata
 from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.tasks import task_of
 from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, find_resume_point
@@ -36,8 +37,9 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module", params=SETTINGS)
 def whole(request, sources, tmp_path_factory) -> tuple[str, TrainResult]:
     """A run that was never interrupted."""
-    settings = config(request.param, sources[request.param], network__dropout=0.1)
-    trainer = Trainer.from_config(settings, outdir=tmp_path_factory.mktemp("runs"))
+    trainer = Trainer.from_config(
+        config(request.param, sources[request.param]), outdir=tmp_path_factory.mktemp("runs")
+    )
     return request.param, trainer.fit()
 
 
@@ -83,6 +85,12 @@ def test_previews_can_be_looked_at_and_read(whole):
         text = done.grid.read_text()
         assert text.startswith("AI-generated")
         assert text.count("source:  A ") == text.count("\nnetwork:") == 4  # as many as are held out
+    elif case == "wavenet":
+        sound, marks = wav_file.decode(done.grid.read_bytes()), read_wav_metadata(done.grid)
+        assert (sound.rate, len(sound.samples)) == (800, 6 * (79 + 160))
+        assert marks.label is not None
+        assert marks.provenance is not None
+        assert marks.provenance["classes"] == [0, 1] * 3
     else:
         with Image.open(done.grid) as image:
             assert image.size == (3 * 64, 2 * 64)
@@ -90,7 +98,7 @@ def test_previews_can_be_looked_at_and_read(whole):
 
 def test_it_resumes_with_the_same_bits(whole, sources, tmp_path):
     case, done = whole
-    half = config(case, sources[case], network__dropout=0.1, kimg=0.048)
+    half = config(case, sources[case], kimg=0.048)
     start = Trainer.from_config(half, outdir=tmp_path).fit()
     again = resumed(start.run_dir, kimg=0.12).fit()
     assert files_of(again.checkpoint) == files_of(done.checkpoint)
@@ -103,13 +111,14 @@ def test_it_resumes_with_the_same_bits(whole, sources, tmp_path):
 def test_a_network_of_other_settings_does_not_go_on(whole, sources):
     case, done = whole
     point = find_resume_point(str(done.run_dir), done.run_dir.parent)
-    changed = config(case, sources[case], network__layers=1)
-    with pytest.raises(ConfigError, match=r"network.layers is 1, but the run was started with 2"):
+    changed = config(case, sources[case], network__hidden=7)
+    with pytest.raises(ConfigError, match=r"network.hidden is 7, but the run was started with 24"):
         Trainer.from_config(changed).restore(point)
     trainer = Trainer.from_config(point.config)
     assert point.checkpoint is not None
-    point.checkpoint.state["network"]["tokenizer"] = "of another version of the library"
-    with pytest.raises(CheckpointError, match="its network has another tokenizer than the one of this data"):
+    fact = "length" if case == "wavenet" else "tokenizer"
+    point.checkpoint.state["network"][fact] = "of another version of the library"
+    with pytest.raises(CheckpointError, match=f"its network has another {fact} than the one of this data"):
         trainer.restore(point)
 
 
@@ -168,16 +177,17 @@ def test_two_processes_are_one(exact, sources, tmp_path):
 def test_steps_that_are_not_finite_end_the_run_with_a_dump(case, sources, tmp_path):
     trainer = Trainer.from_config(config(case, sources[case]), outdir=tmp_path)
     before = {name: p.clone() for name, p in trainer.task.network.named_parameters()}
+    broken = "output.bias" if case == "wavenet" else "norm.weight"
     with torch.no_grad():
-        trainer.task.network.get_parameter("norm.weight").fill_(torch.nan)
+        trainer.task.network.get_parameter(broken).fill_(torch.nan)
     with pytest.raises(NonFiniteError, match="stopped at step 3: 3 steps in a row") as error:
         trainer.fit()
     dump = read_checkpoint(error.value.dump)
     assert (dump.state["streaks"], dump.state["statistics"]["loss"]) == ([3], "nan")
     assert dump.tensors["inputs"]["items"].shape[0] == 12
-    assert ("labels" in dump.tensors["inputs"]) == (case == "prior")
+    assert ("labels" in dump.tensors["inputs"]) == (case in ("prior", "wavenet"))
     for name, value in before.items():
-        if name != "norm.weight":
+        if name != broken:
             assert torch.equal(dump.tensors["network"][name], value), name
 
 
@@ -194,16 +204,20 @@ def test_the_cost_of_a_run_is_estimated(case, sources):
 def test_the_model_loads_and_samples_by_itself(whole):
     case, done = whole
     network = loaded(done.run_dir)
-    assert network.media == ("text" if case == "textgen" else "image")
-    options = {} if case == "prior" else {"prompts": ["A tool", "light tile", "A", ""]}
+    assert network.media == {"textgen": "text", "wavenet": "audio"}.get(case, "image")
+    without = case in ("prior", "wavenet")
+    options = {} if without else {"prompts": ["A tool", "light tile", "A", ""]}
     made = network.sample([3, 1, 19, 3], **options)
     if case == "textgen":
         assert all(isinstance(text, str) for text in made)
+    elif case == "wavenet":
+        assert made.dtype == np.int16
+        assert made.shape == (4, 79)
     else:
         assert made.dtype == np.uint8
         assert made.shape == (4, 4, 4, 1)
     for index, seed in enumerate([3, 1, 19, 3]):
-        alone = {} if case == "prior" else {"prompts": [options["prompts"][index]]}
+        alone = {} if without else {"prompts": [options["prompts"][index]]}
         assert np.array_equal(network.sample([seed], **alone)[0], made[index])
     assert np.array_equal(loaded(done.checkpoint).sample([3, 1, 19, 3], **options), made)
 
@@ -248,6 +262,12 @@ def test_a_prior_decodes_what_its_codec_encodes(sources, tmp_path):
             DatasetError,
             "'digits' has nothing for a transformer to learn",
         ),
+        (
+            "wavenet",
+            {"sampler__top_k": 3},
+            ConfigError,
+            "sampler.top_k is 3, but must be None: a WaveNet has no such option",
+        ),
         ("prior", {"data__source": "tokens:missing"}, DatasetError, "must be of the form tokens:RUN:IMAGES"),
     ],
 )
@@ -257,7 +277,9 @@ def test_what_does_not_fit_is_named(case, overrides, error, message, sources):
 
 
 def test_a_source_of_tokens_needs_an_autoencoder(whole, sources):
-    with pytest.raises(DatasetError, match=r"is a Transformer.*, but must be an autoencoder with codes"):
+    with pytest.raises(
+        DatasetError, match=r"is a (Transformer|WaveNet).*, but must be an autoencoder with codes"
+    ):
         Trainer.from_config(config("prior", f"tokens:{whole[1].run_dir}:digits"))
 
 
