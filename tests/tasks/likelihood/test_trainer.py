@@ -130,7 +130,7 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 def exact_config(case: str, sources: dict[str, str]) -> TrainConfig:
-    return config(case, sources[case], precision="float32", kimg=0.048, network__dropout=0.1)
+    return config(case, sources[case], precision="float32", kimg=0.048)
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
