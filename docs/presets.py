@@ -118,7 +118,7 @@ def family(cls: type[NetworkConfig]) -> str:
     docs, settings = docs_of(cls), cls()
     lines = []
     for name in cls.arguments():
-        if name in ("image_shape", "num_classes"):
+        if name not in docs and name not in cls.key_names():  # it comes from the data
             continue
         key = f"`{name}`" if name in cls.key_names() else f"*`{name}`*"
         lines.append(f"| {key} | {shown(getattr(settings, name))} | {' '.join(docs[name].split())} |")
