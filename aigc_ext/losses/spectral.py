@@ -11,12 +11,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FLOOR = 1e-5
-"""The smallest amplitude that a logarithm is taken of, that of a third of a step of 16 bits."""
+FLOOR = 1e-4
+"""The smallest magnitude that a logarithm is taken of, 80 dB below full scale. Below it a spectrum is not heard, but
+its logarithm would have the largest gradients."""
 _EPSILON = 1e-9  # of a squared magnitude, whose root would have no gradient at 0
 
 
@@ -101,19 +103,20 @@ def mel_filters(
         raise ValueError(f"n_mels is {n_mels}, but must be at least 1")
     low, high = mel(f_min), mel(f_max)
     corners = [hertz(low + (high - low) * i / (n_mels + 1)) for i in range(n_mels + 2)]
-    edges = torch.tensor(corners, dtype=torch.float64)
-    frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
+    # In NumPy, so that it is also computed where a network is made without memory, on the device "meta".
+    edges = np.array(corners)
+    frequencies = np.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
     left, top, right = (edges[i : n_mels + i, None] for i in range(3))
     rising, falling = (frequencies - left) / (top - left), (right - frequencies) / (right - top)
-    filters = torch.minimum(rising, falling).clamp(min=0)
-    sums = filters.sum(1, keepdim=True)
+    filters = np.minimum(rising, falling).clip(min=0)
+    sums = filters.sum(1, keepdims=True)
     if not sums.all():
-        empty = int((sums[:, 0] == 0).nonzero()[0])
+        empty = int(np.argmin(sums[:, 0]))
         raise ValueError(
             f"n_mels is {n_mels}, but must be less or n_fft ({n_fft}) more: filter {empty}, about "
             f"{corners[empty + 1]:.0f} Hz, has no frequency of the transform"
         )
-    return (filters / sums).float()
+    return torch.from_numpy((filters / sums).astype(np.float32))
 
 
 class MelSpectrogram(nn.Module):
@@ -146,11 +149,17 @@ class MelSpectrogram(nn.Module):
 
 
 MEL_SCALES = ((64, 8), (128, 16), (256, 32), (512, 48), (1024, 64))
-"""Windows and numbers of filters of `multi_scale_mel`, none without a frequency at 8 kHz."""
+"""Windows of `multi_scale_mel` at 8 kHz, and numbers of filters, each of which has a frequency."""
+
+
+def mel_scales(sample_rate: int) -> list[tuple[int, int]]:
+    """`MEL_SCALES` at another rate: windows of about the same duration, by a power of two."""
+    factor = 2 ** max(0, round(math.log2(sample_rate / 8000)))
+    return [(factor * window, n_mels) for window, n_mels in MEL_SCALES]
 
 
 def multi_scale_mel(
-    output: Tensor, target: Tensor, sample_rate: int, scales: Sequence[tuple[int, int]] = MEL_SCALES
+    output: Tensor, target: Tensor, sample_rate: int, scales: Sequence[tuple[int, int]] | None = None
 ) -> Tensor:
     """The mean absolute difference of log-mel spectrograms, averaged over several windows, from short ones
     that tell when something is heard to long ones that tell its pitch (Yamamoto et al. 2020 for spectra;
@@ -158,11 +167,11 @@ def multi_scale_mel(
     begins every quarter of a window.
 
     Args:
-        scales: windows in samples and numbers of mel filters.
+        scales: windows in samples and numbers of mel filters; None: `mel_scales`.
     """
     _check_pair(output, target)
     losses = []
-    for window, n_mels in scales:
+    for window, n_mels in mel_scales(sample_rate) if scales is None else scales:
         spectrogram = _spectrogram(sample_rate, window, n_mels, output.device)
         losses.append((spectrogram(output) - spectrogram(target)).abs().mean())
     return torch.stack(losses).mean()

@@ -41,6 +41,7 @@ Factor = Annotated[int, Range(ge=2, le=64)]
 class VocoderConfig(ReconstructorConfig):
     family: Literal["vocoder"] = field(default="vocoder", kw_only=True)
     sample_rate: Annotated[OutsideRun[int], Range(ge=1, le=1_536_000)] = 8000
+    """Samples a second; a run takes it from its data."""
     n_mels: Annotated[int, Range(ge=1, le=512)] = 32
     """Filters of the mel spectrogram."""
     n_fft: Annotated[int, Range(ge=16, le=16384)] = 512

@@ -126,6 +126,11 @@ def test_multi_resolution_stft_by_hand() -> None:
     assert multi_resolution_stft(output, target, [FRAMES]) == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 96000])
+def test_every_rate_has_its_scales(rate: int) -> None:
+    assert 0 < multi_scale_mel(noise(10, 1, 3000), noise(11, 1, 3000), rate) < 10
+
+
 def test_feature_matching() -> None:
     ours = [torch.zeros(2, 3), torch.zeros(2, 5, 5)]
     theirs = [torch.full((2, 3), 2.0), torch.full((2, 5, 5), -1.0)]

@@ -18,8 +18,8 @@ from aigc_ext.training.config import RunConfig
 
 # The order of the keys in config.json.
 _KEYS = (
-    " preset seed data held_out generator discriminator loss g_optim d_optim ema augment ramp_kimg batch"
-    " batch_gpu kimg tick snap keep grid nonfinite_limit metrics metric_images log channels_last workers"
+    " preset seed data held_out generator discriminator loss g_optim d_optim ema augment warmup_kimg ramp_kimg"
+    " batch batch_gpu kimg tick snap keep grid nonfinite_limit metrics metric_images log channels_last workers"
     " device threads deterministic malloc "
 )
 
@@ -95,6 +95,8 @@ class TrainConfig(RunConfig):
     d_optim: AdamConfig = field(default_factory=AdamConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    warmup_kimg: NonNegative = 0.0
+    """Thousands of items over which both learning rates rise from 0."""
     ramp_kimg: NonNegative = 0.0
     """Thousands of items over which values with an `_end` or `_start` change, along half a cosine."""
     grid: tuple[Count, Annotated[int, Range(ge=1)]] = (8, 4)

@@ -15,14 +15,16 @@ import torch
 from PIL import Image
 
 from aigc_ext.config import ConfigError
-from aigc_ext.data import open_dataset
+from aigc_ext.data import open_audio, open_dataset, split, wav_file
+from aigc_ext.data.audio import AudioPart
 from aigc_ext.losses import perceptual
-from aigc_ext.sampling import Sampler, load_pretrained
+from aigc_ext.sampling import Sampler, load_pretrained, read_wav_metadata
 from aigc_ext.tasks.adversarial import PRESETS, Compared, Trainer, Weighted, find_resume_point, replay
 from aigc_ext.tasks.adversarial.symptoms import symptoms
 from aigc_ext.tasks.dry_run import estimate_cost
 from aigc_ext.training import NonFiniteError, cost, read_checkpoint
-from tests.tasks.adversarial.helpers import SMALL, config
+from aigc_ext.training.runtime import derive_seed
+from tests.tasks.adversarial.helpers import SMALL, config, recordings
 from tests.training.helpers import files_of, rows_of
 
 
@@ -51,7 +53,7 @@ def known(row):
 
 def test_a_run_leaves_what_it_should(whole, name):
     run_dir = whole.run_dir
-    adversarial = name in ("vae-gan", "vqgan")
+    adversarial = name in ("vae-gan", "vqgan", "vocoder")
     networks = ["ema", "generator", *(["discriminator"] if adversarial else [])]
     files = sorted(p.stem for p in whole.checkpoint.glob("*.safetensors"))
     assert files == sorted([*networks, "training_state"])
@@ -60,9 +62,14 @@ def test_a_run_leaves_what_it_should(whole, name):
     assert len(rows) == 8
     assert ("loss_d" in rows[0]) == adversarial
     assert all(row["skipped_g"] == 0 for row in rows)
-    first = "bernoulli" if name in ("vae", "vae-gan") else "l1"
+    first = {"vae": "bernoulli", "vae-gan": "bernoulli", "vocoder": "mel"}.get(name, "l1")
     assert rows[-1][first] < rows[0][first]
     measured = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    begun = [row["adversarial"] is not None for row in rows] if adversarial else []
+    assert begun == [False] * 4 + [True] * 4 if adversarial else not begun, "start_kimg is 0.2"
+    if name == "vocoder":
+        check_recordings(whole, measured, rows)
+        return
     assert 5 < measured["psnr"] < 40
     assert 0 < measured["sharpness"] < 5
     expected = {"nelbo", "kl"} if first == "bernoulli" else {"perplexity", "used_codes"}
@@ -74,8 +81,33 @@ def test_a_run_leaves_what_it_should(whole, name):
     originals = data.read(range(len(data)))[0].numpy()
     assert (originals[:, 0] == top).all((1, 2)).any(), "an original is above"
     assert (run_dir / "samples000000-400.png").exists() == (first == "bernoulli")
-    begun = [row["adversarial"] is not None for row in rows] if adversarial else []
-    assert begun == [False] * 4 + [True] * 4 if adversarial else not begun, "start_kimg is 0.2"
+
+
+def check_recordings(whole, measured, rows):
+    assert set(measured) >= {"lsd", "stft"}
+    assert 0 < measured["lsd"] < 40
+    assert rows[0]["features"] is None
+    assert rows[-1]["features"] is not None
+    assert any(row["r1"] for row in rows)
+    picture = np.asarray(Image.open(whole.grid))
+    assert (
+        picture.size % (2 * 2 * 128 * 4 * 7) == 0
+    )  # 7 frames of 128 frequencies, 4 columns, 2 rows of pairs
+    sound = wav_file.decode(whole.grid.with_suffix(".wav").read_bytes())
+    assert sound.rate == 8000
+    data, held = split(open_audio(recordings(), segment=200), 0.1, derive_seed(0, "held out"))
+    assert isinstance(held, AudioPart)
+    original = held.recording(int(held.groups[0]))
+    assert (wav_file.to_int16(sound.samples)[: len(original)] == original.numpy()).all()
+    assert not set(data.groups.tolist()) & set(held.groups.tolist())
+    assert len(sound.samples) == 2 * (len(original) + 2000)
+    label = read_wav_metadata(whole.grid.with_suffix(".wav")).label
+    assert label is not None
+    assert label["Label"] == "1"
+    network: Any = load_pretrained(whole.run_dir)[0]
+    assert network.media == "audio"
+    made = network.reconstructions(original[None])[0]
+    assert (wav_file.to_int16(sound.samples)[-2000 - len(original) : -2000] - made.numpy() == 0).all()
 
 
 def test_a_resumed_run_has_the_same_bits(whole, name, tmp_path):
@@ -139,13 +171,15 @@ def test_two_processes_share_a_run(name, tmp_path):
 def test_steps_that_are_not_finite_end_a_run_with_a_dump(name, tmp_path):
     trainer = Trainer.from_config(config(name, nonfinite_limit=3), outdir=tmp_path)
     with torch.no_grad():
-        trainer.state.generator.decoder.last.weight.fill_(torch.nan)
+        network = trainer.state.generator
+        last = network.layers[-1] if name == "vocoder" else network.decoder.last
+        last.weight.fill_(torch.nan)
     before = files_of_state(trainer)
     with pytest.raises(NonFiniteError, match="3 steps in a row") as error:
         trainer.fit()
     dump = read_checkpoint(error.value.dump)
     assert dump.state["statistics"]["loss"] == "nan"
-    assert dump.tensors["inputs"]["items"].shape == (25, 1, 8, 8)
+    assert dump.tensors["inputs"]["items"].shape == ((25, 200) if name == "vocoder" else (25, 1, 8, 8))
     assert not dump.tensors["inputs"]["fake"].isfinite().all()
     found = replay(error.value.dump)
     assert found.reproduced
@@ -179,9 +213,10 @@ def test_a_dry_run_takes_every_kind_of_step(name):
     trainer = Trainer.from_config(config(name))
     found = cost.probe(trainer, seconds=20)
     assert found.seconds_per_kimg > 0
-    assert set(found.parameters) == ({"generator", "discriminator"} if "gan" in name else {"generator"})
+    adversarial = name in ("vae-gan", "vqgan", "vocoder")
+    assert set(found.parameters) == ({"generator", "discriminator"} if adversarial else {"generator"})
     # With R1 or not, before and after the start; the period of `vqgan` is the whole run.
-    assert len(set(trainer.task.kinds_of_steps())) == {"vae-gan": 4, "vqgan": 3}.get(name, 1)
+    assert len(set(trainer.task.kinds_of_steps())) == {"vae-gan": 4, "vocoder": 4, "vqgan": 3}.get(name, 1)
 
 
 def test_the_cost_is_estimated_by_another_process():
@@ -218,6 +253,11 @@ def test_perceptual_features_of_ones_own(tmp_path):
         ("fsq", {"loss__l1": 0.0}, "are all 0, but one must be greater"),
         ("vqgan", {"loss__judged": "samples"}, "loss.judged is 'samples', but must be 'reconstructions'"),
         ("fsq", {"metrics": ["fd"]}, "metrics are fd, but must be none"),
+        ("vae", {"loss__mel": 1.0}, "loss.mel is 1.0, but must be 0: the network makes no waves"),
+        ("vae", {"loss__features": 1.0}, "loss.features is 1.0, but must be 0: it needs the discriminator"),
+        ("vocoder", {"loss__mel": 0.0, "loss__stft": 0.0}, "loss.mel, loss.stft are all 0, but one must be"),
+        ("vocoder", {"data__mirror": True}, "data.mirror is true, but must be false"),
+        ("vocoder", {"data__cond": True}, "data.cond is true, but"),
         ("vae", {"augment__blur_sigma": 1.0}, "augment.blur_sigma is 1.0, but must be 0"),
         ("vae", {"g_optim__lr_end": 1.0}, "g_optim.lr_end is 1.0, but must be null"),
         ("vae", {"loss__kind": "relativistic", "augment__kind": "ada"}, "augment.kind is 'ada', but"),
