@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FLOOR = 1e-4
-"""The smallest magnitude that a logarithm is taken of, 80 dB below full scale. Below it a spectrum is not heard, but
-its logarithm would have the largest gradients."""
+"""The smallest magnitude that a logarithm is taken of, 80 dB below full scale. Below it a spectrum is not
+heard, but its logarithm would have the largest gradients."""
 _EPSILON = 1e-9  # of a squared magnitude, whose root would have no gradient at 0
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from aigc_ext import _names
 from aigc_ext.cli.main import main
 from aigc_ext.sampling import load_pretrained
+from aigc_ext.sampling.wav import save_wav
 from tests.training.helpers import files_of
 
 PRESETS = [preset for task, presets in _names.TASKS.items() if task != "gan" for preset in presets]
@@ -27,6 +28,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "loss": {"adversarial": 0.1},
     },
     "prior": {"network": TRANSFORMER},
+    "vocoder": {
+        "generator": {"n_mels": 8, "n_fft": 64, "window": 64, "hop": 16, "channels": 8, "upsample": [4]},
+        "discriminator": {"channels": 4},
+    },
+    "wavenet": {
+        "network": {"channels": 8, "gates": 8, "skips": 8, "hidden": 8, "dilations": [1, 3]},
+        "data": {"class_folders": True},
+    },
     "textgen": {"network": TRANSFORMER, "text": {"vocabulary": 280, "source": 12, "target": 6}},
 }
 SUFFIX = {"textgen": "txt", "vocoder": "wav", "wavenet": "wav"}
@@ -44,7 +53,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     lines = [{"source": f"A tool number {i} for people.", "target": f"tool {i}"} for i in range(40)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
+    for i in range(40):
+        wave = np.round(8000 * np.sin(np.arange(1200) * 0.1 * (1 + i % 2))).astype(np.int16)
+        path = folder / "waves" / str(i % 2) / f"{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_wav(wave, path, 8000, label=False)
+
     def source_of(preset: str) -> str:
+        if preset in ("vocoder", "wavenet"):
+            return str(folder / "waves")
         if preset == "textgen":
             return str(folder / "pairs.jsonl")
         if preset != "prior":

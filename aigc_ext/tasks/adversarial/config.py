@@ -18,9 +18,9 @@ from aigc_ext.training.config import RunConfig
 
 # The order of the keys in config.json.
 _KEYS = (
-    " preset seed data held_out generator discriminator loss g_optim d_optim ema augment warmup_kimg ramp_kimg"
-    " batch batch_gpu kimg tick snap keep grid nonfinite_limit metrics metric_images log channels_last workers"
-    " device threads deterministic malloc "
+    " preset seed data held_out generator discriminator loss g_optim d_optim ema augment warmup_kimg"
+    " ramp_kimg batch batch_gpu kimg tick snap keep grid nonfinite_limit metrics metric_images log"
+    " channels_last workers device threads deterministic malloc "
 )
 
 

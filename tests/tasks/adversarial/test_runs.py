@@ -97,6 +97,8 @@ def check_recordings(whole, measured, rows):
     assert sound.rate == 8000
     data, held = split(open_audio(recordings(), segment=200), 0.1, derive_seed(0, "held out"))
     assert isinstance(held, AudioPart)
+    assert held.groups is not None
+    assert data.groups is not None
     original = held.recording(int(held.groups[0]))
     assert (wav_file.to_int16(sound.samples)[: len(original)] == original.numpy()).all()
     assert not set(data.groups.tolist()) & set(held.groups.tolist())
