@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from aigc_ext.cli import main
+from aigc_ext.tasks.adversarial import Trainer
+from tests.tasks.adversarial.helpers import config
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -75,6 +77,17 @@ def test_export_and_run(example):
     assert "images 5x3x16x16" in shown
     assert float(there) == pytest.approx(float(here), abs=2e-6)
     assert float(here) != 0
+
+
+def test_vocoder_quality(example, tmp_path):
+    run = Trainer.from_config(config("vocoder", kimg=0.05), outdir=tmp_path).fit().run_dir
+    lines = example("vocoder_quality.py", run).splitlines()
+    assert re.fullmatch(r"1 held-out recordings, 0 s, 12 mels every 32 samples", lines[0])
+    assert len(lines) == 4
+    for line in lines[1:]:
+        assert re.fullmatch(r".*: LSD \d+\.\d\d dB, STFT loss \d+\.\d{3}, \d+x real time", line)
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"LSD {metrics['lsd']:.2f} dB, STFT loss {metrics['stft']:.3f}" in lines[1]
 
 
 def test_every_example_has_a_test():

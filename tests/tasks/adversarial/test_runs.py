@@ -101,6 +101,7 @@ def check_recordings(whole, measured, rows):
     assert data.groups is not None
     original = held.recording(int(held.groups[0]))
     assert (wav_file.to_int16(sound.samples)[: len(original)] == original.numpy()).all()
+    assert isinstance(data, AudioPart)
     assert not set(data.groups.tolist()) & set(held.groups.tolist())
     assert len(sound.samples) == 2 * (len(original) + 2000)
     label = read_wav_metadata(whole.grid.with_suffix(".wav")).label
