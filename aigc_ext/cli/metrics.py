@@ -11,7 +11,7 @@ from aigc_ext import _names
 from aigc_ext._progress import bars
 from aigc_ext.cli.dataset import fit_options, usual_transform
 from aigc_ext.cli.errors import InputError, input_errors
-from aigc_ext.cli.network import network_options, open_sampler
+from aigc_ext.cli.network import network_options, open_images
 
 
 @click.command()
@@ -90,7 +90,7 @@ def metrics(
     with input_errors(), bars():
         if pairs is not None and not Path(pairs).parent.is_dir():
             raise ValueError(f"pairs is {pairs!r}, but there is no directory {Path(pairs).parent}")
-        sampler = open_sampler(network, allow_download, device, threads)
+        sampler = open_images(network, allow_download, device, threads)
         measure = MetricSet(
             chosen,
             open_dataset(

@@ -12,6 +12,7 @@ from aigc_ext.cli.decorator import decorator
 if TYPE_CHECKING:
     from torch import nn
 
+    from aigc_ext.metrics.compute import ImageSource
     from aigc_ext.sampling import Sampler
 
 network_options = decorator(
@@ -83,6 +84,22 @@ def open_network(
     usable = resolve_device(device)
     model, digest = load_pretrained(network, allow_download=allow_download)
     return model.to(usable), digest
+
+
+def open_images(network: str, allow_download: bool, device: str, threads: int | None) -> ImageSource:
+    """Whatever makes images of seeds: a sampler of a generator, or a model of sequences of codes."""
+    from aigc_ext.sampling import Sampler
+    from aigc_ext.sampling.pretrained import PretrainedError, generator_of
+
+    model, digest = open_network(network, allow_download, device, threads)
+    generator = generator_of(model)
+    if generator is not None:
+        return Sampler(generator, model_sha256=digest)
+    source: Any = model
+    if source.media != "image" or not hasattr(source, "sample") or hasattr(source, "encode"):
+        name = type(model).__name__
+        raise PretrainedError(f"network {network} is a {name}, which makes no images of seeds")
+    return source
 
 
 def open_sampler(network: str, allow_download: bool, device: str, threads: int | None) -> Sampler:

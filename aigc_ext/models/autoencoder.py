@@ -297,7 +297,7 @@ class Autoencoder(Network):
 
     def _features(self, images: Tensor, c: Tensor | None) -> Tensor:
         check_input("images", images, tuple(self.image_shape), self.get_parameter("decoder.last.weight"))
-        check_labels(c, len(images), self.num_classes)
+        check_labels(c, images.shape[0], self.num_classes)
         features: Tensor = self.encoder(images, c)
         return features
 
@@ -388,7 +388,7 @@ class _Decoder(nn.Module):
 
     def outputs(self, codes: Tensor, c: Tensor | None = None) -> Tensor:
         check_input("codes", codes, self._code_shape, self.get_parameter("last.weight"))
-        check_labels(c, len(codes), self.num_classes)
+        check_labels(c, codes.shape[0], self.num_classes)
         x = self.first(codes)
         x = x.unflatten(1, self._coarsest) if x.dim() == 2 else x
         if self.embedding is not None:

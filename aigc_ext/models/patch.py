@@ -82,7 +82,7 @@ class PatchDiscriminator(Network):
         """Logits, and the features of all layers before them, for feature matching."""
         # The bias: each access to a normalised weight would run an iteration of the power method.
         check_input("images", images, tuple(self.image_shape), self.get_parameter("head.bias"))
-        check_labels(c, len(images), self.num_classes)
+        check_labels(c, images.shape[0], self.num_classes)
         features = [images]
         for layer in self.convolutions:
             features.append(layer(features[-1]))

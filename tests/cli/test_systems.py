@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from aigc_ext import _names
 from aigc_ext.cli.main import main
 from aigc_ext.sampling import load_pretrained
+from aigc_ext.sampling.hub import HubGenerator
 from aigc_ext.sampling.wav import save_wav
 from tests.training.helpers import files_of
 
@@ -110,6 +112,17 @@ def test_a_preset_from_training_to_report(
         assert len(list(out.glob(f"*.{SUFFIX.get(preset, 'png')}"))) == 16
     checkpoint = max((whole / "checkpoints").iterdir())
     assert load_pretrained(checkpoint)[1] == load_pretrained(whole)[1]
+    if preset in ("vae", "prior"):
+        images = source("vae")
+        measure = ["metrics", "--network", str(whole), "--data", images, "--metrics", "fd", "--num", "8"]
+        capsys.readouterr()
+        assert main([*measure, "--extractor", "random", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["fd"] > 0
+    if preset == "vae":
+        assert main(["export", "--network", str(whole), "--output", str(tmp_path / "vae.pt2")]) == 0
+    HubGenerator.from_pretrained(whole).save_pretrained(tmp_path / "hub")
+    again, before = load_pretrained(tmp_path / "hub")[0].state_dict(), load_pretrained(whole)[0].state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in again.items())
     page = tmp_path / "report.html"
     assert main(["report", str(whole), "--output", str(page)]) == 0
     assert preset in page.read_text()
@@ -143,6 +156,7 @@ def test_a_mistake_is_one_line(
         ([*sample, "--input", source("vqgan"), "--trunc", "0.5"], "has no latents to project or truncate"),
         ([*sample, "--input", source("vqgan"), "--seeds", "0"], "exclude each other"),
         ([*sample, "--input", source("textgen")], "pairs.jsonl"),
+        (["metrics", "--network", str(run), "--data", "digits"], "which makes no images of seeds"),
         (
             ["interpolate", "--network", str(run), "--seeds", "0,1", "--output", "a.mp4"],
             "must be one that makes images of latents",
