@@ -19,6 +19,7 @@ from torch import Tensor, nn
 FLOOR = 1e-4
 """The smallest magnitude that a logarithm is taken of, 80 dB below full scale. Below it a spectrum is not
 heard, but its logarithm would have the largest gradients."""
+_FAINT = 1e-3  # root mean square of the magnitudes of what is hardly heard
 _EPSILON = 1e-9  # of a squared magnitude, whose root would have no gradient at 0
 
 
@@ -189,16 +190,18 @@ RESOLUTIONS = (Frames(256, 32, 128), Frames(512, 64, 256), Frames(1024, 128, 512
 def multi_resolution_stft(
     output: Tensor, target: Tensor, resolutions: Sequence[Frames] = RESOLUTIONS
 ) -> Tensor:
-    """The spectral convergence `|S - S'| / |S|` (Frobenius norms of the magnitudes of a wave) and the mean
-    absolute difference of log magnitudes, not less than those of `FLOOR`, summed, and averaged over several
-    resolutions (Yamamoto, Song and Kim 2020, "Parallel WaveGAN", equations 3 to 6)."""
+    """The spectral convergence `|S - S'| / |S|` (Frobenius norms of the magnitudes of a wave; |S| is not less
+    than that of a spectrum 60 dB below full scale) and the mean absolute difference of log magnitudes, not
+    less than those of `FLOOR`, summed, and averaged over several resolutions (Yamamoto, Song and Kim 2020,
+    "Parallel WaveGAN", equations 3 to 6)."""
     _check_pair(output, target)
     losses = []
     for frames in resolutions:
         ours, theirs = magnitudes(output, frames), magnitudes(target, frames)
         difference = torch.linalg.vector_norm((ours - theirs).flatten(1), dim=1)
-        # A target of silence has no norm to divide by.
-        convergence = difference / torch.linalg.vector_norm(theirs.flatten(1), dim=1).clamp(min=FLOOR)
+        # A target of silence has no norm to divide by: an item of a long pause would outweigh all others.
+        least = _FAINT * math.sqrt(theirs[0].numel())
+        convergence = difference / torch.linalg.vector_norm(theirs.flatten(1), dim=1).clamp(min=least)
         logs = (ours.clamp(min=FLOOR).log() - theirs.clamp(min=FLOOR).log()).abs()
         losses.append(convergence.mean() + logs.mean())
     return torch.stack(losses).mean()

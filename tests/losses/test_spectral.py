@@ -119,6 +119,12 @@ def test_gradients_of_losses() -> None:
     assert gradcheck(lambda x: multi_scale_mel(x, target, 8000, [(32, 4)]), output)
 
 
+def test_a_pause_does_not_outweigh_the_rest() -> None:
+    output, target = noise(13, 1, 2000) / 100, 1e-6 * noise(14, 1, 2000)
+    assert multi_resolution_stft(output, target) < 10
+    assert multi_scale_mel(output, target, 8000) < 10
+
+
 def test_multi_resolution_stft_by_hand() -> None:
     output, target = noise(8, 1, 640), noise(9, 1, 640)
     ours, theirs = magnitudes(output, FRAMES), magnitudes(target, FRAMES)

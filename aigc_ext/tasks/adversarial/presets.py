@@ -56,15 +56,15 @@ PRESETS: dict[str, TrainConfig] = {
         generator=VocoderConfig(),
         discriminator=WaveDiscriminatorConfig(periods=(2, 3, 5), windows=(128, 512), channels=8),
         loss=LossConfig(
-            mel=1.0, stft=1.0, features=0.2, adversarial=0.2, balance=True, start_kimg=5.0, kind="lsgan"
+            mel=1.0, stft=1.0, features=0.2, adversarial=0.2, balance=True, start_kimg=4.0, kind="lsgan"
         ),
         g_optim=AdamConfig(lr=1e-3, lr_end=5e-5, beta1=0.8, beta2=0.99),
         d_optim=AdamConfig(lr=5e-4, beta1=0.8, beta2=0.99),
         ema=EMAConfig(kimg=0.4),
         warmup_kimg=0.4,
-        ramp_kimg=10.0,
+        ramp_kimg=8.0,
         batch=4,
-        kimg=10.0,
+        kimg=8.0,
         tick=0.5,
         snap=5,
         grid=(4, 3),
