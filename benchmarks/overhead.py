@@ -28,6 +28,7 @@ FILTERS = ("f", "fu", "fd")  # arguments that are not differentiated here
 NO_GRADIENT = (
     "adam_ema_",
     "mlp_gan_step_",
+    "wavenet_step_",
     "any_nonfinite",
     "discriminator_loss_and_grad",
     "generator_loss_and_grad",
