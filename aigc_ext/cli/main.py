@@ -33,7 +33,7 @@ _PRINTERS = (click.utils.__file__, _output.__file__)
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="aigc-ext")
 def cli() -> None:
-    """Train GANs and sample from them, with fused kernels."""
+    """Train GANs and other generative models, and sample from them, with fused kernels."""
 
 
 @cli.command()

@@ -301,6 +301,7 @@ def test_elsewhere_than_on_the_cpu_nothing_is_waited_for(layout):
     """A tensor on the device `meta` has no values, so that none can be asked for."""
     model = network(layout, source_weight=0.5, condition_dropout=0.5).to("meta").train()
     items, classes = (each if each is None else each.to("meta") for each in rows(layout, 3))
+    assert items is not None
     nats, count = model.loss(items, classes)
     nats.backward()
     assert nats.shape == count.shape == ()

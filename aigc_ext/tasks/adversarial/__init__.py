@@ -10,7 +10,6 @@ from aigc_ext.tasks.adversarial.quality import reconstruction_quality as reconst
 from aigc_ext.tasks.adversarial.step import ReconstructionStep as ReconstructionStep
 from aigc_ext.tasks.adversarial.task import ReconstructionTask as ReconstructionTask
 from aigc_ext.tasks.adversarial.task import Trainer as Trainer
-from aigc_ext.tasks.adversarial.task import find_resume_point as find_resume_point
 from aigc_ext.tasks.adversarial.terms import TERMS as TERMS
 from aigc_ext.tasks.adversarial.terms import Compared as Compared
 from aigc_ext.tasks.adversarial.terms import Judgement as Judgement

@@ -25,8 +25,6 @@ from aigc_ext.data import (
     Dataset,
     ImageDataset,
     as_dataset,
-    open_audio,
-    open_dataset,
     split,
     to_uint8,
     wav_file,
@@ -60,8 +58,7 @@ from aigc_ext.tasks.adversarial.step import ReconstructionStep
 from aigc_ext.tasks.adversarial.terms import Weighted, make_terms
 from aigc_ext.tasks.gan import recipe as gan
 from aigc_ext.tasks.gan.augment import AdaAugment
-from aigc_ext.tasks.gan.config import AdamConfig
-from aigc_ext.training import run
+from aigc_ext.tasks.networks import architecture, make_optimizer, open_images, open_recordings
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.cost import affordable, duration
 from aigc_ext.training.distributed import Processes
@@ -113,18 +110,18 @@ class ReconstructionTask(Task):
         if self.augment is not None:
             self.augment.to(device)
         self.ema: Any = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.g_optimizer = _make_optimizer(self.generator, config.g_optim, ema=self.ema)
+        self.g_optimizer = make_optimizer(self.generator, config.g_optim, ema=self.ema)
         learners = [Learner("generator", "g", self.g_optimizer)]
         self.d_optimizer: AdamEMA | None = None
         if self.discriminator is not None:
-            self.d_optimizer = _make_optimizer(self.discriminator, config.d_optim)
+            self.d_optimizer = make_optimizer(self.discriminator, config.d_optim)
             learners.insert(0, Learner("discriminator", "d", self.d_optimizer))
         self.learners = tuple(learners)
         self.balance: Balance | None = None
         if config.loss.balance:
             names = [term.name for term, _ in self.terms]
             self.balance = Balance(names, config.loss.balance_norm, config.loss.balance_decay, device)
-        self.publishes = _architecture(generator) is not None
+        self.publishes = architecture(generator) is not None
         self.generates = getattr(generator, "bottleneck", None) == "kl" and data.kind == "images"
         source = shlex.quote(config.data.source)
         self.commands = {  # type: ignore[misc]
@@ -356,8 +353,8 @@ class ReconstructionTask(Task):
         """The configs from which `aigc_ext.models` builds the networks; None for a network that is not ours,
         or that there is not."""
         facts: dict[str, Any] = {
-            "generator": _architecture(self.generator),
-            "discriminator": None if self.discriminator is None else _architecture(self.discriminator),
+            "generator": architecture(self.generator),
+            "discriminator": None if self.discriminator is None else architecture(self.discriminator),
         }
         return facts if self._trained is None else {**facts, "trained_classes": self._trained}
 
@@ -385,23 +382,6 @@ class ReconstructionTask(Task):
         return ReconstructionTask(
             *(self.generator, self.discriminator, self.data, config), held=self.held, terms=self._more
         )
-
-
-def _architecture(network: nn.Module) -> dict[str, Any] | None:
-    config = getattr(network, "config", None)
-    return config if isinstance(config, dict) and "family" in config else None
-
-
-def _make_optimizer(module: nn.Module, config: AdamConfig, ema: nn.Module | None = None) -> AdamEMA:
-    pairs = zip((module if ema is None else ema).parameters(), module.parameters(), strict=True)
-    averages = [average for average, current in pairs if current.requires_grad]
-    return AdamEMA(
-        [p for p in module.parameters() if p.requires_grad],
-        **gan.rates(config, 0.0),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        ema_params=averages if ema is not None else None,
-    )
 
 
 class Trainer(Loop):
@@ -494,32 +474,10 @@ def _heard(network: Any, data: Any, device: torch.device) -> list[Tensor]:
 
 def _open(config: TrainConfig, report: Report | None) -> Dataset:
     """Recordings for a network that makes them, else images."""
-    settings = config.data
-    shared: dict[str, Any] = {
-        "on_bad": "skip",
-        "class_folders": settings.class_folders,
-        "follow_links": settings.follow_links,
-        "renumber_classes": settings.renumber_classes,
-        "max_left_out": settings.max_left_out,
-        "report": report,
-    }
-    if getattr(config.generator.network, "media", None) == "audio":
-        return open_audio(settings.source, segment=settings.segment, rate=settings.sample_rate, **shared)
-    return open_dataset(
-        settings.source,
-        resolution=settings.resolution,
-        transform=settings.transform,
-        enlarge=settings.enlarge,
-        white=settings.white,
-        **shared,
-    )
+    audio = getattr(config.generator.network, "media", None) == "audio"
+    return (open_recordings if audio else open_images)(config.data, report)
 
 
 def _for_data(settings: Any, shared: Mapping[str, Any]) -> Any:
     """Settings of a network with what comes from the data, as far as its family has it."""
     return replace(settings, **{key: value for key, value in shared.items() if key in settings.arguments()})
-
-
-def find_resume_point(target: str, outdir: Path) -> run.ResumePoint:
-    """The point from which `--resume target` continues; see `training.run.resume_point`."""
-    return run.resume_point(target, outdir, TrainConfig)

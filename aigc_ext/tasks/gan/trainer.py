@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from aigc_ext import _files, models
 from aigc_ext.config import ConfigError
-from aigc_ext.data import ImageDataset, as_dataset, normalize, open_dataset
+from aigc_ext.data import ImageDataset, as_dataset, normalize
 from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
 from aigc_ext.metrics import MetricSet
@@ -24,12 +24,11 @@ from aigc_ext.metrics.classifier import unsuited
 from aigc_ext.metrics.cost import estimate_seconds
 from aigc_ext.models import build_discriminator, build_generator
 from aigc_ext.models.transfer import Transfer, transfer_weights
-from aigc_ext.optim import AdamEMA
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
 from aigc_ext.tasks.gan import recipe, symptoms
 from aigc_ext.tasks.gan.augment import AdaAugment
-from aigc_ext.tasks.gan.config import AdamConfig, TrainConfig
+from aigc_ext.tasks.gan.config import TrainConfig
 from aigc_ext.tasks.gan.fastest import fastest, seconds_per_step
 from aigc_ext.tasks.gan.initial import (
     INIT_FILE,
@@ -41,6 +40,7 @@ from aigc_ext.tasks.gan.initial import (
 from aigc_ext.tasks.gan.objective import Mixing, StepInputs
 from aigc_ext.tasks.gan.recipe import Schedule
 from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
+from aigc_ext.tasks.networks import architecture, make_optimizer, open_images
 from aigc_ext.training import run
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.cost import affordable, duration
@@ -95,15 +95,15 @@ class GANTask(Task):
         if self.augment is not None:
             self.augment.to(device)
         self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
-        self.g_optimizer = _make_optimizer(generator, config.g_optim, ema=self.ema)
-        self.d_optimizer = _make_optimizer(discriminator, config.d_optim)
+        self.g_optimizer = make_optimizer(generator, config.g_optim, ema=self.ema)
+        self.d_optimizer = make_optimizer(discriminator, config.d_optim)
         self.learners = (
             Learner("discriminator", "d", self.d_optimizer),
             Learner("generator", "g", self.g_optimizer, every=config.n_dis),
         )
         self.latents = torch.Generator(device).manual_seed(derive_seed(config.seed, "latents"))
         self.path_mean = torch.zeros((), device=device)
-        self.publishes = _architecture(generator) is not None
+        self.publishes = architecture(generator) is not None
         self._classes = data.num_classes if config.data.cond else 0
         present = data.present_classes if self._classes else []
         self._trained = present if len(present) < self._classes else None
@@ -385,7 +385,7 @@ class GANTask(Task):
         """The configs from which `aigc_ext.models` builds the networks; None for a network that is not
         ours."""
         networks = {"generator": self.generator, "discriminator": self.discriminator}
-        facts: dict[str, Any] = {role: _architecture(network) for role, network in networks.items()}
+        facts: dict[str, Any] = {role: architecture(network) for role, network in networks.items()}
         return facts if self._trained is None else {**facts, "trained_classes": self._trained}
 
     def failed_step(self, schedule: Schedule) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
@@ -440,23 +440,6 @@ class GANTask(Task):
     def _save(self, images: np.ndarray, path: Path, **options: Any) -> None:
         scale = readable_scale(*images.shape[1:3])
         save_grid(images, path, columns=self.config.grid[0], scale=scale, **options)
-
-
-def _architecture(network: nn.Module) -> dict[str, Any] | None:
-    config = getattr(network, "config", None)
-    return config if isinstance(config, dict) and "family" in config else None
-
-
-def _make_optimizer(module: nn.Module, config: AdamConfig, ema: nn.Module | None = None) -> AdamEMA:
-    pairs = zip((module if ema is None else ema).parameters(), module.parameters(), strict=True)
-    averages = [average for average, current in pairs if current.requires_grad]
-    return AdamEMA(
-        [p for p in module.parameters() if p.requires_grad],
-        **recipe.rates(config, 0.0),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        ema_params=averages if ema is not None else None,
-    )
 
 
 class Trainer(Loop):
@@ -519,20 +502,7 @@ class Trainer(Loop):
             outdir, desc: as for the constructor.
             report: as for `aigc_ext.data.open_dataset`.
         """
-        settings = config.data
-        data = open_dataset(
-            settings.source,
-            on_bad="skip",
-            resolution=settings.resolution,
-            transform=settings.transform,
-            enlarge=settings.enlarge,
-            white=settings.white,
-            class_folders=settings.class_folders,
-            follow_links=settings.follow_links,
-            renumber_classes=settings.renumber_classes,
-            max_left_out=settings.max_left_out,
-            report=report,
-        )
+        data = open_images(config.data, report)
         recipe.check_classes(config, data)
         config = recipe.complete(config, data)
         shared: Any = {"image_shape": data.image_shape}

@@ -7,4 +7,3 @@ from aigc_ext.tasks.likelihood.presets import PRESETS as PRESETS
 from aigc_ext.tasks.likelihood.step import LikelihoodStep as LikelihoodStep
 from aigc_ext.tasks.likelihood.trainer import LikelihoodTask as LikelihoodTask
 from aigc_ext.tasks.likelihood.trainer import Trainer as Trainer
-from aigc_ext.tasks.likelihood.trainer import find_resume_point as find_resume_point

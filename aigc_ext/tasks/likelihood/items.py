@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext.config import ConfigError
-from aigc_ext.data import Dataset, DatasetError, normalize, open_dataset, split
-from aigc_ext.data.audio import open_audio
+from aigc_ext.data import Dataset, DatasetError, normalize, split
 from aigc_ext.data.dataset import Report
 from aigc_ext.data.fetched import NAMES as FETCHED
 from aigc_ext.data.fetched import licence_of, names_of, path_of
@@ -21,6 +20,7 @@ from aigc_ext.data.tokens import TokenRows, TokenSource, captions_of, encode_ima
 from aigc_ext.models.settings import ReconstructorConfig
 from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.tasks.likelihood.config import TrainConfig
+from aigc_ext.tasks.networks import open_images, open_recordings
 from aigc_ext.training.runtime import derive_seed
 
 PAIRS_SUFFIX = ".jsonl"
@@ -64,7 +64,7 @@ def open_items(config: TrainConfig, report: Report | None = None) -> Items:
     elif source in names_of("text") or source.endswith(PAIRS_SUFFIX):
         items = _open_text(config)
     elif getattr(config.network.network, "media", None) == "audio":
-        data = open_audio(source, **_opening(config, report))
+        data = open_recordings(config.data, report)
         training, held = _split(config, data)
         items = Items(training, held, {"sample_rate": data.sample_rate, "length": data.item_shape[0]})
     else:
@@ -76,13 +76,6 @@ def open_items(config: TrainConfig, report: Report | None = None) -> Items:
     _check_classes(config, items.training)
     num_classes = items.training.num_classes if config.data.cond else 0
     return Items(**{**vars(items), "facts": {**items.facts, "num_classes": num_classes}})
-
-
-def _opening(config: TrainConfig, report: Report | None) -> dict[str, Any]:
-    """The options of all sources of files."""
-    settings = config.data
-    names = ("class_folders", "follow_links", "renumber_classes", "max_left_out")
-    return {"on_bad": "skip", "report": report, **{name: getattr(settings, name) for name in names}}
 
 
 def _split(config: TrainConfig, data: Dataset) -> tuple[Dataset, Dataset | None]:
@@ -138,13 +131,11 @@ def _open_tokens(config: TrainConfig, source: TokenSource, report: Report | None
             "classes, as of preset vqgan"
         )
     _, height, width = network.image_shape
-    images = open_dataset(
-        source.images,
-        **_opening(config, report),
+    images = open_images(
+        replace(config.data, source=source.images),
+        report,
         resolution=(width, height),
         transform=config.data.transform or "center-crop",
-        enlarge=config.data.enlarge,
-        white=config.data.white,
     )
     codes = encode_images(images, network.codes, partial(normalize, value_range=network.value_range))
     count = int(network.num_codes)

@@ -21,13 +21,12 @@ from aigc_ext.data import Dataset
 from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
 from aigc_ext.models import build_network
-from aigc_ext.optim import AdamEMA
 from aigc_ext.sampling import readable_scale, save_grid, save_pretrained, save_wav
 from aigc_ext.tasks.gan import recipe
 from aigc_ext.tasks.likelihood.config import SamplerConfig, TrainConfig
 from aigc_ext.tasks.likelihood.items import Items, open_items
 from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, likelihood
-from aigc_ext.training import run
+from aigc_ext.tasks.networks import make_optimizer
 from aigc_ext.training.checkpoint import CheckpointError
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes
@@ -67,14 +66,7 @@ class LikelihoodTask(Task):
         present = self.data.present_classes if self._classes else []
         self._trained = present if len(present) < self._classes else None
         self.ema.trained_classes = self._trained  # type: ignore[assignment]
-        pairs = zip(self.ema.parameters(), network.parameters(), strict=True)
-        self.optimizer = AdamEMA(
-            [p for p in network.parameters() if p.requires_grad],
-            **recipe.rates(config.optim, 0.0),
-            eps=config.optim.eps,
-            weight_decay=config.optim.weight_decay,
-            ema_params=[average for average, current in pairs if current.requires_grad],
-        )
+        self.optimizer = make_optimizer(network, config.optim, ema=self.ema)
         self.learners = (Learner("network", "network", self.optimizer),)
         self.publishes = isinstance(getattr(network, "config", None), dict)
         self.preview_file = _PREVIEWS[network.media]  # type: ignore[misc,index]
@@ -347,8 +339,3 @@ class Trainer(Loop):
                     f"its network has another {', '.join(names)} than the one of this data and config",
                 )
         super().restore(point, data_changed=data_changed)
-
-
-def find_resume_point(target: str, outdir: Path) -> ResumePoint:
-    """The point from which `--resume target` continues; see `training.run.resume_point`."""
-    return run.resume_point(target, outdir, TrainConfig)

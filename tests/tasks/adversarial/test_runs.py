@@ -19,7 +19,8 @@ from aigc_ext.data import open_audio, open_dataset, split, wav_file
 from aigc_ext.data.audio import AudioPart
 from aigc_ext.losses import perceptual
 from aigc_ext.sampling import Sampler, load_pretrained, read_wav_metadata
-from aigc_ext.tasks.adversarial import PRESETS, Compared, Trainer, Weighted, find_resume_point, replay
+from aigc_ext.tasks import find_resume_point
+from aigc_ext.tasks.adversarial import PRESETS, Compared, Trainer, Weighted, replay
 from aigc_ext.tasks.adversarial.symptoms import symptoms
 from aigc_ext.tasks.dry_run import estimate_cost
 from aigc_ext.training import NonFiniteError, cost, read_checkpoint

@@ -17,7 +17,8 @@ from aigc_ext.config import Count
 from aigc_ext.data import wav_file
 from aigc_ext.models.settings import ClassCount, ImageShape, Network, ReconstructorConfig, takes
 from aigc_ext.sampling import save_pretrained
-from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, find_resume_point
+from aigc_ext.tasks import find_resume_point
+from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer
 from aigc_ext.training.checkpoint import serialize
 
 SMALL = {

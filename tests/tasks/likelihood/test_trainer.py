@@ -19,8 +19,8 @@ from aigc_ext.config import ConfigError
 from aigc_ext.data import DatasetError, wav_file
 from aigc_ext.sampling import read_wav_metadata
 from aigc_ext.sampling.pretrained import load_pretrained
-from aigc_ext.tasks import task_of
-from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, find_resume_point
+from aigc_ext.tasks import find_resume_point, task_of
+from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer
 from aigc_ext.tasks.likelihood.trainer import schedule
 from aigc_ext.training import CheckpointError, NonFiniteError, Progress, TrainResult, cost, read_checkpoint
 from tests.tasks.likelihood.helpers import SETTINGS, config, resumed, write_data
