@@ -18,9 +18,8 @@ PRESETS: dict[str, TrainConfig] = {
         generator=AutoencoderConfig(
             channels=(16, 32), stem=2, bottleneck="kl", single_code=True, code_dim=24, output_act="sigmoid"
         ),
-        # With loss.adversarial, about 400: the gradient at the output is then a few times that of the
-        # likelihood, in nats. It judges samples, which the likelihood says nothing of; as measured on
-        # reconstructions, it changes neither.
+        # For loss.adversarial 400, whose gradient at the output is then as large as the likelihood's: D
+        # judges samples, of which the likelihood says nothing.
         discriminator=PatchDiscriminatorConfig(channels=24, layers=3),
         loss=LossConfig(bernoulli=1.0, judged="samples", kind="logistic", gamma=0.1, r1_interval=4),
         g_optim=AdamConfig(lr=2e-3, beta2=0.99),

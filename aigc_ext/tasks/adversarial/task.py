@@ -254,7 +254,8 @@ class ReconstructionTask(Task):
     def _seconds_per_step(self) -> float:
         """Of a copy, so that nothing is changed."""
         config, share = replace(self.config, metrics=()), self.config.batch // self.processes.count
-        other = copy.deepcopy(self).with_config(config)
+        networks = copy.deepcopy((self.generator, self.discriminator))
+        other = ReconstructionTask(*networks, self.data, config, terms=self._more)
         items = torch.zeros(share, *self.data.item_shape, dtype=torch.uint8, device=self.device)
         batch = Batch(
             **{self.data.kind: items}, labels=torch.zeros(share, dtype=torch.int64, device=self.device)
