@@ -41,6 +41,7 @@ ON_DISK = {
     "R3GANDiscriminator": "family image_shape channel_base channel_max blocks group_size expansion "
     "num_classes",
     "PatchDiscriminator": "family image_shape channels layers spectral num_classes",
+    "WaveDiscriminator": "family periods windows channels layers normalize num_classes",
 }
 IN_A_RUN = {
     "MLPGenerator": "family z_dim hidden",
@@ -56,6 +57,7 @@ IN_A_RUN = {
     "R3GANGenerator": "family z_dim channel_base channel_max blocks group_size expansion output_act",
     "R3GANDiscriminator": "family channel_base channel_max blocks group_size expansion",
     "PatchDiscriminator": "family channels layers spectral",
+    "WaveDiscriminator": "family periods windows channels layers normalize",
 }
 
 
@@ -71,7 +73,7 @@ def test_a_network_is_its_settings(build, cls):
             build(network.settings),
             type(network)(network.settings),
             type(network)(num_classes=3),
-            type(network)(cls().image_shape, num_classes=3),
+            type(network)(getattr(cls(), network.settings.arguments()[0]), num_classes=3),
         ):
             assert type(again) is type(network)
             assert again.config == network.config
