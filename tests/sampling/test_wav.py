@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from aigc_ext.data import wav_file
-from aigc_ext.sampling import aigc_label, read_wav_metadata, save_wav
+from aigc_ext.sampling import aigc_label, read_wav_metadata, save_wav, spectrum_pictures
 from aigc_ext.version import __version__
 
 SOUND = np.random.default_rng(0).integers(-32768, 32768, 501).astype(np.int16)
@@ -42,6 +43,20 @@ def test_the_number_tells_contents_apart(tmp_path):
         numbers.append(label["ProduceID"])
     assert numbers[:3] == numbers[3:]
     assert len(set(numbers)) == 3
+
+
+def test_a_picture_of_a_spectrum_has_the_highest_frequency_at_the_top():
+    time = torch.arange(2048) / 8000
+    waves = torch.stack((torch.sin(2 * torch.pi * 3000 * time), 1e-3 * torch.sin(2 * torch.pi * 500 * time)))
+    pictures = spectrum_pictures(torch.cat((waves, torch.zeros(1, 2048))))
+    assert pictures.shape == (3, 1, 128, 64)
+    assert pictures.dtype == torch.uint8
+    rows = pictures[:, 0, :, 20].argmax(1)
+    assert rows[0].item() == pytest.approx(128 - 3000 / 4000 * 128, abs=1)
+    assert rows[1].item() == pytest.approx(128 - 500 / 4000 * 128, abs=1)
+    assert pictures[0, 0, :, 20].max() >= 253
+    assert pictures[1, 0, :, 20].max().item() == pytest.approx(255 * (1 - 60 / 80), abs=4)
+    assert not pictures[2].any()
 
 
 def test_files_of_others_and_damage(tmp_path):
