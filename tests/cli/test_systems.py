@@ -171,3 +171,20 @@ def test_a_mistake_is_one_line(
         assert shown.count("\n") == 1, shown
         assert message in shown, shown
     assert not (tmp_path / "out").exists()
+
+
+def test_the_newest_run_is_named_once_and_for_all(
+    source: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the run goes on, the newest one is itself."""
+    images, runs = source("vae"), tmp_path / "runs"
+    monkeypatch.chdir(tmp_path)
+    codec = train("vqgan", images, runs, "--kimg", "0.008")
+    config = tmp_path / "prior.json"
+    config.write_text(json.dumps({**SMALL["prior"], "batch": 8, "grid": [2, 2]}))
+    arguments = ["--preset", "prior", "--data", f"tokens:latest:{images}", "--config", str(config)]
+    assert main(["train", *arguments, "--kimg", "0.008"]) == 0
+    run = max(runs.iterdir())
+    kept = json.loads((run / "config.json").read_text())["data"]["source"]
+    assert kept == f"tokens:runs/{codec.name}:{images}"
+    assert main(["train", "--resume", "latest", "--kimg", "0.016"]) == 0

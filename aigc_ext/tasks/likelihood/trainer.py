@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from aigc_ext import _files
+from aigc_ext._runs import find_run
 from aigc_ext.config import ConfigError
 from aigc_ext.data import Dataset
 from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
+from aigc_ext.data.tokens import KIND as TOKENS
+from aigc_ext.data.tokens import token_source
 from aigc_ext.models import build_network
 from aigc_ext.sampling import readable_scale, save_grid, save_pretrained, save_wav
 from aigc_ext.tasks.gan import recipe
@@ -316,6 +319,13 @@ class Trainer(Loop):
             outdir, desc: as for the constructor.
             report: as for `aigc_ext.data.open_dataset`.
         """
+        if tokens := token_source(config.data.source):
+            # Later, `latest` and the beginning of a name may be those of another run.
+            try:
+                run = find_run(tokens.network)
+            except ValueError as error:
+                raise ConfigError(f"data.source: {error}") from error
+            config = config.override("data.source", f"{TOKENS}:{run}:{tokens.images}")
         items = open_items(config, report)
         known = {name: value for name, value in items.facts.items() if name in config.network.arguments()}
         with torch.random.fork_rng(devices=[]):
