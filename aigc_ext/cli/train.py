@@ -20,7 +20,7 @@ from aigc_ext._output import discard_output
 from aigc_ext.cli.bars import data_bar
 from aigc_ext.cli.dataset import fit_options, renumber_option, usual_transform
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
-from aigc_ext.config import ConfigError, parse_setting
+from aigc_ext.config import ConfigError, UnknownKeyError, parse_setting
 
 if TYPE_CHECKING:
     from aigc_ext.models.transfer import Transfer
@@ -226,7 +226,7 @@ def train(
             options["transform"] = usual_transform(options["resolution"], options["transform"])
         for option, key in _KEYS.items():
             if options[option] is not None:
-                resolved = resolved.override(key, options[option])
+                resolved = _override(resolved, option, key, options[option])
         for key, names in (("metrics", metrics), ("log", log)):
             if names is not None:
                 resolved = resolved.override(key, [] if names == "none" else names.split(","))
@@ -285,6 +285,14 @@ def train(
             raise
         discard_output()  # its terminal is closed
     return 0 if result.signal is None else 128 + result.signal
+
+
+def _override(config: Any, option: str, key: str, value: Any) -> Any:
+    try:
+        return config.override(key, value)
+    except UnknownKeyError as error:
+        name = option.replace("_", "-")
+        raise ConfigError(f"--{name} is not for the preset {config.preset}: it has no {key}") from error
 
 
 def _set_channels(config: Any, option: str, name: str, channels: int) -> Any:

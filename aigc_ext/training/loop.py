@@ -21,7 +21,7 @@ from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import format_shape
 from aigc_ext.training.batches import batches
 from aigc_ext.training.checkpoint import Checkpoint, checkpoint_name
-from aigc_ext.training.config import RunConfig
+from aigc_ext.training.config import DataConfig, RunConfig
 from aigc_ext.training.distributed import Processes, process_group, processes_of_the_run
 from aigc_ext.training.identity import check_data
 from aigc_ext.training.loggers import check_loggers
@@ -68,6 +68,7 @@ class Loop:
     def __init__(self, task: Task, *, outdir: str | Path = "runs", desc: str = "") -> None:
         check_loggers(task.config.log)
         _check_batch(task)
+        _check_data_settings(task)
         self.task = task
         self.config = task.config
         self.device = task.device
@@ -281,6 +282,25 @@ def _check_batch(task: Task) -> None:
             f"batch is {task.config.batch}, but must be smaller: its {task.data.item}s alone, "
             f"{format_shape(shape)}, would take {needed:.3g} GB in float32, and there are {there:.3g}"
         )
+
+
+def _check_data_settings(task: Task) -> None:
+    """Raises ConfigError for a setting that would have no effect, because it is of another kind of data."""
+    data, settings, usual = task.data, task.config.data, DataConfig()
+    of_waves = ("segment", "sample_rate")
+    useless = {
+        "image": of_waves,
+        "recording": ("resolution", "transform", "enlarge", "white"),
+        "text": ("resolution", "transform", "enlarge", "white", *of_waves),
+    }
+    kind = {"images": "image", "audio": "recording", "text": "text"}[data.kind]
+    # Tokens of images are texts of which the images are prepared as images are.
+    names = useless["image" if data.item == "image" else kind]
+    for name in (*(() if data.kind == "images" else ("mirror",)), *names):
+        if (value := getattr(settings, name)) != getattr(usual, name):
+            raise ConfigError(
+                f"data.{name} is {value}, but has no effect: {data.name} is data of {data.kind}"
+            )
 
 
 def _check_end(checkpoint: Checkpoint, before: RunConfig, now: RunConfig) -> None:

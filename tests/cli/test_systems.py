@@ -149,7 +149,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     run = train("vqgan", source("vqgan"), tmp_path / "runs", "--kimg", "0.008")
     capsys.readouterr()
-    sample = ["sample", "--network", str(run), "--outdir", str(tmp_path / "out")]
+    sample, waves = ["sample", "--network", str(run), "--outdir", str(tmp_path / "out")], source("vocoder")
     for arguments, message in (
         ([*sample, "--seeds", "0"], "makes nothing from seeds: '--input' gives it"),
         ([*sample, "--input", source("vqgan"), "--temperature", "1"], "'--input' says all"),
@@ -164,6 +164,13 @@ def test_a_mistake_is_one_line(
         (["train", "--resume", str(run), "--preset", "mlp"], "preset is 'mlp', but the other settings"),
         (["train", "--preset", "vae", "--init-from", str(run)], "--init-from is for GANs"),
         (["train", "--preset", "vae", "--cbase", "8"], "the preset vae is no GAN"),
+        (["train", "--preset", "vae", "--data", "digits", "--aug", "ada"], "there is no discriminator"),
+        (["train", "--preset", "textgen", "--gamma", "1"], "--gamma is not for the preset textgen"),
+        (["train", "--preset", "wavenet", "--data", "a.jsonl"], "a wavenet learns recordings"),
+        (["train", "--preset", "vocoder", "--data", waves, "--mirror"], "data.mirror is True, but has no"),
+        (["train", "--preset", "vocoder", "--data", waves, "--resolution", "8"], "data.resolution is (8, 8)"),
+        (["train", "--data", "digits", "--set", "data.segment=8"], "data.segment is 8, but has no effect"),
+        (["train", "--preset", "textgen", "--data", source("textgen"), "--mirror"], "data.mirror is True"),
     ):
         assert main(arguments) == 2, arguments
         shown = capsys.readouterr().err

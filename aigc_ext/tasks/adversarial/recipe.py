@@ -43,12 +43,15 @@ def check(config: TrainConfig, data: Dataset, generator: nn.Module) -> None:
         raise ConfigError(f"data.cond is true, but {data.describe_unlabelled()}")
     if config.data.cond and not hasattr(generator, "num_classes"):
         raise ConfigError("data.cond is true, but must be false: the network takes no labels")
-    if config.data.mirror and data.kind != "images":
-        raise ConfigError(f"data.mirror is true, but must be false: {data.name} has no images")
     if augment.blur_sigma:
         raise ConfigError(f"augment.blur_sigma is {augment.blur_sigma}, but must be 0 in this task")
     if augment.kind != "noaug" and data.kind != "images":
         raise ConfigError(f"augment.kind is {augment.kind!r}, but must be 'noaug': {data.name} has no images")
+    if augment.kind != "noaug" and not loss.adversarial:
+        raise ConfigError(
+            f"augment.kind is {augment.kind!r}, but must be 'noaug': with loss.adversarial 0 there is no "
+            "discriminator"
+        )
     if augment.kind == "ada" and (loss.kind == "wgan" or loss.kind in RELATIVISTIC):
         raise ConfigError(
             f"augment.kind is 'ada', but loss.kind is {loss.kind!r}, whose logits of real images mean "

@@ -54,16 +54,22 @@ def open_items(config: TrainConfig, report: Report | None = None) -> Items:
         DatasetError: the source can't be used.
         ConfigError: it does not fit the other settings.
     """
-    source = config.data.source
+    source, network = config.data.source, config.network.network
+    hears = getattr(network, "media", None) == "audio"
+    if hears and (token_source(source) or _is_of_pairs(source)):
+        raise ConfigError(
+            f"data.source is {source!r}, but a {config.network.family} learns recordings: it must be one of "
+            f"{', '.join(names_of('audio'))}, or a folder or zip of WAV files"
+        )
     if (tokens := token_source(source)) is not None:
         items = _open_tokens(config, tokens, report)
     elif config.caption:
         raise ConfigError(
             f"caption is true, but data.source is {source!r}: only tokens of images have captions"
         )
-    elif source in names_of("text") or source.endswith(PAIRS_SUFFIX):
+    elif _is_of_pairs(source):
         items = _open_text(config)
-    elif getattr(config.network.network, "media", None) == "audio":
+    elif hears:
         data = open_recordings(config.data, report)
         training, held = _split(config, data)
         items = Items(training, held, {"sample_rate": data.sample_rate, "length": data.item_shape[0]})
@@ -76,6 +82,10 @@ def open_items(config: TrainConfig, report: Report | None = None) -> Items:
     _check_classes(config, items.training)
     num_classes = items.training.num_classes if config.data.cond else 0
     return Items(**{**vars(items), "facts": {**items.facts, "num_classes": num_classes}})
+
+
+def _is_of_pairs(source: str) -> bool:
+    return source in names_of("text") or source.endswith(PAIRS_SUFFIX)
 
 
 def _split(config: TrainConfig, data: Dataset) -> tuple[Dataset, Dataset | None]:
