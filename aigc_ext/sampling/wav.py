@@ -28,17 +28,17 @@ from aigc_ext.sampling.png import DEFAULT_PRODUCER, LABEL_KEY, PROVENANCE_KEY, X
 from aigc_ext.version import __version__
 
 _INFO, _COMMENT, _SOFTWARE, _XMP = b"INFO", b"ICMT", b"ISFT", b"_PMX"
-
-
 _PICTURE = Frames(256, 32, 256)
-_DARKEST = math.log(1e-4)  # -80 dB of full scale
+_DARKEST, _BRIGHTEST = math.log(1e-4), math.log(1e-1)  # -80 and -20 dB of full scale
 
 
 def spectrum_pictures(waves: Tensor) -> Tensor:
     """Pictures of spectra, uint8 `[N, 1, 128, ceil(T / 32)]`, of waves `[N, T]` in [-1, 1]: time to the
-    right, the highest frequency at the top; a sine of full scale is white, what is 80 dB below it black."""
+    right, the highest frequency at the top. What is 80 dB below a sine of full scale is black, 20 dB below it
+    white."""
     levels = magnitudes(waves.float(), _PICTURE)[:, 1:].mul(2).clamp(min=math.exp(_DARKEST)).log()
-    return ((1 - levels / _DARKEST) * 255).round().clamp(0, 255).to(torch.uint8).flip(1)[:, None].cpu()
+    shades = (levels - _DARKEST) / (_BRIGHTEST - _DARKEST)
+    return (shades * 255).round().clamp(0, 255).to(torch.uint8).flip(1)[:, None].cpu()
 
 
 class WavMetadata(NamedTuple):
