@@ -42,9 +42,9 @@ from aigc_ext import _files
 from aigc_ext._cache import default_cache_dir
 from aigc_ext.cli.errors import lack_of_memory
 from aigc_ext.config import parse_setting
-from aigc_ext.data import inspect_dataset, open_dataset
+from aigc_ext.data import inspect_dataset, open_audio, open_dataset, wav_file
 from aigc_ext.reporting import write_report
-from aigc_ext.sampling import Latents, load_pretrained
+from aigc_ext.sampling import Latents, load_pretrained, read_wav_metadata, save_wav
 from aigc_ext.sampling.convert import convert_checkpoint
 from aigc_ext.tasks.gan import TrainConfig, Trainer, find_resume_point
 from aigc_ext.training import read_checkpoint
@@ -225,6 +225,36 @@ def _images() -> list[bytes]:
         _image("WEBP"),
         *(_image("TIFF", compression=each) for each in ("raw", "tiff_lzw", "tiff_deflate")),
     ]
+
+
+def _sounds() -> list[bytes]:
+    """Of all widths, with one channel and two, and the chunks that `save_wav` writes."""
+
+    def sound(kind: int, bits: int, channels: int) -> bytes:
+        frame = channels * bits // 8
+        layout = struct.pack("<HHIIHH", kind, channels, 8000, 8000 * frame, frame, bits)
+        body = (
+            bytes(range(64))
+            if kind == 1
+            else np.linspace(-1, 1, 64 * 8 // bits).astype(f"<f{bits // 8}").tobytes()
+        )
+        chunks = b"WAVE" + wav_file.chunk(b"fmt ", layout) + wav_file.chunk(b"data", body[: 12 * frame])
+        return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+    with workplace() as folder:
+        save_wav(np.arange(20, dtype=np.int16), folder / "x.wav", 8000, provenance={"seed": 1})
+        own = (folder / "x.wav").read_bytes()
+    forms = ((1, 8), (1, 16), (1, 24), (1, 32), (3, 32), (3, 64))
+    return [own, *(sound(kind, bits, channels) for kind, bits in forms for channels in (1, 2))]
+
+
+def _read_sound(folder: Path, data: bytes) -> None:
+    path = _put(folder, "x.wav", data)
+    dataset = open_audio(path.parent, rate=16_000, on_bad="raise")
+    items, _ = dataset.read(range(len(dataset)))
+    assert items.dtype == torch.int16
+    dataset.content_hash()
+    read_wav_metadata(path)
 
 
 _SUFFIXES = ((b"\x89P", "png"), (b"\xff\xd8", "jpg"), (b"BM", "bmp"), (b"GIF", "gif"), (b"P6", "ppm"))
@@ -555,6 +585,7 @@ def targets() -> list[Target]:
         ),
         binary("image header", _images(), _read_image, ("images",)),
         binary("npy and npz", _arrays(), _read_array, ("x.np",)),
+        binary("wav", _sounds(), _read_sound, ("x.wav",)),
         document("cached images", facts, _read_cached, ("images",)),
     ]
 

@@ -10,7 +10,7 @@ NAMES = [
     *("config", "overrides", "stats.jsonl", "a run's config.json", "state.json", "state.json and manifest"),
     *("data.json", "model/config.json", "model/sha256.json", "trained_classes.json", "safetensors header"),
     *("safetensors to convert", "latents", "dataset.json", "zip listing", "tar listing", "image header"),
-    *("npy and npz", "cached images"),
+    *("npy and npz", "wav", "cached images"),
 ]
 NEVER_REFUSED = ("data.json", "cached images")  # without them nothing is lost but words, or time
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
