@@ -32,6 +32,7 @@ _MU = 255
 _FULL_SCALE = 32768
 _STEPS = 2000  # of a call that samples, which cannot be interrupted
 _MOST_SECONDS = 3600
+_PLACE_NUMBERS = 16  # by which the layers know a class's frame
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class WaveNetConfig(SequenceConfig):
     """Of a convolution."""
     dilations: Widths = (1, 3, 9, 27, 81, 243, 729) * 2
     """Distance of the taps, for each layer."""
+    frame: NonNegative = 0.025
+    """Seconds for which what a class adds stays the same, from a recording's beginning on; 0: it never
+    changes, as is right for recordings that begin anywhere."""
     tail: NonNegative = 0.1
     """Seconds of the silence at a recording's end that are learned."""
     num_classes: ClassCount = 0
@@ -63,6 +67,16 @@ class WaveNetConfig(SequenceConfig):
             raise ConfigError(
                 f"dilations has {len(self.dilations)} layers, but must have at most {MAX_LAYERS}"
             )
+
+    @property
+    def hop(self) -> int:
+        """Samples of a frame."""
+        return max(round(self.frame * self.sample_rate), 1) if self.frame else 1 << 32
+
+    @property
+    def frames(self) -> int:
+        """How many frames are known; the last one goes on."""
+        return -(-self.length // self.hop)
 
     @property
     def receptive_field(self) -> int:
@@ -102,6 +116,9 @@ class WaveNet(Network):
     def __init__(self, settings: WaveNetConfig) -> None:
         super().__init__(settings)
         self.embedding = nn.Embedding(CODES, settings.channels)
+        self.places: nn.Embedding | None = None
+        if settings.frame:
+            self.places = nn.Embedding(max(settings.num_classes, 1) * settings.frames, _PLACE_NUMBERS)
         self.layers = nn.ModuleList(_Layer(settings, dilation) for dilation in settings.dilations)
         self.hidden_layer = nn.Conv1d(settings.skips, settings.hidden, 1)
         self.output = nn.Conv1d(settings.hidden, CODES, 1)
@@ -194,6 +211,7 @@ class WaveNet(Network):
                 condition,
                 self.settings.dilations,
                 uniform.to(device),
+                hop=self.settings.hop,
                 temperature=temperature,
             )
             made[:, start : start + steps] = decode(codes.cpu())
@@ -225,12 +243,22 @@ class WaveNet(Network):
 
     def step_condition(self, count: int, c: Tensor | None) -> Tensor:
         """The `condition` of `wavenet_step_` for so many recordings of the classes `c` (N,)."""
-        rows = []
+        place, rows = self._place(count, c), []
         for layer in self.layers:
             assert isinstance(layer, _Layer)
-            bias = _bias(layer.gate).expand(count, -1)
-            rows.append(bias if c is None or layer.by_class is None else bias + layer.by_class(c).detach())
-        return torch.stack(rows, 1)[:, None].contiguous()
+            rows.append(layer.condition(c, place).detach().expand(count, -1, -1))
+        return torch.stack(rows, 2)
+
+    def _place(self, count: int, c: Tensor | None, samples: int | None = None) -> Tensor | None:
+        """What the layers know each frame by, (N, frames, numbers), of as many frames as the samples have."""
+        if self.places is None:
+            return None
+        settings = self.settings
+        used = settings.frames if samples is None else min(-(-samples // settings.hop), settings.frames)
+        frames = torch.arange(used, device=self.embedding.weight.device)
+        first = torch.zeros(count, dtype=torch.int64, device=frames.device) if c is None else c
+        found: Tensor = self.places(first[:, None] * settings.frames + frames)
+        return found
 
     def _features(self, codes: Tensor, c: Tensor | None) -> Tensor:
         """The skip connections' sum (N, skips, 1, T), channels-last."""
@@ -240,9 +268,10 @@ class WaveNet(Network):
         x = self.embedding(before).transpose(1, 2)[:, :, None]
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        place = self._place(len(codes), c, codes.shape[1])
         skip: Tensor | None = None
         for layer in self.layers:
-            x, more = layer(x, c)
+            x, more = layer(x, c, place)
             skip = more if skip is None else skip + more
         assert skip is not None
         return skip
@@ -305,7 +334,7 @@ class _Layer(nn.Module):
         self.channels, self.skips = settings.channels, settings.skips
         self.gate = nn.Conv1d(settings.channels, 2 * settings.gates, settings.taps, dilation=dilation)
         self.out = nn.Conv1d(settings.gates, settings.channels + settings.skips, 1)
-        self.past = (settings.taps - 1) * dilation
+        self.past, self.hop = (settings.taps - 1) * dilation, settings.hop
         self.by_class = (
             nn.Embedding(settings.num_classes, 2 * settings.gates) if settings.num_classes else None
         )
@@ -318,11 +347,30 @@ class _Layer(nn.Module):
             self.out.weight[self.channels :] *= 4 / math.sqrt(count)
         if self.by_class is not None:
             nn.init.normal_(self.by_class.weight, 0.0, 0.1)
+        self.by_place = nn.Linear(_PLACE_NUMBERS, 2 * settings.gates, bias=False) if settings.frame else None
+        if self.by_place is not None:
+            nn.init.normal_(self.by_place.weight, 0.0, 0.1 / math.sqrt(_PLACE_NUMBERS))
 
-    def forward(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        z = _conv(self.gate, F.pad(x, (self.past, 0)), bias=self.by_class is None)
-        if self.by_class is not None:
-            z = z + (self.by_class(c) + self.gate.bias).to(z.dtype)[:, :, None, None]
+    def condition(self, c: Tensor | None, place: Tensor | None) -> Tensor:
+        """What is added before the gate, (N or 1, frames, 2 * gates)."""
+        assert self.gate.bias is not None
+        added: Tensor = self.gate.bias[None, None]
+        if c is not None and self.by_class is not None:
+            added = added + self.by_class(c)[:, None]
+        if place is not None and self.by_place is not None:
+            added = added + self.by_place(place)
+        return added
+
+    def forward(self, x: Tensor, c: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:
+        z = _conv(self.gate, F.pad(x, (self.past, 0)), bias=False)
+        added = self.condition(c, place).to(z.dtype)
+        if added.shape[1] > 1:  # by frames: they last `hop` samples, the last one until the end
+            count = added.shape[1] * self.hop
+            frames = added[:, :, None].expand(-1, -1, self.hop, -1).reshape(len(added), count, -1)
+            if z.shape[3] > count:
+                frames = torch.cat([frames, frames[:, -1:].expand(-1, z.shape[3] - count, -1)], 1)
+            added = frames[:, : z.shape[3]]
+        z = z + added.transpose(1, 2)[:, :, None]
         y = _conv(self.out, gated_act(z))
         residual, skip = y.split([self.channels, self.skips], 1)
         return x + residual, skip

@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     "dilations": (1, 3, 2),
     "length": 40,
     "sample_rate": 100,
+    "frame": 0.07,  # six, of seven samples each
 }
 
 
@@ -42,6 +43,7 @@ def step_logits(net: WaveNet, codes: Tensor, c: Tensor | None) -> Tensor:
         net.step_condition(len(codes), c),
         net.settings.dilations,
         given=codes,
+        hop=net.settings.hop,
         with_logits=True,
     )
     return logits
@@ -49,9 +51,10 @@ def step_logits(net: WaveNet, codes: Tensor, c: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("taps", [2, 3])
 @pytest.mark.parametrize("num_classes", [0, 4])
-def test_step_by_step_it_is_the_convolution(taps: int, num_classes: int) -> None:
-    """Beyond the end of the longest queue."""
-    net = network(taps=taps, num_classes=num_classes)
+@pytest.mark.parametrize("frame", [0.0, 0.07])
+def test_step_by_step_it_is_the_convolution(taps: int, num_classes: int, frame: float) -> None:
+    """Beyond the end of the longest queue and of the last frame."""
+    net = network(taps=taps, num_classes=num_classes, frame=frame)
     codes = torch.randint(0, 256, (3, 50))
     c = torch.tensor([0, 3, 1]) if num_classes else None
     torch.testing.assert_close(step_logits(net, codes, c), net(codes, c), rtol=1e-10, atol=1e-10)
