@@ -45,7 +45,9 @@ def lack_of_memory(error: Exception) -> str | None:
     """
     text = " ".join(str(error).split())
     if isinstance(error, RuntimeError):
-        if not re.search("(can't|cannot) allocate memory|not enough memory|CUDA out of memory", text):
+        if not re.search(
+            "(can't|cannot) allocate memory|not enough memory|bad_alloc|CUDA out of memory", text
+        ):
             return None
         # The place in PyTorch where it was noticed helps nobody.
         text = re.sub(r"\[enforce fail at \S+\] \S+ == \S+\. ", "", text)

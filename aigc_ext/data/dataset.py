@@ -33,6 +33,10 @@ class BadFile(NamedTuple):
         return f"{name}: {self.reason}"
 
 
+class UnreadFile(BadFile):
+    """One that the system failed to read, which may be otherwise the next time."""
+
+
 class DatasetError(ValueError):
     """A data source can't be used.
 

@@ -24,6 +24,7 @@ from aigc_ext.data.dataset import (
     ImageDataset,
     Report,
     TensorImages,
+    UnreadFile,
     describe_numbers,
     format_shape,
     renumber,
@@ -417,7 +418,8 @@ def collect(bad: list[BadFile], name: str) -> Iterator[None]:
     except Exception as error:  # on damaged bytes Pillow, zipfile, zlib and json raise almost anything
         if isinstance(error, OSError) and error.errno in _NOT_THE_FILE:
             raise
-        bad.append(BadFile(name, image_file.describe_error(error)))
+        unread = isinstance(error, OSError) and error.errno is not None
+        bad.append((UnreadFile if unread else BadFile)(name, image_file.describe_error(error)))
 
 
 def raise_faults(files: ImageFiles, bad: list[BadFile]) -> NoReturn:

@@ -24,7 +24,14 @@ from torch import Tensor
 from aigc_ext import _files
 from aigc_ext._cache import default_cache_dir
 from aigc_ext.data import image_file
-from aigc_ext.data.dataset import BadFile, DatasetError, ImageDataset, Report, TensorImages
+from aigc_ext.data.dataset import (
+    BadFile,
+    DatasetError,
+    ImageDataset,
+    Report,
+    TensorImages,
+    UnreadFile,
+)
 from aigc_ext.data.files import FileImages, OnBad, Selection, map_files, raise_faults
 from aigc_ext.data.fit import as_image, fit, fitted_size, with_channels
 
@@ -122,11 +129,13 @@ def open_cached(
     files, images = selection.files, list(selection.shapes)
     size = len(images) * math.prod(everything.image_shape)
     try:
-        entry = _Entry.of(everything)
+        entry, lasting = _Entry.of(everything), True
         if not entry.is_there(everything):
             _log.info("%s: %d images are decoded once, into %s", files.source, len(images), entry.pixels)
-            entry.write(everything, report)
+            lasting = entry.write(everything, report)
         left_out, pixels = entry.read(everything, memory_limit)
+        if not lasting:
+            entry.facts.unlink()
     except OSError as error:
         _log.warning(
             "%s: the cache of images in %s cannot be used (%s): they are decoded in every run",
@@ -165,7 +174,8 @@ class _Entry(NamedTuple):
             return False
         return self.pixels.stat().st_size == images * math.prod(dataset.image_shape)
 
-    def write(self, dataset: FileImages, report: Report | None) -> None:
+    def write(self, dataset: FileImages, report: Report | None) -> bool:
+        """Returns whether this is what the files are: the system failed to read none of them."""
         names = dataset.names
         self.pixels.parent.mkdir(parents=True, exist_ok=True)
         temporary = _files.temporary_path(self.pixels)
@@ -186,6 +196,7 @@ class _Entry(NamedTuple):
         places = {name: place for place, name in enumerate(names)}
         facts = {"images": good, "bad": [[places[file.name], file.reason] for file in bad]}
         _files.replace_file(self.facts, json.dumps(facts).encode(), durable=False)
+        return not any(isinstance(file, UnreadFile) for file in bad)
 
     def read(self, dataset: FileImages, memory_limit: int) -> tuple[list[BadFile], Tensor]:
         images, bad = self._facts(dataset)

@@ -218,6 +218,10 @@ def test_a_weights_file_that_cannot_be_opened(run, capsys, monkeypatch) -> None:
     [
         (MemoryError("std::bad_alloc"), "there is not enough memory (std::bad_alloc)"),
         (
+            RuntimeError("std::bad_alloc"),
+            "there is not enough memory (std::bad_alloc)",
+        ),  # of an autograd node
+        (
             RuntimeError(f"[enforce fail at alloc_cpu.cpp:127] err == 0. {ALLOCATOR}"),
             f"there is not enough memory ({ALLOCATOR})",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -273,3 +274,24 @@ def test_a_damaged_entry_is_made_anew(photos, caplog, text):
     assert f"cache file {path} is damaged" in caplog.text
     assert again.content_hash() == whole.content_hash()
     assert len(again) == len(whole)
+
+
+def test_what_could_not_be_read_once_is_not_left_out_for_ever(photos, monkeypatch):
+    """A network drive may be away for a moment, which says nothing about the file."""
+    decode = FileImages.decode_file
+    failed: list[str] = []
+
+    def fail_once(self, name):
+        if not failed:
+            failed.append(name)
+            raise OSError(errno.EIO, "Input/output error")
+        return decode(self, name)
+
+    monkeypatch.setattr(FileImages, "decode_file", fail_once)
+    short = open_dataset(photos, **CROPPED)
+    assert {bad.name for bad in short.bad_files} == {*failed, "torn.png", "text.png"}
+    assert len(everything(short)[0]) == 4
+    for _ in range(2):
+        again = open_dataset(photos, **CROPPED)
+        assert {bad.name for bad in again.bad_files} == {"torn.png", "text.png"}
+        assert len(everything(again)[0]) == 5
