@@ -22,11 +22,13 @@ PRESETS: dict[str, TrainConfig] = {
         # judges samples, of which the likelihood says nothing.
         discriminator=PatchDiscriminatorConfig(channels=24, layers=3),
         loss=LossConfig(bernoulli=1.0, judged="samples", kind="logistic", gamma=0.1, r1_interval=4),
-        g_optim=AdamConfig(lr=2e-3, beta2=0.99),
-        d_optim=AdamConfig(lr=2e-3, beta1=0.5, beta2=0.99),
+        g_optim=AdamConfig(lr=2e-3, lr_end=2e-4, beta2=0.99),
+        # Without an end of its own, D's steps come to jump once its gradients are small.
+        d_optim=AdamConfig(lr=2e-3, lr_end=2e-4, beta1=0.5, beta2=0.99),
         ema=EMAConfig(kimg=10.0),
+        ramp_kimg=96.0,
         batch=64,
-        kimg=128.0,
+        kimg=96.0,
         tick=4.0,
         snap=8,
         threads=1,

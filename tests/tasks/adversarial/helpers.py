@@ -15,6 +15,7 @@ from aigc_ext.tasks.adversarial import PRESETS, TrainConfig
 # Small widths of every preset, with as much of it as possible switched on.
 SMALL: dict[str, dict[str, Any]] = {
     "vae": {
+        "ramp_kimg": 0.3,
         "generator": {"channels": [6, 8], "code_dim": 4},
         "discriminator": {"channels": 4},
     },

@@ -263,7 +263,7 @@ def test_perceptual_features_of_ones_own(tmp_path):
         ("vocoder", {"data__mirror": True}, "data.mirror is true, but must be false"),
         ("vocoder", {"data__cond": True}, "data.cond is true, but"),
         ("vae", {"augment__blur_sigma": 1.0}, "augment.blur_sigma is 1.0, but must be 0"),
-        ("vae", {"g_optim__lr_end": 1.0}, "g_optim.lr_end is 1.0, but must be null"),
+        ("vqgan", {"g_optim__lr_end": 1.0}, "g_optim.lr_end is 1.0, but must be null"),
         ("vae", {"loss__kind": "relativistic", "augment__kind": "ada"}, "augment.kind is 'ada', but"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
