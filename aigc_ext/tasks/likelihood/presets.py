@@ -5,35 +5,41 @@ from __future__ import annotations
 from aigc_ext.models.transformer import TransformerConfig
 from aigc_ext.models.wavenet import WaveNetConfig
 from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
-from aigc_ext.tasks.likelihood.config import TextConfig, TrainConfig
+from aigc_ext.tasks.likelihood.config import SamplerConfig, TextConfig, TrainConfig
 from aigc_ext.training.config import DataConfig
 
 PRESETS: dict[str, TrainConfig] = {
+    # Three thousand emoji are soon known by heart: dropout, and no more than twenty looks at each.
     "prior": TrainConfig(
         preset="prior",
-        network=TransformerConfig(dropout=0.1),
+        network=TransformerConfig(width=192, layers=4, hidden=384, dropout=0.1),
         text=TextConfig(vocabulary=1024, source=16),
-        optim=AdamConfig(lr=1e-3, lr_end=1e-4, beta2=0.99, weight_decay=0.05),
-        ema=EMAConfig(kimg=5.0),
+        optim=AdamConfig(lr=2e-3, lr_end=1e-4, beta2=0.99, weight_decay=0.05),
+        ema=EMAConfig(kimg=3.0),
         batch=32,
-        kimg=80.0,
-        ramp_kimg=80.0,
-        warmup_kimg=3.0,
+        kimg=60.0,
+        ramp_kimg=60.0,
+        warmup_kimg=2.0,
         tick=2.0,
+        snap=5,
         threads=1,
         precision="bfloat16",
     ),
+    # The targets alone, ten tokens each, are too few to learn a language from within minutes.
     "textgen": TrainConfig(
         preset="textgen",
         data=DataConfig(source="text"),
-        network=TransformerConfig(),
-        optim=AdamConfig(lr=1.5e-3, lr_end=1e-4, beta2=0.99, weight_decay=0.01),
+        network=TransformerConfig(width=192, layers=3, hidden=384, source_weight=0.3),
+        text=TextConfig(vocabulary=2048, source=56, target=24),
+        optim=AdamConfig(lr=2e-3, lr_end=1e-4, beta2=0.99, weight_decay=0.01),
         ema=EMAConfig(kimg=2.0),
+        sampler=SamplerConfig(temperature=0.0),
         batch=32,
-        kimg=100.0,
-        ramp_kimg=100.0,
-        warmup_kimg=3.0,
+        kimg=60.0,
+        ramp_kimg=60.0,
+        warmup_kimg=2.0,
         tick=2.0,
+        snap=5,
         grid=(4, 4),
         threads=1,
         precision="bfloat16",
