@@ -324,7 +324,7 @@ def open_audio(
         report=report,
     )
     data.why_unlabelled, data.class_names = files.why_unlabelled, tuple(class_names)
-    remarks = list(_remarks(files, data))
+    remarks = list(_remarks(files, data, segment))
     if renumber_classes and data.num_classes:
         numbers = data.renumber_classes()
         data.class_names = tuple(class_names[old] for old in numbers) if class_names else ()
@@ -412,7 +412,7 @@ def _read_transcripts(files: Tree) -> tuple[dict[str, str], list[BadFile]]:
     return {}, bad
 
 
-def _remarks(files: Tree, data: AudioDataset) -> Iterator[str]:
+def _remarks(files: Tree, data: AudioDataset, segment: int | None) -> Iterator[str]:
     if remark := describe_passed_over(files.passed_over):
         yield remark
     count = len(data.recordings)
@@ -423,8 +423,8 @@ def _remarks(files: Tree, data: AudioDataset) -> Iterator[str]:
     if other:
         rates = ", ".join(str(rate) for rate in sorted(other))
         yield f"{other.total()} of {count} recordings are resampled from {rates} to {data.sample_rate} Hz"
-    (segment,) = data.item_shape
-    short = sum(recording.length < segment for recording in data.recordings)
+    # Without a length, all but the longest are meant to be.
+    short = 0 if segment is None else sum(recording.length < segment for recording in data.recordings)
     if short:
         yield f"{short} of {count} recordings are shorter than {segment} samples, with silence after them"
     silent = sum(not text for text in data.transcripts)

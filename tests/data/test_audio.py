@@ -64,6 +64,7 @@ def test_without_a_length_each_recording_is_an_item(tmp_path: Path) -> None:
     data = open_audio(write(tmp_path, {"a.wav": sound(0, 50), "b.wav": sound(1, 80)}), on_bad="skip")
     assert len(data) == 2
     assert data.item_shape == (80,)
+    assert data.remarks == ()
 
 
 def test_a_part_keeps_recordings_together(tmp_path: Path) -> None:
