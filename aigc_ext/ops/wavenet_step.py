@@ -66,13 +66,14 @@ def wavenet_step_(
     temperature: float = 1.0,
     with_logits: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The next steps of N sequences, in place of ``state``; autograd does not record it.
+    """The next samples of N sequences of a WaveNet, many steps of all layers in one call. Autograd does not
+    record it.
 
     Sequences are independent of each other: a sequence has the same bits alone as among others.
 
     Args:
-        state, weights: all of one dtype, float32 or float64; the weights are read without a copy if they are
-            contiguous. Widths that are multiples of 16 are the fastest.
+        state, weights: all of one dtype, float32 or float64. The state is changed in place; the weights are
+            read without a copy if they are contiguous. Widths that are multiples of 16 are the fastest.
         condition: ``[N, frames, layers, 2 * gates]``, added before the gates: their bias, and what a class or
             a spectrum adds to it. The frame of step t, as ``state.times`` counts, is the number
             ``t // hop``, or the last one.
