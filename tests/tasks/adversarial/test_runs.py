@@ -145,18 +145,18 @@ import sys
 from tests.tasks.adversarial.helpers import config
 from aigc_ext.tasks.adversarial import Trainer
 short = {"kimg": 0.096, "tick": 0.096, "batch": 24, "loss__start_kimg": 0.05}
-Trainer.from_config(config(sys.argv[2], **short), outdir=sys.argv[1]).fit()
+Trainer.from_config(config(sys.argv[2], **short, data__source=sys.argv[3]), outdir=sys.argv[1]).fit()
 """
 
 
-@pytest.mark.parametrize("name", ["vae-gan", "vqgan"])
+@pytest.mark.parametrize("name", ["vae-gan", "vqgan", "vocoder"])
 def test_two_processes_share_a_run(name, tmp_path):
     script, root = tmp_path / "main.py", Path(__file__).parents[3]
     script.write_text(MAIN)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [*launch, str(script), str(tmp_path / "two"), name],
+        [*launch, str(script), str(tmp_path / "two"), name, config(name).data.source],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
