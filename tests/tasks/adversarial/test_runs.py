@@ -260,7 +260,7 @@ def test_perceptual_features_of_ones_own(tmp_path):
         ("vae", {"loss__mel": 1.0}, "loss.mel is 1.0, but must be 0: the network makes no waves"),
         ("vae", {"loss__features": 1.0}, "loss.features is 1.0, but must be 0: it needs the discriminator"),
         ("vocoder", {"loss__mel": 0.0, "loss__stft": 0.0}, "loss.mel, loss.stft are all 0, but one must be"),
-        ("vocoder", {"data__mirror": True}, "data.mirror is true, but must be false"),
+        ("vocoder", {"data__mirror": True}, "data.mirror is True, but has no effect"),
         ("vocoder", {"data__cond": True}, "data.cond is true, but"),
         ("vae", {"augment__blur_sigma": 1.0}, "augment.blur_sigma is 1.0, but must be 0"),
         ("vqgan", {"g_optim__lr_end": 1.0}, "g_optim.lr_end is 1.0, but must be null"),
