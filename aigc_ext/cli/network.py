@@ -96,7 +96,7 @@ def open_images(network: str, allow_download: bool, device: str, threads: int | 
     if generator is not None:
         return Sampler(generator, model_sha256=digest)
     source: Any = model
-    if source.media != "image" or not hasattr(source, "sample") or hasattr(source, "encode"):
+    if source.media != "image" or not hasattr(source, "sample"):
         name = type(model).__name__
         raise PretrainedError(f"network {network} is a {name}, which makes no images of seeds")
     return source

@@ -198,7 +198,7 @@ def _sample_items(
     model: Any = network
     with input_errors():
         if given is None:
-            if not hasattr(model, "sample") or getattr(model, "quantizer", None) is not None:
+            if not hasattr(model, "sample"):
                 raise InputError(
                     f"this {type(model).__name__} makes nothing from seeds: '--input' gives it what to make "
                     "anew"

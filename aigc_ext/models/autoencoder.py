@@ -252,49 +252,6 @@ class Autoencoder(Network):
         if isinstance(self.quantizer, VectorQuantizer):
             self.quantizer.learn(statistics)
 
-    def sample(
-        self, seeds: Sequence[int], classes: Sequence[int] | None = None, *, truncation: float = 1.0
-    ) -> np.ndarray:
-        """Images of codes from N(0, 1), uint8 (N, H, W, C), one per seed: the same whatever else is sampled
-        with it, since each is made by itself. `sampling.Sampler(autoencoder.decoder)` makes the same ones in
-        batches. kl only.
-
-        Args:
-            classes: one per seed, if and only if `num_classes` is not 0.
-            truncation: a factor of the codes; below 1 the images are less varied.
-
-        Raises:
-            ValueError: the bottleneck is another one, whose codes need a prior; `seeds` is empty; or
-                `classes` do not fit.
-        """
-        if self.quantizer is not None:
-            raise ValueError(
-                f"the bottleneck is {self.bottleneck!r}, but must be 'kl' to sample from: these codes need a "
-                "prior"
-            )
-        if not len(seeds):
-            raise ValueError("seeds is empty, but must hold at least one")
-        if (classes is None) != (self.num_classes == 0) or (
-            classes is not None and len(classes) != len(seeds)
-        ):
-            raise ValueError(
-                f"classes is {classes}, but must be "
-                + (f"one for each of the {len(seeds)} seeds" if self.num_classes else "None: there are none")
-            )
-        weight, training, made = self.get_parameter("decoder.last.weight"), self.training, []
-        self.eval()
-        try:
-            with torch.no_grad():
-                for i, seed in enumerate(seeds):
-                    rng = torch.Generator().manual_seed(int(seed))
-                    z = torch.empty(self.decoder.z_dim).normal_(generator=rng)[None] * truncation
-                    c = None if classes is None else torch.tensor([classes[i]], device=weight.device)
-                    image = self.decoder(z.to(weight.device, weight.dtype), c)
-                    made.append(to_uint8(image, self.value_range).permute(0, 2, 3, 1).cpu())
-        finally:
-            self.train(training)
-        return torch.cat(made).numpy()
-
     def _features(self, images: Tensor, c: Tensor | None) -> Tensor:
         check_input("images", images, tuple(self.image_shape), self.get_parameter("decoder.last.weight"))
         check_labels(c, images.shape[0], self.num_classes)
