@@ -146,10 +146,9 @@ class Loop:
             ) as line:
                 name = self._train(run, stop, line)
             run.log.info(
-                "%s at step %d (%d images)",
+                "%s at step %d (%d %ss)",
                 f"stopped by {stop.received.name}" if stop.received else "finished",
-                state.step,
-                state.nimg,
+                *(state.step, state.nimg, self.data.item),
             )
         return TrainResult(
             run_dir=run.path,

@@ -120,7 +120,7 @@ class Recorder:
         if last:
             self._write_snapshot(name, measure)
             return True
-        with self._unless_full(f"without a checkpoint of {self._state.nimg} images"):
+        with self._unless_full(f"without a checkpoint of {self._state.nimg} {self._task.data.item}s"):
             self._write_snapshot(name, measure)
             return True
         return False
@@ -154,7 +154,7 @@ class Recorder:
             for logger in self._loggers:
                 logger.row("metrics", row)
             shown = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
-            run.log.info("at %d images: %s", state.nimg, shown)
+            run.log.info("at %d %ss: %s", state.nimg, task.data.item, shown)
         if task.publishes:
             task.publish(run.model, files)
         self._write_rows()  # which the checkpoint counts
