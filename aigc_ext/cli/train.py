@@ -331,8 +331,9 @@ def _check_used(
 def _check_moved(source: str) -> None:
     """Raises ValueError if a run's folder or file is no longer where it was."""
     from aigc_ext.data import NAMED
+    from aigc_ext.data.fetched import NAMES
 
-    if ":" not in source and source not in NAMED and not os.path.exists(source):
+    if ":" not in source and source not in (*NAMED, *NAMES) and not os.path.exists(source):
         raise ValueError(
             f"the run's data are no longer at {source!r}: if they have moved, --data PATH goes on with them, "
             "since it knows them by their content"

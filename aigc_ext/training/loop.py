@@ -142,7 +142,9 @@ class Loop:
                 self._recorder = Recorder(run, state)
                 stack.enter_context(self._recorder.recording(point, self._saved[1] if self._saved else None))
             with ProgressLine(
-                state.nimg, config.total_images, self.device, task.shown, enabled=shown
+                *(state.nimg, config.total_images, self.device, task.shown),
+                item=task.data.item,
+                enabled=shown,
             ) as line:
                 name = self._train(run, stop, line)
             run.log.info(

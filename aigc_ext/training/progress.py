@@ -124,7 +124,7 @@ def fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
 
 
 class ProgressLine(AbstractContextManager["ProgressLine"]):
-    """One live line on stderr: kimg, time left, images per second, some statistics and memory.
+    """One live line on stderr: kimg, time left, images or other items per second, some statistics and memory.
 
     It is redrawn at fixed intervals, so that a step costs nothing, and leaves out what a narrow terminal has
     no room for, the last statistics first. If stderr is not a terminal, it prints a line now and then.
@@ -132,12 +132,21 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
     Args:
         nimg, total: images so far, and at the end.
         shown: the statistics to show, by their names on the line.
+        item: what is counted.
     """
 
     def __init__(
-        self, nimg: int, total: int, device: torch.device, shown: Mapping[str, str], *, enabled: bool
+        self,
+        nimg: int,
+        total: int,
+        device: torch.device,
+        shown: Mapping[str, str],
+        *,
+        item: str = "image",
+        enabled: bool,
     ) -> None:
         self._device = device
+        self._unit = "img" if item == "image" else item
         self._shown = shown
         self._terminal = sys.stderr.isatty()
         self._interval = _SECONDS if self._terminal else _SECONDS_IN_A_FILE
@@ -168,7 +177,7 @@ class ProgressLine(AbstractContextManager["ProgressLine"]):
         self._bar.n = min(nimg / 1000, self._bar.total)
         figures = ((name, means[statistic]) for name, statistic in self._shown.items())
         shown = [f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in figures]
-        parts = [f"{rate:.0f} img/s", *shown, f"{peak_memory_gb(self._device):.2f} GB"]
+        parts = [f"{rate:.0f} {self._unit}/s", *shown, f"{peak_memory_gb(self._device):.2f} GB"]
         if self._terminal:
             plain = {**self._bar.format_dict, "bar_format": _LINE.format(bar="", postfix=""), "postfix": ""}
             room = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,14 @@ def test_a_preset_from_training_to_report(
 ) -> None:
     data = source(preset)
     whole = train(preset, data, tmp_path / "whole", "--kimg", "0.032")
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
     train(preset, data, tmp_path / "parts", "--kimg", "0.016")
     parts = train(preset, data, tmp_path / "parts", "--resume", "latest", "--kimg", "0.032")
     for name in ("000000-016", "000000-032"):
         assert files_of(whole / "checkpoints" / name) == files_of(parts / "checkpoints" / name)
     assert (whole / "metrics.jsonl").read_text().count("\n") == 2  # of held-out items
 
+    assert ("img/s" in told) == (preset in ("vae", "vqgan", "prior"))
     # What the output suggests.
     commands = [
         line.partition("aigc-ext sample ")[2].split() for line in said.splitlines() if " sample " in line
@@ -195,3 +197,16 @@ def test_the_newest_run_is_named_once_and_for_all(
     kept = json.loads((run / "config.json").read_text())["data"]["source"]
     assert kept == f"tokens:runs/{codec.name}:{images}"
     assert main(["train", "--resume", "latest", "--kimg", "0.016"]) == 0
+
+
+def test_a_run_on_named_data_goes_on(
+    source: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`text` is no path of which a file could have moved."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "aigc_ext" / "data"
+    folder.mkdir(parents=True)
+    shutil.copy(source("textgen"), folder / "text.jsonl")
+    train("textgen", "text", tmp_path / "runs", "--kimg", "0.008")
+    run = train("textgen", "text", tmp_path / "runs", "--resume", "latest", "--kimg", "0.016")
+    assert json.loads((run / "config.json").read_text())["data"]["source"] == "text"
