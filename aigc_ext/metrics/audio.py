@@ -130,6 +130,9 @@ class WordClassifier:
         self._classifier, self._spectrogram = classifier, _pictures(sample_rate)
         self.accuracy, self.num_classes = classifier.accuracy, classifier.num_classes
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.num_classes} words, right about {self.accuracy:.1%}>"
+
     @classmethod
     def for_dataset(cls, data: Dataset, seed: int = 0, steps: int = 500) -> WordClassifier:
         """Of labelled segments that are a word each, such as `spoken-digits`.

@@ -207,7 +207,7 @@ def test_metrics_fetches_only_on_demand(networks, tmp_path, monkeypatch, capsys)
         asked.append(allow_download)
         raise ValueError("none")
 
-    monkeypatch.setattr("aigc_ext.sampling.sampler.load_pretrained", load)
+    monkeypatch.setattr("aigc_ext.sampling.load_pretrained", load)
     for more in ([], ["--allow-download"]):
         refused(capsys, "none", "metrics", "--network", "owner/name", "--data", "digits", *more)
     assert asked == [False, True]

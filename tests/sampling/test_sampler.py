@@ -234,7 +234,7 @@ def edit(path, **changes):
         (
             "model",
             lambda p: edit(p / "config.json", family="x"),
-            "generator family is 'x', but must be one of",
+            "network family is 'x', but must be one of",
         ),
         ("model", lambda p: edit(p / "config.json", z_dim=9), "2 of another shape: "),
         ("model", lambda p: edit(p / "config.json", depth=9), "depth"),
