@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, 1) wavenet_kernel(const WaveNetParam
     T* logits = hidden + p.hidden;
     int64_t code = p.codes[n], time = p.times[n];
     __syncthreads();
-    for (int64_t step = 0; step < p.steps; ++step, ++time) {
+    for (int64_t step = 0; step < p.steps; ++step, time = next_time(time)) {
       const bool known = code >= 0 && code < p.classes;
       for (int64_t i = thread; i < p.channels; i += kThreads)
         x[i] = known ? *at(p.embedding, code * p.channels + i) : T(NAN);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 1) wavenet_kernel(const WaveNetParam
         for (int64_t j = thread; j < 2 * p.gates; j += kThreads) {
           T sum = condition[j];
           for (int64_t tap = 0; tap < p.taps; ++tap) {
-            const T* in = tap == 0 ? x : ring + ring_place(time - tap * p.dilations[l], length) * p.channels;
+            const T* in = tap == 0 ? x : ring + ring_place(time, tap * p.dilations[l], length) * p.channels;
             const T* w = w_gate + tap * p.channels * 2 * p.gates + j;
             for (int64_t i = 0; i < p.channels; ++i) sum += in[i] * w[i * 2 * p.gates];
           }
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 1) wavenet_kernel(const WaveNetParam
         __syncthreads();
         if (length > 0)
           for (int64_t i = thread; i < p.channels; i += kThreads)
-            ring[ring_place(time, length) * p.channels + i] = x[i];
+            ring[ring_place(time, 0, length) * p.channels + i] = x[i];
         for (int64_t j = thread; j < p.gates; j += kThreads) h[j] = tanh(z[j]) * sigmoid(z[p.gates + j]);
         __syncthreads();
         product(h, p.gates, at(p.w_out, l * p.gates * outputs), outputs, outputs, at(p.b_out, l * outputs),

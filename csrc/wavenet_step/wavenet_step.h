@@ -61,11 +61,12 @@ AIGC_INLINE int64_t wavenet_numbers(const WaveNetParams& p) {
   return 2 * (p.channels + p.skips) + 3 * p.gates + p.hidden + p.classes;
 }
 
-// Of a time, which the caller's memory holds and may be anything.
-AIGC_INLINE int64_t ring_place(int64_t time, int64_t length) {
-  const int64_t place = time % length;
+// Where a ring holds what was `back` steps before a time, which the caller's memory holds and may be anything.
+AIGC_INLINE int64_t ring_place(int64_t time, int64_t back, int64_t length) {
+  const int64_t place = (time % length - back % length) % length;  // the difference itself may overflow
   return place < 0 ? place + length : place;
 }
+AIGC_INLINE int64_t next_time(int64_t time) { return int64_t(uint64_t(time) + 1); }
 AIGC_INLINE int64_t frame_of(const WaveNetParams& p, int64_t time) {
   const int64_t frame = time / p.hop;
   return frame < 0 ? 0 : frame < p.frames ? frame : p.frames - 1;

@@ -152,7 +152,7 @@ class Sequences {
       T* ring = static_cast<T*>(p_.queues) + ((first_ + r) * p_.queue_rows + queue) * p_.channels;
       taps_[r * p_.taps] = of(kX, r);
       for (int64_t j = 1; j < p_.taps; ++j)
-        taps_[r * p_.taps + j] = ring + ring_place(time(r) - j * p_.dilations[l], length) * p_.channels;
+        taps_[r * p_.taps + j] = ring + ring_place(time(r), j * p_.dilations[l], length) * p_.channels;
       const int64_t frame = (first_ + r) * p_.frames + frame_of(p_, time(r));
       start_[r] = at(p_.condition, (frame * p_.layers + l) * 2 * p_.gates);
       out_[r] = of(kZ, r);
@@ -164,7 +164,7 @@ class Sequences {
     for (int64_t r = 0; r < rows_; ++r) {
       if (length > 0) {
         T* ring = static_cast<T*>(p_.queues) + ((first_ + r) * p_.queue_rows + queue) * p_.channels;
-        std::memcpy(ring + ring_place(time(r), length) * p_.channels, of(kX, r),
+        std::memcpy(ring + ring_place(time(r), 0, length) * p_.channels, of(kX, r),
                     size_t(p_.channels) * sizeof(T));
       }
       const T* z = of(kZ, r);
@@ -224,7 +224,7 @@ class Sequences {
                     size_t(p_.classes) * sizeof(T));
       const int64_t code = p_.given ? p_.given[place] : draw(of(kLogits, r), place);
       p_.samples[place] = p_.codes[first_ + r] = code;
-      ++p_.times[first_ + r];
+      p_.times[first_ + r] = next_time(time(r));
     }
   }
 

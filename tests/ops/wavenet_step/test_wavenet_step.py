@@ -240,9 +240,9 @@ def test_what_is_not_finite_goes_on(function: Any, temperature: float) -> None:
 
 
 @pytest.mark.card
-def test_a_time_before_the_first_writes_nothing_out_of_bounds() -> None:
-    call = make(2, 9, dilations=(1, 3, 2), frames=2, hop=4)
-    call["state"].times.copy_(torch.tensor([-5, -(2**63)]))
+def test_a_time_before_the_first_or_after_the_last_writes_nothing_out_of_bounds() -> None:
+    call = make(3, 9, dilations=(1, 3, 2), frames=2, hop=4)
+    call["state"].times.copy_(torch.tensor([-5, -(2**63), 2**63 - 1]))
     codes, _ = ops.wavenet_step_(**call)
     assert (codes >= 0).all()
 
