@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from aigc_ext import _files
 from aigc_ext.cli.errors import InputError
 from aigc_ext.sampling import readable_scale, save_grid, save_png
 from aigc_ext.sampling.png import aigc_label
+from aigc_ext.sampling.pretrained import takes_option
 from aigc_ext.sampling.wav import save_wav
 from aigc_ext.version import __version__
 
@@ -45,11 +45,8 @@ def from_seeds(
     Raises:
         ValueError: an option is not one of this network's.
     """
-    taken = _keywords(network.sample)
-    if hasattr(network, "sample_tokens"):
-        taken |= _keywords(network.sample_tokens)
     for name in [*options, *(["prompts"] if prompts else [])]:
-        if name not in taken:
+        if not takes_option(network, name):
             option = "--" + name.removesuffix("s" if name == "prompts" else "").replace("_", "-")
             raise InputError(f"{option!r} is not for this {type(network).__name__}")
     if prompts and len(prompts) not in (1, len(seeds)):
@@ -58,15 +55,19 @@ def from_seeds(
         )
     each = list(prompts) * len(seeds) if len(prompts) == 1 else list(prompts)
 
+    chosen = {} if class_ is None else {"class": class_}
+
     def make() -> Iterator[Item]:
         for start in range(0, len(seeds), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
             own = {"prompts": each[rows]} if each else {}
             classes = None if class_ is None else [class_] * len(seeds[rows])
             made = network.sample(seeds[rows], classes, **own, **options)
-            for seed, prompt, content in zip(seeds[rows], each[rows] or made, made, strict=True):
-                origin = {"seed": seed, **({} if class_ is None else {"class": class_}), **options}
-                yield Item(f"seed{seed:04d}", content, {**origin, "prompt": prompt} if each else origin)
+            for index, content in enumerate(made, start):
+                origin = {"seed": seeds[index], **chosen, **options}
+                if each:
+                    origin["prompt"] = each[index]
+                yield Item(f"seed{seeds[index]:04d}", content, origin)
 
     return make()
 
@@ -84,13 +85,10 @@ def from_items(network: Any, data: Any, count: int) -> Iterator[Item]:
             )
         return
     for start in range(0, min(count, len(data)), _AT_ONCE):
-        given, _ = data.read(range(start, min(start + _AT_ONCE, count, len(data))))
-        for number, made in enumerate(network.reconstructions(given), start):
+        given, labels = data.read(range(start, min(start + _AT_ONCE, count, len(data))))
+        told = (labels,) if network.num_classes else ()
+        for number, made in enumerate(network.reconstructions(given, *told), start):
             yield Item(f"item{number:04d}", made, {"of": names[number]})
-
-
-def _keywords(function: Any) -> set[str]:
-    return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def write(

@@ -216,7 +216,7 @@ class Autoencoder(Network):
         weight = self.get_parameter("decoder.last.weight")
         images = normalize(items.to(weight.device), self.value_range).to(weight.dtype)
         with torch.no_grad():
-            made = to_uint8(self(images, c), self.value_range)
+            made = to_uint8(self(images, c if c is None else c.to(weight.device)), self.value_range)
         return made.permute(0, 2, 3, 1).cpu().contiguous().numpy()
 
     def reconstruct(self, images: Tensor, c: Tensor | None = None) -> Reconstruction:

@@ -239,7 +239,10 @@ class Transformer(Network):
         classes: Sequence[int] | None = None,
         *,
         prompts: Sequence[str] | None = None,
-        **options: Any,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
     ) -> np.ndarray | list[str]:
         """Items of the seeds; one seed gives the same item, whatever else is asked for with it.
 
@@ -248,7 +251,7 @@ class Transformer(Network):
             classes: one for each seed, for a network with classes; by default they come from the seeds.
             prompts: for each seed the source of which to write the target, or the caption of the image; by
                 default no caption.
-            options: `temperature`, `top_k`, `top_p` and `guidance`, as for `sample_tokens`.
+            temperature, top_k, top_p, guidance: as for `sample_tokens`.
 
         Returns:
             uint8 images (N, H, W, C), texts, or int64 tokens (N, length): see `media`.
@@ -256,7 +259,14 @@ class Transformer(Network):
         Raises:
             ValueError: an argument is not possible, or a network for texts has no prompts.
         """
-        tokens = self.sample_tokens(seeds, classes, given=self._given(seeds, prompts), **options)
+        tokens = self.sample_tokens(
+            *(seeds, classes),
+            given=self._given(seeds, prompts),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+        )
         if self.codec is not None:
             return self._decode(tokens, seeds)
         if self._vocabulary is not None:

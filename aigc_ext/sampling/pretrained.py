@@ -7,6 +7,7 @@ loads too.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +125,12 @@ def generator_of(network: nn.Module) -> nn.Module | None:
         if isinstance(part, nn.Module) and hasattr(part, "z_dim") and hasattr(part, "value_range"):
             return part
     return None
+
+
+def takes_option(network: Any, name: str) -> bool:
+    """Does a network's method `sample` take this keyword?"""
+    parameters = inspect.signature(network.sample).parameters.values()
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def meta_state(

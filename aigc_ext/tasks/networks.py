@@ -9,9 +9,6 @@ from torch import nn
 from aigc_ext.data import ImageDataset, open_dataset
 from aigc_ext.data.audio import AudioDataset, open_audio
 from aigc_ext.data.dataset import Report
-from aigc_ext.optim import AdamEMA
-from aigc_ext.tasks.gan.config import AdamConfig
-from aigc_ext.tasks.gan.recipe import rates
 from aigc_ext.training.config import DataConfig
 
 
@@ -19,19 +16,6 @@ def architecture(network: nn.Module) -> dict[str, Any] | None:
     """The config from which `aigc_ext.models` builds the network; None for one that is not ours."""
     config = getattr(network, "config", None)
     return config if isinstance(config, dict) and "family" in config else None
-
-
-def make_optimizer(module: nn.Module, config: AdamConfig, ema: nn.Module | None = None) -> AdamEMA:
-    """Of what is trained of a network, with the rates of a run's start; it keeps the averages in `ema`."""
-    pairs = zip((module if ema is None else ema).parameters(), module.parameters(), strict=True)
-    averages = [average for average, current in pairs if current.requires_grad]
-    return AdamEMA(
-        [p for p in module.parameters() if p.requires_grad],
-        **rates(config, 0.0),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        ema_params=averages if ema is not None else None,
-    )
 
 
 def open_images(settings: DataConfig, report: Report | None = None, **changed: Any) -> ImageDataset:

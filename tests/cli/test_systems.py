@@ -210,3 +210,19 @@ def test_a_run_on_named_data_goes_on(
     train("textgen", "text", tmp_path / "runs", "--kimg", "0.008")
     run = train("textgen", "text", tmp_path / "runs", "--resume", "latest", "--kimg", "0.016")
     assert json.loads((run / "config.json").read_text())["data"]["source"] == "text"
+
+
+def test_items_are_made_anew_by_their_classes(
+    source: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A conditional autoencoder is told the labels of the images that it is given."""
+    images = Path(source("vae"))
+    labelled = tmp_path / "labelled"
+    shutil.copytree(images, labelled)
+    labels = [[path.name, number % 2] for number, path in enumerate(sorted(images.glob("*.png")))]
+    (labelled / "dataset.json").write_text(json.dumps({"labels": labels}))
+    run = train("vqgan", str(labelled), tmp_path / "runs", "--cond", "--kimg", "0.008")
+    assert load_pretrained(run)[0].num_classes == 2
+    sample = ["sample", "--network", str(run), "--num", "3", "--outdir", str(tmp_path / "out"), "--input"]
+    assert main([*sample, str(labelled)]) == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3

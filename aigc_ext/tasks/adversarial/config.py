@@ -13,7 +13,8 @@ from aigc_ext.models import (
     PatchDiscriminatorConfig,
     ReconstructorConfig,
 )
-from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, EMAConfig
+from aigc_ext.tasks.gan.config import AugmentConfig
+from aigc_ext.tasks.optimization import AdamConfig, EMAConfig
 from aigc_ext.training.config import RunConfig
 
 # The order of the keys in config.json.

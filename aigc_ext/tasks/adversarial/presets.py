@@ -9,7 +9,7 @@ from aigc_ext.models import (
     WaveDiscriminatorConfig,
 )
 from aigc_ext.tasks.adversarial.config import LossConfig, TrainConfig
-from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
+from aigc_ext.tasks.optimization import AdamConfig, EMAConfig
 from aigc_ext.training.config import DataConfig
 
 PRESETS: dict[str, TrainConfig] = {

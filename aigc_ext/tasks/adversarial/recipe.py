@@ -12,8 +12,7 @@ from aigc_ext.data import Dataset
 from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.tasks.adversarial.config import TrainConfig
 from aigc_ext.tasks.adversarial.objective import Critic, SeveralLosses
-from aigc_ext.tasks.gan import recipe as gan
-from aigc_ext.tasks.gan.config import AdamConfig
+from aigc_ext.tasks.optimization import between, ramp, rates, warm_up
 from aigc_ext.training.runtime import resolve_device
 from aigc_ext.training.task import Progress
 
@@ -81,18 +80,16 @@ class Schedule(NamedTuple):
 
 def schedule(config: TrainConfig, at: Progress) -> Schedule:
     """The schedule of the step that begins at this point, for a completed config."""
-    as_gan: Any = config
-    position, augment = gan.ramp(as_gan, at.nimg), config.augment
-    warmup = 1000 * config.warmup_kimg
-    warm = min(1.0, (at.nimg + config.batch) / warmup) if warmup else 1.0
+    position, augment = ramp(config.ramp_kimg, at.nimg), config.augment
+    warm = warm_up(config.warmup_kimg, at.nimg + config.batch)
     p_start = augment.p if augment.p_start is None else augment.p_start
     return Schedule(
         at,
         *kind_of_step(config, at.step),
-        g_rates=_rates(config.g_optim, position, warm),
-        d_rates=_rates(config.d_optim, position, warm),
+        g_rates=rates(config.g_optim, position, warm),
+        d_rates=rates(config.d_optim, position, warm),
         ema_decay=config.ema.decay(at.nimg + config.batch, config.batch, position),
-        augment_p=gan.between(p_start, augment.p, position) if augment.kind == "fixed" else None,
+        augment_p=between(p_start, augment.p, position) if augment.kind == "fixed" else None,
     )
 
 
@@ -101,11 +98,6 @@ def kind_of_step(config: TrainConfig, step: int) -> tuple[bool, bool]:
     loss = config.loss
     penalizes = bool(loss.adversarial and loss.gamma) and step % loss.r1_interval == 0
     return penalizes, loss.adversarial > 0 and step * config.batch >= loss.start_kimg * 1000
-
-
-def _rates(optim: AdamConfig, position: float, warm: float) -> dict[str, Any]:
-    rates = gan.rates(optim, position)
-    return {**rates, "lr": warm * rates["lr"]}
 
 
 def kinds_of_steps(config: TrainConfig) -> list[tuple[bool, bool]]:

@@ -58,7 +58,8 @@ from aigc_ext.tasks.adversarial.step import ReconstructionStep
 from aigc_ext.tasks.adversarial.terms import Weighted, make_terms
 from aigc_ext.tasks.gan import recipe as gan
 from aigc_ext.tasks.gan.augment import AdaAugment
-from aigc_ext.tasks.networks import architecture, make_optimizer, open_images, open_recordings
+from aigc_ext.tasks.networks import architecture, open_images, open_recordings
+from aigc_ext.tasks.optimization import copy_buffers, make_optimizer
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.cost import affordable, duration
 from aigc_ext.training.distributed import Processes
@@ -170,9 +171,7 @@ class ReconstructionTask(Task):
         self.shown = shown  # type: ignore[misc]
 
     def state(self) -> Mapping[str, Piece]:
-        # Parameters are averaged in each step; buffers, such as a codebook, are copied.
-        for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
-            average.copy_(current)
+        copy_buffers(self.ema, self.generator)
         pieces: dict[str, Piece] = {
             "generator": self.generator,
             "ema": self.ema,

@@ -13,6 +13,7 @@ from aigc_ext.models import (
     MLPDiscriminatorConfig,
     MLPGeneratorConfig,
 )
+from aigc_ext.tasks.optimization import AdamConfig, EMAConfig
 from aigc_ext.training.config import RunConfig
 
 # The order of the keys in config.json.
@@ -56,47 +57,6 @@ class LossConfig(Config):
     """The fraction by which the running mean of path lengths moves towards each new mean."""
     mixing: Annotated[float, Range(ge=0, le=1)] = 0.0
     """Fraction of the samples with styles from two latents (generators with a mapping network)."""
-
-
-@dataclass(frozen=True)
-class AdamConfig(Config):
-    lr: Positive = 1e-4
-    """Adam's learning rate."""
-    beta1: Fraction = 0.9
-    """Decay of the running mean of the gradient."""
-    beta2: Fraction = 0.999
-    """Decay of the running mean of the squared gradient."""
-    eps: Positive = 1e-8
-    """Added to the root of the mean squared gradient."""
-    weight_decay: NonNegative = 0.0
-    """Weight decay, decoupled from the gradient as in AdamW."""
-    lr_end: Positive | None = None
-    """The value of lr at the end of the ramp; null: constant."""
-    beta2_end: Fraction | None = None
-    """The value of beta2 at the end of the ramp; null: constant."""
-
-
-@dataclass(frozen=True)
-class EMAConfig(Config):
-    """The averaged generator. A half-life in images, unlike a decay, means the same for every batch size."""
-
-    kimg: NonNegative | None = 10.0
-    """Half-life in thousands of images; 0 makes the average equal to the generator; null: 10/32 of the batch
-    size."""
-    kimg_start: NonNegative | None = None
-    """The half-life at the start of the ramp; null: constant."""
-    rampup: Annotated[float, Range(gt=0)] | None = 0.05
-    """The half-life is at most this fraction of the images seen so far, to forget the start; null turns it
-    off."""
-
-    def decay(self, nimg: int, batch: int, ramp: float = 1.0) -> float:
-        """The EMA decay of the step that ends at `nimg` images seen, at a point of the ramp from 0 to 1."""
-        assert self.kimg is not None, "recipe.complete has not been called"
-        start = self.kimg if self.kimg_start is None else self.kimg_start
-        half_life = 1000 * (start + ramp * (self.kimg - start))
-        if self.rampup is not None:
-            half_life = min(half_life, nimg * self.rampup)
-        return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
 
 @dataclass(frozen=True)

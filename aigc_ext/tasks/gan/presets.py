@@ -17,7 +17,8 @@ from aigc_ext.models import (
     StyleGAN2GeneratorConfig,
     StyleGAN3GeneratorConfig,
 )
-from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, EMAConfig, LossConfig, TrainConfig
+from aigc_ext.tasks.gan.config import AugmentConfig, LossConfig, TrainConfig
+from aigc_ext.tasks.optimization import AdamConfig, EMAConfig
 
 
 class UnknownPresetError(KeyError):

@@ -14,8 +14,9 @@ from aigc_ext.losses import AdversarialLoss
 from aigc_ext.models import MLPGeneratorConfig, StyleGAN2Discriminator
 from aigc_ext.ops.gan_loss import RELATIVISTIC
 from aigc_ext.tasks.gan.augment import AdaAugment, DiffAugment
-from aigc_ext.tasks.gan.config import AdamConfig, AugmentConfig, TrainConfig
+from aigc_ext.tasks.gan.config import AugmentConfig, TrainConfig
 from aigc_ext.tasks.gan.objective import Objective
+from aigc_ext.tasks.optimization import between, ramp, rates
 from aigc_ext.training.runtime import resolve_device
 from aigc_ext.training.task import Progress
 
@@ -165,7 +166,7 @@ class Schedule(NamedTuple):
 def schedule(config: TrainConfig, at: Progress) -> Schedule:
     """The schedule of the step that begins at this point, for a completed config."""
     nimg = at.nimg
-    loss, augment, position = config.loss, config.augment, ramp(config, nimg)
+    loss, augment, position = config.loss, config.augment, ramp(config.ramp_kimg, nimg)
     assert loss.gamma is not None, "complete has not been called"
     p_start = augment.p if augment.p_start is None else augment.p_start
     return Schedule(
@@ -193,25 +194,6 @@ def kinds_of_steps(config: TrainConfig) -> list[tuple[bool, bool, bool]]:
     every_r1 = loss.r1_interval if loss.gamma or loss.gamma_end else 1
     every_path = loss.path_interval * n_dis if loss.path_weight else 1
     return [kind_of_step(config, step) for step in range(min(_LONG, math.lcm(every_r1, n_dis, every_path)))]
-
-
-def rates(config: AdamConfig, position: float) -> dict[str, Any]:
-    """Learning rate and betas at a point of the ramp, in the form of an optimizer's groups."""
-    beta2 = between(config.beta2, config.beta2_end, position)
-    return {"lr": between(config.lr, config.lr_end, position), "betas": (config.beta1, beta2)}
-
-
-def ramp(config: TrainConfig, nimg: int) -> float:
-    """The position on the ramp after `nimg` images: from 0 to 1 along half a cosine; 1 if there is no
-    ramp."""
-    if nimg >= config.ramp_kimg * 1000:
-        return 1.0
-    return (1 - math.cos(math.pi * nimg / (config.ramp_kimg * 1000))) / 2
-
-
-def between(start: float, end: float | None, position: float) -> float:
-    """Interpolates from `start` to `end`; `start` if there is no `end`."""
-    return start if end is None else start + position * (end - start)
 
 
 def blur_sigma(config: TrainConfig, nimg: int) -> float:

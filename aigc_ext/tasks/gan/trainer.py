@@ -40,7 +40,8 @@ from aigc_ext.tasks.gan.initial import (
 from aigc_ext.tasks.gan.objective import Mixing, StepInputs
 from aigc_ext.tasks.gan.recipe import Schedule
 from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
-from aigc_ext.tasks.networks import architecture, make_optimizer, open_images
+from aigc_ext.tasks.networks import architecture, open_images
+from aigc_ext.tasks.optimization import copy_buffers, make_optimizer
 from aigc_ext.training import run
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.cost import affordable, duration
@@ -221,9 +222,7 @@ class GANTask(Task):
         return done
 
     def state(self) -> Mapping[str, Piece]:
-        # Parameters are averaged in each step; buffers, such as batch statistics, are copied.
-        for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
-            average.copy_(current)
+        copy_buffers(self.ema, self.generator)
         augment = {} if self.augment is None else dict(self.augment.named_buffers())
         return {
             "generator": self.generator,

@@ -10,7 +10,7 @@ from aigc_ext.config import Config, Count, Fraction, NonNegative, Range
 from aigc_ext.data.text import SMALLEST_VOCABULARY
 from aigc_ext.models.settings import SequenceConfig
 from aigc_ext.models.transformer import TransformerConfig
-from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
+from aigc_ext.tasks.optimization import AdamConfig, EMAConfig
 from aigc_ext.training.config import RunConfig
 
 # The order of the keys in config.json.

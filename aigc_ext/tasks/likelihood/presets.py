@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aigc_ext.models.transformer import TransformerConfig
 from aigc_ext.models.wavenet import WaveNetConfig
-from aigc_ext.tasks.gan.config import AdamConfig, EMAConfig
 from aigc_ext.tasks.likelihood.config import SamplerConfig, TextConfig, TrainConfig
+from aigc_ext.tasks.optimization import AdamConfig, EMAConfig
 from aigc_ext.training.config import DataConfig
 
 PRESETS: dict[str, TrainConfig] = {

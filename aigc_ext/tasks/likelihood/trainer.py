@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from aigc_ext.data.tokens import KIND as TOKENS
 from aigc_ext.data.tokens import token_source
 from aigc_ext.models import build_network
 from aigc_ext.sampling import readable_scale, save_grid, save_pretrained, save_wav
-from aigc_ext.tasks.gan import recipe
+from aigc_ext.sampling.pretrained import takes_option
 from aigc_ext.tasks.likelihood.config import SamplerConfig, TrainConfig
 from aigc_ext.tasks.likelihood.items import Items, open_items
 from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, likelihood
-from aigc_ext.tasks.networks import make_optimizer
+from aigc_ext.tasks.optimization import copy_buffers, make_optimizer, ramp, rates, warm_up
 from aigc_ext.training.checkpoint import CheckpointError
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes
@@ -94,6 +93,7 @@ class LikelihoodTask(Task):
         return torch.bfloat16 if self.config.precision == "bfloat16" else None
 
     def state(self) -> Mapping[str, Piece]:
+        copy_buffers(self.ema, self.network)
         return {"network": self.network, "ema": self.ema, "optimizer": self.optimizer}
 
     def schedule(self, at: Progress) -> Schedule:
@@ -219,40 +219,30 @@ class LikelihoodTask(Task):
 
 def _options(network: nn.Module, sampler: SamplerConfig) -> dict[str, Any]:
     """Those of the sampler that the network has; what it does not have must not be set."""
-    usual, taken = SamplerConfig().to_dict(), set()
-    for name in ("sample", "sample_tokens"):
-        if (function := getattr(network, name, None)) is not None:
-            taken |= set(inspect.signature(function).parameters)
-    options = sampler.to_dict()
+    usual, options = SamplerConfig().to_dict(), sampler.to_dict()
+    taken = {name: value for name, value in options.items() if takes_option(network, name)}
     for name, value in options.items():
         if name not in taken and value != usual[name]:
             raise ConfigError(
                 f"sampler.{name} is {value}, but must be {usual[name]}: a {type(network).__name__} "
                 "has no such option"
             )
-    return {name: value for name, value in options.items() if name in taken}
+    return taken
 
 
-class Schedule:
+class Schedule(NamedTuple):
     """The settings that change from step to step, for the step that begins `at` a point of the run."""
 
-    def __init__(self, at: Progress, rates: Mapping[str, Any], ema_decay: float) -> None:
-        self.at, self.rates, self.ema_decay = at, rates, ema_decay
+    at: Progress
+    rates: dict[str, Any]  # of the optimizer
+    ema_decay: float
 
 
 def schedule(config: TrainConfig, at: Progress) -> Schedule:
-    """The rates of the optimizer: along the ramp, and before that rising during the warm-up; and the decay of
-    the average."""
-    end, warmup = at.nimg + config.batch, 1000 * config.warmup_kimg
-    position = _ramp(at.nimg, 1000 * config.ramp_kimg)
-    rates = recipe.rates(config.optim, position)
-    rates["lr"] *= min(1.0, end / warmup) if warmup else 1.0
-    return Schedule(at, rates, config.ema.decay(end, config.batch, position))
-
-
-def _ramp(nimg: int, images: float) -> float:
-    """The position on the ramp, from 0 to 1 along half a cosine; 1 if there is none."""
-    return 1.0 if nimg >= images else (1 - math.cos(math.pi * nimg / images)) / 2
+    """The schedule of the step that begins at this point."""
+    end, position = at.nimg + config.batch, ramp(config.ramp_kimg, at.nimg)
+    warm = warm_up(config.warmup_kimg, end)
+    return Schedule(at, rates(config.optim, position, warm), config.ema.decay(end, config.batch, position))
 
 
 def _complete(config: TrainConfig, data: Dataset) -> TrainConfig:

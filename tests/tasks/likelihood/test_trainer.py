@@ -20,7 +20,7 @@ from aigc_ext.data import DatasetError, wav_file
 from aigc_ext.sampling import read_wav_metadata
 from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.tasks import find_resume_point, task_of
-from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer
+from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, open_items
 from aigc_ext.tasks.likelihood.trainer import schedule
 from aigc_ext.training import CheckpointError, NonFiniteError, Progress, TrainResult, cost, read_checkpoint
 from tests.tasks.likelihood.helpers import SETTINGS, config, resumed, write_data
@@ -290,3 +290,32 @@ def test_nothing_need_be_held_out(sources, tmp_path):
     result = done.fit()
     assert not (result.run_dir / "metrics.jsonl").exists()
     assert "no pair is held out" in (result.run_dir / "log.txt").read_text()
+
+
+class WithBuffer(torch.nn.Module):
+    """Its buffer changes in every step, as batch statistics do."""
+
+    media = "text"
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def loss(self, items: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.training:
+            self.seen += 1
+        return torch.nn.functional.softplus(self.logit) * len(items), torch.tensor(float(len(items)))
+
+    def sample(self, seeds, classes=None, **options):
+        return ["" for _ in seeds]
+
+
+def test_the_average_has_the_buffers_of_the_network(sources, tmp_path):
+    settings = config("textgen", sources["textgen"], kimg=0.048)
+    trainer = Trainer(WithBuffer(), open_items(settings), settings, outdir=tmp_path)
+    done = trainer.fit()
+    tensors = read_checkpoint(done.checkpoint).tensors
+    assert tensors["ema"]["seen"] == tensors["network"]["seen"] == done.step
+    assert 0 > tensors["ema"]["logit"] > tensors["network"]["logit"]
