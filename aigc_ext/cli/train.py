@@ -68,7 +68,8 @@ _KEYS = {
 @click.option(
     "--data",
     metavar="NAME|PATH",
-    help="digits, mnist5k, emoji, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER.",
+    help="digits, mnist5k, emoji, a folder, zip, npy or npz of images, wds:SHARDS or hf:FOLDER; by preset"
+    " also speech, spoken-digits, a folder or zip of WAV files, text, pairs.jsonl, or tokens:RUN:IMAGES.",
 )
 @fit_options
 @click.option(

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -94,7 +95,7 @@ class WaveDiscriminator(Network):
         return all_logits, all_features
 
 
-class _View(nn.Module):
+class _View(nn.Module, ABC):
     """A wave as an image `[N, 1, H, W]`, and convolutions over it."""
 
     def __init__(
@@ -116,8 +117,9 @@ class _View(nn.Module):
         self.head = wrap(Conv2d(before, 1, (3, 1), padding=(1, 0)))
         self.width = before
 
+    @abstractmethod
     def image(self, wave: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The wave in this arrangement."""
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.image(wave)

@@ -288,16 +288,14 @@ def _check_batch(task: Task) -> None:
 def _check_data_settings(task: Task) -> None:
     """Raises ConfigError for a setting that would have no effect, because it is of another kind of data."""
     data, settings, usual = task.data, task.config.data, DataConfig()
-    of_waves = ("segment", "sample_rate")
-    useless = {
-        "image": of_waves,
-        "recording": ("resolution", "transform", "enlarge", "white"),
-        "text": ("resolution", "transform", "enlarge", "white", *of_waves),
-    }
-    kind = {"images": "image", "audio": "recording", "text": "text"}[data.kind]
-    # Tokens of images are texts of which the images are prepared as images are.
-    names = useless["image" if data.item == "image" else kind]
-    for name in (*(() if data.kind == "images" else ("mirror",)), *names):
+    names: list[str] = []
+    if data.kind != "images":
+        names.append("mirror")
+    if data.item != "image":  # tokens of images are texts, but the images are prepared as all are
+        names += ["resolution", "transform", "enlarge", "white"]
+    if data.kind != "audio":
+        names += ["segment", "sample_rate"]
+    for name in names:
         if (value := getattr(settings, name)) != getattr(usual, name):
             raise ConfigError(
                 f"data.{name} is {value}, but has no effect: {data.name} is data of {data.kind}"

@@ -218,7 +218,9 @@ class ReconstructionTask(Task):
         return figures
 
     def symptoms(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
-        return symptoms.symptoms(rows, self.config, getattr(self.generator, "num_codes", None))
+        return symptoms.symptoms(
+            rows, self.config, getattr(self.generator, "num_codes", None), self.data.item
+        )
 
     def settle(self, log: logging.Logger) -> None:
         """Metrics by default: a new run has them where they cost little of its time."""

@@ -13,7 +13,8 @@ from aigc_ext._runs import find_run, numbered_runs
 from aigc_ext.config import ConfigError
 from aigc_ext.models import GeneratorConfig, ImageDiscriminatorConfig, NetworkConfig
 from aigc_ext.models.transfer import Transfer
-from aigc_ext.sampling import load_pretrained
+from aigc_ext.sampling import PretrainedError, load_pretrained
+from aigc_ext.tasks import config_class
 from aigc_ext.tasks.gan.config import TrainConfig
 from aigc_ext.tasks.gan.presets import PRESETS
 from aigc_ext.training.checkpoint import STATE_FILE, Checkpoint, newest_checkpoint, read_checkpoint
@@ -64,6 +65,8 @@ def read_initial_weights(source: str | Path, outdir: str | Path = "runs") -> Ini
     model, _ = load_pretrained(path if path.exists() else source)
     state = model.state_dict()
     architecture: Any = getattr(model, "config")  # noqa: B009 (a Module's attributes have no type)
+    if architecture["family"] not in GeneratorConfig.families:
+        raise PretrainedError(f"network {source} is {type(model).__name__}, but must be a GAN's generator")
     return InitialWeights(str(source), {"generator": state, "ema": state}, {"generator": architecture}, None)
 
 
@@ -138,6 +141,8 @@ def _settings(weights: InitialWeights, role: str, kind: type[NetworkConfig]) -> 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> InitialWeights:
     state = checkpoint.state
+    if isinstance(config := state.get("config"), dict) and config_class(config) is not TrainConfig:
+        raise RunError(f"{checkpoint.path} is of preset {config['preset']}, but must be a GAN's")
     return InitialWeights(
         source=str(checkpoint.path),
         networks={role: checkpoint.tensors[role] for role in _ROLES if role in checkpoint.tensors},

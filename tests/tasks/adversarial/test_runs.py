@@ -284,3 +284,7 @@ def test_dead_codes_and_a_winner_are_told():
     assert "perplexity of 2, less than a tenth of the 32 codes" in found["dead codes"]
     assert symptoms([{**row, "perplexity": 20.0, "acc_fake": 0.5} for row in rows], settings, 32) == {}
     assert symptoms(rows[:4], settings, 32) == {}
+    heard = symptoms(rows, settings, 32, "segment")["winner"]  # recordings have no augmentation
+    assert "--aug" in found["winner"]
+    assert "--aug" not in heard
+    assert "segments" in heard
