@@ -16,14 +16,14 @@ from benchmarks.report import read
 @click.option("--tolerance", default=0.1, show_default=True, help="Slower by more than this is a regression.")
 @click.option("--fail-if-regression", is_flag=True, help="Exit with 1 if one of aigc_ext's rows is slower.")
 def main(old: Path, new: Path, tolerance: float, fail_if_regression: bool) -> None:
-    """Compares our rows, relative to the eager rows of the same run because machines differ."""
+    """Compares our rows of the same processor, relative to the eager rows of the same run."""
 
     def relative(folder: Path) -> dict[tuple[str, ...], float]:
         rows = read(folder)
         first: dict[tuple[str, ...], float] = {}
         result: dict[tuple[str, ...], float] = {}
         for row in rows:
-            key = (row["op"], row["case"], row["dtype"], row["device"].split("; ")[-1])
+            key = (row["op"], row["case"], row["dtype"], row["device"])
             first.setdefault(key, float(row["median_us"]))
             if row["contender"].startswith("aigc_ext"):
                 ours = (*key, row["contender"])

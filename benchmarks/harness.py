@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import os
 import statistics
 import subprocess
@@ -85,21 +86,42 @@ def rows_of(case: Case, samples: dict[str, list[float]], device: str) -> Iterato
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes row by row, so that an interrupted run leaves its measurements."""
+    """Writes row by row, so that an interrupted run leaves its measurements. What the file has of other
+    processors stays."""
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        return
+    others = []
+    if path.exists():
+        with path.open(newline="") as file:
+            others = [row for row in csv.DictReader(file) if processor_of(row) != processor_of(first)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = None
+    columns = dict.fromkeys(itertools.chain(first, *others))
     with path.open("w", newline="") as file:
-        for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                writer.writeheader()
+        writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(others)
+        for row in itertools.chain([first], rows):
             writer.writerow(row)
             file.flush()
 
 
-def same_allocator_for_all() -> None:
-    """Restarts the process with the allocator settings, which glibc reads only at start."""
-    if any(os.environ.get(key) != value for key, value in MALLOC.items()):
+def processor_of(row: dict[str, Any]) -> str:
+    return str(row["device"]).split("; ")[0]
+
+
+def with_environment(isa: str | None) -> None:
+    """Restarts the process with what is read only at its start: the allocator's settings, and the instruction
+    set that our kernels, oneDNN and MKL are held to."""
+    wanted = dict(MALLOC)
+    if isa:
+        wanted |= {
+            "AIGC_EXT_ISA": isa,
+            "ONEDNN_MAX_CPU_ISA": isa.upper(),
+            "MKL_ENABLE_INSTRUCTIONS": isa.upper(),
+        }
+    if any(os.environ.get(key) != value for key, value in wanted.items()):
         os.execve(
-            sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **MALLOC}
+            sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], {**os.environ, **wanted}
         )

@@ -8,6 +8,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from benchmarks.harness import processor_of
+
 Row = dict[str, str]
 
 
@@ -23,12 +25,13 @@ def grouped(rows: list[Row]) -> dict[tuple[str, ...], list[Row]]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a table of the CPU's rows, one of those with a peak of memory, and one of the GPUs' rows,
-    which have more columns."""
-    parts: dict[tuple[bool, bool], list[Row]] = defaultdict(list)
+    """Markdown: for each processor a table of its rows, one of those with a peak of memory, and one of the
+    GPUs' rows, which have more columns."""
+    parts: dict[tuple[str, bool, bool], list[Row]] = defaultdict(list)
     for row in rows:
-        parts["launches" in row, "peak_mb" in row].append(row)
-    return "\n\n".join(part_of_table(parts[columns]) for columns in sorted(parts))
+        card = "launches" in row
+        parts[processor_of(row), card, not card and bool(row.get("peak_mb"))].append(row)
+    return "\n\n".join(f"## {part[0]}\n\n{part_of_table(parts[part])}" for part in sorted(parts))
 
 
 def part_of_table(rows: list[Row]) -> str:
@@ -36,7 +39,7 @@ def part_of_table(rows: list[Row]) -> str:
     card = "launches" in rows[0]
     header = ["op", "case", "L2" if card else "threads", "contender", "µs (p20–p80)", "GB/s", "speed"]
     more = {"copy": "of a copy's GB/s", "launches": "launches", "kernels": "kernels", "peak_mb": "peak MB"}
-    more = {key: title for key, title in more.items() if key in rows[0]}
+    more = {key: title for key, title in more.items() if card or rows[0].get(key)}
     header += more.values()
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for (op, case, dtype, device), group in grouped(rows).items():
@@ -82,7 +85,7 @@ def plot(rows: list[Row], path: Path) -> None:
             color=["#1f6fb4" if name.startswith("aigc_ext") else "#b8bcc2" for name in names],
         )
         axis.invert_yaxis()
-        axis.set_title(f"{op}: {case}, {dtype}, {device.split('; ')[-1]} (µs)", fontsize=8, loc="left")
+        axis.set_title(f"{op}: {case}, {dtype}, {device} (µs)", fontsize=8, loc="left")
         axis.tick_params(labelsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -1,8 +1,9 @@
 """Images from `Sampler` and from the generator itself, 1 and 16 of them, for every family of generators at
 modest widths.
 
-- plain generator: called on a batch of latents, then `to_uint8`. A seed's image may differ in its last bits
-  with what is in the batch.
+- plain PyTorch: the same generator of PyTorch's layers (`aigc_ext.bench.plain`), called on a batch of
+  latents, then `to_uint8`. A seed's image may differ in its last bits with what is in the batch.
+- aigc_ext generator: ours, called like that.
 - Sampler: draws the latents of each seed from its own random stream, gives NumPy images (N, H, W, C), and a
   seed is the same image in any batch, bit for bit.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aigc_ext.bench.plain import plain
 from aigc_ext.data import to_uint8
 from aigc_ext.models import (
     DCGANGenerator,
@@ -44,9 +46,9 @@ QUICK: dict[str, Callable[[], Any]] = {
 }
 
 
-def plain(generator: Any, z: Tensor) -> Tensor:
+def images_of(generator: Any, value_range: tuple[float, float], z: Tensor) -> Tensor:
     with torch.no_grad():
-        return to_uint8(generator(z), generator.value_range)
+        return to_uint8(generator(z), value_range)
 
 
 def levels(images: Any) -> Tensor:
@@ -60,15 +62,16 @@ def cases(setting: Setting) -> Iterable[Case]:
     for name, build in (QUICK if setting.quick else GENERATORS).items():
         torch.manual_seed(0)
         generator = build().eval().to(setting.device)
-        sampler = Sampler(generator)
+        plainly, sampler = plain(generator), Sampler(generator)
         for n in (1, 16):
             seeds = range(n)
             z = torch.stack(
                 [torch.randn(sampler.z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
             ).to(setting.device)
             contenders: dict[str, Callable[[], Any]] = {
-                "plain generator": partial(plain, generator, z),
-                "Sampler": partial(sampler.sample, seeds),
+                "plain PyTorch": partial(images_of, plainly, sampler.value_range, z),
+                "aigc_ext generator": partial(images_of, generator, sampler.value_range, z),
+                "aigc_ext Sampler": partial(sampler.sample, seeds),
             }
             image = "image" if n == 1 else "images"
             yield Case(

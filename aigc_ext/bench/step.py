@@ -15,7 +15,8 @@ kinds of step.
 - aigc_ext: the step that ``aigc-ext train`` runs, traced; for `mlp` native. On the CPU convolutional networks
   have ``channels_last``, as the next two have.
 - aigc_ext, eager step: by autograd; compiled: the traced one through Inductor.
-- channels_last bf16: in that format, and in bfloat16 by autocast, as with ``precision: bfloat16``.
+- channels_last bf16, compiled bf16: in that format, and in bfloat16 by autocast, as with
+  ``precision: bfloat16``.
 
 The weights change during the measurement. The first step of those in float32 is compared, from equal weights
 and random numbers: weights and averages, and gradients where the step keeps them.
@@ -330,9 +331,12 @@ def case_of(size: Size, penalize: bool, setting: Setting, names: Collection[str]
         "aigc_ext, eager step": own,
         "aigc_ext, compiled": partial(own, mode="compiled"),
         "aigc_ext, channels_last bf16": partial(own, mode="traced", autocast=True),
+        "aigc_ext, compiled bf16": partial(own, mode="compiled", autocast=True),
     }
     if setting.quick:  # no code generation
-        del builders["aigc_ext, compiled"]
+        builders = {
+            name: build for name, build in builders.items() if not name.startswith("aigc_ext, compiled")
+        }
     builders = {name: build for name, build in builders.items() if names is None or name in names}
 
     def begun(contender: str) -> tuple[Callable[[], object], dict[str, list[Tensor]]]:
@@ -360,4 +364,4 @@ def case_of(size: Size, penalize: bool, setting: Setting, names: Collection[str]
 def cases(setting: Setting) -> Iterable[Case]:
     for size in sizes(setting.quick):
         for penalize in size.penalties:
-            yield case_of(size, penalize, setting)
+            yield replace(case_of(size, penalize, setting), memory=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -137,13 +138,20 @@ def peak_mb(run: Callable[[], Any]) -> float:
     return max(itertools.accumulate(change for _, change in changes), default=0) / 1e6
 
 
-def device_name(threads: int) -> str:
+def processor() -> str:
+    """With its family and model, since those of a cloud are called by their maker's name alone; and the
+    instruction set that AIGC_EXT_ISA holds it to."""
     name = platform.processor() or platform.machine()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return f"{name}; {threads} thread{'s' if threads > 1 else ''}"
+        lines = []
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" in about:
+        name = f"{about['model name']} ({about.get('cpu family')}-{about.get('model')})"
+    forced = os.environ.get("AIGC_EXT_ISA")
+    return f"{name}, {forced} only" if forced else name
+
+
+def device_name(threads: int) -> str:
+    return f"{processor()}; {threads} thread{'s' if threads > 1 else ''}"

@@ -22,6 +22,7 @@ from aigc_ext.data import to_uint8
 from aigc_ext.data.pixels import checked_range
 from aigc_ext.ops._apart import can_be_apart, samples_apart
 from aigc_ext.ops._image_bytes import has_image_bytes, image_bytes
+from aigc_ext.sampling._replay import Replays
 from aigc_ext.sampling.png import to_pil
 from aigc_ext.sampling.pretrained import PretrainedError, generator_of, load_pretrained
 from aigc_ext.sampling.walk import CURVES, curve_points, slerp_points, walk_positions
@@ -84,6 +85,7 @@ class Sampler:
         trained = getattr(generator, "trained_classes", None) if trained_classes is None else trained_classes
         self.trained_classes = list(range(self.num_classes) if trained is None else trained)
         self.style_based = all(hasattr(generator, name) for name in _STYLE_ATTRIBUTES)
+        self._replays = Replays()
 
     @classmethod
     def from_pretrained(
@@ -409,12 +411,23 @@ class Sampler:
         noise_mode: str | None,
     ) -> np.ndarray:
         """The images of z (N, z_dim), truncated, or of w (N, num_ws, w_dim), in batches of these sizes."""
+
+        def made(part: Tensor, part_c: Tensor | None = None) -> Tensor:
+            if part.ndim == 2:
+                part = self._truncated(part, part_c, truncation, cutoff)
+            return self._synthesize(part, part_c, noise_mode)
+
+        how = truncation, cutoff, noise_mode, torch.get_num_threads(), torch.backends.mkldnn.enabled
+        modules = _all_modules(self.generator)
         images = []
         # Without classes, there are more parts of them than of the latents.
         for part, part_c in zip(_parts(latents, sizes), _parts(c, sizes)):  # noqa: B905
-            if part.ndim == 2:
-                part = self._truncated(part, part_c, truncation, cutoff)
-            images.append(self._synthesize(part, part_c, noise_mode))
+            given = (part,) if part_c is None else (part, part_c)
+            if sizes is _APART:
+                image = self._replays.run((part.shape, *how), modules, made, *given)
+            else:
+                image = made(*given)
+            images.append(image.numpy())
         return images[0][: len(latents)] if len(images) == 1 else np.concatenate(images)[: len(latents)]
 
     def _truncated(self, z: Tensor, c: Tensor | None, truncation: float, cutoff: int | None) -> Tensor:
@@ -429,14 +442,15 @@ class Sampler:
         )
         return w
 
-    def _synthesize(self, latents: Tensor, c: Tensor | None, noise_mode: str | None) -> np.ndarray:
+    def _synthesize(self, latents: Tensor, c: Tensor | None, noise_mode: str | None) -> Tensor:
+        """The images as bytes."""
         latents = self._placed(latents)
         if self.style_based:
             with _fixed_noise(latents.device) if noise_mode == "random" else nullcontext():
                 made = self.generator.synthesis(latents, noise_mode=noise_mode or "const")
         else:
             made = self.generator(latents) if c is None else self.generator(latents, c.to(latents.device))
-        return _as_bytes(made, self.value_range).numpy()
+        return _as_bytes(made, self.value_range)
 
     @property
     def _parameter(self) -> Tensor:

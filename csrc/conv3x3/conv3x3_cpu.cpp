@@ -100,20 +100,10 @@ class Convolution {
   // ---- filters: [outs / group][16][in][group]
 
   void filters(int64_t begin, int64_t end) const {
-    const int64_t group = p_.channels_last ? kChannels : kRows;
-    for (int64_t o = begin; o < end; o += W)
-      for (int64_t i = 0; i < p_.in_channels; ++i) {
-        Vec<S> w[9], u[16];
-        read_filters(o, i, w);
-        transform_filter(w, u);
-        for (int ab = 0; ab < 16; ++ab) {
-          S lanes[W];
-          store(lanes, u[ab]);
-          for (int64_t l = 0; l < W; l += min(W, group))
-            std::memcpy(u_ + (((o + l) / group * 16 + ab) * p_.in_channels + i) * group + (o + l) % group,
-                        lanes + l, sizeof(S) * min(W, group));
-        }
-      }
+    if (p_.channels_last)
+      grouped_filters<kChannels>(begin, end);
+    else
+      grouped_filters<kRows>(begin, end);
   }
 
   // ---- images
@@ -183,6 +173,30 @@ class Convolution {
   }
 
  private:
+  // Some input channels at a time: what they have in one of the 16 places is next to each other, whole lines
+  // of a cache, and the 16 places are so far apart that a cache has no room for many lines of each.
+  template <int64_t kGroup>
+  void grouped_filters(int64_t begin, int64_t end) const {
+    constexpr int64_t kIns = 16, kTogether = min(W, kGroup);
+    alignas(64) S made[16][kIns][W];
+    for (int64_t o = begin; o < end; o += W)
+      for (int64_t i = 0; i < p_.in_channels; i += kIns) {
+        const int64_t ins = min(kIns, p_.in_channels - i);
+        for (int64_t j = 0; j < ins; ++j) {
+          Vec<S> w[9], u[16];
+          read_filters(o, i + j, w);
+          transform_filter(w, u);
+          for (int ab = 0; ab < 16; ++ab) store(made[ab][j], u[ab]);
+        }
+        for (int64_t l = 0; l < W; l += kTogether)
+          for (int ab = 0; ab < 16; ++ab) {
+            S* to = u_ + (((o + l) / kGroup * 16 + ab) * p_.in_channels + i) * kGroup + (o + l) % kGroup;
+            for (int64_t j = 0; j < ins; ++j)
+              std::memcpy(to + j * kGroup, made[ab][j] + l, sizeof(S) * kTogether);
+          }
+      }
+  }
+
   // The filters of W output channels, tap by tap.
   void read_filters(int64_t o, int64_t i, Vec<S> (&w)[9]) const {
     const int64_t n = min(W, p_.out_channels - o), step = 9 * (p_.transposed ? 1 : p_.in_channels);
