@@ -180,7 +180,7 @@ struct KeyMatrix {
     source.k = stride;
     source.b = rows.get(), source.b_stride = stride, source.b_by_columns = true;
     for (int64_t j = 0; j < keys.count(); j += kStrip)
-      pack(source, j, min(kStrip, keys.count() - j), kStrip, &strips[j * stride]);
+      pack(source, j, min(kStrip, keys.count() - j), kStrip, {0, source.k}, &strips[j * stride]);
   }
 
   // C(i, j) = A(i, .) . row j, for the keys of a strip.

@@ -5,7 +5,8 @@
 //
 // A tile of C, as large as the registers hold, is summed at a time: each element in the order of k, in T, over
 // blocks of kDepth that are then added up. B is read row by row. Where it is given by columns, and at an edge
-// that is no whole vector, a strip of it is copied into such rows first.
+// that is no whole vector, a block of a strip of it is copied into such rows first, and read while the caches
+// have it.
 #pragma once
 
 #include "core/simd.h"
@@ -15,9 +16,9 @@ inline namespace AIGC_ISA {
 
 constexpr int64_t kStrip = 64;  // columns of C that are computed together
 // Additions in a row. Where a product is rounded too before it is added, fewer keep the error down; where it is
-// not, more save a tenth of the time.
+// not, as many as give a block of B that fits into 32 KB of cache.
 #if defined(__FMA__)
-constexpr int64_t kDepth = 256;
+constexpr int64_t kDepth = 128;
 #else
 constexpr int64_t kDepth = kSumBlock;
 #endif
@@ -34,22 +35,24 @@ struct Product {
   bool adds = false;          // to what is in C
 };
 
-// Copies `columns` columns of B from j on into rows of `width` elements, the rest of which are zeros.
+// Copies `columns` columns of B from j on, of these rows of it, into rows of `width` elements, the rest of which
+// are zeros.
 template <class T>
-void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, T* panel) {
+void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, Range rows, T* panel) {
   constexpr int64_t W = kWidth<T>;
+  panel -= rows.begin * width;
   if (!p.b_by_columns) {
-    for (int64_t k = 0; k < p.k; ++k)
-      for (int64_t i = 0; i < width; ++i)
-        panel[k * width + i] = i < columns ? p.b[k * p.b_stride + j + i] : T(0);
+    for (int64_t k = rows.begin; k < rows.end; ++k)
+      for (int64_t i = 0; i < width; i += W)
+        store(panel + k * width + i, load_upto(p.b + k * p.b_stride + j + i, columns - i));
     return;
   }
   for (int64_t first = 0; first < width; first += W) {
     const T* source = p.b + (j + first) * p.b_stride;
     const int64_t count = min(columns - first, W);
-    int64_t k = 0;
+    int64_t k = rows.begin;
     if (count == W)
-      for (; k + W <= p.k; k += W) {
+      for (; k + W <= rows.end; k += W) {
         Vec<T> block[W];
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) block[i] = load(source + i * p.b_stride + k);
@@ -57,7 +60,7 @@ void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, T* pan
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) store(panel + (k + i) * width + first, block[i]);
       }
-    for (; k < p.k; ++k)
+    for (; k < rows.end; ++k)
       for (int64_t i = 0; i < W; ++i)
         panel[k * width + first + i] = i < count ? source[i * p.b_stride + k] : T(0);
   }
@@ -88,37 +91,32 @@ inline void tile(const Product<T>& p, int64_t row, const T* b, int64_t b_row, in
     }
 }
 
-// All rows of `kVectors` vectors of columns.
+// All rows of `kVectors` vectors of columns: of the sums, the part from `begin` to `end`.
 template <class T, int kVectors>
-void columns(const Product<T>& p, const T* b, int64_t b_row, T* c, int64_t n) {
+void columns(const Product<T>& p, const T* b, int64_t b_row, int64_t begin, int64_t end, T* c, int64_t n) {
   constexpr int kRows = 6;
-  for (int64_t begin = 0; begin < max(p.k, 1); begin += kDepth) {
-    const int64_t end = min(begin + kDepth, p.k);
-    int64_t row = 0;
-    for (; row + kRows <= p.m; row += kRows) tile<T, kRows, kVectors>(p, row, b, b_row, begin, end, c, n);
-    switch (p.m - row) {
-      case 5:
-        tile<T, 5, kVectors>(p, row, b, b_row, begin, end, c, n);
-        break;
-      case 4:
-        tile<T, 4, kVectors>(p, row, b, b_row, begin, end, c, n);
-        break;
-      case 3:
-        tile<T, 3, kVectors>(p, row, b, b_row, begin, end, c, n);
-        break;
-      case 2:
-        tile<T, 2, kVectors>(p, row, b, b_row, begin, end, c, n);
-        break;
-      case 1:
-        tile<T, 1, kVectors>(p, row, b, b_row, begin, end, c, n);
-        break;
-      default:
-        break;
-    }
+  int64_t row = 0;
+  for (; row + kRows <= p.m; row += kRows) tile<T, kRows, kVectors>(p, row, b, b_row, begin, end, c, n);
+  switch (p.m - row) {
+    case 5:
+      return tile<T, 5, kVectors>(p, row, b, b_row, begin, end, c, n);
+    case 4:
+      return tile<T, 4, kVectors>(p, row, b, b_row, begin, end, c, n);
+    case 3:
+      return tile<T, 3, kVectors>(p, row, b, b_row, begin, end, c, n);
+    case 2:
+      return tile<T, 2, kVectors>(p, row, b, b_row, begin, end, c, n);
+    case 1:
+      return tile<T, 1, kVectors>(p, row, b, b_row, begin, end, c, n);
+    default:
+      return;
   }
 }
 
-// The strip with this index. `panel` has room for kStrip * k elements.
+// Elements of the panel that `product_strip` needs, if at all.
+inline int64_t panel_size(int64_t k) { return kStrip * min(k, kDepth); }
+
+// The strip with this index.
 template <class T>
 void product_strip(const Product<T>& p, int64_t strip, T* panel) {
   // As many sums as there are registers, less those for the factors.
@@ -127,13 +125,17 @@ void product_strip(const Product<T>& p, int64_t strip, T* panel) {
   const Range range = part_of(p.n, kStrip, strip);
   const int64_t width = round_up(range.size(), W);
   const bool packed = p.b_by_columns || width != range.size();
-  if (packed) pack(p, range.begin, range.size(), width, panel);
-  const T* b = packed ? panel : p.b + range.begin;
   const int64_t b_row = packed ? width : p.b_stride;
-  int64_t at = 0;
-  for (; at + kVectors * W <= width; at += kVectors * W)
-    columns<T, kVectors>(p, b + at, b_row, p.c + range.begin + at, range.size() - at);
-  for (; at < width; at += W) columns<T, 1>(p, b + at, b_row, p.c + range.begin + at, range.size() - at);
+  T* c = p.c + range.begin;
+  for (int64_t begin = 0; begin < max(p.k, 1); begin += kDepth) {
+    const int64_t end = min(begin + kDepth, p.k);
+    if (packed) pack(p, range.begin, range.size(), width, {begin, end}, panel);
+    const T* b = packed ? panel - begin * width : p.b + range.begin;
+    int64_t at = 0;
+    for (; at + kVectors * W <= width; at += kVectors * W)
+      columns<T, kVectors>(p, b + at, b_row, begin, end, c + at, range.size() - at);
+    for (; at < width; at += W) columns<T, 1>(p, b + at, b_row, begin, end, c + at, range.size() - at);
+  }
 }
 
 }  // namespace AIGC_ISA

@@ -101,7 +101,6 @@ struct Chain {
   // Of rows that a penalty is taken of; only of smooth layers.
   std::vector<Matrix> d2, eh, s;
   Matrix last_v;
-  Matrix panels;  // for products
   int64_t rows = 0, penalized = 0;
 
   size_t count() const { return layers.size(); }
@@ -112,12 +111,6 @@ struct Chain {
     penalized = penalized_rows;
     for (auto* list : {&h, &d, &dz, &d2, &eh, &s}) list->resize(count() + 1);
     h[0] = input;
-    int64_t panel = 0;
-    for (const Layer& layer : layers) {
-      panel = max(panel, layer.in_features() * round_up(layer.out_features(), MlpProductParams::kStrip));
-      panel = max(panel, MlpProductParams::kStrip * max(layer.out_features(), rows + penalized));
-    }
-    workspace.reserve(panels, 1, panel);
     for (size_t i = 1; i <= count(); ++i) {
       const Layer& layer = layers[i - 1];
       const int64_t width = layer.out_features();
@@ -147,7 +140,6 @@ struct Chain {
     p.b_transposed = b.transposed;
     p.c = out.data();
     p.adds = adds;
-    p.panels = panels.data();
     AIGC_RUN(mlp_product, p, ceil_div(p.n, p.kStrip), grain_of(kProductWork, p.m * p.k * p.kStrip),
              *out.owner);
   }

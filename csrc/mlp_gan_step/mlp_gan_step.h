@@ -69,8 +69,7 @@ struct MlpProductParams {
   const void* b = nullptr;
   bool a_transposed = false, b_transposed = false;
   void* c = nullptr;
-  bool adds = false;       // to what is in C
-  void* panels = nullptr;  // kStrip * k elements; if B is transposed, for each item
+  bool adds = false;  // to what is in C
 };
 
 }  // namespace aigc

@@ -2,6 +2,7 @@
 
 #include "core/matmul.h"
 #include "core/reduce.h"
+#include "core/scratch.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -115,8 +116,8 @@ void mlp_product(const MlpProductParams& p, int64_t begin, int64_t end) {
     product.b_by_columns = p.b_transposed;
     product.c = static_cast<T*>(p.c);
     product.adds = p.adds;
-    for (int64_t strip = begin; strip < end; ++strip)
-      product_strip(product, strip, static_cast<T*>(p.panels) + (p.b_transposed ? strip * kStrip * p.k : 0));
+    const Scratch<T> panel(panel_size(p.k));
+    for (int64_t strip = begin; strip < end; ++strip) product_strip(product, strip, panel.get());
   });
 }
 
