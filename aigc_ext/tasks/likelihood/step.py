@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.optim import AdamEMA
+from aigc_ext.tasks.likelihood.config import TrainConfig
 from aigc_ext.training.distributed import Processes
 from aigc_ext.training.parts import random_numbers, split, trained
 
@@ -20,6 +20,7 @@ class LikelihoodStep:
 
     Args:
         network: its `loss(items, labels)` returns the sum of nats and the number of targets.
+        optimizer: `AdamEMA`, which passes over a gradient that is not finite.
         part_size: items that are computed at once; None for all.
         autocast: the dtype of the network's arithmetic; None for that of the weights.
     """
@@ -27,7 +28,7 @@ class LikelihoodStep:
     def __init__(
         self,
         network: nn.Module,
-        optimizer: AdamEMA,
+        optimizer: torch.optim.Optimizer,
         *,
         part_size: int | None = None,
         processes: Processes | None = None,
@@ -70,6 +71,11 @@ class LikelihoodStep:
         gradients[0].add_(loss * 0)
         self.optimizer.step()
         return loss[None]
+
+
+def arithmetic(config: TrainConfig) -> torch.dtype | None:
+    """The dtype of `LikelihoodStep`'s autocast."""
+    return torch.bfloat16 if config.precision == "bfloat16" else None
 
 
 def likelihood(

@@ -27,7 +27,7 @@ from aigc_ext.sampling import readable_scale, save_grid, save_pretrained, save_w
 from aigc_ext.sampling.pretrained import takes_option
 from aigc_ext.tasks.likelihood.config import SamplerConfig, TrainConfig
 from aigc_ext.tasks.likelihood.items import Items, open_items
-from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, likelihood
+from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, arithmetic, likelihood
 from aigc_ext.tasks.optimization import copy_buffers, make_optimizer, ramp, rates, warm_up
 from aigc_ext.training.checkpoint import CheckpointError
 from aigc_ext.training.config import RunConfig
@@ -54,6 +54,7 @@ class LikelihoodTask(Task):
     statistics = STATISTICS
     shown = {"nats": "loss"}  # noqa: RUF012
     ranked_by = ("nats",)
+    replayed_by = "aigc_ext.tasks.likelihood.replay"
     commands = {"more samples": "sample --network {run} --seeds 0-15"}  # noqa: RUF012
 
     config: TrainConfig
@@ -85,12 +86,8 @@ class LikelihoodTask(Task):
             self.optimizer,
             part_size=part_size(self.config, processes.count),
             processes=processes,
-            autocast=self._autocast,
+            autocast=arithmetic(self.config),
         )
-
-    @property
-    def _autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.config.precision == "bfloat16" else None
 
     def state(self) -> Mapping[str, Piece]:
         copy_buffers(self.ema, self.network)
@@ -191,7 +188,7 @@ class LikelihoodTask(Task):
                     self.ema,
                     items.to(self.device),
                     labels.to(self.device) if self._classes else None,
-                    self._autocast,
+                    arithmetic(self.config),
                 )
             nats, targets = nats + found[0].item(), targets + int(found[1])
         return {"nats": nats / max(targets, 1)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from aigc_ext.data import DatasetError, wav_file
 from aigc_ext.sampling import read_wav_metadata
 from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.tasks import find_resume_point, task_of
-from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, open_items
+from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, open_items, replay
 from aigc_ext.tasks.likelihood.trainer import schedule
 from aigc_ext.training import CheckpointError, NonFiniteError, Progress, TrainResult, cost, read_checkpoint
 from tests.tasks.likelihood.helpers import SETTINGS, config, resumed, write_data
@@ -174,7 +175,7 @@ def test_two_processes_are_one(exact, sources, tmp_path):
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_steps_that_are_not_finite_end_the_run_with_a_dump(case, sources, tmp_path):
+def test_steps_that_are_not_finite_end_the_run_with_a_dump(case, sources, tmp_path, monkeypatch):
     trainer = Trainer.from_config(config(case, sources[case]), outdir=tmp_path)
     before = {name: p.clone() for name, p in trainer.task.network.named_parameters()}
     broken = "output.bias" if case == "wavenet" else "norm.weight"
@@ -189,6 +190,19 @@ def test_steps_that_are_not_finite_end_the_run_with_a_dump(case, sources, tmp_pa
     for name, value in before.items():
         if name != broken:
             assert torch.equal(dump.tensors["network"][name], value), name
+    assert "tasks.likelihood.replay" in str(error.value)
+    found = replay(error.value.dump)
+    assert found.reproduced
+    assert math.isnan(found.loss)
+    assert broken in found.bad
+    with torch.no_grad():
+        trainer.task.network.get_parameter(broken).copy_(before[broken])
+    monkeypatch.setattr(trainer.task.network, "load_state_dict", lambda *state: None)
+    mended = replay(error.value.dump, trainer.task.network)
+    assert not mended.reproduced
+    assert math.isfinite(mended.loss)
+    with pytest.raises(CheckpointError, match=r"state.json cannot be read"):
+        replay(tmp_path)
 
 
 @pytest.mark.parametrize("case", SETTINGS)
