@@ -25,8 +25,16 @@ from aigc_ext import _files
 T = TypeVar("T", bound="Config")
 
 
+_LONGEST = 2000
+
+
 class ConfigError(ValueError):
-    """A key that does not exist, or a value that is not allowed; the message names key, value and rule."""
+    """A key that does not exist, or a value that is not allowed; the message names key, value and rule. A
+    value may be a whole file: of a long message, the middle is left out."""
+
+    def __init__(self, message: str) -> None:
+        half = _LONGEST // 2
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:half]} ... {message[-half:]}")
 
 
 class UnknownKeyError(ConfigError, TypeError):

@@ -27,3 +27,9 @@ def test_settings(setting, parsed):
 def test_a_setting_without_key_or_value(setting):
     with pytest.raises(ConfigError, match="not of the form key=value"):
         parse_setting(setting)
+
+
+def test_a_message_is_of_bounded_length():
+    with pytest.raises(ConfigError, match=r"setting '=aaa.* \.\.\. .*, such as g_optim.lr=0.0002") as error:
+        parse_setting("=" + "a" * 30_000)
+    assert len(str(error.value)) < 2100
