@@ -9,9 +9,10 @@ import click
 
 from aigc_ext import _names
 from aigc_ext._progress import bars
-from aigc_ext.cli.dataset import fit_options, usual_transform
+from aigc_ext.cli.dataset import fit_options
 from aigc_ext.cli.errors import InputError, input_errors
-from aigc_ext.cli.network import network_options, open_images
+from aigc_ext.cli.network import network_options, open_images, shape_of
+from aigc_ext.cli.real import open_real
 
 
 @click.command()
@@ -80,7 +81,6 @@ def metrics(
     that needs no download, fid those of Inception; coverage is the classes that the images show; memorised
     is the share of the images that are nearer to a real one than real ones are to each other.
     """
-    from aigc_ext.data import open_dataset
     from aigc_ext.metrics import MetricError, MetricSet
     from aigc_ext.training.runtime import resolve_device
 
@@ -93,13 +93,15 @@ def metrics(
         sampler = open_images(network, allow_download, device, threads)
         measure = MetricSet(
             chosen,
-            open_dataset(
+            open_real(
                 data,
+                network,
+                shape_of(sampler),
                 resolution=resolution,
-                transform=usual_transform(resolution, transform),
-                enlarge=bool(enlarge),
+                transform=transform,
+                enlarge=enlarge,
                 white=white,
-                follow_links=bool(follow_links),
+                follow_links=follow_links,
             ),
             num_images=num,
             seed=seed,

@@ -102,6 +102,13 @@ def open_images(network: str, allow_download: bool, device: str, threads: int | 
     return source
 
 
+def shape_of(source: ImageSource) -> tuple[int, ...] | None:
+    """(C, H, W) of the images that it makes; None if it does not say."""
+    network = getattr(source, "generator", source)
+    shape = getattr(getattr(network, "codec", network), "image_shape", None)
+    return None if shape is None else tuple(shape)
+
+
 def open_sampler(network: str, allow_download: bool, device: str, threads: int | None) -> Sampler:
     import torch
 

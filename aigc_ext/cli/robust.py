@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from aigc_ext._progress import bars
-from aigc_ext.cli.dataset import fit_options, usual_transform
+from aigc_ext.cli.dataset import fit_options
 from aigc_ext.cli.errors import InputError, input_errors
+from aigc_ext.cli.real import open_real
 
 
 class EpsilonsType(click.ParamType):
@@ -90,11 +91,10 @@ def robust(
     from aigc_ext import _files
     from aigc_ext._cache import Cache
     from aigc_ext._runs import find_run
-    from aigc_ext.data import open_dataset
     from aigc_ext.metrics import MetricError, SampleClassifier
     from aigc_ext.metrics.robustness import Robustness
     from aigc_ext.reporting import ROBUSTNESS_FILE
-    from aigc_ext.tasks.gan.robust import attack_discriminator
+    from aigc_ext.tasks.gan.robust import attack_discriminator, networks_of
     from aigc_ext.training.checkpoint import CheckpointError
     from aigc_ext.training.run import CONFIG_FILE, STATS_FILE, RunError
 
@@ -103,13 +103,15 @@ def robust(
     shown: dict[str, dict[str, Any]] = {}
     try:
         with input_errors(), bars():
-            images = open_dataset(
+            images = open_real(
                 data,
+                network,
+                None if network is None else networks_of(network)[0].image_shape,
                 resolution=resolution,
-                transform=usual_transform(resolution, transform),
-                enlarge=bool(enlarge),
+                transform=transform,
+                enlarge=enlarge,
                 white=white,
-                follow_links=bool(follow_links),
+                follow_links=follow_links,
             )
             if network is not None:
                 attacked = attack_discriminator(network, images, epsilons, num_images=num, seed=seed)

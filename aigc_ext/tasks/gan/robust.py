@@ -26,6 +26,23 @@ class AttackedDiscriminator(NamedTuple):
     infinite if 0.5 does not suffice."""
 
 
+def networks_of(source: str | Path) -> tuple[Any, Any]:
+    """The averaged generator and the discriminator of a run or checkpoint, in eval mode, on the CPU.
+
+    Raises as `attack_discriminator`.
+    """
+    weights = read_initial_weights(source)
+    networks = []
+    for role, build in (("ema", build_generator), ("discriminator", build_discriminator)):
+        settings = weights.architectures.get("generator" if role == "ema" else role)
+        if settings is None or role not in weights.networks:
+            raise MetricError(f"{weights.source} has no discriminator and generator of aigc_ext.models")
+        network: Any = build(settings)
+        network.load_state_dict(weights.networks[role])
+        networks.append(network.eval().requires_grad_(False))
+    return networks[0], networks[1]
+
+
 def attack_discriminator(
     source: str | Path,
     dataset: ImageDataset,
@@ -42,16 +59,7 @@ def attack_discriminator(
         MetricError: it has no discriminator of ours, its images or classes are not the dataset's, or an
             argument is out of range.
     """
-    weights = read_initial_weights(source)
-    networks = []
-    for role, build in (("ema", build_generator), ("discriminator", build_discriminator)):
-        settings = weights.architectures.get("generator" if role == "ema" else role)
-        if settings is None or role not in weights.networks:
-            raise MetricError(f"{weights.source} has no discriminator and generator of aigc_ext.models")
-        network: Any = build(settings)
-        network.load_state_dict(weights.networks[role])
-        networks.append(network.eval().requires_grad_(False))
-    generator, discriminator = networks
+    generator, discriminator = networks_of(source)
     if tuple(generator.image_shape) != tuple(dataset.image_shape):
         raise MetricError(
             f"the generator's images have shape {tuple(generator.image_shape)}, but those of {dataset.name} "

@@ -122,3 +122,42 @@ def test_metrics_can_fit_their_data_too(photos, capsys):
     measured = ["--metrics", "kid", "--num", "16", "--extractor", "random"]
     assert main(["metrics", "--network", "runs/00000-mlp-photos", *arguments, *measured]) == 0
     assert capsys.readouterr().out.startswith("kid ")
+
+
+def test_metrics_read_their_data_as_the_run_does(photos, capsys):
+    """Or as the network needs them: a folder of any photos is enough."""
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    fit = ["--resolution", "8x12", "--transform", "letterbox", *TINY]
+    assert main(["train", "--data", "photos", *fit]) == 0
+    measured = ["--data", "photos", "--metrics", "kid", "--num", "16", "--extractor", "random", "--json"]
+
+    def figures(network: str, *more: str) -> tuple[str, str]:
+        capsys.readouterr()
+        assert main(["metrics", "--network", network, *measured, *more]) == 0
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    run = "runs/00000-mlp-photos"
+    expected, said = figures(run, "--resolution", "8x12", "--transform", "letterbox")
+    assert "1 files of photos are left out" in said
+    assert "broken.jpg: " in said
+    for network in (run, f"{run}/model", f"{run}/checkpoints/000000-020"):
+        assert figures(network)[0] == expected
+    Path(run, "model").rename("model")
+    assert main(["metrics", "--network", "model", *measured]) == 2
+    assert "3 are too small: --enlarge uses them too" in capsys.readouterr().err
+    got, said = figures("model", "--enlarge")
+    assert "photos: cropped and scaled to 8x12, the network's size" in said
+    assert got == figures("model", "--enlarge", "--resolution", "8x12")[0] != expected
+
+
+def test_metrics_know_the_classes_of_the_run(photos, capsys):
+    for number, photo in enumerate(sorted(photos.iterdir())):
+        folder = photos / ("cats", "dogs", "eels")[number % 3]
+        folder.mkdir(exist_ok=True)
+        photo.rename(folder / photo.name)
+    fit = ["--resolution", "8", "--class-folders", "--cond", *TINY]
+    assert main(["train", "--data", "photos", *fit]) == 0
+    measured = ["--data", "photos", "--metrics", "coverage", "--num", "16"]
+    assert main(["metrics", "--network", "runs/00000-mlp-photos", *measured]) == 0
+    assert "classes" in capsys.readouterr().out
