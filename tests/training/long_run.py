@@ -23,12 +23,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from aigc_ext.bench.step import Size, sizes
-from aigc_ext.tasks.gan import Trainer
-from aigc_ext.tasks.gan.presets import PRESETS
+from aigc_ext.tasks import adversarial as reconstruction
+from aigc_ext.tasks import gan, likelihood, task_of
+from tests.tasks.adversarial.helpers import config as small_reconstruction
+from tests.tasks.likelihood.helpers import config as small_likelihood
+from tests.tasks.likelihood.helpers import write_data
 from tests.test_repository import ROOT
 
 KEEP, SNAPSHOTS = 2, 20
@@ -38,15 +42,31 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def narrow() -> dict[str, Size]:
-    """The presets, 8 pixels wide and with few channels."""
+    """The GANs' presets, 8 pixels wide and with few channels."""
     return {size.preset: size for size in sizes(quick=True)}
 
 
+def batches() -> dict[str, int]:
+    """The items of a step, by preset."""
+    of_gans = {preset: size.batch for preset, size in narrow().items()}
+    return {**of_gans, **dict.fromkeys(reconstruction.PRESETS, 25), **dict.fromkeys(likelihood.PRESETS, 12)}
+
+
 def train(preset: str, steps: int, outdir: Path) -> None:
+    if preset not in narrow():
+        kimg = steps * batches()[preset] / 1000
+        often = {"batch": batches()[preset], "kimg": kimg, "tick": kimg / SNAPSHOTS, "snap": 1, "keep": KEEP}
+        config: Any = (
+            small_reconstruction("vae-gan" if preset == "vae" else preset, **often)
+            if preset in reconstruction.PRESETS
+            else small_likelihood(preset, write_data(outdir)[preset], **often)
+        )
+        task_of(preset).Trainer.from_config(config, outdir=outdir / "runs").fit()
+        return
     size = narrow()[preset]
     images = np.random.default_rng(0).integers(0, 256, (64, size.side, size.side, size.colours), np.uint8)
     np.save(outdir / "images.npy", images[..., 0] if size.colours == 1 else images)
-    config = PRESETS[preset]
+    config = gan.PRESETS[preset]
     kimg = steps * size.batch / 1000
     values = {
         "batch": size.batch,
@@ -63,7 +83,7 @@ def train(preset: str, steps: int, outdir: Path) -> None:
     }
     for name, value in values.items():
         config = config.override(name, list(value) if isinstance(value, tuple) else value)
-    Trainer.from_config(config, outdir=outdir / "runs").fit()
+    gan.Trainer.from_config(config, outdir=outdir / "runs").fit()
 
 
 @dataclass(frozen=True)
@@ -126,7 +146,7 @@ def watch(preset: str, steps: int, interval: float = 0.2) -> tuple[list[Look], f
             )
         try:
             while process.poll() is None:
-                if found := look(process.pid, outdir, steps * narrow()[preset].batch):
+                if found := look(process.pid, outdir, steps * batches()[preset]):
                     seen.append(found)
                 time.sleep(interval)
         finally:
@@ -166,16 +186,16 @@ def faults(seen: Sequence[Look]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.training.long_run")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--preset", action="append", choices=sorted(narrow()), help="only this one")
+    parser.add_argument("--preset", action="append", choices=sorted(batches()), help="only this one")
     parser.add_argument("--json", type=Path, help="writes what was seen into this file")
-    parser.add_argument("--train", choices=sorted(narrow()), help=argparse.SUPPRESS)
+    parser.add_argument("--train", choices=sorted(batches()), help=argparse.SUPPRESS)
     parser.add_argument("--outdir", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
         train(options.train, options.steps, options.outdir)
         return 0
     report, bad = {}, 0
-    for preset in options.preset or narrow():
+    for preset in options.preset or batches():
         seen, seconds = watch(preset, options.steps)
         found = faults(seen)
         bad += bool(found)
