@@ -39,15 +39,17 @@ class Replays:
         """``function(*given)``.
 
         Args:
-            key: tells apart everything that `function` depends on beside `modules`, such as the shapes given.
+            key: tells apart everything that `function` depends on beside `modules` and `given`.
             modules: all that `function` calls.
         """
         facts = _facts(modules)
+        key = key, *((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in given)
         known = self._known.get(key)
         if known is None or not known.holds_for(facts):
             self._known.pop(key, None)
-            while len(self._known) >= _MOST:  # the oldest; another thread may be doing the same
-                self._known.pop(next(iter(self._known), None), None)
+            # The oldest; another thread may be doing the same.
+            for old in list(self._known)[: max(len(self._known) + 1 - _MOST, 0)]:
+                self._known.pop(old, None)
             self._known[key] = _Known(facts)
             return function(*given)
         if known.program is not None:

@@ -424,7 +424,7 @@ class Sampler:
         for part, part_c in zip(_parts(latents, sizes), _parts(c, sizes)):  # noqa: B905
             given = (part,) if part_c is None else (part, part_c)
             if sizes is _APART:
-                image = self._replays.run((part.shape, *how), modules, made, *given)
+                image = self._replays.run(how, modules, made, *given)
             else:
                 image = made(*given)
             images.append(image.numpy())

@@ -112,6 +112,19 @@ def test_a_copy_has_its_own_weights() -> None:
     assert np.array_equal(sampler.sample([1]), images)
 
 
+def test_latents_of_another_kind_are_another_call() -> None:
+    generator = build("stylegan2")
+    sampler = Sampler(generator)
+    w = sampler.map([1, 2])
+    expected = Sampler(generator).render(w)
+    kinds = [w, w.double(), w.transpose(0, 1).contiguous().transpose(0, 1), w.detach().requires_grad_()]
+    for _ in range(3):
+        for latents in kinds:
+            assert np.array_equal(sampler.render(latents), expected)
+    z = sampler._draw([1, 2])
+    assert all(np.array_equal(sampler.render(z), sampler.render(z.double())) for _ in range(3))
+
+
 def test_few_programs_are_kept() -> None:
     sampler = Sampler(build("mlp"))
     for k in range(40):
@@ -157,7 +170,8 @@ def test_operations(compute: Callable[[Any, Tensor], Tensor]) -> None:
         x = torch.randn(4, 3)
         with torch.no_grad():
             assert torch.equal(replays.run("key", [net], net, x), compute(net, x.clone()))
-    assert replays._known["key"].program is not None
+    (known,) = replays._known.values()
+    assert known.program is not None
 
 
 def reads_a_number(net: Any, x: Tensor) -> Tensor:
@@ -206,4 +220,5 @@ def test_what_cannot_be_replayed_is_called(compute: Callable[[Any, Tensor], Tens
             made = replays.run("key", [net], net, x.clone())
             torch.manual_seed(seed)
             assert torch.equal(made, compute(other, x.clone()))
-    assert replays._known["key"].refused
+    (known,) = replays._known.values()
+    assert known.refused
