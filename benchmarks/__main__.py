@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", default="1,2", help="thread counts on the CPU (1,2)")
     parser.add_argument("--isa", choices=["avx2"], help="hold all contenders to this instruction set")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="step without what takes minutes to compile"
+    )
     parser.add_argument("--results", type=Path, default=harness.RESULTS, help="folder to write into")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: the figures are meaningless")
     parser.add_argument("--csv-only", action="store_true", help="no table and no plots")
@@ -42,7 +45,7 @@ def main() -> None:
     if options.quick and options.results == harness.RESULTS:
         parser.error("--quick needs --results: its figures are none")
     harness.with_environment(options.isa)
-    setting = harness.Setting(torch.device(options.device), options.quick)
+    setting = harness.Setting(torch.device(options.device), options.quick, not options.no_compile)
     for name in options.names or NAMES:
         cases = importlib.import_module(f"benchmarks.{name}").cases
         file = f"cuda-{name}.csv" if setting.on_card else f"{name}.csv"

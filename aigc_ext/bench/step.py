@@ -337,6 +337,8 @@ def case_of(size: Size, penalize: bool, setting: Setting, names: Collection[str]
         builders = {
             name: build for name, build in builders.items() if not name.startswith("aigc_ext, compiled")
         }
+    if not setting.compiled_steps:
+        builders = {name: build for name, build in builders.items() if "compile" not in name}
     builders = {name: build for name, build in builders.items() if names is None or name in names}
 
     def begun(contender: str) -> tuple[Callable[[], object], dict[str, list[Tensor]]]:

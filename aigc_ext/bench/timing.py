@@ -34,6 +34,8 @@ class Setting:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     # Tiny sizes, few repeats and no code generation, to test the scripts. The figures are meaningless.
     quick: bool = False
+    # Training steps that PyTorch compiles too, which takes minutes.
+    compiled_steps: bool = True
 
     @property
     def on_card(self) -> bool:

@@ -80,6 +80,8 @@ def metrics(
     fd (Fréchet distance), kid (kernel distance) and pr (precision and recall) use the features of a network
     that needs no download, fid those of Inception; coverage is the classes that the images show; memorised
     is the share of the images that are nearer to a real one than real ones are to each other.
+
+    The real images are read as the network's run read its own: their size, transform and class folders.
     """
     from aigc_ext.metrics import MetricError, MetricSet
     from aigc_ext.training.runtime import resolve_device

@@ -84,7 +84,8 @@ def robust(
     A small classifier of the data, and with --network the run's discriminator, are shown real images that are
     changed by at most epsilon in each pixel: at random, by one step along the gradient (fgsm), and by 20
     (pgd). Shown is the share that they still get right: the class; for the discriminator, more real than its
-    median answer to generated images. The figures of a run are kept in it, for its report.
+    median answer to generated images. The figures of a run are kept in it, for its report, and the images are
+    read as it read its own: their size, transform and class folders.
     """
     import torch
 
