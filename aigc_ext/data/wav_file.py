@@ -26,6 +26,7 @@ _BITS = {_PCM: (8, 16, 24, 32), FLOAT: (32, 64)}
 _STREAMED = 0x7FFF_0000
 _MAX_CHANNELS, _MAX_RATE = 64, 1_536_000
 _FULL_SCALE = 32768
+_LOUDEST = 1e9  # of samples in floating point, of full scale 1: sums of these do not overflow
 _CROSSINGS = 24  # of zero, on each side of the resampling filter
 _PASSED = 0.95  # of the lower rate's band
 _BLOCK = 1 << 14  # output samples
@@ -106,6 +107,7 @@ def decode(data: bytes) -> Sound:
             samples = raw.view(f"<f{header.bits // 8}").astype(np.float32)
         if not np.isfinite(samples).all():
             raise ValueError("it has samples that are not finite")
+        samples = np.clip(samples, -_LOUDEST, _LOUDEST)
     elif header.bits == 8:  # the only width without a sign
         samples = (raw.astype(np.float32) - 128) / 128
     else:
@@ -118,8 +120,8 @@ def decode(data: bytes) -> Sound:
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
     """Samples of full scale 1 as int16, rounded; louder ones are clipped."""
-    scaled = np.rint(samples * _FULL_SCALE)
-    return np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+    scaled = np.rint(np.clip(samples, -1, 1) * _FULL_SCALE)
+    return np.minimum(scaled, _FULL_SCALE - 1).astype(np.int16)
 
 
 def encode(samples: np.ndarray, rate: int, chunks: Sequence[tuple[bytes, bytes]] = ()) -> bytes:

@@ -104,8 +104,8 @@ def read_wav_metadata(path: str | Path) -> WavMetadata:
     def text(name: bytes) -> str:
         return entries.get(name, b"").rstrip(b"\0").decode()
 
-    comment, label = text(_COMMENT), text(LABEL_KEY.encode())
     try:
+        comment, label = text(_COMMENT), text(LABEL_KEY.encode())
         provenance = _files.parse_json(comment)[PROVENANCE_KEY] if PROVENANCE_KEY in comment else None
         return WavMetadata(
             provenance,

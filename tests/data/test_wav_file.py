@@ -128,3 +128,14 @@ def test_a_tone_is_the_same_tone_at_another_rate(old: int, new: int) -> None:
 def test_the_same_rate_changes_nothing() -> None:
     samples = RAMP.astype(np.float32)
     assert wav_file.resample(samples, 8000, 8000) is samples
+
+
+@pytest.mark.filterwarnings("error")
+def test_samples_of_any_size_overflow_nothing():
+    """A file of floating-point samples may be louder than any sound."""
+    largest = float(np.finfo(np.float32).max)
+    samples = np.array([[largest, largest], [largest, -largest], [-largest, -largest], [0.5, 0.25]], "<f4")
+    head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 36 + 32, b"WAVE", b"fmt ", 16, 3, 2, 8000, 64000, 8, 32)
+    sound = wav_file.decode(head + struct.pack("<4sI", b"data", 32) + samples.tobytes())
+    assert wav_file.to_int16(sound.samples).tolist() == [32767, 0, -32768, 12288]
+    assert np.isfinite(wav_file.resample(sound.samples, 8000, 4000)).all()

@@ -74,3 +74,11 @@ def test_files_of_others_and_damage(tmp_path):
     (tmp_path / "none.wav").write_bytes(b"none")
     with pytest.raises(ValueError, match="not recognised as WAV"):
         read_wav_metadata(tmp_path / "none.wav")
+
+
+def test_metadata_of_no_text_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.wav"
+    save_wav(SOUND, path, 8000, provenance={"seed": 1})
+    path.write_bytes(path.read_bytes().replace(b'{"', b"\xff\xfe", 1))
+    with pytest.raises(ValueError, match=r"a\.wav: its metadata are damaged"):
+        read_wav_metadata(path)
