@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.harness import processor_of
 
 Row = dict[str, str]
+MOST_PLOTTED = 100  # cases of one picture
 
 
 def read(folder: Path) -> list[Row]:
@@ -96,7 +97,9 @@ def write(folder: Path) -> None:
     rows = read(folder)
     (folder / "README.md").write_text(f"# Measured\n\nWritten by `make bench`.\n\n{table(rows)}\n")
     for path in sorted(folder.glob("*.csv")):
-        plot(list(csv.DictReader(path.open())), path.with_suffix(".png"))
+        rows = list(csv.DictReader(path.open()))
+        if len(grouped(rows)) <= MOST_PLOTTED:
+            plot(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
