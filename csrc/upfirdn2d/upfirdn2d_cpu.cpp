@@ -10,6 +10,7 @@
 // A two-dimensional filter that is an outer product, as those of setup_filter are, is separated into its
 // factors.
 #include "core/reduce.h"
+#include "core/scratch.h"
 #include "upfirdn2d/upfirdn2d_horizontal.h"
 #include "upfirdn2d/upfirdn2d_vertical.h"
 
@@ -87,6 +88,12 @@ class Filter {
   const Scratch<S> buffer_;
 };
 
+void add(double* sums, double* lost, int64_t k, double term) {
+  const double mended = term - lost[k], sum = sums[k] + mended;
+  lost[k] = (sum - sums[k]) - mended;
+  sums[k] = sum;
+}
+
 // Sums over one plane's band of rows, tap by tap.
 template <class T>
 void gradient_item(const Upfirdn2dParams& p, int64_t item) {
@@ -96,18 +103,21 @@ void gradient_item(const Upfirdn2dParams& p, int64_t item) {
   const T* x = static_cast<const T*>(p.x) + plane_at(p, plane, y_axis.in * x_axis.in);
   const T* dy = static_cast<const T*>(p.dy) + plane_at(p, plane, y_axis.out * x_axis.out);
   double* partial = p.partials + item * y_axis.taps * x_axis.taps;
+  // What each sum lost by rounding (Kahan 1965): over random images they nearly cancel.
+  const Scratch<double> lost(y_axis.taps * x_axis.taps);
   for (int64_t k = 0; k < y_axis.taps * x_axis.taps; ++k) partial[k] = 0;
   const int64_t begin = item % bands * kGradientRows, end = min(begin + kGradientRows, y_axis.out);
   for (int64_t oy = begin; oy < end; ++oy)
     for (int64_t ty = max(0, -y_axis.first(oy)); ty < min(y_axis.count(oy), y_axis.in - y_axis.first(oy));
          ++ty) {
-      double* of_row = partial + (y_axis.tap(oy) + ty * y_axis.up) * x_axis.taps;
+      const int64_t taps_row = (y_axis.tap(oy) + ty * y_axis.up) * x_axis.taps;
       const T* x_row = x + (y_axis.first(oy) + ty) * x_axis.in * pixel;
       for (int64_t ox = 0; ox < x_axis.out; ++ox) {
         const int64_t first = x_axis.first(ox), tap = x_axis.tap(ox);
         const double slope = load_scalar(dy + (oy * x_axis.out + ox) * pixel);
         for (int64_t t = max(0, -first); t < min(x_axis.count(ox), x_axis.in - first); ++t)
-          of_row[tap + t * x_axis.up] += slope * load_scalar(x_row + (first + t) * pixel);
+          add(partial, lost.get(), taps_row + tap + t * x_axis.up,
+              slope * load_scalar(x_row + (first + t) * pixel));
       }
     }
 }
