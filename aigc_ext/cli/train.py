@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from aigc_ext.cli.errors import InputError, RunFailure, input_errors
 from aigc_ext.config import ConfigError, UnknownKeyError, parse_setting
 
 if TYPE_CHECKING:
-    from aigc_ext.models.transfer import Transfer
     from aigc_ext.training import ResumePoint, Task, TrainResult
 
 # Option -> key of the run's config. If an option is not given, the value of the preset, file or run applies.
@@ -201,15 +199,13 @@ def train(
     from aigc_ext.metrics import MetricError
     from aigc_ext.tasks import find_resume_point, task_of
     from aigc_ext.tasks.dry_run import estimate_cost
-    from aigc_ext.tasks.gan.initial import describe_transfers, initial_config, read_initial_weights
+    from aigc_ext.tasks.initial import initial_config, read_initial_weights
     from aigc_ext.training import NonFiniteError, RunError
 
     with input_errors():
         if resume and init_from:
             raise ValueError("--resume goes on with a run and --init-from begins a new one: give one of them")
         point = find_resume_point(resume, Path(outdir)) if resume else None
-        if init_from and preset is not None and preset not in _names.TASKS["gan"]:
-            raise ValueError(f"--init-from is for GANs, but the preset is {preset}")
         weights = read_initial_weights(init_from, outdir) if init_from else None
         if point is not None:
             resolved = point.config
@@ -248,21 +244,20 @@ def train(
             _check_moved(resolved.data.source)
         with data_bar() as report:
             trainer = task.Trainer.from_config(resolved, outdir=outdir, desc=desc, report=report)
-            transfers: Mapping[str, Transfer] = {}
             if weights is not None:
-                transfers = trainer.init_from(weights)
+                trainer.init_from(weights)
             if point is not None:
                 trainer.restore(point, data_changed=data_changed)
             elif not dry_run and os.environ.get("RANK", "0") == "0":
                 # The main process will need it. Of many images it takes a while, and here it has its bar.
                 trainer.data.content_hash()
     if dry_run:
-        completed, remarks = trainer.config, trainer.data.remarks
+        completed, remarks, beginning = trainer.config, trainer.data.remarks, trainer.task.initial
         del trainer  # whose memory the steps may need
         click.echo(completed.to_json(), nl=False)
         for remark in remarks:
             click.echo(f"Warning: {remark}", err=True)
-        for line in describe_transfers(transfers) if transfers else ():
+        for line in beginning.lines() if beginning is not None else ():
             click.echo(line, err=True)
         try:
             click.echo(f"estimated from a few steps: {estimate_cost(completed)}", err=True)

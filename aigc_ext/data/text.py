@@ -84,6 +84,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
+    def tokens(self) -> list[str]:
+        """What each token stands for, in the library's notation: equal ones are the same bytes."""
+        numbers = self._tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""
         return [each.ids for each in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter
 from typing import Annotated, Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from aigc_ext.config import Choice, Count, Range, Rule, UnknownKeyError
 
@@ -129,6 +129,8 @@ class Network(nn.Module):
     grows_before: ClassVar[Mapping[str, int]] = {}
     """Lists of layers to which larger images add at the start, not the end: after how many that stay first.
     Between networks for images of different sizes, the later ones correspond counted from the end."""
+    of_data: ClassVar[tuple[str, ...]] = ()
+    """What the names of those tensors begin with that are not learned, but come with the data."""
     media: ClassVar[Literal["image", "audio", "text"]] = "image"
     """Of what it makes or judges."""
     settings: NetworkConfig
@@ -144,6 +146,18 @@ class Network(nn.Module):
         made_from = getattr(vars(cls).get("__init__"), "settings", None)
         if made_from is not None:
             made_from.network = cls
+
+    @classmethod
+    def row_meanings(cls, settings: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Sequence[Hashable]]:
+        """For weights each row of which is of a token, a class or the like: of which, by the name of the
+        weight. A network that begins with the weights of another takes the rows of the same, wherever they
+        are.
+
+        Args:
+            settings: of a network of this class.
+            tensors: its state_dict.
+        """
+        return {}
 
     @property
     def config(self) -> dict[str, Any]:

@@ -23,15 +23,17 @@ What stands in front of the codes or the separator, the condition, is read but n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc_ext import _files
 from aigc_ext.config import ConfigError, Count, Fraction, NonNegative, Range
 from aigc_ext.data.pixels import to_uint8
 from aigc_ext.data.text import END, PAD, SEPARATOR, Vocabulary
@@ -136,6 +138,7 @@ class Transformer(Network):
         trained_classes: the classes that had items; None for all.
     """
 
+    of_data = ("codec.",)
     settings: TransformerConfig
     trained_classes: Sequence[int] | None = None
 
@@ -161,6 +164,22 @@ class Transformer(Network):
             self.codec = settings.codec.network(settings.codec).eval().requires_grad_(False)
         vars(self)["media"] = "text" if settings.codec is None else "image"
         self._vocabulary = Vocabulary.from_json(settings.tokenizer) if settings.tokenizer else None
+
+    @classmethod
+    def row_meanings(
+        cls, settings: TransformerConfig, tensors: Mapping[str, Tensor]
+    ) -> dict[str, list[Hashable]]:
+        """A code is the same only if the autoencoder is, a token of texts if it is of the same bytes."""
+        tokens = Vocabulary.from_json(settings.tokenizer).tokens() if settings.tokenizer else []
+        codec = {
+            name: value.cpu().contiguous() for name, value in tensors.items() if name.startswith(cls.of_data)
+        }
+        known_by = _files.sha256(safetensors.torch.save(codec))
+        codes = settings.vocabulary - len(tokens)
+        return {
+            "embedding.weight": [*((known_by, code) for code in range(codes)), *tokens],
+            "start.weight": [*((settings.num_classes, c) for c in range(settings.num_classes)), "none"],
+        }
 
     def train(self, mode: bool = True) -> Transformer:
         super().train(mode)

@@ -10,8 +10,9 @@ samples are made one after the other, by the op `wavenet_step_`, with queues of 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -123,6 +124,17 @@ class WaveNet(Network):
         self.hidden_layer = nn.Conv1d(settings.skips, settings.hidden, 1)
         self.output = nn.Conv1d(settings.hidden, CODES, 1)
         _initialise(self.embedding, self.hidden_layer, self.output)
+
+    @classmethod
+    def row_meanings(
+        cls, settings: WaveNetConfig, tensors: Mapping[str, Tensor]
+    ) -> dict[str, list[Hashable]]:
+        """A frame of a class is the same wherever both networks have it, however long their recordings."""
+        if not settings.frame:
+            return {}
+        seconds, classes = settings.hop / settings.sample_rate, settings.num_classes
+        places = itertools.product(range(max(classes, 1)), range(settings.frames))
+        return {"places.weight": [(classes, seconds, *place) for place in places]}
 
     def forward(self, codes: Tensor, c: Tensor | None = None) -> Tensor:
         """The logits (N, T, 256) of each of the codes, int64 (N, T), from those before it and the classes `c`

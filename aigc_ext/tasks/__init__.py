@@ -21,12 +21,14 @@ from aigc_ext.training.config import RunConfig
 from aigc_ext.training.run import ResumePoint, resume_point
 
 
+def task_name(preset: object) -> str:
+    """The name of the task that has this preset."""
+    return next((task for task, presets in _names.TASKS.items() if preset in presets), "gan")
+
+
 def task_of(preset: object) -> ModuleType:
-    """The package of the task that has this preset."""
-    for task, presets in _names.TASKS.items():
-        if preset in presets:
-            return importlib.import_module(f"{__name__}.{task}")
-    return importlib.import_module(f"{__name__}.gan")
+    """Its package."""
+    return importlib.import_module(f"{__name__}.{task_name(preset)}")
 
 
 def config_class(values: Mapping[str, Any]) -> type[RunConfig]:

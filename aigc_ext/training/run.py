@@ -35,6 +35,8 @@ from aigc_ext.training.identity import source_of
 CONFIG_FILE = "config.json"
 STATS_FILE = "stats.jsonl"
 METRICS_FILE = "metrics.jsonl"
+INIT_FILE = "init_from.txt"
+"""Of a run that began with the weights of another: from where, and then where each tensor is from."""
 # Younger temporary files may belong to another process that is still writing.
 _STALE_SECONDS = 60
 C = TypeVar("C", bound=RunConfig)
@@ -138,7 +140,8 @@ def resume_point(target: str, outdir: Path, config: ConfigOf) -> ResumePoint:
     - a run directory, or the beginning of its name: that run, likewise;
     - a checkpoint directory: a new run that starts from exactly this checkpoint; the old run is unchanged.
 
-    Raises RunError if the target does not exist, CheckpointError if all its checkpoints are damaged.
+    Raises RunError if the target does not exist, or has no checkpoint yet and began with weights of another
+    run or model, which are not kept; CheckpointError if all its checkpoints are damaged.
     """
     if target == "latest" and not numbered_runs(outdir):
         raise RunError(f"resume is 'latest', but there is no run in {outdir}")
@@ -160,6 +163,12 @@ def resume_point(target: str, outdir: Path, config: ConfigOf) -> ResumePoint:
         )
     checkpoint_or_none, refused = newest_checkpoint(path)
     if checkpoint_or_none is None:
+        if (path / INIT_FILE).is_file():
+            weights = _files.read_bytes(path / INIT_FILE).decode(errors="replace").partition("\n")[0]
+            raise RunError(
+                f"{path} cannot be resumed: it has no checkpoint yet, and it began with {weights}; "
+                "--init-from begins another run with them"
+            )
         cls = _class_for(read_config(path / CONFIG_FILE), config)
         return ResumePoint(path, None, cls.from_json(path / CONFIG_FILE, base=_old(cls)))
     return ResumePoint(path, checkpoint_or_none, config_of(checkpoint_or_none, config), tuple(refused))

@@ -164,9 +164,15 @@ def test_a_mistake_is_one_line(
             "must be one that makes images of latents",
         ),
         (["train", "--resume", str(run), "--preset", "mlp"], "preset is 'mlp', but the other settings"),
-        (["train", "--preset", "vae", "--init-from", str(run)], "--init-from is for GANs"),
-        (["train", "--data", "digits", "--init-from", str(run)], "is of preset vqgan, but must be a GAN's"),
-        (["train", "--init-from", str(run / "model")], "is Autoencoder, but must be a GAN's generator"),
+        (
+            ["train", "--preset", "vae", "--init-from", str(run)],
+            "preset is 'vae', whose bottleneck is 'kl', but",
+        ),
+        (["train", "--preset", "mlp", "--init-from", str(run)], "is of preset vqgan, but must be a GAN's"),
+        (
+            ["train", "--preset", "mlp", "--init-from", str(run / "model")],
+            "is Autoencoder, but must be a GAN's",
+        ),
         (["robust", "--data", "digits", "--network", str(run)], "is of preset vqgan, but must be a GAN's"),
         (["train", "--preset", "vae", "--cbase", "8"], "the preset vae is no GAN"),
         (["train", "--preset", "vae", "--data", "digits", "--aug", "ada"], "there is no discriminator"),

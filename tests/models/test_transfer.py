@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.models import TransformerConfig, build_discriminator, build_generator, build_network
 from aigc_ext.models.transfer import transfer_weights
 
 STYLE = {"z_dim": 8, "w_dim": 6, "mapping_layers": 2, "channel_base": 64, "channel_max": 4}
@@ -173,3 +174,47 @@ def test_a_network_of_others_takes_what_has_the_same_name():
     assert (answer.taken, answer.unused) == (["weight"], ["more"])
     assert answer.new == {"bias": "(2,), but (3,) in the source"}
     assert transfer_weights(source, target.state_dict()).unused == ["weight", "bias"]
+
+
+def autoencoder(**settings: Any) -> nn.Module:
+    small = {"image_shape": (3, 8, 8), "channels": [4, 4], "bottleneck": "vq", "code_dim": 4, "num_codes": 6}
+    made = build_network({"family": "autoencoder", **small, **settings})
+    for value in made.state_dict().values():
+        value.add_(torch.rand_like(value) if value.is_floating_point() else 1)
+    return made
+
+
+def test_a_codebook_is_taken_with_the_averages_that_it_consists_of():
+    quantizer = {"quantizer.codebook", "quantizer.sums", "quantizer.counts", "quantizer.updates"}
+    target, source = autoencoder(), autoencoder()
+    taken, new = check(target, source)
+    assert quantizer <= taken
+    assert not new
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(target.eval()(images), source.eval()(images))
+    # As many counts, but of codes that these are not.
+    _, new = check(autoencoder(code_dim=5), source)
+    assert quantizer < new
+    assert all(name.startswith(("quantizer", "encoder.last", "decoder.first")) for name in new)
+    assert check(autoencoder(num_codes=7), source)[1] == quantizer
+
+
+def test_an_autoencoder_of_other_images_takes_every_convolution():
+    assert not check(autoencoder(image_shape=(3, 16, 24)), autoencoder())[1]
+    _, new = check(autoencoder(num_classes=3), autoencoder())
+    assert new == {"encoder.embedding.weight", "decoder.embedding.weight"}
+
+
+def test_rows_of_a_source_that_is_not_ours_have_no_meanings():
+    settings = TransformerConfig(vocabulary=6, outputs=6, length=4, width=8, heads=2, layers=1, hidden=8)
+    target, source = (settings.network(settings) for _ in range(2))
+    assert transfer_weights(target, source.state_dict()).taken == list(source.state_dict())
+    longer = replace(settings, vocabulary=8)
+    done = transfer_weights(longer.network(longer), source.state_dict())
+    assert done.new == {"embedding.weight": "(8, 8), but (6, 8) in the source"}
+    done = transfer_weights(longer.network(longer), source.state_dict(), settings)
+    assert done.rows == {"embedding.weight": "6 of 8 rows"}
+    assert str(done).endswith("; of embedding.weight 6 of 8 rows")
+    wider = replace(longer, width=16)
+    done = transfer_weights(wider.network(wider), source.state_dict(), settings)
+    assert done.new["embedding.weight"] == "(8, 16), but (6, 8) in the source"

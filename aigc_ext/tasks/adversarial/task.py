@@ -58,23 +58,24 @@ from aigc_ext.tasks.adversarial.step import ReconstructionStep
 from aigc_ext.tasks.adversarial.terms import Weighted, make_terms
 from aigc_ext.tasks.gan import recipe as gan
 from aigc_ext.tasks.gan.augment import AdaAugment
+from aigc_ext.tasks.initial import TunableLoop, TunableTask
 from aigc_ext.tasks.networks import architecture, open_images, open_recordings
 from aigc_ext.tasks.optimization import copy_buffers, make_optimizer
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.cost import affordable, duration
 from aigc_ext.training.distributed import Processes
-from aigc_ext.training.loop import Loop
 from aigc_ext.training.parts import part_size
 from aigc_ext.training.runtime import derive_seed, resolve_device
-from aigc_ext.training.task import Learner, Piece, Progress, Task
+from aigc_ext.training.task import Learner, Piece, Progress
 
 _MOST_HEARD = 4  # recordings of a preview
 
 
-class ReconstructionTask(Task):
+class ReconstructionTask(TunableTask):
     """A network in training mode, its average in eval mode, a discriminator or None, and their optimizers;
     its arguments are those of `Trainer`."""
 
+    name = "adversarial"
     preview_file = "reconstructions{}.png"
     ranked_by = ("fd", "nelbo", "kid", "lsd")
     replayed_by = "aigc_ext.tasks.adversarial.replay"
@@ -276,6 +277,7 @@ class ReconstructionTask(Task):
             log.info("%d %ss of %d are held out", len(self.held), data.item, len(self.held) + len(data))
         if data.num_classes and not self._cond:
             log.info("the labels of %s are not used, because data.cond is false", data.name)
+        super().begin(directory, log)
         if config.metrics:
             self._metrics = MetricSet(
                 config.metrics,
@@ -386,7 +388,7 @@ class ReconstructionTask(Task):
         )
 
 
-class Trainer(Loop):
+class Trainer(TunableLoop):
     """Trains a network to reconstruct items, with a discriminator if `config.loss.adversarial` is not 0.
 
     All random numbers derive from `config.seed` (see `training.loop.Loop`), including the initial weights and

@@ -14,7 +14,7 @@ from aigc_ext.metrics.classifier import shuffled
 from aigc_ext.metrics.errors import MetricError
 from aigc_ext.metrics.robustness import Robustness, of_discriminator, robustness, smallest_epsilon
 from aigc_ext.models import build_discriminator, build_generator
-from aigc_ext.tasks.gan.initial import read_initial_weights
+from aigc_ext.tasks.initial import read_initial_weights
 
 _CHUNK = 64
 
@@ -32,6 +32,7 @@ def networks_of(source: str | Path) -> tuple[Any, Any]:
     Raises as `attack_discriminator`.
     """
     weights = read_initial_weights(source)
+    weights.check_task("gan")
     networks = []
     for role, build in (("ema", build_generator), ("discriminator", build_discriminator)):
         settings = weights.architectures.get("generator" if role == "ema" else role)

@@ -23,41 +23,34 @@ from aigc_ext.metrics import MetricSet
 from aigc_ext.metrics.classifier import unsuited
 from aigc_ext.metrics.cost import estimate_seconds
 from aigc_ext.models import build_discriminator, build_generator
-from aigc_ext.models.transfer import Transfer, transfer_weights
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
 from aigc_ext.tasks.gan import recipe, symptoms
 from aigc_ext.tasks.gan.augment import AdaAugment
 from aigc_ext.tasks.gan.config import TrainConfig
 from aigc_ext.tasks.gan.fastest import fastest, seconds_per_step
-from aigc_ext.tasks.gan.initial import (
-    INIT_FILE,
-    InitialWeights,
-    describe_transfers,
-    list_transfers,
-    read_initial_weights,
-)
 from aigc_ext.tasks.gan.objective import Mixing, StepInputs
 from aigc_ext.tasks.gan.recipe import Schedule
 from aigc_ext.tasks.gan.step import STATISTICS, AdversarialStep
+from aigc_ext.tasks.initial import TunableLoop, TunableTask
 from aigc_ext.tasks.networks import architecture, open_images
 from aigc_ext.tasks.optimization import copy_buffers, make_optimizer
 from aigc_ext.training import run
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.cost import affordable, duration
 from aigc_ext.training.distributed import Processes
-from aigc_ext.training.loop import Loop
 from aigc_ext.training.parts import part_size
 from aigc_ext.training.runtime import derive_seed, resolve_device
-from aigc_ext.training.task import Learner, Piece, Progress, Task
+from aigc_ext.training.task import Learner, Piece, Progress
 
 _MAX_GRID_BYTES = 1 << 30
 
 
-class GANTask(Task):
+class GANTask(TunableTask):
     """A pair of networks in training mode, the averaged generator in eval mode, and their optimizers; its
     arguments are those of `Trainer`."""
 
+    name = "gan"
     statistics = STATISTICS
     shown = {"D": "loss_d", "G": "loss_g", "D(x)": "d_real", "D(G(z))": "d_fake"}  # noqa: RUF012
     preview_file = "fakes{}.png"
@@ -121,7 +114,6 @@ class GANTask(Task):
                 f"grid is {config.grid[0]}x{config.grid[1]}, but must have fewer cells: with images of "
                 f"{'x'.join(map(str, data.image_shape))} it would have more than {_MAX_GRID_BYTES:,} bytes"
             )
-        self._initial: tuple[str, Mapping[str, Transfer]] | None = None
         channels, height, width = data.image_shape
         made = self._sampler.sample([0]).shape[1:]
         if made != (height, width, channels):
@@ -206,21 +198,6 @@ class GANTask(Task):
             mixing = Mixing(z.flip(0), labels + 1)
         return StepInputs(real, real, z, labels if self._classes else None, True, mixing, seed=0)
 
-    def init_from(self, weights: InitialWeights) -> Mapping[str, Transfer]:
-        """Takes over the weights that fit; see `Trainer.init_from`."""
-        networks = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
-        done = {
-            role: transfer_weights(network, weights.networks[role])
-            for role, network in networks.items()
-            if role in weights.networks
-        }
-        state, transfer = self.generator.state_dict(), done["generator"]
-        # A bias may fit anywhere.
-        if not any(state[name].ndim > 1 for name in (*transfer.taken, *transfer.partly)):
-            raise ValueError(f"{weights.source}: none of its generator's weights fits this one")
-        self._initial = weights.source, done
-        return done
-
     def state(self) -> Mapping[str, Piece]:
         copy_buffers(self.ema, self.generator)
         augment = {} if self.augment is None else dict(self.augment.named_buffers())
@@ -293,12 +270,7 @@ class GANTask(Task):
         if self._classes and data.class_names:
             names = ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names))
             log.info("the classes are: %s", names)
-        if self._initial is not None and not (directory / INIT_FILE).exists():
-            source, done = self._initial
-            log.info("it begins with weights of %s (all tensors: %s)", source, INIT_FILE)
-            for line in describe_transfers(done):
-                log.info("%s", line)
-            _files.replace_file(directory / INIT_FILE, list_transfers(source, done).encode())
+        super().begin(directory, log)
         if not (directory / "reals.png").exists():
             reals, _ = data.read(recipe.spread(data, math.prod(config.grid)))
             self._save(reals.permute(0, 2, 3, 1).numpy(), directory / "reals.png", label=False)
@@ -441,7 +413,7 @@ class GANTask(Task):
         save_grid(images, path, columns=self.config.grid[0], scale=scale, **options)
 
 
-class Trainer(Loop):
+class Trainer(TunableLoop):
     """Trains a generator and a discriminator against each other.
 
     Any pair of modules works. The generator maps latents (N, z_dim) to images (N, C, H, W) of the data's
@@ -511,28 +483,6 @@ class Trainer(Loop):
             generator = build_generator(replace(config.generator, **shared))
             discriminator = build_discriminator(replace(config.discriminator, **shared))
         return cls(generator, discriminator, data, config, outdir=outdir, desc=desc)
-
-    def init_from(self, source: str | Path | InitialWeights) -> Mapping[str, Transfer]:
-        """Begins a new run with the weights of another: the generator, the discriminator and the averaged
-        generator take every tensor of the same layer and shape, and keep their own initial values elsewhere.
-        The data, the number of classes and, where the networks allow it, the resolution may differ.
-        Optimizers and counters start anew.
-
-        Args:
-            source: a run (its newest checkpoint), a checkpoint, or a model (both generators begin with it);
-                see `tasks.gan.initial.read_initial_weights`.
-
-        Returns what was taken and what not, by `generator`, `discriminator` (unless the source is a model)
-        and `ema`; `fit` logs it.
-
-        Raises:
-            ValueError: nothing of the generator fits, the run has begun already, or there is no such source
-                or it is damaged.
-        """
-        if self.state.step:
-            raise ValueError(f"init_from is for a new run, but this one is at step {self.state.step}")
-        given = source if isinstance(source, InitialWeights) else read_initial_weights(source, self._outdir)
-        return self.task.init_from(given)
 
 
 def find_resume_point(target: str, outdir: Path) -> run.ResumePoint:

@@ -25,6 +25,7 @@ from aigc_ext.data.tokens import token_source
 from aigc_ext.models import build_network
 from aigc_ext.sampling import readable_scale, save_grid, save_pretrained, save_wav
 from aigc_ext.sampling.pretrained import takes_option
+from aigc_ext.tasks.initial import TunableLoop, TunableTask
 from aigc_ext.tasks.likelihood.config import SamplerConfig, TrainConfig
 from aigc_ext.tasks.likelihood.items import Items, open_items
 from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, arithmetic, likelihood
@@ -32,18 +33,17 @@ from aigc_ext.tasks.optimization import copy_buffers, make_optimizer, ramp, rate
 from aigc_ext.training.checkpoint import CheckpointError
 from aigc_ext.training.config import RunConfig
 from aigc_ext.training.distributed import Processes
-from aigc_ext.training.loop import Loop
 from aigc_ext.training.parts import part_size
 from aigc_ext.training.run import ResumePoint, check_resumable
 from aigc_ext.training.runtime import derive_seed, resolve_device
-from aigc_ext.training.task import Learner, Piece, Progress, Task
+from aigc_ext.training.task import Learner, Piece, Progress
 
 _PREVIEWS = {"image": "fakes{}.png", "text": "samples{}.txt", "audio": "samples{}.wav"}
 _AT_ONCE = 64  # held-out items
 _PAUSE = 0.2  # seconds between recordings
 
 
-class LikelihoodTask(Task):
+class LikelihoodTask(TunableTask):
     """A network in training mode, its average in eval mode, and the optimizer; its arguments are those of
     `Trainer`.
 
@@ -51,6 +51,7 @@ class LikelihoodTask(Task):
     `sample(seeds, classes, **options)`, which makes what its `media` says.
     """
 
+    name = "likelihood"
     statistics = STATISTICS
     shown = {"nats": "loss"}  # noqa: RUF012
     ranked_by = ("nats",)
@@ -116,6 +117,7 @@ class LikelihoodTask(Task):
         if self._classes and data.class_names:
             names = ", ".join(f"{number} {name}" for number, name in enumerate(data.class_names))
             log.info("the classes are: %s", names)
+        super().begin(directory, log)
         if held is None:
             log.info("no %s is held out, so that there is no metric", data.item)
         else:
@@ -254,7 +256,7 @@ def _complete(config: TrainConfig, data: Dataset) -> TrainConfig:
     return config
 
 
-class Trainer(Loop):
+class Trainer(TunableLoop):
     """Trains a network by maximum likelihood.
 
     Any module works that has `loss(items, labels)`, which returns the sum of nats of a batch and the number
