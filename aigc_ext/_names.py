@@ -9,6 +9,7 @@ TASKS = {
 PRESETS = tuple(preset for presets in TASKS.values() for preset in presets)
 TRANSFORMS = ("center-crop", "center-crop-wide", "letterbox")
 METRICS = ("fd", "kid", "pr", "fid", "coverage", "memorised")
+RECONSTRUCTION_METRICS = ("rfd",)
 NOISE_MODES = ("const", "random", "none")
 CURVES = ("cubic", "linear")
 EXPORT_FORMATS = ("pt2", "onnx")

@@ -86,20 +86,26 @@ def open_network(
     return model.to(usable), digest
 
 
-def open_images(network: str, allow_download: bool, device: str, threads: int | None) -> ImageSource:
-    """Whatever makes images of seeds: a sampler of a generator, or a model of sequences of codes."""
+def image_source(network: str, model: nn.Module, digest: str) -> ImageSource:
+    """Whatever makes images of seeds, of a model that was opened under a name: a sampler of a generator, or a
+    model of sequences of codes."""
     from aigc_ext.sampling import Sampler
     from aigc_ext.sampling.pretrained import PretrainedError, generator_of
 
-    model, digest = open_network(network, allow_download, device, threads)
     generator = generator_of(model)
     if generator is not None:
         return Sampler(generator, model_sha256=digest)
     source: Any = model
     if source.media != "image" or not hasattr(source, "sample"):
-        name = type(model).__name__
-        raise PretrainedError(f"network {network} is a {name}, which makes no images of seeds")
+        hint = "; --metrics rfd measures its reconstructions" if makes_images_anew(model) else ""
+        raise PretrainedError(
+            f"network {network} is a {type(model).__name__}, which makes no images of seeds{hint}"
+        )
     return source
+
+
+def makes_images_anew(model: nn.Module) -> bool:
+    return hasattr(model, "reconstructions") and getattr(model, "media", None) == "image"
 
 
 def shape_of(source: ImageSource) -> tuple[int, ...] | None:

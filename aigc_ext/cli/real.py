@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from aigc_ext.cli.dataset import usual_transform
 
 if TYPE_CHECKING:
     from aigc_ext.data import ImageDataset
+    from aigc_ext.metrics import FeatureExtractor, ReconstructionDistance
 
 _LEFT_OUT = 0.1  # of the images at most, as in a run
 _OF_RUN = ("resolution", "transform", "enlarge", "white", "class_folders", "renumber_classes", "follow_links")
@@ -62,14 +64,72 @@ def open_real(
 
 def _of_run(network: str | None) -> dict[str, Any]:
     """How the run that a network is from, if it is, reads its images."""
-    from aigc_ext._runs import find_run
     from aigc_ext.config import read_config
+    from aigc_ext.training.run import CONFIG_FILE
+
+    run = None if network is None else _run_of(network)
+    settings = None if run is None else read_config(run / CONFIG_FILE).get("data")
+    known = settings if isinstance(settings, dict) else {}
+    return {name: known[name] for name in _OF_RUN if known.get(name)}
+
+
+def _run_of(network: str) -> Path | None:
+    """The run that a network is from, if it is."""
+    from aigc_ext._runs import find_run
     from aigc_ext.training.run import CONFIG_FILE, STATS_FILE
 
-    found = None if network is None else Path(find_run(network))
-    for folder in () if found is None else (found, *list(found.parents)[:2]):
-        if (folder / CONFIG_FILE).is_file() and (folder / STATS_FILE).is_file():
-            settings = read_config(folder / CONFIG_FILE).get("data")
-            known = settings if isinstance(settings, dict) else {}
-            return {name: known[name] for name in _OF_RUN if known.get(name)}
-    return {}
+    found = Path(find_run(network))
+    folders = (found, *list(found.parents)[:2])
+    return next((f for f in folders if (f / CONFIG_FILE).is_file() and (f / STATS_FILE).is_file()), None)
+
+
+def learned_and_held_out(network: str, images: ImageDataset) -> tuple[ImageDataset, ImageDataset] | None:
+    """The images that a network has learned and those that its run has held out, if these images are its
+    run's, by their content."""
+    from aigc_ext import _files
+    from aigc_ext.config import read_config
+    from aigc_ext.data import split
+    from aigc_ext.tasks import config_class
+    from aigc_ext.training.identity import DATA_FILE
+    from aigc_ext.training.run import CONFIG_FILE
+    from aigc_ext.training.runtime import derive_seed
+
+    run = _run_of(network)
+    if run is None or not (run / DATA_FILE).is_file() or len(images) < 2:
+        return None
+    values = read_config(run / CONFIG_FILE)
+    config: Any = config_class(values).from_dict(values)
+    if not getattr(config, "held_out", 0):
+        return None
+    parts: Any = split(images, config.held_out, derive_seed(config.seed, "held out"))
+    recorded = _files.parse_json((run / DATA_FILE).read_bytes())
+    return parts if recorded.get("sha256") == parts[0].content_hash() else None
+
+
+def reconstruction_distance(
+    network: str,
+    images: ImageDataset,
+    extractor: Callable[[ImageDataset], FeatureExtractor],
+    **options: Any,
+) -> ReconstructionDistance:
+    """Of the images that the network's run has held out, if these are its images and the held-out ones are as
+    many as the features; otherwise of all. It says of which.
+
+    Args:
+        extractor: makes one for the images that were learned.
+        options: of `ReconstructionDistance`.
+    """
+    from aigc_ext.metrics import ReconstructionDistance
+
+    parts = learned_and_held_out(network, images)
+    chosen = extractor(images if parts is None else parts[0])
+    remark = ""
+    if parts is not None:
+        held, features = parts[1], chosen(images.read([0])[0]).shape[1]
+        if len(held) >= features:
+            images = held
+        else:
+            remark = f", learned ones too: the {len(held)} held out are fewer than the {features} features"
+    distance = ReconstructionDistance(images, chosen, **options)
+    click.echo(f"rfd: {distance.count} images of {images.name}{remark}", err=True)
+    return distance

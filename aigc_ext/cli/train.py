@@ -137,8 +137,9 @@ _KEYS = {
 @click.option(
     "--metrics",
     metavar="LIST",
-    help="Metrics at each snapshot: fd,kid,pr,coverage, or none.  [default: fd, and coverage of labelled"
-    " data, where they should take less than a tenth of the run's time]",
+    help="Metrics at each snapshot: fd,kid,pr,coverage, for an autoencoder of images also rfd, or none."
+    "  [default: fd, and coverage of labelled data, where they should take less than a tenth of the run's"
+    " time]",
 )
 @click.option("--log", metavar="LIST", help="Also log statistics and grids to: tensorboard,wandb, or none.")
 @click.option("--glr", type=float, metavar="FLOAT", help="The generator's learning rate.")

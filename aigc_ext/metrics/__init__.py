@@ -13,13 +13,14 @@ from aigc_ext.metrics.audio import (
     wave_quality,
 )
 from aigc_ext.metrics.classifier import ClassCoverage, SampleClassifier, class_coverage
-from aigc_ext.metrics.compute import METRICS, MetricSet, compute_metrics
+from aigc_ext.metrics.compute import METRICS, MetricSet, compute_metrics, named_extractor
 from aigc_ext.metrics.errors import MetricError
 from aigc_ext.metrics.extractors import FeatureExtractor, InceptionFeatures, RandomFeatures
 from aigc_ext.metrics.frechet import Moments, frechet_distance
 from aigc_ext.metrics.kernel import kernel_distance
 from aigc_ext.metrics.manifold import precision_recall
 from aigc_ext.metrics.memorisation import Memorisation, memorisation
+from aigc_ext.metrics.reconstruction import ReconstructionDistance
 from aigc_ext.metrics.robustness import Judge, Robustness, fgsm, pgd, robustness, smallest_epsilon
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "MetricSet",
     "Moments",
     "RandomFeatures",
+    "ReconstructionDistance",
     "Robustness",
     "SampleClassifier",
     "WaveQuality",
@@ -46,6 +48,7 @@ __all__ = [
     "kernel_distance",
     "log_spectral_distance",
     "memorisation",
+    "named_extractor",
     "pgd",
     "precision_recall",
     "robustness",

@@ -297,6 +297,22 @@ def compute_metrics(
     )(generated)
 
 
+def named_extractor(
+    name: Literal["classifier", "random"],
+    dataset: ImageDataset,
+    *,
+    seed: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> FeatureExtractor:
+    """The extractor that a `MetricSet` of this dataset has under a name; the arguments and MetricError are
+    the same."""
+    if name == "random":
+        return RandomFeatures(dataset.image_shape[0], device=device)
+    cache = Cache(None if cache_dir is None else os.fspath(cache_dir))
+    return SampleClassifier.for_dataset(dataset, seed, cache, usable_device(device))
+
+
 def batch_size(image_shape: tuple[int, int, int]) -> int:
     """Images per batch: whole chunks of the sampler, about 64 MiB and at most 256 images."""
     channels, height, width = image_shape

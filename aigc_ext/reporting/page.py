@@ -238,7 +238,7 @@ def _facts(run_dir: Path, config: Mapping[str, Any], rows: Sequence[Mapping[str,
     else:
         facts["model"] = "no model has been written yet"
     if metrics := read_rows(run_dir / METRICS_FILE):
-        for key in ("fid", "fd", "kid"):
+        for key in ("fid", "fd", "kid", "rfd"):
             known = [row for row in metrics if is_number(row.get(key))]
             if known:
                 best = min(known, key=lambda row: row[key])

@@ -102,12 +102,12 @@ class TrainConfig(RunConfig):
     """Thousands of items over which values with an `_end` or `_start` change, along half a cosine."""
     grid: tuple[Count, Annotated[int, Range(ge=1)]] = (8, 4)
     """Columns and rows of a preview: so many items, each with its reconstruction below it."""
-    metrics: tuple[Literal["fd", "kid", "pr", "coverage"], ...] | None = None
-    """Metrics of samples (kl) at every snapshot except one requested by a signal; see `aigc_ext.metrics`.
-    null: a new run takes fd if it should cost less than a tenth of its time. Those of reconstructions are
-    always computed."""
+    metrics: tuple[Literal["fd", "kid", "pr", "coverage", "rfd"], ...] | None = None
+    """Metrics at every snapshot except one requested by a signal; see `aigc_ext.metrics`: of samples (kl),
+    and rfd, the Fréchet distance of held-out images' reconstructions. null: a new run takes fd if it should
+    cost less than a tenth of its time. The other metrics of reconstructions are always computed."""
     metric_images: Annotated[int, Range(ge=2)] = 5000
-    """Number of generated images for the metrics of samples."""
+    """Number of generated images for the metrics of samples, and the most reconstructed ones for rfd."""
     channels_last: bool | None = None
     """Memory format of images and convolutions; null: on on the CPU."""
 

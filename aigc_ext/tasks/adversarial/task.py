@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from aigc_ext.data import (
 )
 from aigc_ext.data.batch import Batch
 from aigc_ext.data.dataset import Report
-from aigc_ext.metrics import MetricSet
+from aigc_ext.metrics import MetricSet, ReconstructionDistance, named_extractor
 from aigc_ext.metrics.classifier import unsuited
 from aigc_ext.metrics.cost import estimate_seconds
 from aigc_ext.models import build_discriminator, build_network
@@ -77,7 +77,7 @@ class ReconstructionTask(TunableTask):
 
     name = "adversarial"
     preview_file = "reconstructions{}.png"
-    ranked_by = ("fd", "nelbo", "kid", "lsd")
+    ranked_by = ("fd", "nelbo", "kid", "lsd", "rfd")
     replayed_by = "aigc_ext.tasks.adversarial.replay"
 
     config: TrainConfig
@@ -137,12 +137,15 @@ class ReconstructionTask(TunableTask):
         if self.generates:
             decoder: Any = self.ema.decoder
             self._sampler = Sampler(decoder, trained_classes=self._trained)
-        if config.metrics and not self.generates:
+        if self._of_samples and not self.generates:
             raise ConfigError(
-                f"metrics are {', '.join(config.metrics)}, but must be none: only a generator with the "
+                f"metrics are {', '.join(self._of_samples)}, but must be none: only a generator with the "
                 "bottleneck 'kl' makes samples by itself"
             )
+        if "rfd" in (config.metrics or ()) and not (held and data.kind == "images" and self.publishes):
+            raise ConfigError("metrics has rfd, but that is of held-out images and an autoencoder of ours")
         self._metrics: MetricSet | None = None
+        self._distance: ReconstructionDistance | None = None
         self.join(Processes())
 
     def __repr__(self) -> str:
@@ -233,6 +236,10 @@ class ReconstructionTask(TunableTask):
         self.config = self.config.override("metrics", agreed.split(",") if agreed else [])
         log.info("metrics of samples: %s", because)
 
+    @property
+    def _of_samples(self) -> list[str]:
+        return [name for name in self.config.metrics or () if name != "rfd"]
+
     def _no_metrics(self) -> str | None:
         """Why there are none of samples by default, as far as it is known without measuring."""
         config = self.config
@@ -278,14 +285,21 @@ class ReconstructionTask(TunableTask):
         if data.num_classes and not self._cond:
             log.info("the labels of %s are not used, because data.cond is false", data.name)
         super().begin(directory, log)
-        if config.metrics:
+        kind: Literal["classifier", "random"] = "classifier" if data.num_classes else "random"
+        if self._of_samples:
             self._metrics = MetricSet(
-                config.metrics,
+                self._of_samples,
                 data,
                 num_images=config.metric_images,
-                extractor="classifier" if data.num_classes else "random",
+                extractor=kind,
                 device=self.device,
             )
+        if "rfd" in (config.metrics or ()):
+            images: Any = self.held
+            self._distance = ReconstructionDistance(
+                images, named_extractor(kind, data, device=self.device), num_images=config.metric_images
+            )
+            log.info("rfd is of %d images that are held out", self._distance.count)
 
     def metrics(self) -> Mapping[str, float]:
         found: dict[str, float] = {}
@@ -296,6 +310,8 @@ class ReconstructionTask(TunableTask):
             )
         if self._metrics is not None and self._sampler is not None:
             found |= self._metrics(self._sampler)
+        if self._distance is not None:
+            found["rfd"] = self._distance(self.ema)
         return found
 
     @property
@@ -304,7 +320,8 @@ class ReconstructionTask(TunableTask):
 
     def metric_seconds(self) -> float:
         config = self.config
-        if not self.generates or config.metrics == () or (config.metrics is None and self._no_metrics()):
+        wanted = self._no_metrics() is None if config.metrics is None else bool(self._of_samples)
+        if not self.generates or not wanted:
             return 0.0
         assert self._sampler is not None
         seconds = estimate_seconds(self.data, self._sampler, config.metric_images, self.device)
