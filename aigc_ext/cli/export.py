@@ -8,11 +8,11 @@ import click
 
 from aigc_ext import _names
 from aigc_ext.cli.errors import InputError, RunFailure, input_errors
-from aigc_ext.cli.network import network_options, open_sampler
+from aigc_ext.cli.network import network_options, open_network
 
 
 class BatchType(click.ParamType):
-    """A number of images, or `dynamic`."""
+    """A number of images or waves, or `dynamic`."""
 
     name = "batch"
 
@@ -41,24 +41,34 @@ class BatchType(click.ParamType):
 def export(
     network: str, allow_download: bool, output: str, format: str | None, decompose: bool | None, batch: int
 ) -> None:
-    """Write a generator as a program for other runtimes: torch.export's .pt2, or ONNX.
+    """Write a generator, or a vocoder, as a program for other runtimes: torch.export's .pt2, or ONNX.
 
-    Before it is written, the program's results are compared to the generator's.
+    A generator's program makes images of latents, a vocoder's waves of mel spectrograms of any length. Before
+    it is written, its results are compared to the network's.
     """
+    from aigc_ext.models import Vocoder
+    from aigc_ext.sampling import PretrainedError
     from aigc_ext.sampling.export import ExportError, export_generator
+    from aigc_ext.sampling.pretrained import generator_of
 
     with input_errors():
         if not Path(output).parent.is_dir():
             raise ValueError(f"output is {output!r}, but there is no directory {Path(output).parent}")
-        sampler = open_sampler(network, allow_download, "cpu", None)
+        model, digest = open_network(network, allow_download, "cpu", None)
+        exportable = model if isinstance(model, Vocoder) else generator_of(model)
+        if exportable is None:
+            raise PretrainedError(
+                f"network {network} is a {type(model).__name__}, but must be one that makes images of "
+                "latents, or a vocoder"
+            )
         try:
             exported = export_generator(
-                sampler.generator,
+                exportable,
                 output,
                 format=format,
                 decompose=decompose,
                 batch=batch or None,
-                provenance={"model_sha256": sampler.model_sha256},
+                provenance={"model_sha256": digest},
             )
         except ModuleNotFoundError as error:
             raise InputError(str(error)) from error
@@ -66,6 +76,6 @@ def export(
             raise RunFailure(str(error)) from error
     needs = f"needs import aigc_ext ({', '.join(exported.ops)})" if exported.ops else "needs no aigc_ext"
     click.echo(
-        f"{output}: {needs}; run by {exported.checked_by}, it differs from the generator by "
+        f"{output}: {needs}; run by {exported.checked_by}, it differs from the network by "
         f"{exported.difference:.1g} of its largest value"
     )

@@ -80,10 +80,9 @@ def filtered_snake(
         promoted_dtype(op, **{name: f})
     dtype = promoted_dtype(op, x=x, alpha=alpha, beta=beta)
     x = x if x.dtype == dtype else x.to(dtype)
-    if decomposed():
-        _check(op, x, alpha.to(wide_dtype(x)), beta if beta is None else beta.to(wide_dtype(x)))
-        return filtered_snake_ref(x, alpha, fu, fd, beta, log_scale)
-    if take(op, _route(fu, fd)) == "composition":
+    # In a decomposed program upfirdn2d and snake are decomposed too. torch.export takes that form with any
+    # length of the signal, but not the reference's, which reshapes a batch to signals of one channel.
+    if decomposed() or take(op, _route(fu, fd)) == "composition":
         _check(op, x, alpha.to(wide_dtype(x)), beta if beta is None else beta.to(wide_dtype(x)))
         y = _composed(upfirdn2d, snake, x, alpha, fu, fd, beta, log_scale)
         return y.movedim(1, -1).contiguous().movedim(-1, 1) if is_channels_last(x) else y

@@ -122,6 +122,12 @@ def test_a_preset_from_training_to_report(
         assert json.loads(capsys.readouterr().out)["fd"] > 0
     if preset == "vae":
         assert main(["export", "--network", str(whole), "--output", str(tmp_path / "vae.pt2")]) == 0
+    if preset == "vocoder":
+        path, files = tmp_path / "v.pt2", {"aigc_ext.json": ""}
+        assert main(["export", "--network", str(whole), "--output", str(path), "--decompose"]) == 0
+        program = torch.export.load(path, extra_files=files).module()
+        assert program(torch.zeros(2, 8, 5)).shape == (2, 5 * 16)
+        assert json.loads(files["aigc_ext.json"])["model_sha256"] == load_pretrained(whole)[1]
     HubGenerator.from_pretrained(whole).save_pretrained(tmp_path / "hub")
     again, before = load_pretrained(tmp_path / "hub")[0].state_dict(), load_pretrained(whole)[0].state_dict()
     assert all(torch.equal(value, before[name]) for name, value in again.items())
@@ -162,6 +168,10 @@ def test_a_mistake_is_one_line(
         (
             ["interpolate", "--network", str(run), "--seeds", "0,1", "--output", "a.mp4"],
             "must be one that makes images of latents",
+        ),
+        (
+            ["export", "--network", str(run), "--output", "v.pt2"],
+            "that makes images of latents, or a vocoder",
         ),
         (["train", "--resume", str(run), "--preset", "mlp"], "preset is 'mlp', but the other settings"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import aigc_ext
 from aigc_ext.models import (
@@ -18,6 +18,7 @@ from aigc_ext.models import (
     SNGANGenerator,
     StyleGAN2Generator,
     StyleGAN3Generator,
+    Vocoder,
     build_generator,
 )
 from aigc_ext.sampling import ExportError, export_generator
@@ -205,3 +206,69 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match=r"onnxscript: pip install aigc_ext\[onnx\]"):
         export_generator(build("mlp"), tmp_path / "g.onnx")
+
+
+def vocoder(**options: Any) -> Vocoder:
+    torch.manual_seed(0)
+    small = {"n_mels": 6, "n_fft": 64, "window": 32, "hop": 16, "channels": 8, "upsample": (4,), "taps": 6}
+    made = Vocoder(**{**small, "dilations": (1, 3), **options}).train()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made
+
+
+def assert_waves(run: Callable[[Tensor], Tensor], network: Vocoder, *, count: int | None = None) -> None:
+    """For other numbers and lengths than those of the trace."""
+    for batch, frames in ((1, 1), (2, 3), (7, 50)) if count is None else ((count, 1), (count, 50)):
+        mels = torch.randn(batch, 6, frames) - 4
+        with torch.no_grad():
+            expected = network.vocode(mels)
+        assert expected.shape == (batch, 16 * frames)
+        torch.testing.assert_close(run(mels), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize("options", [{}, {"upsample": (), "taps": 12}, {"upsample": (2, 3), "hop": 12}])
+def test_a_vocoder_of_any_length(tmp_path, decompose, options):
+    network = vocoder(**options)
+    exported = export_generator(network, tmp_path / "v.pt2", decompose=decompose, provenance={"by": "us"})
+    assert network.training
+    assert exported.difference < 1e-5
+    assert exported.ops == ([] if decompose else ["aigc::filtered_snake"])
+    files = {"aigc_ext.json": ""}
+    program = torch.export.load(tmp_path / "v.pt2", extra_files=files).module()
+    if not options:
+        assert_waves(program, network)
+    else:
+        mels = torch.randn(2, 6, 11)
+        torch.testing.assert_close(program(mels), network.vocode(mels).detach(), rtol=1e-4, atol=1e-6)
+    frames = {"n_fft": 64, "hop": network.hop, "window": 32}
+    assert json.loads(files["aigc_ext.json"]) == {
+        "version": aigc_ext.__version__,
+        "sample_rate": 8000,
+        "value_range": [-1.0, 1.0],
+        "mels": {"n_mels": 6, **frames, "floor": 1e-4},
+        "by": "us",
+    }
+
+
+def test_a_vocoder_as_onnx(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    network = vocoder()
+    for batch in (None, 2):
+        exported = export_generator(network, tmp_path / "v.onnx", batch=batch)
+        assert (exported.checked_by, exported.ops) == ("onnxruntime", [])
+        session = runtime.InferenceSession(tmp_path / "v.onnx", providers=["CPUExecutionProvider"])
+
+        def run(mels: Tensor, session: Any = session) -> Tensor:
+            return torch.from_numpy(session.run(["wave"], {"mels": mels.numpy()})[0])
+
+        assert_waves(run, network, count=batch)
+
+
+def test_a_vocoder_at_its_real_size(tmp_path):
+    exported = export_generator(Vocoder(), tmp_path / "v.pt2", decompose=True)
+    assert exported.difference < 1e-4

@@ -62,6 +62,7 @@ CASES = [
         small_calls=filtered_snake_calls(has_beta=has_beta, small=True),
         large_call=large,
         constant=("fu", "fd"),
+        decomposes_to_reference=False,
         keeps_format=False,  # the test is about images; test_filtered_snake.py has one about signals
     )
     for name, has_beta, large in (("alpha", False, large_call), ("beta", True, large_call_with_beta))
