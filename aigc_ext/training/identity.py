@@ -90,7 +90,7 @@ def check_data(checkpoint: Checkpoint, data: Dataset, *, cond: bool, may_change:
         )
     return (
         f"the data have changed: {what}. From here on the run is not exact: no uninterrupted run has this "
-        "result, and metrics before and after compare with different {data.item}s"
+        f"result, and metrics before and after compare with different {data.item}s"
     )
 
 

@@ -126,6 +126,7 @@ def test_other_content_is_refused_by_saying_what_differs(begun, capsys, change):
     assert resume("--data-changed") == 0
     log = (begun / "log.txt").read_text()
     assert f"WARNING the data have changed: {what}. From here on the run is not exact" in log
+    assert "metrics before and after compare with different images\n" in log
     # It is these data now.
     assert resume("--kimg", "0.05") == 0
 
