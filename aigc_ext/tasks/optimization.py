@@ -28,6 +28,8 @@ class AdamConfig(Config):
     """The value of lr at the end of the ramp; null: constant."""
     beta2_end: Fraction | None = None
     """The value of beta2 at the end of the ramp; null: constant."""
+    weight_decay_end: NonNegative | None = None
+    """The value of weight_decay at the end of the ramp; null: constant."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,14 @@ class EMAConfig(Config):
 
 
 def rates(config: AdamConfig, position: float, warm: float = 1.0) -> dict[str, Any]:
-    """Learning rate, times `warm`, and betas at a point of the ramp, in the form of an optimizer's groups."""
+    """Learning rate, times `warm`, betas and weight decay at a point of the ramp, in the form of an
+    optimizer's groups."""
     beta2 = between(config.beta2, config.beta2_end, position)
-    return {"lr": warm * between(config.lr, config.lr_end, position), "betas": (config.beta1, beta2)}
+    return {
+        "lr": warm * between(config.lr, config.lr_end, position),
+        "betas": (config.beta1, beta2),
+        "weight_decay": between(config.weight_decay, config.weight_decay_end, position),
+    }
 
 
 def ramp(kimg: float, nimg: int) -> float:
@@ -86,7 +93,6 @@ def make_optimizer(module: nn.Module, config: AdamConfig, ema: nn.Module | None 
         [p for p in module.parameters() if p.requires_grad],
         **rates(config, 0.0),
         eps=config.eps,
-        weight_decay=config.weight_decay,
         ema_params=averages if ema is not None else None,
     )
 
