@@ -27,6 +27,8 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         batch: items per batch, over all ranks together.
         seed: non-negative integer of any size.
         mirror: of images, flip each left to right with probability 1/2, independently in each epoch.
+        balance: an epoch has as many items of each class that has some, up to one, instead of each item once:
+            those of small classes are repeated, and of large ones others are left out in each epoch.
         rank, world_size: this process and the number of processes that share the batch.
     """
 
@@ -38,11 +40,15 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         mirror: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        *,
+        balance: bool = False,
     ) -> None:
         if mirror and dataset.kind != "images":
             raise ValueError(
                 f"mirror is True, but {dataset.name} has no images: its {dataset.item}s stay as they are"
             )
+        if balance and not dataset.num_classes:
+            raise ValueError(f"balance is True, but {dataset.describe_unlabelled()}")
         if batch < 1:
             raise ValueError(f"batch is {batch}, but must be at least 1")
         if seed < 0:
@@ -57,6 +63,7 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         self.batch = batch
         self.seed = seed
         self.mirror = mirror
+        self.balance = balance
         self.rank = rank
         self.world_size = world_size
         self._position = 0
@@ -111,6 +118,24 @@ class BatchStream(Iterator[tuple[Tensor, Tensor]]):
         # changes, but not `Generator.permutation`, nor does PyTorch guarantee `randperm`. 64-bit keys are
         # distinct except with probability N^2 / 2^65, and a stable sort is also exact for equal ones.
         bits = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
-        self._order = np.argsort(bits.random_raw(len(self.dataset)), kind="stable")
+        self._order = _shuffled(np.arange(len(self.dataset)), bits)
         self._flips = bits.random_raw(len(self.dataset)) >> np.uint64(63) == 1
+        if self.balance:
+            self._order = _shuffled(self._balanced(bits), bits)
         self._epoch = epoch
+
+    def _balanced(self, bits: np.random.PCG64) -> np.ndarray:
+        """As many indices as there are items, and of each class as many as of another, up to one."""
+        labels = self.dataset.labels.numpy()
+        present = self.dataset.present_classes
+        # Not always the same classes get the one more.
+        ends = np.arange(len(present) + 1) * len(labels) // len(present)
+        parts = []
+        for label, share in zip(_shuffled(np.array(present), bits), np.diff(ends), strict=True):
+            items = _shuffled(np.flatnonzero(labels == label), bits)
+            parts.append(np.resize(items, share))
+        return np.concatenate(parts)
+
+
+def _shuffled(values: np.ndarray, bits: np.random.PCG64) -> np.ndarray:
+    return values[np.argsort(bits.random_raw(len(values)), kind="stable")]

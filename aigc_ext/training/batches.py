@@ -21,6 +21,7 @@ def batches(
     seed: int,
     *,
     mirror: bool,
+    balance: bool = False,
     position: int,
     workers: int,
     rank: int = 0,
@@ -32,7 +33,7 @@ def batches(
         batch: items per batch over all processes; this one, `rank` of `processes`, gets its share.
         workers: threads that read and decode ahead, two batches each; 0 reads in the calling thread.
     """
-    new_stream = partial(BatchStream, data, batch, seed, mirror, rank, processes)
+    new_stream = partial(BatchStream, data, batch, seed, mirror, rank, processes, balance=balance)
     if workers == 0:
         stream = new_stream()
         stream.position = position

@@ -24,6 +24,9 @@ class DataConfig(Config):
     """Accept labels with so large gaps that most classes have no image."""
     mirror: bool = False
     """Flip each image horizontally with probability 1/2."""
+    balance: bool = False
+    """Show each class as often as any other, however many items it has, so that small ones are repeated. The
+    networks need not get the labels."""
     resolution: tuple[Count, Count] | None = None
     """Width and height to which all images are cropped and scaled; null: they have one shape already."""
     transform: Literal["center-crop", "center-crop-wide", "letterbox"] | None = None

@@ -265,6 +265,7 @@ class Loop:
             config.batch,
             derive_seed(config.seed, "data"),
             mirror=config.data.mirror,
+            balance=config.data.balance,
             position=self.state.nimg,
             workers=config.workers,
             rank=self.task.processes.rank,
@@ -286,7 +287,8 @@ def _check_batch(task: Task) -> None:
 
 
 def _check_data_settings(task: Task) -> None:
-    """Raises ConfigError for a setting that would have no effect, because it is of another kind of data."""
+    """Raises ConfigError for a setting that would have no effect, because it is of another kind of data, or
+    that needs classes which there are not."""
     data, settings, usual = task.data, task.config.data, DataConfig()
     names: list[str] = []
     if data.kind != "images":
@@ -300,6 +302,8 @@ def _check_data_settings(task: Task) -> None:
             raise ConfigError(
                 f"data.{name} is {value}, but has no effect: {data.name} is data of {data.kind}"
             )
+    if settings.balance and not data.num_classes:
+        raise ConfigError(f"data.balance is true, but {data.describe_unlabelled()}")
 
 
 def _check_end(checkpoint: Checkpoint, before: RunConfig, now: RunConfig) -> None:

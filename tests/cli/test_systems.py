@@ -192,6 +192,10 @@ def test_a_mistake_is_one_line(
         (["train", "--preset", "vocoder", "--data", waves, "--resolution", "8"], "data.resolution is (8, 8)"),
         (["train", "--data", "digits", "--set", "data.segment=8"], "data.segment is 8, but has no effect"),
         (["train", "--preset", "textgen", "--data", source("textgen"), "--mirror"], "data.mirror is True"),
+        (
+            ["train", "--preset", "textgen", "--data", source("textgen"), "--set", "data.balance=true"],
+            "data.balance is true, but",
+        ),
     ):
         assert main(arguments) == 2, arguments
         shown = capsys.readouterr().err

@@ -95,6 +95,39 @@ def test_the_dataset_itself_is_never_flipped() -> None:
     assert (dataset.read(range(10))[0][..., 0] < 100).all()
 
 
+@given(
+    labels=st.lists(st.sampled_from([0, 2, 3]), min_size=1, max_size=30), batch=st.integers(1, 30), seed=SEEDS
+)
+def test_a_balanced_epoch_has_as_many_of_each_class(labels: list[int], batch: int, seed: int) -> None:
+    count, present, epochs = len(labels), sorted(set(labels)), 3
+    data = TensorImages("few", torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.tensor(labels))
+    stream = BatchStream(data, batch, seed, balance=True)
+    drawn = [stream._draw(epoch * count, (epoch + 1) * count)[0].tolist() for epoch in range(epochs)]
+    for items in drawn:
+        of_class = [[item for item in items if labels[item] == label] for label in present]
+        assert {len(part) for part in of_class} <= {count // len(present), -(-count // len(present))}
+        for part, label in zip(of_class, present, strict=True):
+            times = [part.count(item) for item in range(count) if labels[item] == label]
+            assert max(times) - min(times) <= 1  # none again before all others
+    expected = take(stream, 4)
+    resumed = BatchStream(data, batch, seed, balance=True)
+    resumed.position = 2 * batch
+    assert take(resumed, 2) == expected[2:]
+
+
+def test_balanced_epochs_differ_and_need_labels() -> None:
+    data = TensorImages(
+        "few", torch.zeros(100, 1, 1, 1, dtype=torch.uint8), torch.arange(100) // 90
+    )  # 90 and 10
+    stream = BatchStream(data, 10, seed=0, balance=True)
+    epochs = [stream._draw(100 * epoch, 100 * (epoch + 1))[0] for epoch in range(20)]
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 20
+    assert set(range(100)) == set(torch.cat(epochs).tolist())
+    unlabelled = TensorImages("plain", torch.zeros(3, 1, 1, 1, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="balance is True, but plain has no labels"):
+        BatchStream(unlabelled, 1, seed=0, balance=True)
+
+
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     count, epochs = 40, 5
     orders = []

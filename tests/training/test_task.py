@@ -18,6 +18,7 @@ from PIL import Image
 import aigc_ext.training
 from aigc_ext.config import ConfigError
 from aigc_ext.training import Batch, CheckpointError, Loop, NonFiniteError, RunConfig, cost, read_checkpoint
+from aigc_ext.training.config import DataConfig
 from aigc_ext.training.run import resume_point
 from tests.training.helpers import files_of, rows_of
 from tests.training.vae import CONFIG, VAE, resumed
@@ -224,3 +225,13 @@ def test_the_engine_speaks_of_no_gan(path):
 def test_old_names_are_the_one_exception():
     moved = Path(aigc_ext.training.__file__).with_name("_moved.py")
     assert any(name.startswith("aigc_ext.tasks") for name in imported(moved))
+
+
+@pytest.mark.parametrize(("balance", "share"), [(False, 0.1), (True, 0.5)])
+def test_a_run_can_show_all_classes_as_often(balance: bool, share: float) -> None:
+    task = VAE(with_(data=DataConfig(balance=balance)))
+    task.data.labels = (torch.arange(5000) >= 4500).long()
+    batches = Loop(task)._batches()
+    drawn = torch.cat([next(batches)[1] for _ in range(50)])
+    batches.close()
+    assert float(drawn.double().mean()) == share
