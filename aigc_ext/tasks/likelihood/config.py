@@ -50,6 +50,7 @@ class TrainConfig(RunConfig):
     """All settings of a run that learns a likelihood."""
 
     fixed: ClassVar[tuple[str, ...]] = (*RunConfig.fixed, "network", "text", "caption", "held_out")
+    measured: ClassVar[tuple[str, ...]] = ("precision",)
 
     preset: str = "prior"
     network: SequenceConfig = field(default_factory=TransformerConfig)
@@ -69,8 +70,10 @@ class TrainConfig(RunConfig):
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     metric_items: Count = 1000
     """The most held-out items of which the likelihood is computed at each snapshot."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """The dtype of the network's arithmetic (autocast); weights and losses are float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """The dtype of the network's arithmetic (autocast); weights and losses are float32. auto: a new run of
+    more than two minutes, in one process, measures both and keeps bfloat16 if it is faster by a tenth; other
+    runs take float32."""
 
     @classmethod
     def key_names(cls) -> Sequence[str]:

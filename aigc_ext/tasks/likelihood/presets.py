@@ -23,7 +23,7 @@ PRESETS: dict[str, TrainConfig] = {
         tick=2.0,
         snap=5,
         threads=1,
-        precision="bfloat16",
+        precision="auto",
     ),
     # The targets alone, ten tokens each, are too few to learn a language from within minutes. That a name is
     # copied from the source is learned between 20 and 30 kimg, where the loss falls by a quarter.
@@ -43,7 +43,7 @@ PRESETS: dict[str, TrainConfig] = {
         snap=5,
         grid=(4, 4),
         threads=1,
-        precision="bfloat16",
+        precision="auto",
     ),
     "wavenet": TrainConfig(
         preset="wavenet",
@@ -60,6 +60,6 @@ PRESETS: dict[str, TrainConfig] = {
         grid=(5, 2),
         metric_items=100,
         threads=1,
-        precision="bfloat16",
+        precision="auto",
     ),
 }

@@ -28,6 +28,7 @@ from aigc_ext.sampling.pretrained import takes_option
 from aigc_ext.tasks.initial import TunableLoop, TunableTask
 from aigc_ext.tasks.likelihood.config import SamplerConfig, TrainConfig
 from aigc_ext.tasks.likelihood.items import Items, open_items
+from aigc_ext.tasks.likelihood.precision import faster_precision
 from aigc_ext.tasks.likelihood.step import STATISTICS, LikelihoodStep, arithmetic, likelihood
 from aigc_ext.tasks.optimization import copy_buffers, make_optimizer, ramp, rates, warm_up
 from aigc_ext.training.checkpoint import CheckpointError
@@ -89,6 +90,21 @@ class LikelihoodTask(TunableTask):
             processes=processes,
             autocast=arithmetic(self.config),
         )
+
+    def settle(self, log: logging.Logger) -> None:
+        """Measures which precision is faster, for networks of ours, where that was left open."""
+        config, found = self.config, None
+        if config.precision != "auto":
+            return
+        if self.publishes and self.processes.count == 1:
+            rows = min(part_size(config, 1) or config.batch, len(self.data))
+            items, labels = (tensor.to(self.device) for tensor in self.data.read(range(rows)))
+            passes = config.total_images / rows
+            found = faster_precision(self.network, items, labels if self._classes else None, passes)
+        if found:
+            log.info("precision: %s", found[1])
+        self.config = replace(config, precision=found[0] if found else "float32")
+        self.join(self.processes)
 
     def state(self) -> Mapping[str, Piece]:
         copy_buffers(self.ema, self.network)

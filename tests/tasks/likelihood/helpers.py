@@ -118,7 +118,7 @@ def write_data(folder: Path) -> dict[str, str]:
 def config(case: str, source: str, **overrides: Any) -> TrainConfig:
     """Of a tiny run; keys use __ for the dot."""
     result = PRESETS["prior" if case == "captions" else case]
-    settings = SMALL | SETTINGS[case] | {"data.source": source}
+    settings = SMALL | SETTINGS[case] | {"data.source": source, "precision": "bfloat16"}
     for key, value in (settings | {k.replace("__", "."): v for k, v in overrides.items()}).items():
         result = result.override(key, value)
     return result

@@ -21,7 +21,8 @@ from aigc_ext.data import DatasetError, wav_file
 from aigc_ext.sampling import read_wav_metadata
 from aigc_ext.sampling.pretrained import load_pretrained
 from aigc_ext.tasks import find_resume_point, task_of
-from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, open_items, replay
+from aigc_ext.tasks.likelihood import PRESETS, TrainConfig, Trainer, open_items, precision, replay
+from aigc_ext.tasks.likelihood.step import likelihood
 from aigc_ext.tasks.likelihood.trainer import schedule
 from aigc_ext.training import CheckpointError, NonFiniteError, Progress, TrainResult, cost, read_checkpoint
 from tests.tasks.likelihood.helpers import SETTINGS, config, resumed, write_data
@@ -333,3 +334,34 @@ def test_the_average_has_the_buffers_of_the_network(sources, tmp_path):
     tensors = read_checkpoint(done.checkpoint).tensors
     assert tensors["ema"]["seen"] == tensors["network"]["seen"] == done.step
     assert 0 > tensors["ema"]["logit"] > tensors["network"]["logit"]
+
+
+@pytest.mark.parametrize(("slowness", "chosen"), [(0.5, "bfloat16"), (0.95, "float32"), (2.0, "float32")])
+def test_a_run_keeps_the_precision_that_was_measured(slowness, chosen, sources, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def timed(network, items, labels, autocast):
+        clock[0] += 1.0 if autocast is None else slowness
+        return likelihood(network, items, labels, autocast)
+
+    monkeypatch.setattr(precision, "likelihood", timed)
+    monkeypatch.setattr(precision, "now", lambda x: clock[0])
+    monkeypatch.setattr(precision, "SHORT", 0.0)
+    given = Trainer.from_config(config("prior", sources["prior"], precision=chosen), outdir=tmp_path).fit()
+    trainer = Trainer.from_config(config("prior", sources["prior"], precision="auto"), outdir=tmp_path)
+    done = trainer.fit()
+    assert trainer.config.precision == chosen
+    assert json.loads((done.run_dir / "config.json").read_text())["precision"] == chosen
+    assert f"precision: {chosen} (float32 1,000.0 ms, " in (done.run_dir / "log.txt").read_text()
+    assert files_of(done.checkpoint) | {"state.json": b""} == files_of(given.checkpoint) | {"state.json": b""}
+
+    point = find_resume_point(str(done.run_dir), tmp_path)
+    again = Trainer.from_config(point.config.override("precision", "auto"))
+    with pytest.raises(ConfigError, match="precision is 'auto', which is for a new run"):
+        again.restore(point)
+
+
+def test_a_short_run_takes_float32(sources, tmp_path):
+    trainer = Trainer.from_config(config("prior", sources["prior"], precision="auto"), outdir=tmp_path)
+    trainer.fit()
+    assert trainer.config.precision == "float32"
