@@ -137,7 +137,10 @@ def eager(
     weights, d_weights = list(generator.parameters()), list(discriminator.parameters())
     ema = [weight.detach().clone() for weight in weights]
     g_adam, d_adam = (
-        torch.optim.Adam(parameters, settings.lr, (settings.beta1, settings.beta2), settings.eps, fused=True)
+        torch.optim.AdamW(
+            *(parameters, settings.lr, (settings.beta1, settings.beta2), settings.eps, settings.weight_decay),
+            fused=True,
+        )
         for parameters, settings in ((weights, config.g_optim), (d_weights, config.d_optim))
     )
     loss, path_mean = config.loss, torch.zeros((), device=weights[0].device)
