@@ -14,7 +14,9 @@ from PIL import Image
 
 from aigc_ext.cli import main
 from aigc_ext.tasks.adversarial import Trainer
+from aigc_ext.tasks.likelihood import Trainer as LikelihoodTrainer
 from tests.tasks.adversarial.helpers import config
+from tests.tasks.likelihood import helpers as likelihood
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -88,6 +90,27 @@ def test_vocoder_quality(example, tmp_path):
         assert re.fullmatch(r".*: LSD \d+\.\d\d dB, STFT loss \d+\.\d{3}, \d+x real time", line)
     metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"LSD {metrics['lsd']:.2f} dB, STFT loss {metrics['stft']:.3f}" in lines[1]
+
+
+def test_caption_quality(example, tmp_path):
+    """Of dark and light tiles, which keep their kind as codes."""
+    source = likelihood.write_data(tmp_path)["captions"]
+    trainer = LikelihoodTrainer.from_config(likelihood.config("captions", source), outdir=tmp_path / "runs")
+    shown = example("caption_quality.py", trainer.fit().run_dir, "--steps", 100, "--guidance", 1)
+    found = re.findall(
+        r"(.+): mean over categories ([\d.]+), weighted by their images ([\d.]+) \(.*\)\n", shown
+    )
+    assert [what for what, *_ in found] == [
+        f"{start}{part}{end}"
+        for part in ("training", "held-out")
+        for start, end in (
+            ("", " images"),
+            ("", " images, reconstructed"),
+            ("samples of ", " captions, guidance 1"),
+        )
+    ]
+    _, mean, weighted = found[0]
+    assert float(mean) == float(weighted) > 0.9
 
 
 def test_every_example_has_a_test():
