@@ -86,25 +86,23 @@ def rows_of(case: Case, samples: dict[str, list[float]], device: str) -> Iterato
 
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes row by row, so that an interrupted run leaves its measurements. What the file has of other
-    processors stays."""
-    rows = iter(rows)
-    first = next(rows, None)
-    if first is None:
-        return
-    others = []
+    """Writes after every row, so that an interrupted run leaves its measurements. What the file has of other
+    processors and thread counts stays."""
+    kept: list[dict[str, Any]] = []
     if path.exists():
         with path.open(newline="") as file:
-            others = [row for row in csv.DictReader(file) if processor_of(row) != processor_of(first)]
+            kept = list(csv.DictReader(file))
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = dict.fromkeys(itertools.chain(first, *others))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(others)
-        for row in itertools.chain([first], rows):
-            writer.writerow(row)
-            file.flush()
+    measured: list[dict[str, Any]] = []
+    for row in rows:
+        measured.append(row)
+        kept = [other for other in kept if other["device"] != row["device"]]
+        everything = [*kept, *measured]
+        columns = dict.fromkeys(itertools.chain(row, *everything))
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(everything)
 
 
 def processor_of(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from aigc_ext import nn as own
 from aigc_ext.bench.timing import peak_mb
 from aigc_ext.cli import main
 from aigc_ext.ops._op import records
-from benchmarks import fuse, overhead, report, scaling, zoo
+from benchmarks import fuse, harness, overhead, report, scaling, zoo
 from benchmarks.harness import Setting, run_module
 
 
@@ -100,3 +101,24 @@ def test_bench_needs_the_package_only() -> None:
     assert package / "bench" / "step.py" in sources
     for source in sources:
         assert not re.search(r"^\s*(from|import) benchmarks", source.read_text(), re.MULTILINE), source
+
+
+def test_a_measurement_replaces_its_own_rows_only(tmp_path):
+    path = tmp_path / "figures.csv"
+
+    def rows(device, *figures):
+        return [{"device": device, "median_us": figure, "peak_mb": "1"} for figure in figures]
+
+    harness.write_csv(path, [*rows("A; 1 thread", "1", "2"), *rows("A; 2 threads", "3")])
+    harness.write_csv(path, rows("B; 1 thread", "4"))
+    harness.write_csv(path, rows("A; 2 threads", "5", "6"))
+    harness.write_csv(path, [])
+    with path.open(newline="") as file:
+        found = [(row["device"], row["median_us"]) for row in csv.DictReader(file)]
+    assert found == [
+        ("A; 1 thread", "1"),
+        ("A; 1 thread", "2"),
+        ("B; 1 thread", "4"),
+        ("A; 2 threads", "5"),
+        ("A; 2 threads", "6"),
+    ]
