@@ -41,8 +41,8 @@ class AdamEMA(Optimizer):
         ema_decay: may be changed between steps.
         skipped: 0-d int64 tensor on the device of ``params``, the number of skipped steps.
 
-    ``lr``, ``betas`` and ``ema_decay`` may also be tensors of one float32 or float64 number on the device of
-    ``params``; these are read when the kernel runs.
+    ``lr``, ``betas``, ``weight_decay`` and ``ema_decay`` may also be tensors of one float32 or float64 number
+    on the device of ``params``; these are read when the kernel runs.
 
     Raises:
         ValueError: a hyperparameter is out of range, a parameter has the wrong dtype or device, or
@@ -55,7 +55,7 @@ class AdamEMA(Optimizer):
         lr: float | Tensor = 1e-4,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
         ema_params: Iterable[Tensor] | None = None,
         ema_decay: float | Tensor = 0.999,
         skip_nonfinite: bool = True,

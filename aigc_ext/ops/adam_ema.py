@@ -26,7 +26,7 @@ def adam_ema_(
     beta1: float | Tensor,
     beta2: float | Tensor,
     eps: float,
-    weight_decay: float,
+    weight_decay: float | Tensor,
     ema_decay: float | Tensor,
     found_inf: Tensor | None = None,
     skipped: Tensor | None = None,
@@ -42,8 +42,8 @@ def adam_ema_(
         emas: the same; None or empty for no average.
         steps: the number of steps so far, which the op increments; one for each of ``params``, or one for
             all.
-        lr, beta1, beta2, ema_decay: floats, or tensors, which are read when the kernel runs.
-        eps, weight_decay: at least 0.
+        lr, beta1, beta2, weight_decay, ema_decay: floats, or tensors, which are read when the kernel runs.
+        eps: at least 0.
         found_inf: one float32 number; if it is not 0, only ``skipped`` is written.
         skipped: one int64 number, which counts the skipped calls.
         skip_nonfinite: the same as ``found_inf=any_nonfinite(grads)``, in one call.
@@ -61,9 +61,9 @@ def adam_ema_(
     if decomposed():
         adam_ema_ref(*tensors, lr, beta1, beta2, eps, weight_decay, ema_decay, *skip)
         return
-    numbers = (lr, beta1, beta2, ema_decay)
+    numbers = (lr, beta1, beta2, weight_decay, ema_decay)
     if any(isinstance(number, Tensor) for number in numbers):
-        lr, beta1, beta2, ema_decay = (
+        lr, beta1, beta2, weight_decay, ema_decay = (
             n if isinstance(n, Tensor) else params[0].new_full((), n, dtype=torch.float64) for n in numbers
         )
         _adam_ema_tensor_(*tensors, lr, beta1, beta2, eps, weight_decay, ema_decay, *skip)
@@ -86,7 +86,7 @@ def adam_ema_ref(
     beta1: float | Tensor,
     beta2: float | Tensor,
     eps: float,
-    weight_decay: float,
+    weight_decay: float | Tensor,
     ema_decay: float | Tensor,
     found_inf: Tensor | None = None,
     skipped: Tensor | None = None,
@@ -101,8 +101,9 @@ def adam_ema_ref(
     steps = [steps] if isinstance(steps, Tensor) else steps
     for step in steps:
         step += ~stop
-    lr, beta1, beta2, ema_decay = (
-        n.to(torch.float64) if isinstance(n, Tensor) else n for n in (lr, beta1, beta2, ema_decay)
+    lr, beta1, beta2, weight_decay, ema_decay = (
+        n.to(torch.float64) if isinstance(n, Tensor) else n
+        for n in (lr, beta1, beta2, weight_decay, ema_decay)
     )
     for i, (param, grad, exp_avg, exp_avg_sq) in enumerate(
         zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)
@@ -151,7 +152,9 @@ def any_nonfinite_ref(tensors: Sequence[Tensor]) -> Tensor:
 Lists = Sequence[Sequence[Tensor]]  # params, grads, exp_avgs, exp_avg_sqs, emas, steps
 
 
-def check_rates(op: str, lr: float, beta1: float, beta2: float, ema_decay: float) -> None:
+def check_rates(
+    op: str, lr: float, beta1: float, beta2: float, weight_decay: float, ema_decay: float
+) -> None:
     if not 0 <= lr < math.inf:
         raise RuntimeError(f"{op}: lr is {lr:g}, but must be at least 0 and finite")
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
@@ -159,9 +162,11 @@ def check_rates(op: str, lr: float, beta1: float, beta2: float, ema_decay: float
             raise RuntimeError(f"{op}: {name} is {beta:g}, but must be at least 0 and less than 1")
     if not 0 <= ema_decay <= 1:
         raise RuntimeError(f"{op}: ema_decay is {ema_decay:g}, but must be between 0 and 1")
+    if not weight_decay >= 0:
+        raise RuntimeError(f"{op}: weight_decay is {weight_decay:g}, but must be at least 0")
 
 
-def check_learning(op: str, lists: Lists, eps: float, weight_decay: float, skipped: Tensor | None) -> None:
+def check_learning(op: str, lists: Lists, eps: float, skipped: Tensor | None) -> None:
     """What ``adam_work`` of csrc/adam_ema/adam_ema.cpp checks, except for overlaps in memory."""
     params, grads, exp_avgs, exp_avg_sqs, emas, steps = lists
     parallel = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
@@ -169,9 +174,8 @@ def check_learning(op: str, lists: Lists, eps: float, weight_decay: float, skipp
     for name, tensors in parallel.items():
         if len(tensors) != len(params):
             raise RuntimeError(f"{op}: {name} has {len(tensors)} tensors, but params has {len(params)}")
-    for name, number in (("eps", eps), ("weight_decay", weight_decay)):
-        if not number >= 0:
-            raise RuntimeError(f"{op}: {name} is {number:g}, but must be at least 0")
+    if not eps >= 0:
+        raise RuntimeError(f"{op}: eps is {eps:g}, but must be at least 0")
     if not params:
         return
     for i, param in enumerate(params):
@@ -233,7 +237,7 @@ def _fake(  # type: ignore[no-untyped-def]
 ) -> None:
     op = "adam_ema_"
     *lists, lr, beta1, beta2, eps, weight_decay, ema_decay, found_inf, skipped, skip_nonfinite = values
-    numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "ema_decay": ema_decay}
+    numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay, "ema_decay": ema_decay}
     if not isinstance(lr, Tensor):
         check_rates(op, **numbers)
     elif not lists[0]:
@@ -243,7 +247,7 @@ def _fake(  # type: ignore[no-untyped-def]
             _check_number(op, name, number)
     if found_inf is not None and skip_nonfinite:
         raise RuntimeError(f"{op}: found_inf and skip_nonfinite must not be given together")
-    check_learning(op, lists, eps, weight_decay, skipped)
+    check_learning(op, lists, eps, skipped)
     if lists[0] and found_inf is not None and (found_inf.numel() != 1 or found_inf.dtype != torch.float32):
         raise RuntimeError(
             f"{op}: found_inf is {dtype_name(found_inf.dtype)} of shape {shape_of(found_inf)}, but must be "

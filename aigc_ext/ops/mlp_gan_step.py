@@ -275,7 +275,7 @@ def _check_learner(
             "ema_decay"
         )
     lr, beta1, beta2, eps, weight_decay, ema_decay = rates
-    check_rates(op, lr, beta1, beta2, ema_decay)
+    check_rates(op, lr, beta1, beta2, weight_decay, ema_decay)
     for i, param in enumerate(params):
         check_same_kind(op, **{"z": z, f"params[{i}]": param})
         if not param.is_contiguous():
@@ -284,7 +284,7 @@ def _check_learner(
                 "be contiguous"
             )
     if learns:
-        check_learning(op, lists, eps, weight_decay, skipped)
+        check_learning(op, lists, eps, skipped)
     for i, (w, b) in enumerate(zip(params[::2], params[1::2], strict=True)):
         if w.dim() != 2 or w.size(1) != in_features:
             raise RuntimeError(

@@ -151,7 +151,7 @@ void adam_ema_(const TensorList& params, const TensorList& grads, const TensorLi
 void adam_ema_tensor_(const TensorList& params, const TensorList& grads, const TensorList& exp_avgs,
                       const TensorList& exp_avg_sqs, const TensorList& emas, const TensorList& steps,
                       const Tensor& lr, const Tensor& beta1, const Tensor& beta2, double eps,
-                      double weight_decay, const Tensor& ema_decay, OptionalTensor found_inf,
+                      const Tensor& weight_decay, const Tensor& ema_decay, OptionalTensor found_inf,
                       OptionalTensor skipped, bool skip_nonfinite) {
   constexpr const char* op = "adam_ema_";
   if (params.empty()) return;
@@ -159,9 +159,9 @@ void adam_ema_tensor_(const TensorList& params, const TensorList& grads, const T
   p.lr = number(Array(lr, {"lr"}), op);
   p.beta1 = number(Array(beta1, {"beta1"}), op);
   p.beta2 = number(Array(beta2, {"beta2"}), op);
+  p.weight_decay = number(Array(weight_decay, {"weight_decay"}), op);
   p.ema_decay = number(Array(ema_decay, {"ema_decay"}), op);
   p.eps = eps;
-  p.weight_decay = weight_decay;
   step({params, grads, exp_avgs, exp_avg_sqs, emas, steps}, p, found_inf, skipped, skip_nonfinite, op);
 }
 
@@ -193,12 +193,13 @@ void set_rates(AdamEmaParams& p, double lr, double beta1, double beta2, double e
   AIGC_CHECK(beta2 >= 0 && beta2 < 1, op, ": beta2 is ", beta2, ", but must be at least 0 and less than 1");
   AIGC_CHECK(ema_decay >= 0 && ema_decay <= 1, op, ": ema_decay is ", ema_decay,
              ", but must be between 0 and 1");
+  AIGC_CHECK(weight_decay >= 0, op, ": weight_decay is ", weight_decay, ", but must be at least 0");
   p.lr.value = lr;
   p.beta1.value = beta1;
   p.beta2.value = beta2;
+  p.weight_decay.value = weight_decay;
   p.ema_decay.value = ema_decay;
   p.eps = eps;
-  p.weight_decay = weight_decay;
 }
 
 AdamWork adam_work(const AdamTensors& tensors, AdamEmaParams p, const OptionalTensor& skipped,
@@ -215,7 +216,6 @@ AdamWork adam_work(const AdamTensors& tensors, AdamEmaParams p, const OptionalTe
   if (!emas.empty()) check_length(emas, "emas");
   if (steps.size() != 1) check_length(steps, "steps");
   AIGC_CHECK(p.eps >= 0, op, ": eps is ", p.eps, ", but must be at least 0");
-  AIGC_CHECK(p.weight_decay >= 0, op, ": weight_decay is ", p.weight_decay, ", but must be at least 0");
   AdamWork work;
   work.params = p;
   if (count == 0) return work;
@@ -297,7 +297,7 @@ AIGC_OPS(m) {
   m.def(
       "adam_ema_.tensor(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
       "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] emas, Tensor(e!)[] steps, "
-      "Tensor lr, Tensor beta1, Tensor beta2, float eps, float weight_decay, Tensor ema_decay, "
+      "Tensor lr, Tensor beta1, Tensor beta2, float eps, Tensor weight_decay, Tensor ema_decay, "
       "Tensor? found_inf, Tensor(f!)? skipped, bool skip_nonfinite) -> ()");
   m.def("any_nonfinite(Tensor[] tensors) -> Tensor");
 }

@@ -41,8 +41,8 @@ struct AdamEmaParams {
 
   const AdamNumber* steps = nullptr;  // one for each slot, or one for all
   int64_t step_count = 0;
-  AdamNumber lr, beta1, beta2, ema_decay;
-  double eps = 0, weight_decay = 0;
+  AdamNumber lr, beta1, beta2, weight_decay, ema_decay;
+  double eps = 0;
 
   const float* found_inf = nullptr;  // if it is not 0, nothing but `skipped` is written
   int64_t* skipped = nullptr;        // counts such calls

@@ -34,7 +34,7 @@ struct AdamStep {
 
   AIGC_HOST_DEVICE AdamStep(const AdamEmaParams& p, double bias_correction1, double root_bias_correction2) {
     const double lr = read(p.lr), beta1 = read(p.beta1), beta2 = read(p.beta2);
-    decay = S(1 - lr * p.weight_decay);
+    decay = S(1 - lr * read(p.weight_decay));
     step_size = S(lr / bias_correction1);
     weight1 = S(1 - beta1);
     weight2 = S(1 - beta2);

@@ -81,7 +81,7 @@ class State:
         return (
             tuple([module.training for module in self._modules]),
             tuple([p.requires_grad for p in self._parameters]),
-            tuple([(g["eps"], g["weight_decay"]) for adam in self._adams for g in adam.param_groups]),
+            tuple([group["eps"] for adam in self._adams for group in adam.param_groups]),
             tuple([(adam.skip_nonfinite, len(adam.state)) for adam in self._adams]),
         )
 
@@ -273,23 +273,24 @@ def numbers_of(adams: Sequence[AdamEMA]) -> list[float]:
         float(number)
         for adam in adams
         for group in adam.param_groups
-        for number in (group["lr"], *group["betas"], adam.ema_decay)
+        for number in (group["lr"], *group["betas"], group["weight_decay"], adam.ema_decay)
     ]
 
 
 @contextmanager
 def with_numbers(adams: Sequence[AdamEMA], numbers: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the optimizers read their rates, in the order of `numbers_of`, from tensors."""
-    before = [(adam.ema_decay, [(g["lr"], g["betas"]) for g in adam.param_groups]) for adam in adams]
+    names = ("lr", "betas", "weight_decay")
+    before = [(a.ema_decay, [{name: g[name] for name in names} for g in a.param_groups]) for a in adams]
     given = iter(numbers)
     try:
         for adam in adams:
             for group in adam.param_groups:
-                group["lr"], *betas, adam.ema_decay = (next(given) for _ in range(4))
+                group["lr"], *betas, group["weight_decay"], adam.ema_decay = (next(given) for _ in range(5))
                 group["betas"] = tuple(betas)
         yield
     finally:
         for adam, (ema_decay, rates) in zip(adams, before, strict=True):
             adam.ema_decay = ema_decay
-            for group, (lr, betas) in zip(adam.param_groups, rates, strict=True):
-                group.update(lr=lr, betas=betas)
+            for group, values in zip(adam.param_groups, rates, strict=True):
+                group.update(values)

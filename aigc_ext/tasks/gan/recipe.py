@@ -135,21 +135,6 @@ def check_fits(config: TrainConfig, generator: nn.Module) -> None:
         )
 
 
-def decay_changes(config: TrainConfig) -> list[str]:
-    """The keys of weight decays that change from step to step. A recorded step has them as constants."""
-    adams = {"g_optim": config.g_optim, "d_optim": config.d_optim}
-    return [f"{name}.weight_decay_end" for name, adam in adams.items() if adam.weight_decay_end is not None]
-
-
-def check_constant_decay(config: TrainConfig) -> None:
-    """Raises ConfigError for a weight decay that changes."""
-    if keys := decay_changes(config):
-        raise ConfigError(
-            f"step is {config.step!r}, but must be 'eager' or 'native': {keys[0]} is given, and a recorded "
-            "step keeps its weight decay"
-        )
-
-
 def smaller_groups(discriminator: nn.Module, part: int) -> str | None:
     """A warning if parts of `part` images don't consist of whole groups of StyleGAN2's minibatch standard
     deviation, otherwise None."""

@@ -140,8 +140,6 @@ class GANTask(TunableTask):
             path_every=config.loss.path_every,
             mode=config.step or "eager",
         )
-        if config.step in ("traced", "compiled"):
-            recipe.check_constant_decay(config)
         if config.step in ("native", "traced", "compiled"):
             inputs, stretch = self._example(), config.loss.path_weight > 0
             if because := self._take_step.refusal(inputs, stretch, config.step):
@@ -165,7 +163,7 @@ class GANTask(TunableTask):
         inputs, step, config = self._example(), self._take_step, self.config
         native = config.step in ("auto", "native") and step.refusal(inputs) is None
         modes = config.step == "auto" and self.device.type == "cpu" and self._ours and not native
-        modes = modes and step.refusal(inputs, mode="traced") is None and not recipe.decay_changes(config)
+        modes = modes and step.refusal(inputs, mode="traced") is None
         precisions = config.precision == "auto" and not native and self.processes.count == 1
         if modes or precisions:
             steps = math.ceil(config.total_images / config.batch)

@@ -144,11 +144,12 @@ def test_floats_and_tensors_give_the_same_bits() -> None:
     args = arguments([(33, 9), (5,)], torch.float64)
     tensors = {
         name: torch.tensor(NUMBERS[name], dtype=torch.float64)
-        for name in ("lr", "beta1", "beta2", "ema_decay")
+        for name in ("lr", "beta1", "beta2", "weight_decay", "ema_decay")
     }
     expected = after(ops.adam_ema_, args)
     assert_same_bits(after(ops.adam_ema_, {**args, **tensors}), expected)
-    assert_same_bits(after(ops.adam_ema_, {**args, "lr": tensors["lr"]}), expected)
+    for name in ("lr", "weight_decay"):
+        assert_same_bits(after(ops.adam_ema_, {**args, name: tensors[name]}), expected)
     args["steps"] = [step.double() for step in args["steps"]]
     assert_same_bits(
         after(ops.adam_ema_, args),
@@ -280,7 +281,7 @@ def test_opcheck() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         torch.library.opcheck(torch.ops.aigc.adam_ema_.default, flat(arguments([(3, 4), (5,)], dtype)))
     args = arguments([(3, 4), (5,)])
-    numbers = {name: torch.tensor(NUMBERS[name]) for name in ("lr", "beta1", "beta2", "ema_decay")}
+    numbers = {name: torch.tensor(number) for name, number in NUMBERS.items() if name != "eps"}
     torch.library.opcheck(torch.ops.aigc.adam_ema_.tensor, flat({**args, **numbers}))
     torch.library.opcheck(torch.ops.aigc.any_nonfinite.default, (args["grads"],))
 
@@ -344,6 +345,7 @@ BAD = [
     ({"ema_decay": 1.5}, ("ema_decay is 1.5", "between 0 and 1")),
     ({"lr": torch.tensor([0.1, 0.2])}, ("lr", "shape [2]", "one number")),
     ({"lr": torch.tensor(1)}, ("lr", "float32 or float64")),
+    ({"weight_decay": torch.zeros(2)}, ("weight_decay", "shape [2]", "one number")),
     ({"found_inf": torch.tensor(1)}, ("found_inf", "float32")),
     ({"found_inf": torch.zeros(2)}, ("found_inf", "[2]", "one float32 number")),
     ({"skipped": torch.tensor(0.0)}, ("skipped", "int64")),

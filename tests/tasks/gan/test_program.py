@@ -109,7 +109,12 @@ class Pair:
         for step in self.steps:
             torch.manual_seed(index)
             for adam in (step.g_optimizer, step.d_optimizer):
-                adam.param_groups[0].update(lr=1e-3 / (1 + index), betas=(0.1 * (index % 3), 0.9))
+                rates = {
+                    "lr": 1e-3 / (1 + index),
+                    "betas": (0.1 * (index % 3), 0.9),
+                    "weight_decay": 20.0 * index,
+                }
+                adam.param_groups[0].update(rates)
             step.g_optimizer.ema_decay = 0.5 + 0.1 * (index % 4)  # type: ignore[attr-defined]
             penalize, train_generator, stretch = kind
             chosen: dict[str, Any] = {
@@ -237,8 +242,8 @@ def eval_mode(step: Any) -> None:
     step.generator.eval()
 
 
-def other_decay(step: Any) -> None:
-    step.g_optimizer.param_groups[0]["weight_decay"] = 0.3
+def other_eps(step: Any) -> None:
+    step.g_optimizer.param_groups[0]["eps"] = 0.3
 
 
 def other_loss(step: Any) -> None:
@@ -249,7 +254,7 @@ def other_mean(step: Any) -> None:
     step.path_mean = torch.ones(())
 
 
-@pytest.mark.parametrize("change", [freeze, load_optimizer, eval_mode, other_decay, other_loss, other_mean])
+@pytest.mark.parametrize("change", [freeze, load_optimizer, eval_mode, other_eps, other_loss, other_mean])
 def test_what_changes_between_steps_is_seen(change: Any) -> None:
     preset = "stylegan2" if change is other_mean else "dcgan"
     pair = Pair(config_of(preset, augment__kind="noaug"), "traced")
