@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import itertools
 import os
 import statistics
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from aigc_ext import _files
 from aigc_ext.bench.timing import MALLOC, check_outputs, device_name, peak_mb, time_case
 from aigc_ext.bench.timing import Case as Case
 from aigc_ext.bench.timing import Setting as Setting
@@ -99,10 +101,11 @@ def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         kept = [other for other in kept if other["device"] != row["device"]]
         everything = [*kept, *measured]
         columns = dict.fromkeys(itertools.chain(row, *everything))
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(everything)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(everything)
+        _files.replace_file(path, text.getvalue().encode(), durable=False)
 
 
 def processor_of(row: dict[str, Any]) -> str:

@@ -359,17 +359,14 @@ def case_of(size: Size, penalize: bool, setting: Setting, names: Collection[str]
         return partial(built.step, images, z), left
 
     def check(contender: str) -> None:
-        """A first step can meet a kink on whose other side rounding takes it; other inputs meet others. A
-        fault is one with all of them."""
-        for draw in range(_DRAWS):
-            got, theirs = (
-                (running[name] if draw == 0 else begun(name, draw))[1] for name in (contender, "eager")
-            )
-            try:
-                return check_same(got, theirs, config.g_optim.lr, contender)
-            except AssertionError:
-                if draw == _DRAWS - 1:
-                    raise
+        """A first step can meet a kink on whose other side rounding takes it; other inputs meet others, if
+        any. So one that differs is no fault if all others agree."""
+        try:
+            check_same(running[contender][1], running["eager"][1], config.g_optim.lr, contender)
+        except AssertionError:
+            for draw in range(1, _DRAWS):
+                got, theirs = (begun(name, draw)[1] for name in (contender, "eager"))
+                check_same(got, theirs, config.g_optim.lr, contender)
 
     torch.compiler.reset()  # else another case of the same networks would be compiled for any size
     running = those_that_work({contender: partial(begun, contender) for contender in builders})
