@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from aigc_ext.nn._gains import now
+from aigc_ext.nn._gains import now, ratio
 from aigc_ext.tasks.likelihood.step import likelihood
 from aigc_ext.training.parts import random_numbers, trained
 
 SHORT = 120.0  # a run that takes less in float32 is not worth measuring (seconds)
 _WORTH = 1.1  # how much faster bfloat16 must be
-_ROUNDS, _SECONDS = 5, 10.0  # at most
+_SECONDS = 2.0  # for measuring
 
 
 def faster_precision(
@@ -33,16 +31,8 @@ def faster_precision(
             parameter.grad = None
         return taken
 
-    seconds(None)
+    seconds(None)  # warms up
     if seconds(None) * passes < SHORT:
         return None
-    seconds(torch.bfloat16)
-    plain: list[float] = []
-    rounded: list[float] = []
-    began = time.perf_counter()
-    while len(plain) < _ROUNDS and (not plain or time.perf_counter() - began < _SECONDS):
-        plain.append(seconds(None))
-        rounded.append(seconds(torch.bfloat16))
-    before, after = statistics.median(plain), statistics.median(rounded)
-    chosen: Literal["float32", "bfloat16"] = "bfloat16" if before > _WORTH * after else "float32"
-    return chosen, f"{chosen} (float32 {1000 * before:,.1f} ms, bfloat16 {1000 * after:,.1f} ms)"
+    gain = ratio(lambda: seconds(None), lambda: seconds(torch.bfloat16), _SECONDS, rounds=3)
+    return ("bfloat16" if gain > _WORTH else "float32"), f"bfloat16 takes {1 / gain:.2f} of float32's time"

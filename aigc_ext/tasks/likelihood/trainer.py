@@ -101,10 +101,10 @@ class LikelihoodTask(TunableTask):
             items, labels = (tensor.to(self.device) for tensor in self.data.read(range(rows)))
             passes = config.total_images / rows
             found = faster_precision(self.network, items, labels if self._classes else None, passes)
-        if found:
-            log.info("precision: %s", found[1])
-        self.config = replace(config, precision=found[0] if found else "float32")
-        self.join(self.processes)
+        chosen, because = found or ("float32", "not measured")
+        log.info("precision: %s (%s)", chosen, because)
+        self.config = replace(config, precision=chosen)
+        self._take_step.autocast = arithmetic(self.config)
 
     def state(self) -> Mapping[str, Piece]:
         copy_buffers(self.ema, self.network)
