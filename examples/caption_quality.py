@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aigc_ext.data.pixels import to_uint8
 from aigc_ext.metrics import SampleClassifier
 from aigc_ext.sampling import load_pretrained
 from aigc_ext.tasks.likelihood import TrainConfig
@@ -73,9 +74,10 @@ for part, data in (("training", items.training), ("held-out", items.held_out)):
     index = chosen(data.index)  # type: ignore[union-attr]
     wanted, captions = labels[index], [items.prompts[i] for i in index.tolist()]
     report(f"{part} images", whole.images.read(index)[0], wanted)
-    rows = whole.read(index)[0][:, network.settings.prefix :]
-    made = network._decode(torch.nn.functional.pad(rows, (network.settings.prefix, 0)), range(len(rows)))
-    report(f"{part} images, reconstructed", torch.from_numpy(made).permute(0, 3, 1, 2), wanted)
+    codes = whole.read(index)[0][:, network.settings.prefix :].unflatten(1, network.settings.code_shape)
+    with torch.no_grad():
+        decoded = to_uint8(network.codec.decode_codes(codes), network.codec.value_range)
+    report(f"{part} images, reconstructed", decoded, wanted)
     for guidance in options.guidance:
         made = network.sample(
             range(len(index)),
