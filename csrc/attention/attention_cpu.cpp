@@ -112,7 +112,7 @@ void multiply(int64_t m, int64_t n, int64_t k, const S* a, int64_t a_row, int64_
   product.b = b, product.b_stride = b_row;
   product.c = c;
   product.adds = adds;
-  for (int64_t strip = 0; strip * kStrip < n; ++strip) product_strip<S>(product, strip, nullptr);
+  product_strips(product, {0, ceil_div(n, kStrip)});
 }
 
 // ---- a head ---------------------------------------------------------------------------------------------

@@ -66,13 +66,18 @@ void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, Range 
   }
 }
 
-// kRows rows of kVectors vectors of C. `n` of their columns are C's.
-template <class T, int kRows, int kVectors>
-inline void tile(const Product<T>& p, int64_t row, const T* b, int64_t b_row, int64_t begin, int64_t end,
-                 T* c, int64_t n) {
-  Vec<T> sums[kRows][kVectors] = {};
+// kRows rows of kVectors vectors of C, of which the last has `n` columns, or all, as `whole` says. All is unrolled,
+// the end too: sums that wait in memory for a loop cost as much as the products of 50 rows of B.
+template <class T, int kRows, int kVectors, class Whole>
+inline void tile(const Product<T>& p, int64_t row, const T* b, int64_t b_row, Range depth, T* c, int64_t n,
+                 Whole whole) {
+  Vec<T> sums[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>{};
   const T* a = p.a + row * p.a_row;
-  for (int64_t k = begin; k < end; ++k) {
+  for (int64_t k = depth.begin; k < depth.end; ++k) {
     Vec<T> right[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * b_row + v * kWidth<T>);
@@ -83,58 +88,83 @@ inline void tile(const Product<T>& p, int64_t row, const T* b, int64_t b_row, in
       for (int v = 0; v < kVectors; ++v) sums[r][v] += left * right[v];
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) {
-      T* to = c + (row + r) * p.n + v * kWidth<T>;
-      const int64_t lanes = n - v * kWidth<T>;
-      store_upto(to, begin == 0 && !p.adds ? sums[r][v] : load_upto(to, lanes) + sums[r][v], lanes);
-    }
+  const auto write = [&](auto adds) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        T* to = c + (row + r) * p.n + v * kWidth<T>;
+        if (v + 1 < kVectors)
+          store(to, adds ? load(to) + sums[r][v] : sums[r][v]);
+        else
+          store_lanes(to, adds ? load_lanes(to, n, whole) + sums[r][v] : sums[r][v], n, whole);
+      }
+  };
+  if (depth.begin > 0 || p.adds)
+    write(std::true_type());
+  else
+    write(std::false_type());
 }
 
-// All rows of `kVectors` vectors of columns: of the sums, the part from `begin` to `end`.
+// All rows of `kVectors` vectors of columns: of the sums, the part of this depth.
 template <class T, int kVectors>
-void columns(const Product<T>& p, const T* b, int64_t b_row, int64_t begin, int64_t end, T* c, int64_t n) {
+void columns(const Product<T>& p, const T* b, int64_t b_row, Range depth, T* c, int64_t n) {
   constexpr int kRows = 6;
-  int64_t row = 0;
-  for (; row + kRows <= p.m; row += kRows) tile<T, kRows, kVectors>(p, row, b, b_row, begin, end, c, n);
-  switch (p.m - row) {
-    case 5:
-      return tile<T, 5, kVectors>(p, row, b, b_row, begin, end, c, n);
-    case 4:
-      return tile<T, 4, kVectors>(p, row, b, b_row, begin, end, c, n);
-    case 3:
-      return tile<T, 3, kVectors>(p, row, b, b_row, begin, end, c, n);
-    case 2:
-      return tile<T, 2, kVectors>(p, row, b, b_row, begin, end, c, n);
-    case 1:
-      return tile<T, 1, kVectors>(p, row, b, b_row, begin, end, c, n);
-    default:
-      return;
-  }
+  const auto all_rows = [&](int64_t of_last, auto whole) {
+    const auto rows = [&]<int count>(int64_t row, std::integral_constant<int, count>) {
+      tile<T, count, kVectors>(p, row, b, b_row, depth, c, of_last, whole);
+    };
+    int64_t row = 0;
+    for (; row + kRows <= p.m; row += kRows) rows(row, std::integral_constant<int, kRows>());
+    unrolled<kRows - 1>([&](auto i) {
+      if (p.m - row == i + 1) rows(row, std::integral_constant<int, i + 1>());
+    });
+  };
+  const int64_t of_last = n - (kVectors - 1) * kWidth<T>;
+  if (of_last >= kWidth<T>)
+    all_rows(kWidth<T>, std::true_type());
+  else
+    all_rows(of_last, std::false_type());
 }
 
-// Elements of the panel that `product_strip` needs, if at all.
-inline int64_t panel_size(int64_t k) { return kStrip * min(k, kDepth); }
-
-// The strip with this index.
+// The columns of a strip. A last strip of a single vector, whose few sums wait for each other, takes one more
+// from the strip before.
 template <class T>
-void product_strip(const Product<T>& p, int64_t strip, T* panel) {
+Range strip_of(int64_t n, int64_t strip) {
+  Range range = part_of(n, kStrip, strip);
+  const int64_t last = (n - 1) / kStrip * kStrip;
+  if (last > 0 && n - last <= kWidth<T>) {
+    if (range.begin == last) range.begin -= kWidth<T>;
+    if (range.end == last) range.end -= kWidth<T>;
+  }
+  return range;
+}
+
+// The strips with these indices. A block of depth of all of them goes before the next, so that B is read in
+// the order of memory.
+template <class T>
+void product_strips(const Product<T>& p, Range strips) {
+  constexpr int64_t W = kWidth<T>;
   // As many sums as there are registers, less those for the factors.
   constexpr int kVectors = AIGC_VECTOR_BYTES == 64 ? 4 : 2;
-  constexpr int64_t W = kWidth<T>;
-  const Range range = part_of(p.n, kStrip, strip);
-  const int64_t width = round_up(range.size(), W);
-  const bool packed = p.b_by_columns || width != range.size();
-  const int64_t b_row = packed ? width : p.b_stride;
-  T* c = p.c + range.begin;
+  alignas(64) T panel[kStrip * kDepth];
   for (int64_t begin = 0; begin < max(p.k, 1); begin += kDepth) {
-    const int64_t end = min(begin + kDepth, p.k);
-    if (packed) pack(p, range.begin, range.size(), width, {begin, end}, panel);
-    const T* b = packed ? panel - begin * width : p.b + range.begin;
-    int64_t at = 0;
-    for (; at + kVectors * W <= width; at += kVectors * W)
-      columns<T, kVectors>(p, b + at, b_row, begin, end, c + at, range.size() - at);
-    for (; at < width; at += W) columns<T, 1>(p, b + at, b_row, begin, end, c + at, range.size() - at);
+    const Range depth{begin, min(begin + kDepth, p.k)};
+    for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
+      const Range range = strip_of<T>(p.n, strip);
+      const int64_t width = round_up(range.size(), W);
+      const bool packed = p.b_by_columns || width != range.size();
+      if (packed) pack(p, range.begin, range.size(), width, depth, panel);
+      const int64_t b_row = packed ? width : p.b_stride;
+      const T* b = packed ? panel - begin * width : p.b + range.begin;
+      T* c = p.c + range.begin;
+      int64_t at = 0;
+      for (; at + kVectors * W <= width; at += kVectors * W)
+        columns<T, kVectors>(p, b + at, b_row, depth, c + at, range.size() - at);
+      unrolled<kVectors - 1>([&](auto i) {
+        if (width - at == (i + 1) * W) columns<T, i + 1>(p, b + at, b_row, depth, c + at, range.size() - at);
+      });
+    }
   }
 }
 

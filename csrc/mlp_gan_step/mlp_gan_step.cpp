@@ -15,8 +15,10 @@ namespace aigc {
 namespace {
 
 constexpr const char* kOp = "mlp_gan_step_";
-constexpr int64_t kChunkElements = 32768;  // of an item, and enough work for a thread
+constexpr int64_t kChunkElements = 8192;   // of an item, and enough work for a thread
 constexpr int64_t kProductWork = 1 << 20;  // multiplications that are enough work for a thread
+constexpr int64_t kBlockWork = 1 << 22;    // of an item, if it has rows enough
+constexpr int64_t kRows = 256;             // of a forward that go through all layers together
 constexpr int64_t kColumns = 64;           // of an item that sums over the rows
 constexpr int64_t kAlignment = 64;         // bytes
 
@@ -140,32 +142,40 @@ struct Chain {
     p.b_transposed = b.transposed;
     p.c = out.data();
     p.adds = adds;
-    AIGC_RUN(mlp_product, p, ceil_div(p.n, p.kStrip), grain_of(kProductWork, p.m * p.k * p.kStrip),
-             *out.owner);
+    // Equal blocks: 13 strips alone would be 7 for one of two threads. Where B is copied for each of them, blocks of
+    // few rows would copy it more often than is worth it.
+    const int64_t least = max(kBlockWork / max(p.k * p.kStrip, 1), p.b_transposed ? kRows : 48);
+    p.block = round_up(ceil_div(p.m, max(p.m / least, 1)), 6);
+    AIGC_RUN(mlp_product, p, ceil_div(p.m, p.block) * ceil_div(p.n, p.kStrip),
+             grain_of(kProductWork, min(p.m, p.block) * p.k * p.kStrip), *out.owner);
   }
 
-  // Of the rows from `first` on; the slopes only where a backward follows.
+  // Of the rows from `first` on; the slopes only where a backward follows, and the second derivatives only of the
+  // first rows. So many rows go through all layers at a time that the caches hold what each makes.
   void forward(int64_t first, int64_t number, bool slopes, int64_t second_rows) {
-    for (size_t i = 1; i <= count(); ++i) {
-      const Layer& layer = layers[i - 1];
-      const Matrix out = h[i].part(first, number);
-      product(out, {h[i - 1].part(first, number)}, transposed(layer.w));
-      MlpForwardParams p;
-      p.dtype = dtype;
-      p.act = layer.act.act;
-      p.alpha = layer.act.alpha;
-      p.gain = layer.act.gain;
-      p.rows = out.rows;
-      p.columns = out.columns;
-      p.chunk = max(kChunkElements / max(out.columns, 1), 1);
-      p.b = layer.b->data_ptr();
-      p.h = out.data();
-      if (slopes && d[i]) p.d = d[i].part(first, number).data();
-      if (second_rows > 0 && d2[i]) {
-        p.d2 = d2[i].data();
-        p.second_rows = second_rows;
+    for (int64_t done = 0; done < number; done += kRows) {
+      const int64_t row = first + done, rows = min(kRows, number - done);
+      for (size_t i = 1; i <= count(); ++i) {
+        const Layer& layer = layers[i - 1];
+        const Matrix out = h[i].part(row, rows);
+        product(out, {h[i - 1].part(row, rows)}, transposed(layer.w));
+        MlpForwardParams p;
+        p.dtype = dtype;
+        p.act = layer.act.act;
+        p.alpha = layer.act.alpha;
+        p.gain = layer.act.gain;
+        p.rows = out.rows;
+        p.columns = out.columns;
+        p.chunk = max(kChunkElements / max(out.columns, 1), 1);
+        p.b = layer.b->data_ptr();
+        p.h = out.data();
+        if (slopes && d[i]) p.d = d[i].part(row, rows).data();
+        if (second_rows > done && d2[i]) {
+          p.second_rows = min(second_rows - done, rows);
+          p.d2 = d2[i].part(done, p.second_rows).data();
+        }
+        AIGC_RUN(mlp_forward, p, ceil_div(p.rows, p.chunk), 1, *out.owner);
       }
-      AIGC_RUN(mlp_forward, p, ceil_div(p.rows, p.chunk), 1, *out.owner);
     }
   }
 

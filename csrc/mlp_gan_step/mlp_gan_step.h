@@ -61,10 +61,11 @@ struct MlpSecondParams {
 
 // C = A B of matrices [m, k] and [k, n]. A transposed factor is given as [k, m] or [n, k].
 struct MlpProductParams {
-  static constexpr int64_t kStrip = 64;  // an item is so many columns of C
+  static constexpr int64_t kStrip = 64;
 
   DType dtype = DType::float32;
   int64_t m = 0, n = 0, k = 0;
+  int64_t block = 1;  // an item is so many rows of kStrip columns of C
   const void* a = nullptr;
   const void* b = nullptr;
   bool a_transposed = false, b_transposed = false;
@@ -74,7 +75,7 @@ struct MlpProductParams {
 
 }  // namespace aigc
 
-AIGC_KERNEL(mlp_product, MlpProductParams)    // items: strips of columns
+AIGC_KERNEL(mlp_product, MlpProductParams)    // items: strips of columns of a block of rows, then of the next
 AIGC_KERNEL(mlp_forward, MlpForwardParams)    // items: chunks of rows
 AIGC_KERNEL(mlp_backward, MlpBackwardParams)  // items: chunks of columns
 AIGC_KERNEL(mlp_second, MlpSecondParams)      // items: chunks of elements

@@ -2,7 +2,6 @@
 
 #include "core/matmul.h"
 #include "core/reduce.h"
-#include "core/scratch.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -104,20 +103,25 @@ void second(const MlpSecondParams& p, int64_t begin, int64_t end) {
 void mlp_product(const MlpProductParams& p, int64_t begin, int64_t end) {
   static_assert(MlpProductParams::kStrip == kStrip);
   dispatch_acc(p.dtype, [&]<class T>(T*) {
-    Product<T> product;
-    product.m = p.m;
-    product.n = p.n;
-    product.k = p.k;
-    product.a = static_cast<const T*>(p.a);
-    product.a_row = p.a_transposed ? 1 : p.k;
-    product.a_column = p.a_transposed ? p.m : 1;
-    product.b = static_cast<const T*>(p.b);
-    product.b_stride = p.b_transposed ? p.k : p.n;
-    product.b_by_columns = p.b_transposed;
-    product.c = static_cast<T*>(p.c);
-    product.adds = p.adds;
-    const Scratch<T> panel(panel_size(p.k));
-    for (int64_t strip = begin; strip < end; ++strip) product_strip(product, strip, panel.get());
+    const int64_t strips = ceil_div(p.n, kStrip);
+    for (int64_t item = begin, next; item < end; item = next) {
+      const int64_t strip = item % strips;
+      next = min(item - strip + strips, end);
+      const Range rows = part_of(p.m, p.block, item / strips);
+      Product<T> product;
+      product.m = rows.size();
+      product.n = p.n;
+      product.k = p.k;
+      product.a_row = p.a_transposed ? 1 : p.k;
+      product.a_column = p.a_transposed ? p.m : 1;
+      product.a = static_cast<const T*>(p.a) + rows.begin * product.a_row;
+      product.b = static_cast<const T*>(p.b);
+      product.b_stride = p.b_transposed ? p.k : p.n;
+      product.b_by_columns = p.b_transposed;
+      product.c = static_cast<T*>(p.c) + rows.begin * p.n;
+      product.adds = p.adds;
+      product_strips(product, {strip, strip + next - item});
+    }
   });
 }
 
