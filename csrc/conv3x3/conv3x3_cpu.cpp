@@ -1,7 +1,7 @@
 #include "conv3x3/conv3x3.h"
 
+#include "core/matmul.h"
 #include "core/scratch.h"
-#include "core/simd.h"
 
 namespace aigc {
 inline namespace AIGC_ISA {
@@ -9,26 +9,6 @@ namespace {
 
 constexpr int64_t kOuts = 16;  // output channels whose sums stay in L1 for all tiles of a block
 static_assert(32 % kOuts == 0);
-
-// c[r][j] = sum over k of a[r][k] * b[k][j] (kAdd: += instead) for kRows rows and kVectors vectors of
-// columns. a[r][k] is at a[r * a_row + k * a_step].
-template <int kRows, int kVectors, bool kAdd = false, class S>
-inline void multiply(const S* a, int64_t a_row, int64_t a_step, const S* b, int64_t b_row, int64_t depth,
-                     S* c, int64_t c_row) {
-  constexpr int W = kWidth<S>;
-  Vec<S> sum[kRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<S> v[kVectors];
-    for (int j = 0; j < kVectors; ++j) v[j] = load(b + k * b_row + j * W);
-    for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < kVectors; ++j) sum[r][j] += a[r * a_row + k * a_step] * v[j];
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int j = 0; j < kVectors; ++j) {
-      S* to = c + r * c_row + j * W;
-      store(to, kAdd ? load(to) + sum[r][j] : sum[r][j]);
-    }
-}
 
 template <class V>
 inline void input_transform(V d0, V d1, V d2, V d3, V (&out)[4]) {
@@ -79,9 +59,9 @@ template <class T>
 class Convolution {
   using S = acc_t<T>;
   static constexpr int W = kWidth<T>;
-  // At once, of planes (NCHW): 4 output channels times 3 vectors of tiles; of pixels (NHWC): 6 tiles times 2
+  // At once, of planes (NCHW): kRows output channels times 3 vectors of tiles; of pixels (NHWC): 6 tiles times 2
   // vectors of channels.
-  static constexpr int kRows = 4;
+  static constexpr int kRows = AIGC_VECTOR_BYTES == 64 ? 8 : 4;
   static constexpr int64_t kPanel = 3 * W;
   static constexpr int64_t kChannels = 2 * W;
   static_assert(kConvTiles % kPanel == 0 && kConvTiles % 6 == 0 && 32 % kChannels == 0);
@@ -144,10 +124,15 @@ class Convolution {
         for (int ab = 0; ab < 16; ++ab)
           for (int64_t o = 0; o < outs; o += kChannels)
             for (int64_t i = 0; i < p_.in_channels; i += kRows) {
-              const auto product =
-                  block == first ? multiply<kRows, 2, false, S> : multiply<kRows, 2, true, S>;
-              product(&v[ab * kDepth * ins + i], 1, ins, &m[ab * kDepth * kGradientOuts + o], kGradientOuts,
-                      tiles, sums + (ab * ins + i) * outs_ + o, outs_);
+              const auto product = [&](auto adds) {
+                tile<kRows, 2, decltype(adds)::value>(&v[ab * kDepth * ins + i], 1, ins,
+                                                      &m[ab * kDepth * kGradientOuts + o], kGradientOuts,
+                                                      tiles, sums + (ab * ins + i) * outs_ + o, outs_);
+              };
+              if (block == first)
+                product(std::false_type());
+              else
+                product(std::true_type());
             }
       }
     }
@@ -262,9 +247,9 @@ class Convolution {
       for (int ab = 0; ab < 16; ++ab)
         for (int64_t panel = 0; panel < used; panel += kPanel)
           for (int64_t r = 0; r < kOuts; r += kRows)
-            multiply<kRows, 3>(u_ + ((o + r) * 16 + ab * kRows) * depth, 1, kRows,
-                               v + ab * depth * kRow + panel, kRow, depth,
-                               m + (ab * kOuts + r) * kBlock + panel, kBlock);
+            tile<kRows, 3, false>(u_ + ((o + r) * 16 + ab * kRows) * depth, 1, kRows,
+                                  v + ab * depth * kRow + panel, kRow, depth,
+                                  m + (ab * kOuts + r) * kBlock + panel, kBlock);
       for_segments(block, [&](int64_t n, int64_t row, int64_t column, int64_t tiles, int64_t at) {
         for (int64_t r = 0; r < min(kOuts, p_.out_channels - o); ++r)
           write_planes(n, o + r, row, column, tiles, m + r * kBlock + at);
@@ -338,8 +323,8 @@ class Convolution {
     for (int64_t o = 0; o < p_.out_channels; o += kChannels) {
       for (int ab = 0; ab < 16; ++ab)
         for (int64_t t = 0; t < tiles_of(block); t += 6)
-          multiply<6, 2>(v + (ab * kBlock + t) * depth, depth, 1, u_ + (o * 16 + ab * kChannels) * depth,
-                         kChannels, depth, m + (ab * kBlock + t) * kChannels, kChannels);
+          tile<6, 2, false>(v + (ab * kBlock + t) * depth, depth, 1, u_ + (o * 16 + ab * kChannels) * depth,
+                            kChannels, depth, m + (ab * kBlock + t) * kChannels, kChannels);
       for_segments(block, [&](int64_t n, int64_t row, int64_t column, int64_t tiles, int64_t at) {
         for (int64_t t = 0; t < tiles; ++t) write_pixels(n, o, row, column + t, m + (at + t) * kChannels);
       });

@@ -66,53 +66,48 @@ void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, Range 
   }
 }
 
-// kRows rows of kVectors vectors of C, of which the last has `n` columns, or all, as `whole` says. All is unrolled,
-// the end too: sums that wait in memory for a loop cost as much as the products of 50 rows of B.
-template <class T, int kRows, int kVectors, class Whole>
-inline void tile(const Product<T>& p, int64_t row, const T* b, int64_t b_row, Range depth, T* c, int64_t n,
-                 Whole whole) {
+// kRows rows of kVectors vectors of C, whose last vector has `n` columns, or all, as `whole` says. All is unrolled, the
+// end too: sums that wait in memory for a loop cost as much as the products of 50 rows of B.
+template <int kRows, int kVectors, bool kAdds, class T, class Whole = std::true_type>
+inline void tile(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, int64_t depth, T* c,
+                 int64_t c_row, int64_t n = kWidth<T>, Whole whole = {}) {
   Vec<T> sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>{};
-  const T* a = p.a + row * p.a_row;
-  for (int64_t k = depth.begin; k < depth.end; ++k) {
+  for (int64_t k = 0; k < depth; ++k) {
     Vec<T> right[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * b_row + v * kWidth<T>);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const T left = a[r * p.a_row + k * p.a_column];
+      const T left = a[r * a_row + k * a_column];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sums[r][v] += left * right[v];
     }
   }
-  const auto write = [&](auto adds) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        T* to = c + (row + r) * p.n + v * kWidth<T>;
-        if (v + 1 < kVectors)
-          store(to, adds ? load(to) + sums[r][v] : sums[r][v]);
-        else
-          store_lanes(to, adds ? load_lanes(to, n, whole) + sums[r][v] : sums[r][v], n, whole);
-      }
-  };
-  if (depth.begin > 0 || p.adds)
-    write(std::true_type());
-  else
-    write(std::false_type());
+    for (int v = 0; v < kVectors; ++v) {
+      T* to = c + r * c_row + v * kWidth<T>;
+      if (v + 1 < kVectors)
+        store(to, kAdds ? load(to) + sums[r][v] : sums[r][v]);
+      else
+        store_lanes(to, kAdds ? load_lanes(to, n, whole) + sums[r][v] : sums[r][v], n, whole);
+    }
 }
 
 // All rows of `kVectors` vectors of columns: of the sums, the part of this depth.
 template <class T, int kVectors>
 void columns(const Product<T>& p, const T* b, int64_t b_row, Range depth, T* c, int64_t n) {
   constexpr int kRows = 6;
-  const auto all_rows = [&](int64_t of_last, auto whole) {
+  const auto all_rows = [&](auto adds, int64_t of_last, auto whole) {
     const auto rows = [&]<int count>(int64_t row, std::integral_constant<int, count>) {
-      tile<T, count, kVectors>(p, row, b, b_row, depth, c, of_last, whole);
+      tile<count, kVectors, decltype(adds)::value>(p.a + row * p.a_row + depth.begin * p.a_column, p.a_row,
+                                                   p.a_column, b + depth.begin * b_row, b_row, depth.size(),
+                                                   c + row * p.n, p.n, of_last, whole);
     };
     int64_t row = 0;
     for (; row + kRows <= p.m; row += kRows) rows(row, std::integral_constant<int, kRows>());
@@ -120,11 +115,17 @@ void columns(const Product<T>& p, const T* b, int64_t b_row, Range depth, T* c, 
       if (p.m - row == i + 1) rows(row, std::integral_constant<int, i + 1>());
     });
   };
-  const int64_t of_last = n - (kVectors - 1) * kWidth<T>;
-  if (of_last >= kWidth<T>)
-    all_rows(kWidth<T>, std::true_type());
+  const auto part = [&](auto adds) {
+    const int64_t of_last = n - (kVectors - 1) * kWidth<T>;
+    if (of_last >= kWidth<T>)
+      all_rows(adds, kWidth<T>, std::true_type());
+    else
+      all_rows(adds, of_last, std::false_type());
+  };
+  if (depth.begin > 0 || p.adds)
+    part(std::true_type());
   else
-    all_rows(of_last, std::false_type());
+    part(std::false_type());
 }
 
 // The columns of a strip. A last strip of a single vector, whose few sums wait for each other, takes one more
