@@ -23,7 +23,7 @@ What stands in front of the codes or the separator, the condition, is read but n
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -36,8 +36,17 @@ from torch import Tensor, nn
 from aigc_ext import _files
 from aigc_ext.config import ConfigError, Count, Fraction, NonNegative, Range
 from aigc_ext.data.pixels import to_uint8
-from aigc_ext.data.text import END, PAD, SEPARATOR, Vocabulary
+from aigc_ext.data.text import PAD, SEPARATOR, Vocabulary
 from aigc_ext.models.checks import check_labels
+from aigc_ext.models.decoding import (
+    CHUNK,
+    UNKNOWN,
+    Choice,
+    check_number,
+    chunks,
+    whole_numbers,
+    write_rows,
+)
 from aigc_ext.models.settings import (
     ClassCount,
     LayerCount,
@@ -50,13 +59,9 @@ from aigc_ext.models.settings import (
 from aigc_ext.nn.split_batch import batch_rand
 from aigc_ext.ops import gated_act
 
-CHUNK = 16
-"""Items that are sampled at once: always this number, since a matrix product may round a row differently in a
-batch of another size."""
 _MAX_LENGTH = 1 << 16
 _ROTARY_BASE = 10_000.0
 _EPS = 1e-6
-_NONE = -1  # in a row of tokens: to be sampled
 _GROUP = 8  # rows of a text: fewer make the products of matrices slow
 
 
@@ -316,40 +321,22 @@ class Transformer(Network):
             guidance: the logits are those without the condition and this number times what the condition
                 changes (Ho, Salimans 2022, "Classifier-free diffusion guidance"); 1 for none.
         """
-        seeds, chosen = _whole_numbers("seeds", seeds, 2**63 - 1), self._classes_of(seeds, classes)
-        choice = _Choice(temperature, top_k, top_p)
-        _check_number("guidance", guidance, "a finite number of at least 0", guidance >= 0)
+        seeds, chosen = whole_numbers("seeds", seeds, 2**63 - 1), self._classes_of(seeds, classes)
+        choice = Choice(temperature, top_k, top_p)
+        check_number("guidance", guidance, "a finite number of at least 0", guidance >= 0)
         if guidance != 1 and not self._conditional:
             raise ValueError(f"guidance is {guidance}, but must be 1: there are neither classes nor captions")
-        starts, length = self.settings.num_classes, self.settings.length
-        rows = torch.full((len(seeds), length), _NONE)
+        rows = torch.full((len(seeds), self.settings.length), UNKNOWN)
         for row, tokens in zip(rows, given or (), strict=False):
             row[: len(tokens)] = torch.as_tensor(tokens, dtype=torch.int64)
         if self.settings.prefix and given is None:
             rows[:, : self.settings.prefix] = self.settings.outputs + PAD
-        rng = torch.Generator()
+        classless = self.settings.num_classes
+        starts = torch.tensor([classless] * len(seeds) if chosen is None else chosen, dtype=torch.int64)
         training = self.training
         self.eval()
         try:
-            for wanted, places in _chunks(seeds):
-                chunk = _Chunk(
-                    torch.zeros(CHUNK, length, dtype=torch.int64),
-                    torch.full((CHUNK,), starts),
-                    torch.zeros(CHUNK, length, dtype=torch.float64),
-                    torch.ones(CHUNK, dtype=torch.bool),
-                )
-                chunk.rows[places], chunk.done[places] = rows[wanted], False
-                if chosen is not None:
-                    chunk.starts[places] = torch.tensor(chosen)[wanted]
-                for place, index in zip(places, wanted, strict=True):
-                    torch.rand(
-                        length,
-                        dtype=torch.float64,
-                        generator=rng.manual_seed(seeds[index]),
-                        out=chunk.uniform[place],
-                    )
-                self._continue(chunk, choice, guidance)
-                rows[wanted] = chunk.rows[places]
+            write_rows(self, rows, starts, seeds, choice, guidance)
         finally:
             self.train(training)
         return rows
@@ -378,37 +365,6 @@ class Transformer(Network):
             x = block(x, turns, memory, position)
         return self._logits(self.norm(x))[:, 0]
 
-    def _continue(self, chunk: _Chunk, choice: _Choice, guidance: float) -> None:
-        """Writes a token wherever a row has none."""
-        settings, device = self.settings, self.embedding.weight.device
-        guided = guidance != 1
-        starts, rows, done = chunk.starts, chunk.rows, chunk.done
-        if guided:
-            starts = torch.cat([starts, torch.full_like(starts, settings.num_classes)])
-        starts = starts.to(device)
-        cache = self.new_cache(len(starts))
-        before: Tensor | None = None
-        for position in range(settings.length):
-            logits = self.step(before, starts, position, cache)
-            tokens = rows[:, position]
-            if (tokens < 0).any():
-                if guided:
-                    conditional, free = logits.chunk(2)
-                    logits = free + guidance * (conditional - free)
-                chosen = choice(logits.cpu(), chunk.uniform[:, position])
-                tokens = torch.where(tokens < 0, chosen, tokens)
-            if settings.source:
-                tokens = torch.where(done, PAD, tokens)
-                done |= (tokens == END) & (rows[:, :position] == SEPARATOR).any(1)
-            rows[:, position] = tokens
-            if done.all():
-                rows[:, position + 1 :] = PAD
-                return
-            if guided:
-                hidden = torch.full_like(tokens, settings.outputs + PAD)
-                tokens = torch.cat([tokens, hidden if position < settings.prefix else tokens])
-            before = tokens.to(device)
-
     def _given(self, seeds: Sequence[int], prompts: Sequence[str] | None) -> list[list[int]] | None:
         """The tokens with which the rows of these prompts begin."""
         settings, vocabulary = self.settings, self._vocabulary
@@ -433,7 +389,7 @@ class Transformer(Network):
         if classes is not None:
             if not count:
                 raise ValueError("classes are given, but this network is unconditional: it has no classes")
-            found = _whole_numbers("classes", classes, count - 1)
+            found = whole_numbers("classes", classes, count - 1)
             if len(found) != len(seeds):
                 raise ValueError(
                     f"classes has {len(found)} entries, but must have one per seed, {len(seeds)}"
@@ -457,7 +413,7 @@ class Transformer(Network):
         height, width = codec.image_shape[1:]
         images = np.empty((len(codes), height, width, codec.image_shape[0]), np.uint8)
         with torch.no_grad():
-            for wanted, places in _chunks(seeds):
+            for wanted, places in chunks(seeds):
                 part = codes.new_zeros(CHUNK, *codes.shape[1:])
                 part[places] = codes[wanted]
                 made = to_uint8(codec.decode_codes(part.to(device)), codec.value_range)
@@ -577,64 +533,6 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-class _Chunk(NamedTuple):
-    """`CHUNK` rows to be sampled."""
-
-    rows: Tensor  # int64 (CHUNK, length), _NONE where a token is to be sampled
-    starts: Tensor  # int64 (CHUNK,): their classes
-    uniform: Tensor  # float64 (CHUNK, length): their random numbers from [0, 1)
-    done: Tensor  # bool (CHUNK,): not asked for, or ended
-
-
-class _Choice:
-    """Chooses tokens by their logits and a random number."""
-
-    def __init__(self, temperature: float, top_k: int | None, top_p: float) -> None:
-        _check_number("temperature", temperature, "a finite number of at least 0", temperature >= 0)
-        _check_number("top_p", top_p, "a number above 0 and at most 1", 0 < top_p <= 1)
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"top_k is {top_k!r}, but must be an integer of at least 1, or None")
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(N, tokens) in float64, up to a factor."""
-        logits = logits.double()
-        if self.temperature == 0:
-            return F.one_hot(logits.argmax(1), logits.shape[1]).double()
-        p = (logits / self.temperature).softmax(1)
-        if self.top_k is not None and self.top_k < p.shape[1]:
-            p = p.where(p >= p.topk(self.top_k, 1).values[:, -1:], 0.0)
-        if self.top_p < 1:
-            sorted_p, order = p.sort(dim=1, descending=True, stable=True)
-            # A token is possible if those before it have less than top_p together: the first always is.
-            before = sorted_p.cumsum(1) - sorted_p
-            kept = sorted_p.where(before < self.top_p * sorted_p.sum(1, keepdim=True), 0.0)
-            p = torch.zeros_like(p).scatter_(1, order, kept)
-        return p
-
-    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Tokens (N,), for numbers from [0, 1)."""
-        sums = self.probabilities(logits).cumsum(1)
-        # Not "<": a token of probability 0 must not be chosen by a 0.
-        return (sums <= uniform[:, None] * sums[:, -1:]).sum(1).clamp_(max=logits.shape[1] - 1)
-
-
-def _chunks(seeds: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """The seeds in chunks: their indices, and their places in the chunk, which are functions of the seed,
-    since a row's rounding may depend on its place."""
-    chunks: list[tuple[list[int], list[int]]] = []
-    requests = [0] * CHUNK
-    for index, seed in enumerate(seeds):
-        place = seed % CHUNK
-        if requests[place] == len(chunks):
-            chunks.append(([], []))
-        wanted, places = chunks[requests[place]]
-        wanted.append(index)
-        places.append(place)
-        requests[place] += 1
-    yield from chunks
-
-
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -647,15 +545,3 @@ def _codec_settings(values: Mapping[str, Any]) -> ReconstructorConfig:
         known = ", ".join(ReconstructorConfig.families)
         raise ConfigError(f"codec.family is {family!r}, but must be one of {known}")
     return cast(Any, ReconstructorConfig.families[family])(**arguments)
-
-
-def _whole_numbers(name: str, values: Sequence[int], most: int) -> list[int]:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
-            raise ValueError(f"{name} has {value!r}, but must have integers from 0 to {most}")
-    return [int(value) for value in values]
-
-
-def _check_number(name: str, value: float, rule: str, holds: bool) -> None:
-    if not holds or not math.isfinite(value):  # written so that NaN is refused
-        raise ValueError(f"{name} is {value!r}, but must be {rule}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aigc_ext.data.text import END, PAD, SEPARATOR
 from aigc_ext.models import Transformer, TransformerConfig, build_network
-from aigc_ext.models.transformer import CHUNK, _Choice
+from aigc_ext.models.decoding import CHUNK, Choice
 from aigc_ext.nn.split_batch import split_batch
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -178,7 +178,7 @@ def test_choices_are_limited():
     numbers = torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]
 
     def chosen(temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> list[float]:
-        tokens = _Choice(temperature, top_k, top_p)(logits.expand(100, -1), numbers)
+        tokens = Choice(temperature, top_k, top_p)(logits.expand(100, -1), numbers)
         return (torch.bincount(tokens, minlength=4) / 100).tolist()
 
     assert chosen() == pytest.approx([0.5, 0.1, 0.25, 0.15], abs=0.011)
