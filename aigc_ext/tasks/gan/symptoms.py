@@ -118,7 +118,12 @@ def _more_variety(config: TrainConfig) -> list[str]:
     if config.augment.kind == "noaug":
         # ada follows what D thinks of real images by themselves
         tries.append(f"--aug {'fixed' if loss.kind in ('wgan', *RELATIVISTIC) else 'ada'} (now none)")
-    if loss.gamma:
+    decay = config.g_optim.weight_decay
+    if loss.gamma and decay:
+        # Together: the preset mlp, of 300 digits, made none any more with the larger gamma and its weight decay.
+        options, before = f"--set g_optim.weight_decay=0 --gamma {5 * loss.gamma:.3g}", f"{decay:.3g} and"
+        tries.append(f"{options} (now {before} {loss.gamma:.3g})")
+    elif loss.gamma:
         tries.append(f"--gamma {5 * loss.gamma:.3g} (now {loss.gamma:.3g})")
     else:
         tries.append("--gamma 1 (the R1 penalty, now off)")

@@ -158,6 +158,8 @@ def test_the_advice_names_what_can_be_changed() -> None:
         "loss.gamma", 0.5
     )
     assert "--aug fixed (now none); --gamma 2.5 (now 0.5)" in symptoms(bad, relativistic)["alike"]
+    decayed = symptoms(bad * 2, PRESETS["mlp"])
+    assert "--set g_optim.weight_decay=0 --gamma 0.5 (now 0.15 and 0.1)" in decayed["alike"]
     style = PRESETS["stylegan2"].override("generator.output_act", "linear").override("loss.gamma", 2.0)
     found = symptoms(bad * 1, style.override("kimg", 100.0))
     assert "--aug" not in found["alike"]
