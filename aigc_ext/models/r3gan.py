@@ -47,6 +47,7 @@ from aigc_ext.nn import Conv2d, Downsample2d, Linear, Upsample2d
 
 _TAPS = (1, 2, 1)
 _SLOPE = 0.2
+_BRIGHTEST = 0.95  # of means, beyond which tanh has little slope
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,18 @@ class R3GANGenerator(Network):
         # In autocast's dtype, since the residuals are added to it.
         images: Tensor = self.head(self.layers(self.basis.to(scale.dtype) * scale[:, :, None, None]))
         return images
+
+    @torch.no_grad()
+    def begin_at(self, means: Tensor) -> None:
+        """Sets the bias of the last layer of a generator that has learned nothing yet to the data's mean of
+        each channel, (C,), in [-1, 1].
+
+        How bright images are is what a discriminator learns first. It drives a generator that begins with
+        grey past the brightness of dark images to where tanh has no slope, and it may not come back.
+        """
+        bias = self.head.bias
+        assert bias is not None
+        bias.copy_(means.clamp(-_BRIGHTEST, _BRIGHTEST).atanh() if self.head.act == "tanh" else means)
 
 
 class R3GANDiscriminator(Network):

@@ -84,8 +84,17 @@ def check_classes(config: TrainConfig, data: ImageDataset) -> None:
 
 def _saturated(data: ImageDataset) -> float:
     """The fraction of the values that are at either end of their range, in images from all over the data."""
-    images, _ = data.read(range(0, len(data), max(1, len(data) // _SAMPLE)))
+    images = _some(data)
     return ((images == 0) | (images == 255)).float().mean().item()
+
+
+def channel_means(data: ImageDataset) -> Tensor:
+    """The mean of each channel, (C,), in [-1, 1], of images from all over the data."""
+    return _some(data).double().mean((0, 2, 3)) / 127.5 - 1
+
+
+def _some(data: ImageDataset) -> Tensor:
+    return data.read(range(0, len(data), max(1, len(data) // _SAMPLE)))[0]
 
 
 def _r3gan_gamma(side: float) -> float:

@@ -120,7 +120,7 @@ def _more_variety(config: TrainConfig) -> list[str]:
         tries.append(f"--aug {'fixed' if loss.kind in ('wgan', *RELATIVISTIC) else 'ada'} (now none)")
     decay = config.g_optim.weight_decay
     if loss.gamma and decay:
-        # Together: the preset mlp, of 300 digits, made none any more with the larger gamma and its weight decay.
+        # With its weight decay and a larger gamma, the preset mlp made nothing at all of 300 digits.
         options, before = f"--set g_optim.weight_decay=0 --gamma {5 * loss.gamma:.3g}", f"{decay:.3g} and"
         tries.append(f"{options} (now {before} {loss.gamma:.3g})")
     elif loss.gamma:

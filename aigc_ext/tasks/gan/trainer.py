@@ -22,7 +22,7 @@ from aigc_ext.data.dataset import Report
 from aigc_ext.metrics import MetricSet
 from aigc_ext.metrics.classifier import unsuited
 from aigc_ext.metrics.cost import estimate_seconds
-from aigc_ext.models import build_discriminator, build_generator
+from aigc_ext.models import R3GANGenerator, build_discriminator, build_generator
 from aigc_ext.sampling import Sampler, readable_scale, save_grid, save_pretrained
 from aigc_ext.sampling.sampler import attribute
 from aigc_ext.tasks.gan import recipe, symptoms
@@ -482,6 +482,8 @@ class Trainer(TunableLoop):
             torch.default_generator.manual_seed(derive_seed(config.seed, "weights"))
             generator = build_generator(replace(config.generator, **shared))
             discriminator = build_discriminator(replace(config.discriminator, **shared))
+        if isinstance(generator, R3GANGenerator):
+            generator.begin_at(recipe.channel_means(data))
         return cls(generator, discriminator, data, config, outdir=outdir, desc=desc)
 
 

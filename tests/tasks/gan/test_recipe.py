@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aigc_ext.data import ImageDataset, TensorImages, open_dataset
-from aigc_ext.tasks.gan import PRESETS, TrainConfig, recipe
+from aigc_ext.tasks.gan import PRESETS, TrainConfig, Trainer, recipe
 
 
 def _data(tmp_path, images):
@@ -31,6 +31,22 @@ def test_the_output_is_limited_where_much_of_the_data_is_black_or_white(preset, 
     assert _output_act(config, drawn) == "tanh"
     chosen = config.override("generator.output_act", "linear")
     assert _output_act(chosen, drawn) == "linear"
+
+
+@pytest.mark.parametrize("act", ["linear", "tanh"])
+def test_r3gan_begins_with_the_brightness_of_the_data(act, tmp_path):
+    colours = np.stack([np.full((4, 8, 8), value, np.uint8) for value in (51, 204, 0)], -1)
+    np.save(tmp_path / "images.npy", colours)
+    config = (
+        PRESETS["r3gan"]
+        .override("generator.channel_max", 8)
+        .override("generator.output_act", act)
+        .override("data.source", str(tmp_path / "images.npy"))
+    )
+    generator: Any = Trainer.from_config(config, outdir=tmp_path).task.generator
+    black = -0.95 if act == "tanh" else -1.0  # beyond which tanh has little slope
+    begun = generator.head.bias.tanh() if act == "tanh" else generator.head.bias
+    torch.testing.assert_close(begun, torch.tensor([-0.6, 0.6, black]))
 
 
 def test_gamma_falls_to_a_tenth_only_along_a_ramp(tmp_path):
