@@ -145,7 +145,7 @@ struct Chain {
     // Equal blocks: 13 strips alone would be 7 for one of two threads. Where B is copied for each of them, blocks of
     // few rows would copy it more often than is worth it.
     const int64_t least = max(kBlockWork / max(p.k * p.kStrip, 1), p.b_transposed ? kRows : 48);
-    p.block = round_up(ceil_div(p.m, max(p.m / least, 1)), 6);
+    p.block = max(round_up(ceil_div(p.m, max(p.m / least, 1)), 6), 1);
     AIGC_RUN(mlp_product, p, ceil_div(p.m, p.block) * ceil_div(p.n, p.kStrip),
              grain_of(kProductWork, min(p.m, p.block) * p.k * p.kStrip), *out.owner);
   }

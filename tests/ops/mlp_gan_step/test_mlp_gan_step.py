@@ -56,10 +56,13 @@ def learner(
 @st.composite
 def calls(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     width, seed = st.sampled_from([1, 2, 3, 5, 8, 17, 33, 70]), draw(st.integers(0, 2**20))
-    batch, pixels, z_dim = draw(st.sampled_from([1, 2, 3, 7, 16, 65])), draw(width), draw(width)
+    batch, pixels, z_dim = draw(st.sampled_from([1, 2, 3, 7, 16, 65, 140])), draw(width), draw(width)
+    any_width = (
+        st.just(0) | width
+    )  # where nothing does not make all logits equal, and right or wrong by rounding
     acts = st.lists(st.sampled_from(sorted(ACTIVATIONS)), max_size=3)
     g_acts, d_acts = tuple(draw(acts)), tuple(draw(acts))
-    g_widths = (z_dim, *(draw(width) for _ in g_acts), pixels)
+    g_widths = (z_dim, *(draw(any_width) for _ in g_acts), pixels)
     d_widths = (pixels, *(draw(width) for _ in d_acts), draw(st.sampled_from([1, 1, 1, 3])))
     options: dict[str, Any] = {
         "averages": draw(st.booleans()),
@@ -120,6 +123,12 @@ def test_it_is_the_step_of_autograd(call: dict[str, Any]) -> None:
     for ours, plain in zip(
         after(ops.mlp_gan_step_, call, 3), after(ops.mlp_gan_step_ref, call, 3), strict=True
     ):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_a_discriminator_with_a_layer_without_units() -> None:
+    call = {**CALL, "discriminator": learner(("tanh", "linear"), (6, 0, 1), 5)}
+    for ours, plain in zip(after(ops.mlp_gan_step_, call), after(ops.mlp_gan_step_ref, call), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
@@ -252,7 +261,9 @@ def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
             assert torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 7), (16, 784, 130), (65, 100, 256), (7, 600, 67)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (3, 5, 7), (16, 784, 130), (65, 100, 256), (7, 600, 67), (300, 9, 80)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products_are_as_exact_as_pytorchs(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     """Of all three forms: the images of a generator with a linear layer, and its gradients."""
