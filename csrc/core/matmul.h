@@ -67,7 +67,7 @@ void pack(const Product<T>& p, int64_t j, int64_t columns, int64_t width, Range 
 }
 
 // kRows rows of kVectors vectors of C, whose last vector has `n` columns, or all, as `whole` says. All is unrolled, the
-// end too: sums that wait in memory for a loop cost as much as the products of 50 rows of B.
+// end too: sums that wait in memory for a loop cost as much as the products of a dozen rows of B.
 template <int kRows, int kVectors, bool kAdds, class T, class Whole = std::true_type>
 inline void tile(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, int64_t depth, T* c,
                  int64_t c_row, int64_t n = kWidth<T>, Whole whole = {}) {

@@ -118,13 +118,12 @@ def _more_variety(config: TrainConfig) -> list[str]:
     if config.augment.kind == "noaug":
         # ada follows what D thinks of real images by themselves
         tries.append(f"--aug {'fixed' if loss.kind in ('wgan', *RELATIVISTIC) else 'ada'} (now none)")
-    decay = config.g_optim.weight_decay
+    decay, gamma = config.g_optim.weight_decay, f"--gamma {5 * (loss.gamma or 0):.3g}"
     if loss.gamma and decay:
         # With its weight decay and a larger gamma, the preset mlp made nothing at all of 300 digits.
-        options, before = f"--set g_optim.weight_decay=0 --gamma {5 * loss.gamma:.3g}", f"{decay:.3g} and"
-        tries.append(f"{options} (now {before} {loss.gamma:.3g})")
+        tries.append(f"--set g_optim.weight_decay=0 {gamma} (now {decay:.3g} and {loss.gamma:.3g})")
     elif loss.gamma:
-        tries.append(f"--gamma {5 * loss.gamma:.3g} (now {loss.gamma:.3g})")
+        tries.append(f"{gamma} (now {loss.gamma:.3g})")
     else:
         tries.append("--gamma 1 (the R1 penalty, now off)")
     return tries

@@ -57,9 +57,8 @@ def learner(
 def calls(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     width, seed = st.sampled_from([1, 2, 3, 5, 8, 17, 33, 70]), draw(st.integers(0, 2**20))
     batch, pixels, z_dim = draw(st.sampled_from([1, 2, 3, 7, 16, 65, 140])), draw(width), draw(width)
-    any_width = (
-        st.just(0) | width
-    )  # where nothing does not make all logits equal, and right or wrong by rounding
+    # Not in a discriminator, whose logits would all be equal, and right or wrong by rounding.
+    any_width = st.just(0) | width
     acts = st.lists(st.sampled_from(sorted(ACTIVATIONS)), max_size=3)
     g_acts, d_acts = tuple(draw(acts)), tuple(draw(acts))
     g_widths = (z_dim, *(draw(any_width) for _ in g_acts), pixels)
